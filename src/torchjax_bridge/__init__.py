@@ -1,0 +1,1 @@
+"""torchjax-bridge: PyTorch and JAX share tensors, weights and code."""

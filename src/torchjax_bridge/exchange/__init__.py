@@ -1,0 +1,1 @@
+"""DATA CROSSES: tensors and pytrees of tensors, between torch and JAX."""
