@@ -1,1 +1,52 @@
-"""torchjax-bridge: PyTorch and JAX share tensors, weights and code."""
+"""torchjax-bridge: PyTorch and JAX share tensors, weights and code.
+
+The everyday names. ``to_*`` moves data (the result lives in the other framework), ``as_*`` wraps code (it
+is called from the other framework and still runs in its own). Importing this module imports torch and jax
+and changes nothing; names that need flax are loaded when first touched.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import errors
+from .exchange import jax_device, jax_dtype, to_jax, to_torch, torch_device, torch_dtype
+
+if TYPE_CHECKING:
+    from .weights import plan as plan
+    from .weights import to_flax as to_flax
+    from .weights import to_state_dict as to_state_dict
+
+__version__ = "0.1.0"
+
+# The room that holds each name which is loaded on first touch (PEP 562).
+_LAZY = {
+    "plan": "weights",
+    "to_flax": "weights",
+    "to_state_dict": "weights",
+}
+
+__all__ = [
+    "errors",
+    "jax_device",
+    "jax_dtype",
+    "plan",
+    "to_flax",
+    "to_jax",
+    "to_state_dict",
+    "to_torch",
+    "torch_device",
+    "torch_dtype",
+]
+
+
+def __getattr__(name: str) -> Any:
+    room = _LAZY.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{room}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

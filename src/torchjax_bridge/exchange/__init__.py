@@ -1,1 +1,28 @@
-"""DATA CROSSES: tensors and pytrees of tensors, between torch and JAX."""
+"""DATA CROSSES: tensors and pytrees of tensors, between torch and JAX, through DLPack.
+
+Depends on torch, jax and numpy alone. Other rooms import from here and not from the files below.
+"""
+
+from ._devices import jax_device, torch_device
+from ._dlpack import Choice, choice
+from ._dtypes import jax_dtype, torch_dtype
+from ._paths import Path, from_jax_keypath, join_path, split_path
+from ._tensors import array_to_torch, tensor_to_jax
+from ._trees import to_jax, to_torch
+
+__all__ = [
+    "Choice",
+    "Path",
+    "array_to_torch",
+    "choice",
+    "from_jax_keypath",
+    "jax_device",
+    "jax_dtype",
+    "join_path",
+    "split_path",
+    "tensor_to_jax",
+    "to_jax",
+    "to_torch",
+    "torch_device",
+    "torch_dtype",
+]

@@ -1,0 +1,193 @@
+"""The only file that touches DLPack capsules: borrow torch memory, lend JAX memory.
+
+Two paths do the same work. The *public* one is ``jax.dlpack.from_dlpack`` and ``torch.from_dlpack``. The
+*fast* one calls the functions underneath them (``torch._C._to_dlpack``, ``torch._C._from_dlpack`` and
+jaxlib's two capsule functions), which are private; so it is tried out once, on real tensors, before the
+first crossing, and the public path is taken wherever it does not behave. Set
+``TORCHJAX_BRIDGE_DLPACK=public`` to force the public path, ``=fast`` to fail instead of falling back.
+
+Nothing here copies, casts or checks. Callers (``_tensors``) pass only what DLPack carries without loss:
+
+* to `borrow_cpu` and `borrow_cuda` a dense, 64-byte-aligned, strided tensor without ``requires_grad``, conj
+  or neg bit, of a dtype in the table and, with x64 off, not a 64-bit one;
+* to `lend` a ``jax.Array`` on one device, of a dtype in the table.
+
+CUDA order is kept on streams alone, never by blocking the host: the consumer names the stream it will read
+on and the producer makes that stream wait for an event, as DLPack's ``stream`` argument prescribes
+(https://data-apis.org/array-api/latest/API_specification/generated/array_api.array.__dlpack__.html).
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from torchjax_bridge.errors import ExchangeError
+
+from ._devices import jax_device
+
+__all__ = ["ALIGNMENT", "SWITCH", "Choice", "borrow_cpu", "borrow_cuda", "choice", "lend"]
+
+SWITCH = "TORCHJAX_BRIDGE_DLPACK"
+
+# XLA's CPU client makes views only of buffers aligned to this many bytes, and copies others without a word.
+ALIGNMENT = 64
+
+_KDL_CPU = 1
+_KDL_CUDA = 2
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which path was chosen, and why."""
+
+    path: str
+    """``"fast"`` or ``"public"``."""
+    reason: str
+    """One sentence for a person, as ``torchjax-bridge doctor`` prints it."""
+
+
+def borrow_cpu(tensor: torch.Tensor) -> jax.Array:
+    """A ``jax.Array`` on torch's CPU memory; permuted strides become a permuted layout."""
+    choice()
+    return borrow_cpu(tensor)  # now rebound to the chosen path
+
+
+def borrow_cuda(tensor: torch.Tensor) -> jax.Array:
+    """A ``jax.Array`` on torch's CUDA memory; JAX's stream waits for torch's current stream."""
+    choice()
+    return borrow_cuda(tensor)
+
+
+def lend(array: jax.Array) -> torch.Tensor:
+    """A ``torch.Tensor`` on JAX's memory. On the CPU this waits until the array is computed."""
+    choice()
+    return lend(array)
+
+
+def choice() -> Choice:
+    """Choose the path on the first call, rebind the three functions above, and say what was chosen.
+
+    Raises:
+        ExchangeError: The environment variable holds an unknown word, or asks for a fast path that does
+            not work here.
+    """
+    global _chosen
+    if _chosen is None:
+        with _lock:
+            if _chosen is None:
+                _chosen = _choose(os.environ.get(SWITCH, ""))
+    return _chosen
+
+
+_chosen: Choice | None = None
+_lock = threading.Lock()
+
+
+def _choose(wish: str) -> Choice:
+    if wish not in ("", "fast", "public"):
+        raise ExchangeError(
+            f"{SWITCH}={wish!r} is neither 'fast' nor 'public'. Unset it, or set one of these."
+        )
+    if wish == "public":
+        _bind(_public_borrow, _public_borrow, _public_lend)
+        return Choice("public", f"{SWITCH}=public asks for it.")
+    try:
+        borrow, borrow_gpu, give = _fast_functions()
+        _try_out(borrow, give)
+    except _PROBE_ERRORS as err:
+        reason = f"the private capsule functions do not behave here: {type(err).__name__}: {err}"
+        if wish == "fast":
+            raise ExchangeError(f"{SWITCH}=fast, but {reason}. Unset it to use the public path.") from err
+        _bind(_public_borrow, _public_borrow, _public_lend)
+        return Choice("public", reason)
+    _bind(borrow, borrow_gpu, give)
+    return Choice("fast", "the private capsule functions passed their trial.")
+
+
+def _bind(
+    borrow: Callable[[torch.Tensor], jax.Array],
+    borrow_gpu: Callable[[torch.Tensor], jax.Array],
+    give: Callable[[jax.Array], torch.Tensor],
+) -> None:
+    namespace = globals()
+    namespace["borrow_cpu"], namespace["borrow_cuda"], namespace["lend"] = borrow, borrow_gpu, give
+
+
+# --- the public path -------------------------------------------------------------------------------
+
+
+def _public_borrow(tensor: torch.Tensor) -> jax.Array:
+    return jax.dlpack.from_dlpack(tensor)
+
+
+def _public_lend(array: jax.Array) -> torch.Tensor:
+    return torch.from_dlpack(array)
+
+
+# --- the fast path: every private name in the exchange room is in this section -----------------------
+
+# A function that is gone, takes other arguments, or raises; and a result that is not what it should be.
+_PROBE_ERRORS = (ImportError, AttributeError, TypeError, ValueError, RuntimeError, BufferError)
+
+
+def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Callable[[Any], Any]]:
+    from jaxlib import _jax
+
+    to_array = _jax.dlpack_managed_tensor_to_buffer
+    to_jax_capsule = _jax.buffer_to_dlpack_managed_tensor
+    to_torch_capsule: Any = torch._C._to_dlpack
+    to_tensor: Any = torch._C._from_dlpack
+    host = jax_device("cpu")
+
+    def borrow(tensor: torch.Tensor) -> jax.Array:
+        return to_array(to_torch_capsule(tensor), host, None, None, _KDL_CPU)
+
+    def borrow_gpu(tensor: torch.Tensor) -> jax.Array:
+        device: Any = jax_device(tensor.device)
+        stream = device.get_stream_for_external_ready_events()
+        return to_array(tensor.__dlpack__(stream=stream), device, stream, None, _KDL_CUDA)
+
+    def lend_cpu(array: jax.Array) -> torch.Tensor:
+        return to_tensor(to_jax_capsule(array))
+
+    def lend_anywhere(array: jax.Array) -> torch.Tensor:
+        (device,) = array.devices()
+        if device.platform == "cpu":
+            return to_tensor(to_jax_capsule(array))
+        if array.sharding.memory_kind not in (None, "device"):
+            return _public_lend(array)
+        # DLPack writes the legacy default stream, which torch calls 0, as 1.
+        stream = torch.cuda.current_stream(device.local_hardware_id).cuda_stream or 1
+        return to_tensor(to_jax_capsule(array, stream=stream))
+
+    only_cpu = {device.platform for device in jax.local_devices()} == {"cpu"} and not _has_gpu()
+    return borrow, borrow_gpu, lend_cpu if only_cpu else lend_anywhere
+
+
+def _has_gpu() -> bool:
+    try:
+        return bool(jax.local_devices(backend="gpu"))
+    except RuntimeError:  # JAX's way of saying that there is no such backend
+        return False
+
+
+def _try_out(borrow: Callable[[Any], Any], give: Callable[[Any], Any]) -> None:
+    """Raise unless both functions share memory, keep values and strides, and say no where they must."""
+    tensor = torch.arange(12, dtype=torch.float32).view(3, 4).t()
+    array = borrow(tensor)
+    if not isinstance(array, jax.Array) or array.unsafe_buffer_pointer() != tensor.data_ptr():
+        raise RuntimeError("an imported tensor does not share memory")
+    if array.shape != (4, 3) or array.dtype != jnp.float32 or float(array[3, 1]) != 7.0:
+        raise RuntimeError("an imported tensor has other values")
+    back = give(jnp.arange(6, dtype=jnp.int32).reshape(2, 3))
+    if back.dtype != torch.int32 or back.tolist() != [[0, 1, 2], [3, 4, 5]]:
+        raise RuntimeError("an exported array has other values")
+    again = give(array)
+    if again.data_ptr() != tensor.data_ptr() or not torch.equal(again, tensor):
+        raise RuntimeError("an exported array does not share memory")

@@ -1,0 +1,405 @@
+"""One tensor crosses: the ``copy=`` contract, layouts, autograd and conj bits, the x64 policy.
+
+Understand, then act: the first lines of each public function recognise the plain case and cross at
+once; everything else goes to ``_import`` or ``_export``, which name what the leaf is, decide between sharing,
+copying and refusing, and only then move it. Refuses whatever the other framework cannot hold, with the
+leaf's path, the reason and the fix.
+"""
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from torchjax_bridge.errors import DeviceError, DtypeError, NarrowingError, ShareError, UnsupportedLeafError
+
+from . import _dlpack
+from ._devices import jax_device, torch_device
+from ._dtypes import JAX_OF, NEEDS_X64, TORCH_OF, jax_dtype_fix, torch_dtype_fix
+from ._paths import Path, join_path
+
+__all__ = ["array_to_torch", "tensor_to_jax"]
+
+HAZARDS = "See docs/sharing-memory.md."
+
+_Tensor = torch.Tensor
+_Parameter = torch.nn.Parameter
+_strided = torch.strided
+# The dtypes that cross whether x64 is on or off, and so need no look at the configuration.
+_PLAIN_TORCH = frozenset(JAX_OF) - frozenset(NEEDS_X64)
+_PLAIN_JAX = frozenset(TORCH_OF)
+
+
+def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, path: Path = ()) -> jax.Array:
+    """One ``torch.Tensor`` as a ``jax.Array`` of the same shape, dtype and bits.
+
+    Args:
+        tensor: A ``torch.Tensor`` of any shape and strides; or a ``jax.Array``, passed through.
+        copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False``
+            shares or raises; ``True`` always gives fresh, row-major memory.
+        device: Where the result lives: a ``jax.Device``, a ``torch.device`` or a name. ``None`` stays.
+        path: Where the leaf sits in its tree, for error messages.
+
+    Returns:
+        A ``jax.Array``, row-major unless it shares the memory of a permuted tensor.
+
+    Raises:
+        UnsupportedLeafError: It requires grad, or is sparse, quantized, meta, fake, a subclass, no tensor.
+        DtypeError: The dtype has no counterpart, or needs x64, which is off.
+        NarrowingError: A 64-bit integer does not fit in 32 bits and x64 is off.
+        ShareError: ``copy=False`` and the memory cannot be shared.
+        DeviceError: JAX does not see the device.
+
+    Memory:
+        Shares (``copy=None``) when the tensor is dense (any permutation of a row-major layout) and
+        its address a multiple of 64 bytes, on the device asked for, with no conj or neg bit to resolve
+        and no 64-bit integers to narrow; else copies.
+    """
+    kind = type(tensor)
+    if (
+        (kind is _Tensor or kind is _Parameter)
+        and copy is None
+        and device is None
+        and tensor.dtype in _PLAIN_TORCH
+        and tensor.is_cpu
+        and tensor.layout is _strided
+        and not tensor.requires_grad
+        and tensor.is_contiguous()
+        and 1 not in tensor.shape
+        and not tensor.is_neg()
+        and not tensor.is_conj()
+    ):
+        try:
+            pointer = tensor.data_ptr()
+        except RuntimeError:
+            pointer = 1  # no storage: let the careful way say what it is
+        if pointer and not pointer % 64:
+            return _dlpack.borrow_cpu(tensor)
+    return _import(tensor, copy, device, path)
+
+
+def array_to_torch(
+    array: Any, *, copy: bool | None = None, device: Any = None, path: Path = ()
+) -> torch.Tensor:
+    """One ``jax.Array`` as a ``torch.Tensor`` of the same shape, dtype and bits.
+
+    Args:
+        array: A ``jax.Array`` of any shape on one device; or a ``torch.Tensor``, passed through.
+        copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False``
+            shares or raises; ``True`` always gives fresh, row-major memory.
+        device: Where the result lives: a ``torch.device``, a ``jax.Device`` or a name. ``None`` stays.
+        path: Where the leaf sits in its tree, for error messages.
+
+    Returns:
+        A ``torch.Tensor`` that does not require grad, row-major unless it shares a permuted layout.
+
+    Raises:
+        UnsupportedLeafError: It is a tracer, a PRNG key, deleted, on several devices, or no array.
+        DtypeError: torch has no such dtype.
+        ShareError: ``copy=False`` and the memory cannot be shared.
+        DeviceError: torch does not see the device.
+
+    Memory:
+        Shares (``copy=None``) whenever the device stays. JAX holds its arrays to be immutable and torch
+        cannot mark memory read-only: writing to a shared result changes the JAX array. On the CPU the call
+        waits until the array is computed.
+    """
+    if copy is None and device is None and isinstance(array, jax.Array):
+        try:
+            if array.dtype in _PLAIN_JAX:
+                return _dlpack.lend(array)
+        except (AttributeError, TypeError, RuntimeError, BufferError):
+            pass  # not a plain array: the careful way names what it is, or raises the same again
+    return _export(array, copy, device, path)
+
+
+# --- torch -> JAX, the careful way -------------------------------------------------------------------
+
+
+def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
+    if isinstance(tensor, jax.Array):
+        return _pass_array(tensor, copy, device, path)
+    _refuse_tensor(tensor, path)
+    source = jax_device(tensor.device)
+    target = source if device is None else jax_device(device)
+    if copy is False and target != source:
+        _cannot_share(path, "JAX", f"it is on {source} and device={target} was asked for")
+
+    reason = _why_copy(tensor)
+    if reason and copy is False:
+        _cannot_share(path, "JAX", reason)
+    narrow = NEEDS_X64.get(tensor.dtype)
+    if tensor.dtype in NEEDS_X64 and not _x64():
+        if narrow is None:
+            _refuse_wide(tensor.dtype, path)
+        if copy is False:
+            _cannot_share(
+                path, "JAX", f"{tensor.dtype} needs x64, which is off, and becomes {narrow} by a copy"
+            )
+        tensor = _narrow(tensor, narrow, path)
+    elif copy or reason:
+        tensor = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    elif tensor.is_contiguous():
+        tensor = _with_row_major_strides(tensor)
+
+    array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
+    if target == source:
+        return array
+    # The transfer reads borrowed memory in the background; torch may write to it after we return.
+    return jax.block_until_ready(jax.device_put(array, target))
+
+
+def _refuse_tensor(tensor: Any, path: Path) -> None:
+    """Raise unless this is a tensor whose whole meaning is a dtype, a shape and a block of memory."""
+    if not isinstance(tensor, torch.Tensor):
+        _refuse(path, "JAX", _what(tensor), _fix_for_no_tensor(tensor))
+    kind = type(tensor)
+    if kind is not _Tensor and kind is not _Parameter:
+        if tensor.is_meta or tensor.device.type == "meta" or "Fake" in kind.__name__:
+            _refuse(path, "JAX", f"a {kind.__name__}, with a shape but no values", "Pass a real tensor.")
+        _refuse(
+            path,
+            "JAX",
+            f"a {kind.__module__}.{kind.__qualname__}, a torch.Tensor subclass that may mean more "
+            "than its memory",
+            "If its data is all that matters, pass .as_subclass(torch.Tensor); "
+            "else convert it to a plain tensor.",
+        )
+    if tensor.is_meta:
+        _refuse(path, "JAX", "a meta tensor, which holds a shape but no values", "Pass a real tensor.")
+    if tensor.is_nested:
+        _refuse(path, "JAX", "a nested tensor", "Call .to_padded_tensor(0.0), or pass the list of .unbind().")
+    if tensor.is_quantized:
+        _refuse(path, "JAX", f"a quantized tensor ({tensor.dtype})", torch_dtype_fix(tensor.dtype))
+    if tensor.layout is not _strided:
+        _refuse(path, "JAX", f"a sparse tensor ({tensor.layout})", "Call .to_dense() first.")
+    if tensor.requires_grad:
+        _refuse(
+            path,
+            "JAX",
+            "a tensor that requires grad, and a shared array would drop the gradient",
+            "Call .detach() first; or wrap the JAX function with as_torch_function, which keeps gradients.",
+        )
+    if tensor.dtype not in JAX_OF:
+        raise DtypeError(
+            f"cannot share {_leaf(path)} with JAX: JAX has no dtype for {tensor.dtype}. "
+            f"{torch_dtype_fix(tensor.dtype)}"
+        )
+    if not _has_storage(tensor):
+        _refuse(
+            path,
+            "JAX",
+            "a tensor without memory of its own (inside torch.func or torch.compile, or its storage freed)",
+            "Cross outside the transform, or wrap the JAX function with as_torch_function.",
+        )
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    try:
+        return tensor.data_ptr() != 0 or tensor.numel() == 0
+    except RuntimeError:  # functorch's and functionalization's wrappers have none
+        return False
+
+
+def _why_copy(tensor: torch.Tensor) -> str:
+    """Why this tensor's memory cannot be read by XLA as it lies; empty when it can."""
+    if tensor.is_conj():
+        return "its conjugate bit is set, and JAX would read the unconjugated memory"
+    if tensor.is_neg():
+        return "its negative bit is set, and JAX would read the memory without the sign"
+    if tensor.numel() == 0:
+        return ""
+    if not _is_dense(tensor):
+        return (
+            f"its strides {tuple(tensor.stride())} for shape {tuple(tensor.shape)} leave gaps or overlap, "
+            "and XLA reads only gap-free layouts"
+        )
+    if offset := tensor.data_ptr() % _dlpack.ALIGNMENT:
+        return (
+            f"its address is {offset} bytes past a multiple of {_dlpack.ALIGNMENT}, "
+            "and XLA reads only aligned buffers"
+        )
+    return ""
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether some permutation of the axes makes this tensor row-major without gaps."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, with the strides of size-1 axes set as in a row-major array.
+
+    torch ignores the stride of an axis of size 1; XLA would read it as a permuted layout, and every new
+    layout costs a compilation (https://github.com/jax-ml/jax/issues/24680).
+    """
+    strides, step = [], 1
+    for size in reversed(tensor.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tensor.as_strided(tensor.shape, strides[::-1])
+
+
+def _x64() -> bool:
+    """Whether x64 is on in this thread: the global setting or an ``enable_x64`` context."""
+    return bool(jax.dtypes.canonicalize_dtype(np.int64) == np.int64)
+
+
+def _narrow(tensor: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """A row-major 32-bit copy, if every value fits."""
+    if tensor.numel():
+        if tensor.dtype is torch.uint64:
+            # As int64, values of 2**63 and above are negative.
+            low, high = (int(v) for v in torch.aminmax(tensor.view(torch.int64)))
+            worst = high if low >= 0 and high >= 2**32 else (low % 2**64 if low < 0 else None)
+        else:
+            low, high = (int(v) for v in torch.aminmax(tensor))
+            worst = low if low < -(2**31) else (high if high >= 2**31 else None)
+        if worst is not None:
+            raise NarrowingError(
+                f"cannot share {_leaf(path)} with JAX: x64 is off, so {tensor.dtype} becomes {dtype}, which "
+                f"cannot hold {worst}. Set jax_enable_x64, or bring the values into range first."
+            )
+    return tensor.to(dtype, memory_format=torch.contiguous_format)
+
+
+def _refuse_wide(dtype: torch.dtype, path: Path) -> NoReturn:
+    half = {torch.float64: torch.float32, torch.complex128: torch.complex64}[dtype]
+    raise DtypeError(
+        f"cannot share {_leaf(path)} with JAX: dtype {dtype} needs x64, which is off. Cast it to {half} "
+        'first, or call jax.config.update("jax_enable_x64", True).'
+    )
+
+
+def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) -> jax.Array:
+    target = None if device is None else jax_device(device)
+    if target is not None and not isinstance(array, jax.core.Tracer) and array.devices() != {target}:
+        if copy is False:
+            _cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
+        return jax.device_put(array, target)
+    return jnp.array(array, copy=True) if copy else array
+
+
+# --- JAX -> torch, the careful way -------------------------------------------------------------------
+
+
+def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return _pass_tensor(array, copy, device, path)
+    _refuse_array(array, path)
+    (jax_side,) = array.devices()
+    source = torch_device(jax_side)
+    target = source if device is None else torch_device(device)
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    if copy is False and target != source:
+        _cannot_share(path, "torch", f"it is on {source} and device='{target}' was asked for")
+    tensor = _dlpack.lend(array)
+    if target != source:
+        return _move(tensor, target)
+    return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor
+
+
+def _refuse_array(array: Any, path: Path) -> None:
+    """Raise unless this is an array whose values lie in the memory of one device."""
+    if isinstance(array, jax.core.Tracer):
+        _refuse(
+            path,
+            "torch",
+            f"a tracer ({array}), which has no values while JAX traces a function",
+            "Cross outside jit, grad and vmap; or wrap the torch function with as_jax_function.",
+        )
+    if not isinstance(array, jax.Array):
+        _refuse(path, "torch", _what(array), _fix_for_no_array(array))
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        _refuse(path, "torch", f"a PRNG key array ({array.dtype})", jax_dtype_fix(array.dtype))
+    if array.dtype not in TORCH_OF:
+        raise DtypeError(
+            f"cannot share {_leaf(path)} with torch: torch has no dtype for {array.dtype}. "
+            f"{jax_dtype_fix(array.dtype)}"
+        )
+    if array.is_deleted():
+        _refuse(
+            path,
+            "torch",
+            "a deleted array (its buffer was donated, or .delete() was called)",
+            "Cross before the donation, or do not donate the argument.",
+        )
+    if len(devices := array.devices()) > 1:
+        _refuse(
+            path,
+            "torch",
+            f"an array on {len(devices)} devices ({array.sharding})",
+            "Gather it with jax.device_put(array, jax.devices()[0]), or send array.addressable_data(i).",
+        )
+
+
+def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
+    target = tensor.device if device is None else torch_device(device)
+    if target.type == "cuda" and target.index is None:
+        target = torch.device("cuda", torch.cuda.current_device())
+    if target != tensor.device:
+        if copy is False:
+            _cannot_share(path, "torch", f"it is on '{tensor.device}' and device='{target}' was asked for")
+        return _move(tensor, target)
+    return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor
+
+
+def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
+    try:
+        return tensor.to(target)
+    except (RuntimeError, AssertionError) as err:  # AssertionError: torch without CUDA
+        raise DeviceError(f"torch cannot move a tensor to '{target}': {err}") from err
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+def _leaf(path: Path) -> str:
+    return f"'{join_path(path)}'" if path else "this leaf"
+
+
+def _refuse(path: Path, other: str, what: str, fix: str) -> NoReturn:
+    raise UnsupportedLeafError(f"cannot share {_leaf(path)} with {other}: it is {what}. {fix}")
+
+
+def _cannot_share(path: Path, other: str, why: str) -> NoReturn:
+    raise ShareError(
+        f"cannot share {_leaf(path)} with {other} under copy=False: {why}. Pass copy=None to let it be "
+        f"copied. {HAZARDS}"
+    )
+
+
+def _what(thing: Any) -> str:
+    kind = type(thing)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"a {name}"
+
+
+def _fix_for_no_tensor(thing: Any) -> str:
+    if isinstance(thing, torch.nn.Module):
+        return "Pass its state_dict(), or use to_flax to convert its weights."
+    if isinstance(thing, np.ndarray | np.generic):
+        return "Call torch.from_numpy (or jnp.asarray) on it first."
+    if isinstance(thing, bool | int | float | complex):
+        return "Call torch.tensor (or jnp.asarray) on it first."
+    return "Every leaf must be a torch.Tensor or a jax.Array."
+
+
+def _fix_for_no_array(thing: Any) -> str:
+    if isinstance(thing, np.ndarray | np.generic):
+        return "Call jnp.asarray (or torch.from_numpy) on it first."
+    if isinstance(thing, bool | int | float | complex):
+        return "Call jnp.asarray (or torch.tensor) on it first."
+    return "Every leaf must be a jax.Array or a torch.Tensor."

@@ -1,0 +1,132 @@
+"""The same two verbs over pytrees: `to_jax` and `to_torch`.
+
+A tree is a JAX pytree. Each leaf crosses by the rules of ``_tensors``; a leaf that cannot is tagged with its
+path, all such leaves are gathered, and one error names them. Leaves that are one object on one side are one
+object on the other. Refuses trees that JAX cannot flatten (dict keys that do not sort).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import torch
+
+from torchjax_bridge.errors import ExchangeError, UnsupportedLeafError
+
+from ._paths import from_jax_keypath
+from ._tensors import array_to_torch, tensor_to_jax
+
+__all__ = ["to_jax", "to_torch"]
+
+
+def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
+    """The same pytree with every ``torch.Tensor`` leaf a ``jax.Array``, bit for bit.
+
+    Args:
+        tree: A pytree (dicts, tuples, lists, namedtuples, registered dataclasses, ``None``) whose leaves are
+            ``torch.Tensor`` or ``jax.Array``; a ``jax.Array`` is passed through. Or one tensor.
+        copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
+            or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
+        device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is.
+
+    Returns:
+        A pytree of the same structure. Two leaves that are one tensor become one array.
+
+    Raises:
+        ExchangeError: Some leaves cannot cross. The message lists every such leaf with its path, the reason
+            and the fix; ``err.faults`` holds one error a leaf; the class is that of the first
+            (`UnsupportedLeafError`, `DtypeError`, `NarrowingError`, `ShareError`, `DeviceError`).
+
+    Memory:
+        With ``copy=None`` an array shares its tensor's memory when the tensor is gap-free (in any
+        permutation of its axes), 64-byte aligned, free of conj and neg bits and not narrowed. Then
+        writing to the tensor in place changes the array, also while JAX still computes with it: write only
+        after ``jax.block_until_ready`` of the results, or pass ``copy=True``. See
+        ``docs/sharing-memory.md``.
+
+    With x64 off, ``int64`` and ``uint64`` leaves become 32-bit when every value fits and raise otherwise;
+    ``float64`` and ``complex128`` always raise. Nothing is narrowed in silence.
+
+    >>> import torch
+    >>> to_jax({"w": torch.ones(2, 3), "b": None})["w"].shape
+    (2, 3)
+    """
+    if isinstance(tree, torch.Tensor):
+        return tensor_to_jax(tree, copy=copy, device=device)
+    return _cross(tensor_to_jax, tree, copy, device)
+
+
+def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
+    """The same pytree with every ``jax.Array`` leaf a ``torch.Tensor``, bit for bit.
+
+    Args:
+        tree: A pytree whose leaves are ``jax.Array`` or ``torch.Tensor``; a ``torch.Tensor`` is passed
+            through. Or one array.
+        copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
+            or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
+        device: A ``torch.device``, a ``jax.Device`` or a name; ``None`` leaves each leaf where it is.
+
+    Returns:
+        A pytree of the same structure; no leaf requires grad. Two leaves that are one array become one
+        tensor.
+
+    Raises:
+        ExchangeError: As for `to_jax`.
+
+    Memory:
+        With ``copy=None`` a tensor shares its array's memory. JAX takes its arrays to be immutable, and
+        torch has no read-only tensors: do not write to the result; pass ``copy=True`` for a tensor to write
+        to. See ``docs/sharing-memory.md``.
+
+    >>> import jax.numpy as jnp
+    >>> to_torch((jnp.zeros(3), jnp.ones(2, jnp.bfloat16)))[1].dtype
+    torch.bfloat16
+    """
+    if isinstance(tree, jax.Array):
+        return array_to_torch(tree, copy=copy, device=device)
+    return _cross(array_to_torch, tree, copy, device)
+
+
+def _cross(one: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -> Any:
+    try:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+    except (ValueError, TypeError) as err:
+        raise UnsupportedLeafError(
+            f"cannot flatten this {type(tree).__name__} as a pytree: {err}. Dict keys must sort among "
+            "themselves (all strings, or all integers)."
+        ) from err
+    crossed: dict[int, Any] = {}  # by identity, so that one leaf stays one leaf
+    try:
+        if copy is None and device is None:
+            for leaf in leaves:
+                key = id(leaf)
+                if key not in crossed:
+                    crossed[key] = one(leaf)
+        else:
+            for leaf in leaves:
+                key = id(leaf)
+                if key not in crossed:
+                    crossed[key] = one(leaf, copy=copy, device=device)
+    except ExchangeError as err:
+        _raise_every_fault(one, tree, copy, device, err)
+    return jax.tree_util.tree_unflatten(structure, [crossed[id(leaf)] for leaf in leaves])
+
+
+def _raise_every_fault(
+    one: Callable[..., Any], tree: Any, copy: bool | None, device: Any, first: ExchangeError
+) -> None:
+    """Cross every leaf once more, now with its path, and raise one error for all that cannot."""
+    faults: list[ExchangeError] = []
+    for keypath, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        try:
+            one(leaf, copy=copy, device=device, path=from_jax_keypath(keypath))
+        except ExchangeError as err:
+            faults.append(err)
+    if len(faults) == 1:
+        raise faults[0] from None
+    if not faults:  # a leaf that changed under our hands
+        raise first
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    gathered = type(faults[0])(f"{len(faults)} leaves cannot cross:\n{lines}")
+    gathered.faults = tuple(faults)
+    raise gathered from None
