@@ -1,0 +1,1 @@
+"""What each crossing costs: ``python -m benchmarks``."""

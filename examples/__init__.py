@@ -1,0 +1,1 @@
+"""Worked examples; run each as a module from the root of the checkout."""

@@ -1,0 +1,71 @@
+"""What every test may rely on: four host devices, one torch thread a worker, and the x64 switch."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+import torch
+
+# Before any backend starts: arrays on several devices and shard_map need more than one host device.
+jax.config.update("jax_num_cpu_devices", 4)
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _shared() -> Path | None:
+    """Where the data that is not committed lies, if it lies anywhere."""
+    for folder in (os.environ.get("TORCHJAX_BRIDGE_SHARED"), ROOT.parent / "shared"):
+        if folder and (Path(folder) / "data").is_dir():
+            return Path(folder)
+    return None
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with CIFAR-10 images and third-party checkpoints; skips where there is none."""
+    found = _shared()
+    if found is None:
+        pytest.skip("no ../shared/data beside the checkout (set TORCHJAX_BRIDGE_SHARED)")
+    return found
+
+
+@pytest.fixture
+def x64_on() -> Iterator[None]:
+    """The test runs with 64-bit types in JAX."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def x64_off() -> Iterator[None]:
+    """The test runs without 64-bit types in JAX, as JAX starts."""
+    with jax.enable_x64(False):
+        yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `gpu` tests where torch and jax do not both see a CUDA device."""
+    reason = _no_gpu()
+    if reason:
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu() -> str:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    try:
+        jax.devices("gpu")
+    except RuntimeError:
+        return "jax sees no CUDA device"
+    return ""
