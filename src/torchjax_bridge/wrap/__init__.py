@@ -1,0 +1,36 @@
+"""CODE CROSSES: functions and modules of one framework, called from the other.
+
+Depends on ``exchange``. Every name loads its file on first touch (PEP 562), so that one direction does not
+pay for the other, and flax is imported only by what wraps flax modules.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._torch_function import as_torch_function as as_torch_function
+    from ._torch_module import as_torch_module as as_torch_module
+
+# The file that holds each name.
+_LAZY = {
+    "as_torch_function": "_torch_function",
+    "as_torch_module": "_torch_module",
+}
+
+__all__ = [
+    "as_torch_function",
+    "as_torch_module",
+]
+
+
+def __getattr__(name: str) -> Any:
+    file = _LAZY.get(name)
+    if file is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{file}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,0 +1,195 @@
+"""A call is split into dynamic leaves and a hashable rest, and put back together.
+
+The *dynamic* leaves are the values that cross (tensors, arrays, numbers); the *rest* is all else: how the
+arguments nest, which are given by keyword, and the static values. Two calls with equal rests differ
+only in their leaves, so the rest is what a compiled program is cached under. Owns the names of arguments in
+error messages (``args[0]['x']``). Does not know which leaves may cross: the caller brings that test.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from torchjax_bridge.errors import ArgumentError
+
+__all__ = ["Rest", "StaticArguments", "split_call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """A call without its dynamic leaves: hashable, and equal for calls that differ in nothing else."""
+
+    structure: Any
+    """The pytree structure of ``(args, kwargs)``, static values included as leaves."""
+    static: tuple[tuple[int, type, Any], ...] = ()
+    """Position among all leaves, type and value of each static leaf. The type keeps ``1`` from ``True``."""
+
+    def join(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """``(args, kwargs)`` with ``leaves`` in the places of the dynamic leaves."""
+        merged = list(leaves)
+        for position, _, value in self.static:
+            merged.insert(position, value)
+        args, kwargs = jax.tree_util.tree_unflatten(self.structure, merged)
+        return args, kwargs
+
+    def names(self) -> list[str]:
+        """What each dynamic leaf is called: ``args[0]['x']``, or ``kwargs['scale']``."""
+        static = {position for position, _, _ in self.static}
+        return [name for i, name in enumerate(_names(self.structure)) if i not in static]
+
+
+class StaticArguments:
+    """Which arguments of a function are static, as for ``jax.jit``.
+
+    Args:
+        fn: The function, whose signature relates names and positions where it has one.
+        argnums: Positions of static arguments; negative ones count from the end.
+        argnames: Names of static arguments.
+
+    Raises:
+        ArgumentError: A position or a name that the function does not have.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        argnums: int | Sequence[int] = (),
+        argnames: str | Sequence[str] = (),
+    ) -> None:
+        wanted_nums = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+        wanted_names = (argnames,) if isinstance(argnames, str) else tuple(argnames)
+        nums, names = set(wanted_nums), set(wanted_names)
+        parameters = _parameters(fn) if nums or names else None
+        if parameters is not None:
+            kinds = inspect.Parameter
+            named = kinds.POSITIONAL_OR_KEYWORD
+            positional = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, named)]
+            keyword = {p.name for p in parameters if p.kind in (kinds.KEYWORD_ONLY, named)}
+            endless = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+            anything = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+            nums = {_position(fn, n, len(positional), endless) for n in wanted_nums}
+            for name in wanted_names:
+                if name not in keyword and not anything:
+                    raise ArgumentError(
+                        f"{_title(fn)} has no argument '{name}' to be static; it takes "
+                        f"{', '.join(p.name for p in parameters) or 'none'}."
+                    )
+            names |= {positional[n] for n in nums if n < len(positional) and positional[n] in keyword}
+            nums |= {positional.index(name) for name in wanted_names if name in positional}
+        elif any(n < 0 for n in nums):
+            raise ArgumentError(
+                f"{_title(fn)} has no signature, so a negative static_argnums means nothing. Count from 0."
+            )
+        self.argnums = frozenset(nums)
+        self.argnames = frozenset(names)
+
+    def __bool__(self) -> bool:
+        return bool(self.argnums or self.argnames)
+
+    def seal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The same call with every static argument made one leaf."""
+        return (
+            tuple(_Sealed(v) if i in self.argnums else v for i, v in enumerate(args)),
+            {k: _Sealed(v) if k in self.argnames else v for k, v in kwargs.items()},
+        )
+
+
+def split_call(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    is_dynamic: Callable[[Any], bool],
+    static: StaticArguments | None = None,
+) -> tuple[list[Any], Rest]:
+    """Split a call into its dynamic leaves and the rest.
+
+    Args:
+        args: Positional arguments, each a JAX pytree.
+        kwargs: Keyword arguments, each a JAX pytree.
+        is_dynamic: Whether a leaf is a value that crosses. A leaf that is not is static.
+        static: The arguments that are static as a whole, whatever they hold.
+
+    Returns:
+        The dynamic leaves in order, and the `Rest`; ``rest.join(leaves)`` gives the call back.
+
+    Raises:
+        ArgumentError: A static value is not hashable, or the arguments are no pytree (dict keys that do
+            not sort).
+
+    >>> leaves, rest = split_call((1.0, "sum"), {"scale": 2.0}, lambda leaf: isinstance(leaf, float))
+    >>> leaves, rest.names()
+    ([1.0, 2.0], ['args[0]', "kwargs['scale']"])
+    >>> rest.join([3.0, 4.0])
+    ((3.0, 'sum'), {'scale': 4.0})
+    """
+    if static:
+        args, kwargs = static.seal(args, kwargs)
+    try:
+        leaves, structure = jax.tree_util.tree_flatten((args, kwargs))
+    except (ValueError, TypeError) as err:
+        raise ArgumentError(
+            f"cannot flatten the arguments as a pytree: {err}. Dict keys must sort among themselves "
+            "(all strings, or all integers)."
+        ) from err
+    if not static and all(map(is_dynamic, leaves)):
+        return leaves, Rest(structure)
+    dynamic: list[Any] = []
+    constants: list[tuple[int, type, Any]] = []
+    for position, leaf in enumerate(leaves):
+        if type(leaf) is not _Sealed and is_dynamic(leaf):
+            dynamic.append(leaf)
+            continue
+        value = leaf.value if type(leaf) is _Sealed else leaf
+        try:
+            hash(value)
+        except TypeError as err:
+            raise ArgumentError(_unhashable(_names(structure)[position], value)) from err
+        constants.append((position, type(value), value))
+    return dynamic, Rest(structure, tuple(constants))
+
+
+class _Sealed:
+    """Makes one leaf of a static argument, even of one that is a pytree."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _names(structure: Any) -> list[str]:
+    """The name of every leaf of ``(args, kwargs)``."""
+    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
+    return [("kwargs" if path[0].idx else "args") + jax.tree_util.keystr(path[1:]) for path in paths]
+
+
+def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except (ValueError, TypeError):  # builtins and some callables have none
+        return None
+
+
+def _position(fn: Callable[..., Any], number: int, count: int, endless: bool) -> int:
+    if number < 0 and not endless:
+        number += count
+    if number < 0 or (number >= count and not endless):
+        raise ArgumentError(
+            f"{_title(fn)} has {count} positional arguments; static_argnums={number} is none."
+        )
+    return number
+
+
+def _unhashable(name: str, value: Any) -> str:
+    return (
+        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, neither a value that crosses (a "
+        "tensor, an array or a number) nor hashable, so it can be neither traced nor static. Pass a pytree "
+        "of tensors, or give the value a __hash__ and __eq__."
+    )
+
+
+def _title(fn: Callable[..., Any]) -> str:
+    return str(getattr(fn, "__qualname__", type(fn).__qualname__))

@@ -1,0 +1,127 @@
+"""A call is split and put back."""
+
+import doctest
+from collections import namedtuple
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.wrap import _call
+from torchjax_bridge.wrap._call import StaticArguments, split_call
+
+Point = namedtuple("Point", "x y")
+
+
+def is_float(leaf: Any) -> bool:
+    return isinstance(leaf, float)
+
+
+CALLS = [
+    ((), {}),
+    ((1.0,), {}),
+    ((1.0, "sum", 2.0), {"z": 3.0, "a": None}),
+    (({"b": 1.0, "a": (2.0, Point(3.0, "p"))}, [4.0]), {"mode": np.sum}),
+    (("only", "static"), {"flag": True}),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), CALLS)
+def test_join_gives_the_call_back(args, kwargs):
+    leaves, rest = split_call(args, kwargs, is_float)
+    assert all(is_float(leaf) for leaf in leaves)
+    assert rest.join(leaves) == (args, kwargs)
+    assert hash(rest) == hash(split_call(args, kwargs, is_float)[1])
+    assert len(rest.names()) == len(leaves)
+
+
+def test_join_puts_other_leaves_in_the_same_places():
+    rest = split_call((1.0, "s", {"a": 2.0}), {"k": 3.0}, is_float)[1]
+    assert rest.join(["A", "B", "C"]) == (("A", "s", {"a": "B"}), {"k": "C"})
+    assert rest.names() == ["args[0]", "args[2]['a']", "kwargs['k']"]
+
+
+def test_calls_that_differ_only_in_leaves_have_equal_rests():
+    assert split_call((1.0, "s"), {}, is_float)[1] == split_call((2.0, "s"), {}, is_float)[1]
+
+
+@pytest.mark.parametrize("other", [(1.0, "t"), ("s", 1.0), (1.0, "s", None), ((1.0,), "s"), (1.0, ("s",))])
+def test_calls_that_differ_otherwise_have_unequal_rests(other):
+    assert split_call((1.0, "s"), {}, is_float)[1] != split_call(other, {}, is_float)[1]
+
+
+def test_equal_static_values_of_unequal_types_are_kept_apart():
+    rests = {split_call((value,), {}, is_float)[1] for value in (1, True, np.int64(1))}
+    assert len(rests) == 3
+
+
+def test_a_static_argument_is_one_leaf_even_if_it_is_a_pytree():
+    def f(x, sizes, *, scale):
+        pass
+
+    static = StaticArguments(f, argnums=1, argnames="scale")
+    leaves, rest = split_call((1.0, (2.0, 3.0)), {"scale": 4.0}, is_float, static)
+    assert leaves == [1.0]
+    assert rest.join(leaves) == ((1.0, (2.0, 3.0)), {"scale": 4.0})
+    assert rest != split_call((1.0, (2.0, 3.5)), {"scale": 4.0}, is_float, static)[1]
+
+
+def test_static_arguments_are_found_by_position_and_by_name():
+    def f(x, mode, /, size, *, flag):
+        pass
+
+    static = StaticArguments(f, argnums=(-1,), argnames="flag")
+    assert static.argnums == {2}
+    assert static.argnames == {"size", "flag"}
+    assert StaticArguments(f, argnames="size").argnums == {2}
+    assert StaticArguments(f, argnums=1).argnames == frozenset()
+    assert not StaticArguments(f)
+
+
+@pytest.mark.parametrize(("nums", "names"), [((2,), ()), ((-3,), ()), ((), "z")])
+def test_a_static_argument_that_does_not_exist_is_an_error(nums, names):
+    def f(x, y):
+        pass
+
+    with pytest.raises(ArgumentError, match="f has"):
+        StaticArguments(f, nums, names)
+
+
+def test_static_arguments_of_a_function_with_any_arguments():
+    def f(*args, **kwargs):
+        pass
+
+    static = StaticArguments(f, argnums=5, argnames="mode")
+    assert static.argnums == {5}
+    assert static.argnames == {"mode"}
+
+
+def test_an_unhashable_static_value_is_named():
+    with pytest.raises(ArgumentError, match=r"args\[1\]\['a'\] is a builtins.set"):
+        split_call((1.0, {"a": {1}}), {}, is_float)
+
+    def f(x, sizes):
+        pass
+
+    with pytest.raises(ArgumentError, match=r"args\[1\] is a builtins.list"):
+        split_call((1.0, [1]), {}, is_float, StaticArguments(f, argnums=1))
+
+
+def test_dict_keys_that_do_not_sort_are_an_error_with_the_fix():
+    with pytest.raises(ArgumentError, match="must sort"):
+        split_call(({1: 1.0, "a": 2.0},), {}, is_float)
+
+
+def test_tracers_pass_through_a_split():
+    def f(x):
+        leaves, rest = split_call(({"a": x}, "s"), {}, lambda leaf: isinstance(leaf, jax.Array))
+        (joined, _), _ = rest.join([leaf + 1 for leaf in leaves])
+        return joined["a"]
+
+    assert jax.jit(f)(1.0) == 2.0
+
+
+def test_the_examples_in_the_docstrings_run():
+    assert doctest.testmod(_call).failed == 0
