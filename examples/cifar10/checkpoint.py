@@ -1,0 +1,98 @@
+"""Checkpoints in and out: safetensors both ways, torch's own files in.
+
+A torch file is read with ``weights_only=True`` or not at all. Which network they fit is not asked here.
+"""
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from torchjax_bridge.errors import CheckpointError
+
+# Where training scripts put the state_dict when they save more than that.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The ``state_dict`` in a file, on the CPU, without the ``module.`` that DataParallel puts before names.
+
+    Args:
+        path: ``.safetensors``, or ``.pt``, ``.pth``, ``.th`` as ``torch.save`` writes them: a ``state_dict``,
+            or a dict that holds one as ``state_dict``, ``model_state_dict`` or ``model``.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or it holds anything but tensors by name.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        state = _from_safetensors(path)
+    elif path.suffix in {".pt", ".pth", ".th"}:
+        state = _from_torch(path)
+    else:
+        raise CheckpointError(f"{path} is neither a .safetensors nor a .pt, .pth or .th file")
+    if not state:
+        raise CheckpointError(f"{path} holds no tensors")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state
+
+
+def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a ``state_dict`` as safetensors; the file appears only when it is whole.
+
+    Args:
+        path: Where; an existing file is replaced.
+        state: The tensors; written row-major.
+        metadata: Notes for the header.
+    """
+    content = safetensors.torch.save(
+        {name: t.contiguous() for name, t in state.items()}, dict(metadata or {})
+    )
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
+        try:
+            part.write(content)
+            part.close()
+            os.chmod(part.name, 0o644)
+            os.replace(part.name, path)
+        except BaseException:  # an interrupt too leaves nothing behind
+            os.unlink(part.name)
+            raise
+
+
+def _from_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as err:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {err}") from err
+
+
+def _from_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and is not loaded, because that could run code. "
+            "Save the state_dict alone, as safetensors."
+        ) from err
+    except (RuntimeError, EOFError, ValueError, KeyError) as err:
+        raise CheckpointError(f"{path} is truncated or not a torch file: {str(err).splitlines()[0]}") from err
+    if isinstance(content, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(content.get(wrapper), Mapping):
+                content = content[wrapper]
+                break
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path} is not a state_dict: {', '.join(others)} are no tensors")
+    return dict(content)

@@ -1,0 +1,79 @@
+"""How the example speaks: one-line errors, exit codes and progress bars.
+
+Results go to stdout; progress bars and errors go to stderr. Exit codes: 0 done, 1 the job failed, 2 the
+command line was wrong, 130 interrupted. Knows nothing of networks.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaint is one line: what is wrong, and where help is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with 2."""
+        self.exit(2, f"error: {message} (try --help)\n")
+
+
+def count(text: str) -> int:
+    """The value of an option that is a number of things: a positive integer."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def results() -> Console:
+    """The console that results are printed to; plain text when it is not a terminal."""
+    return Console(highlight=False)
+
+
+def progress(*columns: ProgressColumn) -> Progress:
+    """A progress bar on stderr; where that is no terminal, only its final state is printed.
+
+    Args:
+        *columns: What to show between the bar and the time that remains; by default how many of how many.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        *(columns or (MofNCompleteColumn(),)),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+    )
+
+
+def exit_code(job: Callable[[], None], *faults: type[Exception]) -> int:
+    """Run ``job``; turn a fault of its world, or of the file system, into one clear error.
+
+    Args:
+        job: What to do.
+        *faults: The errors that are about the user's input, not about a defect of the code; any other error
+            keeps its traceback.
+
+    Returns:
+        The exit code for ``sys.exit``.
+    """
+    expected: tuple[type[Exception], ...] = (*faults, OSError)
+    try:
+        job()
+    except expected as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
