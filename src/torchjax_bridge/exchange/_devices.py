@@ -1,7 +1,9 @@
 """The device map: ``torch.device`` <-> ``jax.Device``, for devices that hold the same memory.
 
-CPU is CPU, and ``cuda:i`` is JAX's GPU whose ``local_hardware_id`` is ``i`` (the same numbering that
-DLPack uses). Refuses to guess: a device that the other framework does not see is a `DeviceError`.
+``cuda:i`` is JAX's GPU whose ``local_hardware_id`` is ``i`` (the same numbering that DLPack uses). The CPU is
+one device to torch and may be several to JAX (``jax_num_cpu_devices``), all on the same memory: torch's CPU
+is the first of them, and ``"cpu:i"`` names the ``i``-th. Refuses to guess: a device that the other
+framework does not see is a `DeviceError`.
 """
 
 from typing import Any
@@ -22,7 +24,7 @@ def jax_device(device: Any) -> jax.Device:
             device), or a ``jax.Device``, returned as it is.
 
     Returns:
-        A ``jax.Device``. For ``"cpu"`` the first host device of this process.
+        A ``jax.Device``. For ``"cpu"`` the first host device of this process, for ``"cpu:i"`` the ``i``-th.
 
     Raises:
         DeviceError: torch cannot parse the name, or JAX does not see the device.
@@ -34,13 +36,13 @@ def jax_device(device: Any) -> jax.Device:
         return device
     torch_side = _parse(device)
     if torch_side.type == "cpu":
-        return jax.local_devices(backend="cpu")[0]
+        return _host(torch_side.index or 0)
     if torch_side.type != "cuda":
         raise DeviceError(
             f"JAX shares no memory with torch device '{torch_side}'; only cpu and cuda cross. "
             "Move the tensor to the CPU first."
         )
-    index = torch.cuda.current_device() if torch_side.index is None else torch_side.index
+    index = _with_index(torch_side).index
     for candidate in _jax_gpus():
         if candidate.local_hardware_id == index:
             return candidate
@@ -58,7 +60,8 @@ def torch_device(device: Any) -> torch.device:
         device: A ``jax.Device``; or a ``torch.device`` or its name, returned as a ``torch.device``.
 
     Returns:
-        A ``torch.device``, with an index unless it is the CPU.
+        A ``torch.device``, with an index if it is a CUDA device and without one if it is the CPU, so that
+        it equals the ``.device`` of the tensors there.
 
     Raises:
         DeviceError: torch has no such device (a TPU), or was built without CUDA.
@@ -68,7 +71,7 @@ def torch_device(device: Any) -> torch.device:
     device(type='cpu')
     """
     if not isinstance(device, jax.Device):
-        return _parse(device)
+        return _with_index(_parse(device))
     if device.platform == "cpu":
         return torch.device("cpu")
     if device.platform in ("gpu", "cuda") and device.local_hardware_id is not None:
@@ -93,6 +96,36 @@ def _parse(device: Any) -> torch.device:
         return torch.device(device)
     except RuntimeError as err:
         raise DeviceError(f"{device!r} is no device: pass 'cpu', 'cuda' or 'cuda:0'.") from err
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """The device as tensors spell it: the CPU without an index, CUDA with one."""
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda" or device.index is not None:
+        return device
+    try:
+        return torch.device("cuda", torch.cuda.current_device())
+    except (RuntimeError, AssertionError) as err:  # AssertionError: torch was built without CUDA
+        raise DeviceError(
+            f"torch has no current device for 'cuda': {err}. JAX sees {_seen()}. Install a CUDA build "
+            "of torch, or name another device."
+        ) from err
+
+
+def _host(index: int) -> jax.Device:
+    try:
+        hosts = jax.local_devices(backend="cpu")
+    except RuntimeError as err:  # JAX_PLATFORMS leaves the CPU out
+        raise DeviceError(
+            f"JAX does not see the CPU; it sees {_seen()}. Add cpu to JAX_PLATFORMS (JAX_PLATFORMS=cuda,cpu)."
+        ) from err
+    if index < len(hosts):
+        return hosts[index]
+    raise DeviceError(
+        f"JAX does not see 'cpu:{index}': it has {len(hosts)} host devices. Set "
+        f"jax.config.update('jax_num_cpu_devices', {index + 1}) before the first computation, or pass 'cpu'."
+    )
 
 
 def _jax_gpus() -> list[jax.Device]:

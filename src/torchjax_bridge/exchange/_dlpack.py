@@ -20,12 +20,14 @@ on and the producer makes that stream wait for an event, as DLPack's ``stream`` 
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import torch
+from torch.utils import dlpack as torch_dlpack
 
 from torchjax_bridge.errors import ExchangeError
 
@@ -77,14 +79,34 @@ def choice() -> Choice:
         ExchangeError: The environment variable holds an unknown word, or asks for a fast path that does
             not work here.
     """
-    global _chosen
     if _chosen is None:
         with _lock:
             if _chosen is None:
-                _chosen = _choose(os.environ.get(SWITCH, ""))
+                return use(os.environ.get(SWITCH, ""))
     return _chosen
 
 
+def use(wish: str) -> Choice:
+    """Choose again, by ``"fast"``, ``"public"`` or ``""`` (fast if it works), for the whole process.
+
+    For tests, which run everything on both paths. Arrays and tensors that have crossed stay as they are.
+
+    Raises:
+        ExchangeError: As for `choice`; then the path in use stays.
+    """
+    global _chosen
+    _chosen = _choose(wish)
+    return _chosen
+
+
+def forget() -> None:
+    """Go back to the state before the first crossing; the next one chooses by the environment variable."""
+    global _chosen
+    _chosen = None
+    _bind(*_UNCHOSEN)
+
+
+_UNCHOSEN = (borrow_cpu, borrow_cuda, lend)
 _chosen: Choice | None = None
 _lock = threading.Lock()
 
@@ -95,16 +117,18 @@ def _choose(wish: str) -> Choice:
             f"{SWITCH}={wish!r} is neither 'fast' nor 'public'. Unset it, or set one of these."
         )
     if wish == "public":
-        _bind(_public_borrow, _public_borrow, _public_lend)
+        _bind(_public_borrow_cpu, _public_borrow_cuda, _public_lend)
         return Choice("public", f"{SWITCH}=public asks for it.")
     try:
         borrow, borrow_gpu, give = _fast_functions()
-        _try_out(borrow, give)
+        # In a thread of its own, where no jit trace, fake mode or default device of the caller is active.
+        with ThreadPoolExecutor(1, "torchjax-bridge-trial") as pool:
+            pool.submit(_try_out, borrow, give).result()
     except _PROBE_ERRORS as err:
         reason = f"the private capsule functions do not behave here: {type(err).__name__}: {err}"
         if wish == "fast":
             raise ExchangeError(f"{SWITCH}=fast, but {reason}. Unset it to use the public path.") from err
-        _bind(_public_borrow, _public_borrow, _public_lend)
+        _bind(_public_borrow_cpu, _public_borrow_cuda, _public_lend)
         return Choice("public", reason)
     _bind(borrow, borrow_gpu, give)
     return Choice("fast", "the private capsule functions passed their trial.")
@@ -122,8 +146,31 @@ def _bind(
 # --- the public path -------------------------------------------------------------------------------
 
 
-def _public_borrow(tensor: torch.Tensor) -> jax.Array:
-    return jax.dlpack.from_dlpack(tensor)
+class _HostMemory:
+    """A CPU tensor as a producer of the DLPack protocol.
+
+    ``Tensor.__dlpack_device__`` calls pinned memory a CUDA device's, which JAX then looks for; it is host
+    memory like any other.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return torch_dlpack.to_dlpack(self._tensor)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _KDL_CPU, 0
+
+
+def _public_borrow_cpu(tensor: torch.Tensor) -> jax.Array:
+    return jax.dlpack.from_dlpack(_HostMemory(tensor))
+
+
+def _public_borrow_cuda(tensor: torch.Tensor) -> jax.Array:
+    # torch hands out memory of its current device only.
+    with torch.cuda.device(tensor.device):
+        return jax.dlpack.from_dlpack(tensor)
 
 
 def _public_lend(array: jax.Array) -> torch.Tensor:
@@ -153,18 +200,27 @@ def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Calla
         stream = device.get_stream_for_external_ready_events()
         return to_array(tensor.__dlpack__(stream=stream), device, stream, None, _KDL_CUDA)
 
-    def lend_cpu(array: jax.Array) -> torch.Tensor:
-        return to_tensor(to_jax_capsule(array))
+    # The capsule must hold a handle of its own: were it made of the caller's array, array.delete() while
+    # torch still reads would abort the process ("Non-zero type 1 hold on destruction").
+    if hasattr(_jax.ArrayImpl, "_fully_replicated_shard"):  # what addressable_data(0) calls, at a seventh
+
+        def lend_cpu(array: Any) -> torch.Tensor:
+            return to_tensor(to_jax_capsule(array._fully_replicated_shard()))
+
+    else:
+
+        def lend_cpu(array: Any) -> torch.Tensor:
+            return to_tensor(to_jax_capsule(array.addressable_data(0)))
 
     def lend_anywhere(array: jax.Array) -> torch.Tensor:
         (device,) = array.devices()
         if device.platform == "cpu":
-            return to_tensor(to_jax_capsule(array))
+            return lend_cpu(array)
         if array.sharding.memory_kind not in (None, "device"):
             return _public_lend(array)
         # DLPack writes the legacy default stream, which torch calls 0, as 1.
         stream = torch.cuda.current_stream(device.local_hardware_id).cuda_stream or 1
-        return to_tensor(to_jax_capsule(array, stream=stream))
+        return to_tensor(to_jax_capsule(array.addressable_data(0), stream=stream))
 
     only_cpu = {device.platform for device in jax.local_devices()} == {"cpu"} and not _has_gpu()
     return borrow, borrow_gpu, lend_cpu if only_cpu else lend_anywhere
@@ -179,13 +235,13 @@ def _has_gpu() -> bool:
 
 def _try_out(borrow: Callable[[Any], Any], give: Callable[[Any], Any]) -> None:
     """Raise unless both functions share memory, keep values and strides, and say no where they must."""
-    tensor = torch.arange(12, dtype=torch.float32).view(3, 4).t()
+    tensor = torch.arange(12, dtype=torch.float32, device="cpu").view(3, 4).t()
     array = borrow(tensor)
     if not isinstance(array, jax.Array) or array.unsafe_buffer_pointer() != tensor.data_ptr():
         raise RuntimeError("an imported tensor does not share memory")
-    if array.shape != (4, 3) or array.dtype != jnp.float32 or float(array[3, 1]) != 7.0:
+    if array.shape != (4, 3) or array.dtype != np.float32 or float(np.asarray(array)[3, 1]) != 7.0:
         raise RuntimeError("an imported tensor has other values")
-    back = give(jnp.arange(6, dtype=jnp.int32).reshape(2, 3))
+    back = give(jax.device_put(np.arange(6, dtype=np.int32).reshape(2, 3), jax_device("cpu")))
     if back.dtype != torch.int32 or back.tolist() != [[0, 1, 2], [3, 4, 5]]:
         raise RuntimeError("an exported array has other values")
     again = give(array)

@@ -129,6 +129,10 @@ def jax_dtype_fix(dtype: Any) -> str:
 
 def _as_numpy_dtype(dtype: Any) -> np.dtype:
     try:
+        if dtype is None:
+            raise TypeError("numpy reads None as float64, which nobody means here")
         return jnp.dtype(dtype)
     except TypeError as err:
+        if str(dtype).startswith("key<"):
+            raise DtypeError(f"torch has no dtype for {dtype}. {jax_dtype_fix(dtype)}") from err
         raise DtypeError(f"{dtype!r} is not a dtype that torch, JAX or numpy knows.") from err

@@ -13,14 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from torchjax_bridge.errors import DeviceError, DtypeError, NarrowingError, ShareError, UnsupportedLeafError
+from torchjax_bridge.errors import (
+    DeviceError,
+    DtypeError,
+    ExchangeError,
+    NarrowingError,
+    ShareError,
+    UnsupportedLeafError,
+)
 
 from . import _dlpack
+from ._autograd import carries_tangent
 from ._devices import jax_device, torch_device
 from ._dtypes import JAX_OF, NEEDS_X64, TORCH_OF, jax_dtype_fix, torch_dtype_fix
 from ._paths import Path, join_path
 
 __all__ = ["array_to_torch", "tensor_to_jax"]
+
+# What torch and JAX raise for what they cannot do; AssertionError comes from fake tensors and torch.compile.
+_FOREIGN = (RuntimeError, ValueError, TypeError, BufferError, AssertionError)
 
 HAZARDS = "See docs/sharing-memory.md."
 
@@ -30,6 +41,7 @@ _strided = torch.strided
 # The dtypes that cross whether x64 is on or off, and so need no look at the configuration.
 _PLAIN_TORCH = frozenset(JAX_OF) - frozenset(NEEDS_X64)
 _PLAIN_JAX = frozenset(TORCH_OF)
+_OneDevice = jax.sharding.SingleDeviceSharding
 
 
 def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, path: Path = ()) -> jax.Array:
@@ -58,25 +70,24 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
         and no 64-bit integers to narrow; else copies.
     """
     kind = type(tensor)
-    if (
-        (kind is _Tensor or kind is _Parameter)
-        and copy is None
-        and device is None
-        and tensor.dtype in _PLAIN_TORCH
-        and tensor.is_cpu
-        and tensor.layout is _strided
-        and not tensor.requires_grad
-        and tensor.is_contiguous()
-        and 1 not in tensor.shape
-        and not tensor.is_neg()
-        and not tensor.is_conj()
-    ):
+    if (kind is _Tensor or kind is _Parameter) and copy is None and device is None:
         try:
-            pointer = tensor.data_ptr()
-        except RuntimeError:
-            pointer = 1  # no storage: let the careful way say what it is
-        if pointer and not pointer % 64:
-            return _dlpack.borrow_cpu(tensor)
+            if (
+                tensor.dtype in _PLAIN_TORCH
+                and tensor.is_cpu
+                and tensor.layout is _strided
+                and not tensor.requires_grad
+                and tensor.is_contiguous()
+                and 1 not in tensor.shape
+                and not tensor.is_neg()
+                and not tensor.is_conj()
+                and (pointer := tensor.data_ptr())
+                and not pointer % 64
+                and not carries_tangent(tensor)
+            ):
+                return _dlpack.borrow_cpu(tensor)
+        except _FOREIGN:
+            pass  # not a plain tensor: the careful way names what it is, or raises the same again
     return _import(tensor, copy, device, path)
 
 
@@ -108,9 +119,10 @@ def array_to_torch(
     """
     if copy is None and device is None and isinstance(array, jax.Array):
         try:
-            if array.dtype in _PLAIN_JAX:
+            sharding = array.sharding
+            if array.dtype in _PLAIN_JAX and (type(sharding) is _OneDevice or sharding.num_devices == 1):
                 return _dlpack.lend(array)
-        except (AttributeError, TypeError, RuntimeError, BufferError):
+        except (*_FOREIGN, AttributeError):
             pass  # not a plain array: the careful way names what it is, or raises the same again
     return _export(array, copy, device, path)
 
@@ -119,19 +131,33 @@ def array_to_torch(
 
 
 def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
-    if isinstance(tensor, jax.Array):
-        return _pass_array(tensor, copy, device, path)
+    _check_copy(copy)
+    try:
+        if isinstance(tensor, jax.Array):
+            return _pass_array(tensor, copy, device, path)
+        return _import_tensor(tensor, copy, device, path)
+    except _FOREIGN as err:
+        if isinstance(err, ExchangeError):
+            raise
+        _explain(err, tensor, "JAX", path)
+
+
+def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
     _refuse_tensor(tensor, path)
+    target = jax_device(tensor.device if device is None else device)
+    if target.platform == "cpu" and not tensor.is_cpu:
+        if copy is False:
+            _cannot_share(path, "JAX", f"it is on '{tensor.device}' and device={target} was asked for")
+        tensor = tensor.cpu()
     source = jax_device(tensor.device)
-    target = source if device is None else jax_device(device)
     if copy is False and target != source:
         _cannot_share(path, "JAX", f"it is on {source} and device={target} was asked for")
 
     reason = _why_copy(tensor)
     if reason and copy is False:
         _cannot_share(path, "JAX", reason)
-    narrow = NEEDS_X64.get(tensor.dtype)
     if tensor.dtype in NEEDS_X64 and not _x64():
+        narrow = NEEDS_X64[tensor.dtype]
         if narrow is None:
             _refuse_wide(tensor.dtype, path)
         if copy is False:
@@ -140,8 +166,8 @@ def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Arra
             )
         tensor = _narrow(tensor, narrow, path)
     elif copy or reason:
-        tensor = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-    elif tensor.is_contiguous():
+        tensor = _row_major_copy(tensor.resolve_conj().resolve_neg())
+    elif 1 in tensor.shape and tensor.is_contiguous():
         tensor = _with_row_major_strides(tensor)
 
     array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
@@ -156,8 +182,15 @@ def _refuse_tensor(tensor: Any, path: Path) -> None:
     if not isinstance(tensor, torch.Tensor):
         _refuse(path, "JAX", _what(tensor), _fix_for_no_tensor(tensor))
     kind = type(tensor)
+    if tensor.is_nested:
+        _refuse(
+            path,
+            "JAX",
+            f"a nested tensor ({kind.__qualname__})",
+            "Call .to_padded_tensor(0.0), or pass the list that .unbind() gives.",
+        )
     if kind is not _Tensor and kind is not _Parameter:
-        if tensor.is_meta or tensor.device.type == "meta" or "Fake" in kind.__name__:
+        if tensor.is_meta or "Fake" in kind.__name__:
             _refuse(path, "JAX", f"a {kind.__name__}, with a shape but no values", "Pass a real tensor.")
         _refuse(
             path,
@@ -169,8 +202,6 @@ def _refuse_tensor(tensor: Any, path: Path) -> None:
         )
     if tensor.is_meta:
         _refuse(path, "JAX", "a meta tensor, which holds a shape but no values", "Pass a real tensor.")
-    if tensor.is_nested:
-        _refuse(path, "JAX", "a nested tensor", "Call .to_padded_tensor(0.0), or pass the list of .unbind().")
     if tensor.is_quantized:
         _refuse(path, "JAX", f"a quantized tensor ({tensor.dtype})", torch_dtype_fix(tensor.dtype))
     if tensor.layout is not _strided:
@@ -181,6 +212,13 @@ def _refuse_tensor(tensor: Any, path: Path) -> None:
             "JAX",
             "a tensor that requires grad, and a shared array would drop the gradient",
             "Call .detach() first; or wrap the JAX function with as_torch_function, which keeps gradients.",
+        )
+    if carries_tangent(tensor):
+        _refuse(
+            path,
+            "JAX",
+            "a dual tensor of forward-mode autograd, and a shared array would drop the tangent",
+            "Pass forward_ad.unpack_dual(tensor).primal; or wrap the JAX function with as_torch_function.",
         )
     if tensor.dtype not in JAX_OF:
         raise DtypeError(
@@ -284,31 +322,53 @@ def _refuse_wide(dtype: torch.dtype, path: Path) -> NoReturn:
 
 def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) -> jax.Array:
     target = None if device is None else jax_device(device)
-    if target is not None and not isinstance(array, jax.core.Tracer) and array.devices() != {target}:
-        if copy is False:
-            _cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
-        return jax.device_put(array, target)
-    return jnp.array(array, copy=True) if copy else array
+    if isinstance(array, jax.core.Tracer):
+        return jnp.array(array, copy=True) if copy else array
+    if target is None and not copy:
+        return array
+    if array.is_deleted():
+        _refuse_deleted(path, "JAX")
+    moves = target is not None and array.devices() != {target}
+    if not (moves or copy):
+        return array
+    if moves and copy is False:
+        _cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
+    # 64-bit values stay whole. The copy runs in the background and may read memory that torch lent us.
+    with jax.enable_x64(True):
+        copied = jax.device_put(array, target) if moves else jnp.array(array, copy=True)
+    return jax.block_until_ready(copied)
 
 
 # --- JAX -> torch, the careful way -------------------------------------------------------------------
 
 
 def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        return _pass_tensor(array, copy, device, path)
+    _check_copy(copy)
+    try:
+        if isinstance(array, torch.Tensor):
+            return _pass_tensor(array, copy, device, path)
+        return _export_array(array, copy, device, path)
+    except _FOREIGN as err:
+        if isinstance(err, ExchangeError):
+            raise
+        _explain(err, array, "torch", path)
+
+
+def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     _refuse_array(array, path)
     (jax_side,) = array.devices()
+    target = torch_device(jax_side if device is None else device)
+    if target.type == "cpu" and jax_side.platform != "cpu":
+        if copy is False:
+            _cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
+        array, jax_side = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
     source = torch_device(jax_side)
-    target = source if device is None else torch_device(device)
-    if target.type == "cuda" and target.index is None:
-        target = torch.device("cuda", torch.cuda.current_device())
-    if copy is False and target != source:
-        _cannot_share(path, "torch", f"it is on {source} and device='{target}' was asked for")
-    tensor = _dlpack.lend(array)
     if target != source:
-        return _move(tensor, target)
-    return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor
+        if copy is False:
+            _cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
+        return _move(_dlpack.lend(array), target)
+    tensor = _dlpack.lend(array)
+    return _row_major_copy(tensor) if copy else tensor
 
 
 def _refuse_array(array: Any, path: Path) -> None:
@@ -330,37 +390,55 @@ def _refuse_array(array: Any, path: Path) -> None:
             f"{jax_dtype_fix(array.dtype)}"
         )
     if array.is_deleted():
+        _refuse_deleted(path, "torch")
+    if (count := array.sharding.num_devices) > 1:
         _refuse(
             path,
             "torch",
-            "a deleted array (its buffer was donated, or .delete() was called)",
-            "Cross before the donation, or do not donate the argument.",
-        )
-    if len(devices := array.devices()) > 1:
-        _refuse(
-            path,
-            "torch",
-            f"an array on {len(devices)} devices ({array.sharding})",
+            f"an array on {count} devices ({array.sharding})",
             "Gather it with jax.device_put(array, jax.devices()[0]), or send array.addressable_data(i).",
         )
 
 
+def _refuse_deleted(path: Path, other: str) -> NoReturn:
+    _refuse(
+        path,
+        other,
+        "a deleted array (its buffer was donated, or .delete() was called)",
+        "Cross before the donation, or do not donate the argument.",
+    )
+
+
 def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     target = tensor.device if device is None else torch_device(device)
-    if target.type == "cuda" and target.index is None:
-        target = torch.device("cuda", torch.cuda.current_device())
     if target != tensor.device:
         if copy is False:
             _cannot_share(path, "torch", f"it is on '{tensor.device}' and device='{target}' was asked for")
         return _move(tensor, target)
-    return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor
+    return _row_major_copy(tensor) if copy else tensor
 
 
 def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
+    if target.type == "meta":
+        raise DeviceError(
+            "device='meta' holds no values. Pass a device with memory, or call .to('meta') after."
+        )
     try:
         return tensor.to(target)
     except (RuntimeError, AssertionError) as err:  # AssertionError: torch without CUDA
         raise DeviceError(f"torch cannot move a tensor to '{target}': {err}") from err
+
+
+# --- both directions ---------------------------------------------------------------------------------
+
+
+def _row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _check_copy(copy: Any) -> None:
+    if copy is not None and copy is not True and copy is not False:
+        raise TypeError(f"copy must be None, True or False; got {copy!r}.")
 
 
 # --- words -------------------------------------------------------------------------------------------
@@ -368,6 +446,15 @@ def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
 
 def _leaf(path: Path) -> str:
     return f"'{join_path(path)}'" if path else "this leaf"
+
+
+def _explain(err: BaseException, thing: Any, other: str, path: Path) -> NoReturn:
+    """What torch or JAX raised, with the leaf it was about."""
+    raise ExchangeError(
+        f"cannot share {_leaf(path)} with {other}: {_what(thing)} was refused below with "
+        f"{type(err).__name__}: {err}. If a torch mode is active here (fake tensors, torch.compile), or the "
+        "array's own computation failed, cross outside the mode or mend the computation."
+    ) from err
 
 
 def _refuse(path: Path, other: str, what: str, fix: str) -> NoReturn:
@@ -391,7 +478,7 @@ def _fix_for_no_tensor(thing: Any) -> str:
     if isinstance(thing, torch.nn.Module):
         return "Pass its state_dict(), or use to_flax to convert its weights."
     if isinstance(thing, np.ndarray | np.generic):
-        return "Call torch.from_numpy (or jnp.asarray) on it first."
+        return "Call torch.as_tensor (or jnp.asarray) on it first."
     if isinstance(thing, bool | int | float | complex):
         return "Call torch.tensor (or jnp.asarray) on it first."
     return "Every leaf must be a torch.Tensor or a jax.Array."

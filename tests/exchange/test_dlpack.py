@@ -1,0 +1,168 @@
+import os
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+
+from torchjax_bridge.errors import ExchangeError
+from torchjax_bridge.exchange import _dlpack, choice, to_jax, to_torch
+
+PRIVATE_NAMES = [
+    "dlpack_managed_tensor_to_buffer",
+    "buffer_to_dlpack_managed_tensor",
+]
+
+
+def test_the_path_in_use_is_the_one_that_was_chosen(dlpack_path):
+    assert choice().path == dlpack_path
+    assert dlpack_path in choice().reason or "trial" in choice().reason
+
+
+def test_both_directions_share_memory_and_keep_values():
+    tensor = torch.arange(64, dtype=torch.float32)
+    array = _dlpack.borrow_cpu(tensor)
+    assert isinstance(array, jax.Array)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert array.tolist() == tensor.tolist()
+    back = _dlpack.lend(array)
+    assert back.data_ptr() == tensor.data_ptr()
+    assert torch.equal(back, tensor)
+
+
+@pytest.mark.parametrize("name", PRIVATE_NAMES)
+def test_a_jaxlib_without_the_private_functions_takes_the_public_path(monkeypatch, name):
+    monkeypatch.delattr(f"jaxlib._jax.{name}")
+    chosen = _dlpack.use("")
+    assert chosen.path == "public"
+    assert name in chosen.reason
+    monkeypatch.undo()  # the public functions call the same ones underneath
+    assert to_torch(to_jax(torch.ones(16))).tolist() == [1.0] * 16
+
+
+@pytest.mark.parametrize("name", ["_to_dlpack", "_from_dlpack"])
+def test_a_torch_without_the_private_functions_takes_the_public_path(monkeypatch, name):
+    monkeypatch.delattr(torch._C, name)
+    chosen = _dlpack.use("")
+    assert chosen.path == "public"
+    assert name in chosen.reason
+
+
+def test_a_private_import_that_copies_is_not_taken(monkeypatch):
+    monkeypatch.setattr(
+        "jaxlib._jax.dlpack_managed_tensor_to_buffer",
+        lambda capsule, *_: jnp.array(torch.utils.dlpack.from_dlpack(capsule).numpy(), copy=True),
+    )
+    chosen = _dlpack.use("")
+    assert chosen.path == "public"
+    assert "does not share memory" in chosen.reason
+
+
+def test_a_private_export_with_wrong_values_is_not_taken(monkeypatch):
+    from jaxlib import _jax
+
+    real = _jax.buffer_to_dlpack_managed_tensor
+    monkeypatch.setattr(_jax, "buffer_to_dlpack_managed_tensor", lambda a, **kw: real(a + 1, **kw))
+    chosen = _dlpack.use("")
+    assert chosen.path == "public"
+    assert "other values" in chosen.reason
+
+
+def test_a_private_import_of_another_signature_is_not_taken(monkeypatch):
+    monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", lambda capsule: None)
+    assert _dlpack.use("").path == "public"
+
+
+def test_asking_for_a_fast_path_that_does_not_work_raises(monkeypatch):
+    monkeypatch.delattr("jaxlib._jax.dlpack_managed_tensor_to_buffer")
+    with pytest.raises(ExchangeError, match=r"TORCHJAX_BRIDGE_DLPACK=fast, but .*Unset it"):
+        _dlpack.use("fast")
+
+
+def test_an_unknown_word_raises_and_lists_the_known_ones():
+    with pytest.raises(ExchangeError, match=r"'quick' is neither 'fast' nor 'public'"):
+        _dlpack.use("quick")
+
+
+def test_a_wish_that_failed_leaves_the_path_as_it_was(dlpack_path):
+    with pytest.raises(ExchangeError):
+        _dlpack.use("quick")
+    assert choice().path == dlpack_path
+
+
+def test_the_first_crossings_of_many_threads_choose_once(monkeypatch):
+    calls = []
+    real = _dlpack._choose
+
+    def counting(wish):
+        calls.append(wish)
+        return real(wish)
+
+    monkeypatch.setattr(_dlpack, "_choose", counting)
+    _dlpack.forget()
+    barrier = threading.Barrier(8)
+    results = []
+
+    def cross():
+        barrier.wait()
+        results.append(to_jax(torch.full((16,), 3.0)).tolist() == [3.0] * 16)
+
+    threads = [threading.Thread(target=cross) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [True] * 8
+    assert len(calls) == 1
+
+
+PROGRAM = """
+import torch, jax.numpy as jnp
+import torchjax_bridge as tjb
+from torchjax_bridge.exchange import choice
+tensor = torch.arange(32.0)
+array = tjb.to_jax(tensor)
+assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+assert tjb.to_torch(array).data_ptr() == tensor.data_ptr()
+print(choice().path)
+"""
+
+
+def _run(word: str | None) -> subprocess.CompletedProcess:
+    env = {name: value for name, value in os.environ.items() if name != _dlpack.SWITCH}
+    if word is not None:
+        env[_dlpack.SWITCH] = word
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+class TestTheSwitch:
+    @pytest.fixture(autouse=True)
+    def dlpack_path(self):
+        """A process of its own chooses."""
+
+    @pytest.mark.parametrize(("word", "path"), [("public", "public"), ("fast", "fast"), (None, "fast")])
+    def test_chooses_the_path_of_a_new_process(self, word, path):
+        done = _run(word)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == path
+
+    def test_with_an_unknown_word_raises_at_the_first_crossing(self):
+        done = _run("quick")
+        assert done.returncode != 0
+        assert "TORCHJAX_BRIDGE_DLPACK='quick' is neither 'fast' nor 'public'" in done.stderr
+
+
+def test_importing_the_library_chooses_nothing_and_starts_no_backend():
+    program = (
+        "import torchjax_bridge, jax\n"
+        "from torchjax_bridge.exchange import _dlpack\n"
+        "from jax._src import xla_bridge\n"
+        "print(_dlpack._chosen, xla_bridge.backends_are_initialized())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["None", "False"], done.stderr
