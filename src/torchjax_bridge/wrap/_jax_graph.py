@@ -1,0 +1,296 @@
+"""Torch code becomes a graph of plain ATen operators, which runs without any transform state.
+
+Owns tracing (fake tensors, under one lock: torch's tracer is not made for several threads), the making
+functional of in-place code, the cutting of one graph out of another, and the straight-line Python function that runs a
+graph. Such a function needs no autograd, no ``torch.func`` level and no user code, so it is safe from many
+threads at once. Knows nothing of JAX.
+
+The tracer is ``torch.fx.experimental.proxy_tensor.make_fx``, under the ``FakeTensorMode`` that torch.compile uses
+(https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html).
+"""
+
+import operator
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.proxy_tensor import make_fx
+
+__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_view", "trace", "tracing", "vmap_graph"]
+
+# One trace at a time in this process, and never while a lock of ours is held by a running callback.
+_LOCK = threading.RLock()
+
+_Run = Callable[..., list[torch.Tensor]]
+
+# What fake tensors raise where the answer depends on values that they do not have.
+_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+
+_ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
+class NeedsValues(Exception):  # noqa: N818 - a signal between files of this room, never seen by a caller
+    """Fake execution could not know; ``__cause__`` says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Shape and torch dtype of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Spec":
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    @property
+    def differentiable(self) -> bool:
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+
+class Graph:
+    """A function from a list of tensors to a list of tensors, as ATen operators.
+
+    Attributes:
+        nodes: The ``fx.Graph``; its placeholders are the inputs in order.
+        constants: The tensors it closes over, by the target of their ``get_attr`` node.
+        device: Where it was traced.
+    """
+
+    def __init__(self, nodes: fx.Graph, constants: dict[str, Any], device: torch.device) -> None:
+        self.nodes = nodes
+        self.constants = constants
+        self.device = device
+        self._compiled: dict[torch.device, _Run] = {}
+
+    @property
+    def inputs(self) -> list[fx.Node]:
+        return [node for node in self.nodes.nodes if node.op == "placeholder"]
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        return list(self.nodes.output_node().args[0])  # type: ignore[arg-type]
+
+    def specs(self) -> list[Spec]:
+        """Shape and dtype of every output."""
+        return [Spec.of(node.meta["val"]) for node in self.outputs]
+
+    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Run it as it is, on the device it was traced on; autograd sees the operators."""
+        return self._function(self.device)(*tensors)
+
+    def on(self, device: torch.device) -> _Run:
+        """The function that runs the graph on ``device`` and leaves no autograd graph behind."""
+        run = self._function(device)
+        if any(isinstance(v, torch.Tensor) and v.requires_grad for v in self.constants.values()):
+            return _without_grad(run)
+        return run
+
+    def _function(self, device: torch.device) -> _Run:
+        run = self._compiled.get(device)
+        if run is None:
+            run = self._compiled[device] = _compile(self, device)
+        return run
+
+    def reachable(self, sources: Iterable[fx.Node]) -> set[fx.Node]:
+        """``sources`` and every node computed from one of them."""
+        found = set(sources)
+        for node in self.nodes.nodes:
+            if any(parent in found for parent in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def cut(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> "Graph":
+        """The graph that computes ``outputs`` from ``inputs`` (any nodes of this graph)."""
+        inside = set(inputs)
+        needed: set[fx.Node] = set()
+        stack = [node for node in outputs if node not in inside]
+        while stack:
+            node = stack.pop()
+            if node not in needed:
+                needed.add(node)
+                stack.extend(parent for parent in node.all_input_nodes if parent not in inside)
+        fresh = fx.Graph()
+        image: dict[fx.Node, fx.Node] = {}
+        for i, node in enumerate(inputs):
+            image[node] = fresh.placeholder(f"arg{i}")
+            image[node].meta = dict(node.meta)
+        for node in self.nodes.nodes:
+            if node in needed:
+                image[node] = fresh.node_copy(node, lambda parent: image[parent])
+        fresh.output([image[node] for node in outputs])
+        return Graph(fresh, self.constants, self.device)
+
+
+@contextmanager
+def tracing(device: torch.device) -> Iterator[None]:
+    """Under the lock, tensors are fake: they have shape, dtype and device, and no memory.
+
+    Raises:
+        NeedsValues: The code inside asked a fake tensor for its values.
+    """
+    with _LOCK, warnings.catch_warnings():
+        # What torch warns about while it traces (e.g. a non-leaf .grad) it warns about again when it runs.
+        warnings.simplefilter("ignore")
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            try:
+                yield
+            except _NEEDS_VALUES as err:
+                raise NeedsValues from err
+            except RuntimeError as err:
+                if ".numpy() is not supported for tensor subclasses" in str(err):
+                    raise NeedsValues from err
+                raise
+
+
+def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:
+    """One empty row-major tensor a spec; fake ones inside `tracing`."""
+    return [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
+
+
+def trace(fn: Callable[..., Sequence[torch.Tensor]], specs: Sequence[Spec], device: torch.device) -> Graph:
+    """The graph of ``fn`` on tensors like ``specs``; every in-place operator made functional.
+
+    Raises:
+        NeedsValues: Control flow or shapes depend on values.
+        Whatever ``fn`` raises.
+    """
+    with tracing(device):
+        module = make_fx(lambda *tensors: list(fn(*tensors)))(*fakes(specs, device))
+        graph = _tidy(module, device)
+        if any(_mutates(node) for node in graph.nodes.nodes):
+            functional: Any = torch.func.functionalize(lambda *tensors: graph(*tensors), remove="mutations")
+            graph = _tidy(make_fx(functional)(*fakes(specs, device)), device)
+        return graph
+
+
+def vmap_graph(
+    graph: Graph, in_dims: Sequence[int | None], out_dims: Sequence[int | None], specs: Sequence[Spec]
+) -> Graph:
+    """The graph of ``torch.func.vmap`` of a graph; ``specs`` are those of the batched inputs."""
+
+    batched: Any = torch.func.vmap(lambda *tensors: tuple(graph(*tensors)), in_dims=tuple(in_dims), out_dims=tuple(out_dims))
+    return trace(batched, specs, graph.device)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the node only looks at the memory of its inputs in another way."""
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return False
+    returns = node.target._schema.returns
+    return bool(returns) and all(
+        r.alias_info is not None and not r.alias_info.is_write for r in returns
+    )
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def _tidy(module: fx.GraphModule, device: torch.device) -> Graph:
+    """Drop what has no effect: detach (there is no autograd below) and unused operators."""
+    nodes = module.graph
+    mutable = any(_mutates(node) for node in nodes.nodes)
+    if not mutable:
+        for node in list(nodes.nodes):
+            if node.op == "call_function" and node.target in _ALIASES:
+                node.replace_all_uses_with(node.args[0])
+        nodes.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    constants = {
+        node.target: operator.attrgetter(node.target)(module) for node in nodes.nodes if node.op == "get_attr"
+    }
+    return Graph(nodes, constants, device)
+
+
+# --- the straight-line function ------------------------------------------------------------------------
+
+
+def _compile(graph: Graph, device: torch.device) -> _Run:
+    """One Python function that calls the operators in order and drops each value after its last use."""
+    scope: dict[str, Any] = {}
+    names: dict[fx.Node, str] = {}
+    last_use: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes.nodes:
+        for parent in node.all_input_nodes:
+            last_use[parent] = node
+
+    def constant(value: Any) -> str:
+        if isinstance(value, torch.device) and value.type == graph.device.type:
+            value = device
+        name = f"c{len(scope)}"
+        scope[name] = value
+        return name
+
+    def text(value: Any) -> str:
+        if isinstance(value, fx.Node):
+            return names[value]
+        if value is None or isinstance(value, bool | int | str):
+            return repr(value)
+        if isinstance(value, list | fx.immutable_collections.immutable_list):
+            return f"[{', '.join(map(text, value))}]"
+        if isinstance(value, tuple):
+            return f"({''.join(text(item) + ', ' for item in value)})"
+        if isinstance(value, slice):
+            return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
+        return constant(value)
+
+    lines: list[str] = []
+    arguments: list[str] = []
+    for i, node in enumerate(graph.nodes.nodes):
+        if node.op == "placeholder":
+            names[node] = f"v{i}"
+            arguments.append(names[node])
+        elif node.op == "get_attr":
+            names[node] = constant(graph.constants[str(node.target)])
+        elif node.op == "output":
+            lines.append(f"return {text(list(node.args[0]))}")  # type: ignore[arg-type]
+        else:
+            names[node] = f"v{i}"
+            call = [text(value) for value in node.args]
+            if node.target in _VIEWS:  # strides at run time may differ from those of the trace
+                lines.append(f"{names[node]} = {call[0]}.reshape({call[1]})")
+            elif node.target is operator.getitem:
+                lines.append(f"{names[node]} = {call[0]}[{call[1]}]")
+            else:
+                call += [f"{key}={text(value)}" for key, value in node.kwargs.items()]
+                lines.append(f"{names[node]} = {constant(node.target)}({', '.join(call)})")
+            dead = [
+                names[parent]
+                for parent in node.all_input_nodes
+                if last_use[parent] is node and parent.op == "call_function"
+            ]
+            if dead:
+                lines.append(f"del {', '.join(dead)}")
+    source = f"def run({', '.join(arguments)}):\n    " + "\n    ".join(lines)
+    exec(compile(source, "<torch graph>", "exec"), scope)
+    run: _Run = scope["run"]
+    return run
+
+
+def _without_grad(run: _Run) -> _Run:
+    """For a graph that closes over parameters: no autograd graph is built."""
+
+    def guarded(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        if not torch.is_grad_enabled():
+            return run(*tensors)
+        torch.set_grad_enabled(False)
+        try:
+            return run(*tensors)
+        finally:
+            torch.set_grad_enabled(True)
+
+    return guarded

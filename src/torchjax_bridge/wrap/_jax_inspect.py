@@ -1,0 +1,175 @@
+"""One run of torch code on fake tensors says beforehand what it does.
+
+Owns what is learned: the outputs' structure, shapes and dtypes; which inputs are written to in place or kept
+after the call; which random numbers are drawn; whether closed-over parameters would record an autograd graph. The
+code runs with shapes alone: no value, no memory, no random state and no module buffer is touched. Refuses
+code that writes to tensors it did not receive: a JAX function has no side effects.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torchjax_bridge.errors import OutputError, TransformError
+
+from ._jax_graph import Spec, fakes, tracing
+from ._jax_random import Draw, describe_draw, is_random
+
+__all__ = ["Findings", "flatten_output", "inspect_call"]
+
+@dataclass(frozen=True)
+class Findings:
+    """What one fake run found out about a call."""
+
+    structure: Any
+    outs: tuple[Spec, ...]
+    copied: frozenset[int]
+    """Inputs that must be copied before the call: written in place, or kept by the code."""
+    draws: tuple[Draw, ...]
+    records_grad: bool
+    """Some output requires grad although no input does: parameters are closed over."""
+
+
+def inspect_call(
+    call: Callable[..., Any], specs: Sequence[Spec], device: torch.device, draws_allowed: bool
+) -> Findings:
+    """Run ``call(*tensors)`` once on fake tensors.
+
+    Args:
+        call: Takes one tensor a spec, returns a pytree of tensors and numbers.
+        specs: Shape and dtype of each input.
+        device: Where the tensors would be.
+        draws_allowed: Whether random operators are noted, or an error.
+
+    Raises:
+        NeedsValues: Shapes or control flow depend on the values.
+        TransformError: It writes to a tensor that it did not receive, or draws without permission.
+        Whatever ``call`` raises.
+    """
+    with tracing(device):
+        tensors = fakes(specs, device)
+        storages = [tensor.untyped_storage() for tensor in tensors]
+        kept = [weakref.ref(storage) for storage in storages]
+        recorder = _Recorder(storages, draws_allowed)
+        versions = [tensor._version for tensor in tensors]
+        with recorder:
+            leaves, structure = flatten_output(call(*tensors))
+        written = {
+            i
+            for i, (tensor, storage) in enumerate(zip(tensors, storages, strict=True))
+            if id(storage) in recorder.written or tensor._version != versions[i]
+        }
+        outs = tuple(Spec.of(leaf) for leaf in leaves)
+        records_grad = any(leaf.requires_grad for leaf in leaves)
+        draws = tuple(recorder.draws)
+        del tensors, storages, leaves, recorder
+        outlived = {i for i, reference in enumerate(kept) if reference() is not None}
+    return Findings(structure, outs, frozenset(written | outlived), draws, records_grad)
+
+
+def flatten_output(output: Any) -> tuple[list[torch.Tensor], Any]:
+    """The tensors of a torch function's result and their structure; numbers become tensors.
+
+    Raises:
+        OutputError: A leaf is neither a tensor nor a number, or is sparse or quantized.
+    """
+    if type(output) is torch.Tensor and output.layout is torch.strided:
+        return [output], _ONE
+    leaves, structure = jax.tree_util.tree_flatten(output)
+    if not all(isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided for leaf in leaves):
+        leaves = [_as_tensor(leaf, i, structure) for i, leaf in enumerate(leaves)]
+    return leaves, structure
+
+
+_ONE = jax.tree_util.tree_structure(0)
+
+
+def _as_tensor(leaf: Any, index: int, structure: Any) -> torch.Tensor:
+    if isinstance(leaf, bool | int | float | complex):
+        return torch.as_tensor(leaf)
+    if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and not leaf.is_quantized:
+        return leaf
+    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    path = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][index][0])
+    what = (
+        f"a {leaf.layout} tensor" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__qualname__}"
+    )
+    raise OutputError(
+        f"output{path} of the torch function is {what}. Return dense torch tensors or numbers, in tuples, "
+        "lists, dicts or other JAX pytrees (call .to_dense() or .dequantize() on it)."
+    )
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operator: notes writes and draws, refuses writes to tensors that were not received."""
+
+    def __init__(self, storages: Sequence[Any], draws_allowed: bool) -> None:
+        super().__init__()
+        self.storages = {id(storage) for storage in storages}
+        self.written: set[int] = set()
+        self.draws: list[Draw] = []
+        self.draws_allowed = draws_allowed
+        self._foreign: dict[int, Any] = {}  # storages of views of closed-over tensors, held so ids last
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        if is_random(func, args, kwargs):
+            if not self.draws_allowed:
+                raise TransformError(_needs_key(func))
+            self.draws.append(describe_draw(func, args, kwargs))
+        if schema.is_mutable:
+            for argument, value in _bound(schema, args, kwargs):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    for tensor in _tensors(value):
+                        self._note_write(func, tensor)
+        result = func(*args, **kwargs)
+        if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
+            first = next(_tensors(args), None)
+            if first is not None and self._is_foreign(first):
+                for view in _tensors(result):
+                    storage = view.untyped_storage()
+                    self._foreign[id(storage)] = storage
+        return result
+
+    def _is_foreign(self, tensor: torch.Tensor) -> bool:
+        return not isinstance(tensor, FakeTensor) or id(tensor.untyped_storage()) in self._foreign
+
+    def _note_write(self, func: Any, tensor: torch.Tensor) -> None:
+        if self._is_foreign(tensor):
+            raise TransformError(
+                f"the torch function writes ({func}) to a tensor of shape {tuple(tensor.shape)} and dtype "
+                f"{tensor.dtype} that is not one of its arguments; a JAX function has no side effects. For a "
+                "module whose buffers change (BatchNorm in train mode) use as_jax_module and "
+                "apply(variables, ..., train=True); else pass the tensor as an argument and return it."
+            )
+        self.written.add(id(tensor.untyped_storage()))
+
+
+def _needs_key(func: Any) -> str:
+    return (
+        f"the torch function draws random numbers ({func}). Call it with key=jax.random.key(...), which makes "
+        "them reproducible and the same in the forward and the backward pass; or switch the randomness off "
+        "(module.eval())."
+    )
+
+
+def _bound(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any]]:
+    pairs = list(zip(schema.arguments, args, strict=False))
+    return pairs + [(a, kwargs[a.name]) for a in schema.arguments[len(args) :] if a.name in kwargs]
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

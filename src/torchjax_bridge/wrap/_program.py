@@ -1,0 +1,314 @@
+"""A JAX function at fixed shapes, and everything derived from it, each traced and compiled once.
+
+A `Program` is a jaxpr: the user's Python ran once and is not asked again. Its derivatives and its vmap are
+Programs too, so they can be derived in turn, to any depth. Cotangents follow torch's convention, in which the
+gradient of a complex variable is the conjugate of JAX's; that is settled here and nowhere else. Of torch it
+knows only which dtypes it has.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+
+from torchjax_bridge.errors import DtypeError
+from torchjax_bridge.exchange import torch_dtype
+
+from ._cache import Cache
+from ._settings import x64
+
+__all__ = ["Linear", "Program", "Source", "has_torch_dtype"]
+
+# How many derived programs one program keeps: each pattern of "which inputs, which outputs" is one.
+DERIVED = 64
+
+Arrays = list[Any]
+
+
+class Program:
+    """A function of flat lists of arrays.
+
+    Attributes:
+        inputs: The abstract value (shape, dtype) of each argument.
+        outputs: The abstract value of each result.
+        smooth_inputs: Positions of the arguments with a float or complex dtype.
+        smooth_outputs: Positions of the results with a float or complex dtype.
+        lendable: For each result, whether torch has its dtype (it has no PRNG keys).
+        names: What to call each argument in an error message.
+        x64: Whether it was traced with 64-bit types on; it must run so, too.
+        run: Call it: arrays (or numbers) in, arrays out. No result shares memory with an argument, with
+            a constant of the function, or with another result.
+    """
+
+    def __init__(self, jaxpr: ClosedJaxpr, names: Sequence[str]) -> None:
+        self.jaxpr = jaxpr
+        self.names = tuple(names)
+        self.inputs = tuple(jaxpr.in_avals)
+        self.outputs = tuple(jaxpr.out_avals)
+        self.smooth_inputs = _smooth(self.inputs)
+        self.smooth_outputs = _smooth(self.outputs)
+        self.lendable = tuple(map(has_torch_dtype, self.outputs))
+        self.x64 = x64()
+        self.run: Callable[..., Arrays] = _compiled(jaxpr, range(len(self.outputs)))
+        self._derived = Cache(DERIVED)
+
+    @classmethod
+    def trace(
+        cls, function: Callable[..., Sequence[Any]], inputs: Sequence[Any], names: Sequence[str]
+    ) -> "Program":
+        """Trace ``function`` of positional arrays that returns a sequence of arrays."""
+        return cls(jax.make_jaxpr(function)(*map(_struct, inputs)), names)
+
+    def linear(self, wrt: tuple[int, ...]) -> "Linear":
+        """The program linearised in the arguments ``wrt``: values and residuals, then a pullback."""
+        return self._derived.get(("linear", wrt), lambda: Linear(self, wrt))
+
+    def vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "Program":
+        """The program ``(*arguments, *cotangents of the results seen) -> cotangents of wrt``.
+
+        Results not in ``seen`` are absent, rather than given a zero cotangent: ``0 * inf`` is no gradient.
+        """
+        return self._derived.get(("vjp", wrt, seen), lambda: self._vjp(wrt, seen))
+
+    def jvp(self, wrt: tuple[int, ...]) -> "Program":
+        """The program ``(*arguments, *tangents of wrt) -> tangents of the smooth results``."""
+        return self._derived.get(("jvp", wrt), lambda: self._jvp(wrt))
+
+    def vmap(self, axes: tuple[int | None, ...], size: int) -> "Program":
+        """The program over a batch: ``axes[i]`` is the batch axis of argument ``i``; results have it first."""
+        return self._derived.get(("vmap", axes, size), lambda: self._vmap(axes, size))
+
+    def _vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "Program":
+        function, count = jaxpr_as_fun(self.jaxpr), len(self.inputs)
+
+        def backward(*arguments: Any) -> list[Any]:
+            primals, cotangents = arguments[:count], arguments[count:]
+
+            def restricted(*moving: Any) -> list[Any]:
+                results = function(*_merge(primals, wrt, moving))
+                return [results[i] for i in seen]
+
+            _, pullback = jax.vjp(restricted, *(primals[i] for i in wrt))
+            return _conj(pullback(_conj(cotangents)))
+
+        return Program.trace(
+            backward,
+            [*self.inputs, *(_strong(self.outputs[i]) for i in seen)],
+            [*self.names, *_cotangent_names(seen, self)],
+        )
+
+    def _jvp(self, wrt: tuple[int, ...]) -> "Program":
+        function, count = jaxpr_as_fun(self.jaxpr), len(self.inputs)
+
+        def forward(*arguments: Any) -> list[Any]:
+            primals, tangents = arguments[:count], arguments[count:]
+
+            def restricted(*moving: Any) -> list[Any]:
+                results = function(*_merge(primals, wrt, moving))
+                return [results[i] for i in self.smooth_outputs]
+
+            return jax.jvp(restricted, [primals[i] for i in wrt], list(tangents))[1]
+
+        return Program.trace(
+            forward,
+            [*self.inputs, *(_strong(self.inputs[i]) for i in wrt)],
+            [*self.names, *(f"the tangent of {self.names[i]}" for i in wrt)],
+        )
+
+    def _vmap(self, axes: tuple[int | None, ...], size: int) -> "Program":
+        function = jax.vmap(jaxpr_as_fun(self.jaxpr), in_axes=axes, axis_size=size)
+        inputs = [_batched(aval, axis, size) for aval, axis in zip(self.inputs, axes, strict=True)]
+        return Program.trace(function, inputs, self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the pullback finds one residual."""
+
+    kind: str
+    """``"input"``, ``"output"``, ``"residual"`` (an array made for the pullback) or ``"constant"``."""
+    index: int = 0
+    value: Any = None
+
+
+class Linear:
+    """A program and its linearisation at a point, which leaves the compiled forward pass as residuals.
+
+    A residual that is an argument or a result is not made a second time: whoever keeps the residuals keeps
+    that argument or result.
+
+    Attributes:
+        program: The program that is linearised.
+        wrt: The positions of the arguments that move.
+        sources: Where the pullback finds each of its residuals.
+        kept_outputs: The results that are residuals, too.
+        residuals: The abstract values of the residuals that `run` makes.
+        places: Where the pullback's residuals lie in ``[*arguments, *kept outputs, *residuals]``.
+        lendable: For each of them, whether torch has its dtype (it has no PRNG keys).
+        run: ``(*arguments) -> [*results, *residuals]``.
+    """
+
+    def __init__(self, program: Program, wrt: tuple[int, ...]) -> None:
+        self.program = program
+        self.wrt = wrt
+        function = jaxpr_as_fun(program.jaxpr)
+        smooth = program.smooth_outputs
+        found: list[Any] = []
+
+        def forward(*primals: Any) -> list[Any]:
+            def restricted(*moving: Any) -> tuple[list[Any], list[Any]]:
+                results = function(*_merge(primals, wrt, moving))
+                return [results[i] for i in smooth], results
+
+            _, pushforward, results = jax.linearize(restricted, *(primals[i] for i in wrt), has_aux=True)
+            leaves, structure = jax.tree_util.tree_flatten(pushforward)
+            traced = [isinstance(leaf, jax.core.Tracer) for leaf in leaves]
+            found.append((structure, leaves, traced))
+            return [*results, *(leaf for leaf, t in zip(leaves, traced, strict=True) if t)]
+
+        jaxpr = jax.make_jaxpr(forward)(*map(_struct, program.inputs))
+        self._structure, leaves, traced = found[-1]
+        made, self.sources = _locate_residuals(jaxpr, len(program.outputs), leaves, traced)
+        self.residuals = tuple(jaxpr.out_avals[i] for i in made)
+        self.lendable = tuple(map(has_torch_dtype, self.residuals))
+        self.kept_outputs = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
+        self.places = tuple(self._place(s) for s in self.sources if s.kind != "constant")
+        self.run: Callable[..., Arrays] = _compiled(jaxpr, [*range(len(program.outputs)), *made])
+        self._pullbacks = Cache(DERIVED)
+
+    def _place(self, source: Source) -> int:
+        if source.kind == "input":
+            return source.index
+        if source.kind == "output":
+            return len(self.program.inputs) + self.kept_outputs.index(source.index)
+        return len(self.program.inputs) + len(self.kept_outputs) + source.index
+
+    def pullback(self, seen: tuple[int, ...]) -> Program:
+        """``(*residuals that are no constants, *cotangents of the results seen) -> cotangents of wrt``."""
+        return self._pullbacks.get(seen, lambda: self._pullback(seen))
+
+    def _pullback(self, seen: tuple[int, ...]) -> Program:
+        place = {output: i for i, output in enumerate(self.program.smooth_outputs)}
+        chosen = [place[i] for i in seen]
+        moving = [_struct(self.program.inputs[i]) for i in self.wrt]
+        found = {"input": self.program.inputs, "output": self.program.outputs, "residual": self.residuals}
+        given = [found[s.kind][s.index] for s in self.sources if s.kind != "constant"]
+
+        def pull(*arguments: Any) -> Sequence[Any]:
+            residuals, cotangents = iter(arguments[: len(given)]), arguments[len(given) :]
+            leaves = [s.value if s.kind == "constant" else next(residuals) for s in self.sources]
+            pushforward = jax.tree_util.tree_unflatten(self._structure, leaves)
+
+            def restricted(*tangents: Any) -> list[Any]:
+                results = pushforward(*tangents)
+                return [results[i] for i in chosen]
+
+            return _conj(jax.linear_transpose(restricted, *moving)(_conj(cotangents)))
+
+        cotangents = [_strong(self.program.outputs[i]) for i in seen]
+        names = ["a residual"] * len(given) + _cotangent_names(seen, self.program)
+        return Program.trace(pull, [*given, *cotangents], names)
+
+
+def _locate_residuals(
+    jaxpr: ClosedJaxpr, count: int, leaves: Sequence[Any], traced: Sequence[bool]
+) -> tuple[list[int], tuple[Source, ...]]:
+    """Which outputs after the first ``count`` must be made, and where each residual is found."""
+    outputs = jaxpr.jaxpr.outvars
+    inputs = {var: i for i, var in enumerate(jaxpr.jaxpr.invars)}
+    constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+    results = {var: i for i, var in reversed(list(enumerate(outputs[:count]))) if not isinstance(var, Literal)}
+    made: list[int] = []
+    place: dict[Any, int] = {}
+    sources: list[Source] = []
+    position = count
+    for leaf, is_traced in zip(leaves, traced, strict=True):
+        if not is_traced:
+            sources.append(Source("constant", value=leaf))
+            continue
+        var = outputs[position]
+        if isinstance(var, Literal):
+            sources.append(Source("constant", value=jnp.asarray(var.val, var.aval.dtype)))
+        elif var in constants:
+            sources.append(Source("constant", value=constants[var]))
+        elif var in inputs:
+            sources.append(Source("input", inputs[var]))
+        elif var in results:
+            sources.append(Source("output", results[var]))
+        else:
+            if var not in place:
+                place[var] = len(made)
+                made.append(position)
+            sources.append(Source("residual", place[var]))
+        position += 1
+    return made, tuple(sources)
+
+
+def _compiled(jaxpr: ClosedJaxpr, wanted: Sequence[int]) -> Callable[..., Arrays]:
+    """Jit the ``wanted`` outputs of ``jaxpr``, copying those that would be forwarded."""
+    function = jaxpr_as_fun(jaxpr)
+    outputs = jaxpr.jaxpr.outvars
+    taken: set[Any] = {*jaxpr.jaxpr.invars, *jaxpr.jaxpr.constvars}
+    forwarded: list[bool] = []
+    for i in wanted:
+        var = outputs[i]
+        forwarded.append(isinstance(var, Literal) or var in taken)
+        if not isinstance(var, Literal):
+            taken.add(var)
+
+    def run(*arguments: Any) -> Arrays:
+        results = function(*arguments)
+        return [_fresh(results[i]) if f else results[i] for i, f in zip(wanted, forwarded, strict=True)]
+
+    return jax.jit(run)
+
+
+def _cotangent_names(seen: Sequence[int], program: Program) -> list[str]:
+    return [f"the cotangent of result {i} of {len(program.outputs)}" for i in seen]
+
+
+def has_torch_dtype(aval: Any) -> bool:
+    """Whether torch can hold an array of this abstract value."""
+    try:
+        torch_dtype(aval.dtype)
+    except DtypeError:
+        return False
+    return True
+
+
+def _fresh(array: Any) -> Any:
+    """A copy in memory of its own; PRNG keys stay JAX's and immutable, so they need none."""
+    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else jnp.array(array, copy=True)
+
+
+def _merge(primals: Sequence[Any], wrt: Sequence[int], moving: Sequence[Any]) -> list[Any]:
+    merged = list(primals)
+    for position, value in zip(wrt, moving, strict=True):
+        merged[position] = value
+    return merged
+
+
+def _conj(arrays: Sequence[Any]) -> list[Any]:
+    """Between the cotangent conventions of JAX and torch, either way."""
+    return [jnp.conj(a) if jnp.issubdtype(a.dtype, jnp.complexfloating) else a for a in arrays]
+
+
+def _smooth(avals: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(i for i, aval in enumerate(avals) if jnp.issubdtype(aval.dtype, jnp.inexact))
+
+
+def _struct(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def _strong(aval: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
+
+
+def _batched(aval: Any, axis: int | None, size: int) -> jax.ShapeDtypeStruct:
+    if axis is None:
+        return _struct(aval)
+    return jax.ShapeDtypeStruct((*aval.shape[:axis], size, *aval.shape[axis:]), aval.dtype)

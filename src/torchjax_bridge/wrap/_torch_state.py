@@ -1,0 +1,39 @@
+"""Which of torch's transforms and modes are active around a call.
+
+They decide which road a call takes, and torch tells of most of them only through private functions. Each is
+probed for; where one is missing, the answer is the cautious one, which costs time and never correctness.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["dual_level_active", "functorch_active", "modes_active"]
+
+
+def functorch_active() -> bool:
+    """Whether a ``torch.func`` transform (grad, vjp, jvp, vmap, functionalize) is running."""
+    return _functorch_active()
+
+
+def modes_active() -> bool:
+    """Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
+    return _modes_active()
+
+
+def dual_level_active() -> bool:
+    """Whether a ``torch.autograd.forward_ad`` level is open."""
+    level = getattr(forward_ad, "_current_level", 0)  # missing: take one to be open
+    return not isinstance(level, int) or level >= 0
+
+
+def _probe(name: str, missing: Any) -> Callable[[], Any]:
+    found = getattr(torch._C, name, None)
+    return found if callable(found) else lambda: missing
+
+
+_functorch_active = _probe("_are_functorch_transforms_active", True)
+# Without it, only tensors that are subclasses (fake and functional ones) show that a mode is active.
+_modes_active = _probe("_len_torch_dispatch_stack", 0)
