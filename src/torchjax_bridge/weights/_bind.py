@@ -1,0 +1,190 @@
+"""One torch layer beside one Flax scope: apply a rule, get moves and faults.
+
+Owns what a `Move` is. Decides nothing about which layer belongs to which scope (``_names`` does), and moves
+no values: shapes come from meta tensors.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torchjax_bridge.exchange import Path, join_path
+
+from ._flax_tree import FlaxLeaf, FlaxNode
+from ._layout import Identity, Layout
+from ._report import Fault
+from ._torch_tree import TorchLeaf, TorchNode
+from .rules import Entry, Layer, Rule
+
+__all__ = ["Match", "Move", "bind", "bind_raw", "missing", "unexpected"]
+
+
+@dataclass(frozen=True)
+class Move:
+    """A group of torch tensors and the group of Flax leaves that holds the same values.
+
+    Attributes:
+        torch_keys: Keys of the caller's ``state_dict``.
+        flax_paths: Paths of the template, with the collection in front for linen.
+        layout: How the one lies in the other.
+        rule: The name of the rule that says so.
+        layer: The class of the layer, or the rule's name where no class is known.
+        note: What a reader of the plan must know.
+    """
+
+    torch_keys: tuple[str, ...]
+    flax_paths: tuple[Path, ...]
+    layout: Layout
+    rule: str
+    layer: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What one pair, or one pair of subtrees, comes to.
+
+    Attributes:
+        moves: What crosses.
+        keeps: Keys of torch tensors that have no image in Flax by their rule.
+        faults: What does not fit.
+    """
+
+    moves: tuple[Move, ...] = ()
+    keeps: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything has its place."""
+        return not self.faults
+
+    def __add__(self, other: "Match") -> "Match":
+        return Match(self.moves + other.moves, self.keeps + other.keeps, self.faults + other.faults)
+
+
+def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
+    """Apply one rule to one layer and one scope; every tensor and leaf below them is accounted for."""
+    ours, theirs = torch_node.flat(), flax_node.flat()
+    layer = Layer(
+        {name: leaf.meta for name, leaf in ours.items()},
+        {path: leaf.shape for path, leaf in theirs.items()},
+        torch_node.module,
+        flax_node.kind,
+        flax_node.module,
+        torch_node.features,
+    )
+    where = join_path(torch_node.origin)
+    try:
+        entries = rule.entries_for(layer)
+    except (KeyError, ValueError) as err:  # how a rule says that this layer is not for it
+        reason = f"it has no tensor {err}" if isinstance(err, KeyError) else str(err)
+        return Match(
+            faults=(Fault("mismatch", f"{torch_node.where} does not fit {flax_node.where}: {reason}", where),)
+        )
+    moves: list[Move] = []
+    faults: list[Fault] = []
+    for entry in entries:
+        found = [ours.pop(name, None) for name in entry.torch_names]
+        places = [theirs.pop(path, None) for path in entry.flax_paths]
+        torch_leaves = [leaf for leaf in found if leaf is not None]
+        flax_leaves = [leaf for leaf in places if leaf is not None]
+        if len(torch_leaves) < len(found) or len(flax_leaves) < len(places):
+            faults += _one_sided(entry, torch_node, flax_node, torch_leaves, flax_leaves)
+            continue
+        fault = _misfit(entry, torch_node, torch_leaves, flax_leaves)
+        if fault is not None:
+            faults.append(fault)
+            continue
+        moves.append(
+            Move(
+                tuple(leaf.key for leaf in torch_leaves),
+                tuple(leaf.path for leaf in flax_leaves),
+                entry.layout,
+                rule.name,
+                torch_node.kind.__name__ if torch_node.kind else rule.name,
+                entry.note,
+            )
+        )
+    keeps = tuple(ours.pop(name).key for name in rule.keeps if name in ours)
+    rest = bind_raw(torch_node, ours, {join_path(path): leaf for path, leaf in theirs.items()})
+    return Match(tuple(moves), keeps, tuple(faults)) + rest
+
+
+def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str, FlaxLeaf]) -> Match:
+    """Parameters and buffers that a module holds itself: the same name, the same shape, as they are."""
+    match = Match()
+    for name, leaf in ours.items():
+        place = theirs.get(name)
+        if place is None:
+            match += Match(faults=(unexpected(leaf, torch_node),))
+            continue
+        fault = _misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
+        if fault is None:
+            match += Match((Move((leaf.key,), (place.path,), Identity(), "raw tensor", "raw tensor"),))
+        else:
+            match += Match(faults=(fault,))
+    return match + Match(faults=tuple(missing(leaf) for name, leaf in theirs.items() if name not in ours))
+
+
+def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
+    """A torch tensor without place."""
+    shape = tuple(leaf.meta.shape)
+    return Fault(
+        "unexpected",
+        f"'{leaf.key}' {shape} of {node.where} has no place in the Flax tree{why}",
+        join_path(node.origin),
+        leaf.key,
+    )
+
+
+def missing(leaf: FlaxLeaf, why: str = "") -> Fault:
+    """A Flax leaf without source."""
+    path = join_path(leaf.path)
+    return Fault("missing", f"nothing on the torch side fills {leaf.shape} {leaf.dtype}{why}", path, path)
+
+
+def _one_sided(
+    entry: Entry,
+    torch_node: TorchNode,
+    flax_node: FlaxNode,
+    torch_leaves: list[TorchLeaf],
+    flax_leaves: list[FlaxLeaf],
+) -> Iterable[Fault]:
+    """Faults for an entry of which one side, or both, is not wholly there."""
+    if not torch_leaves and not flax_leaves:
+        if not entry.optional:
+            yield Fault(
+                "missing",
+                f"{torch_node.where} has no '{entry.torch_names[0]}', and {flax_node.where} has no "
+                f"'{join_path(entry.flax_paths[0])}'",
+                join_path(torch_node.origin),
+            )
+        return
+    wanted = "', '".join(join_path(path) for path in entry.flax_paths)
+    for leaf in torch_leaves:
+        yield unexpected(leaf, torch_node, f": {flax_node.where} has no '{wanted}'")
+    for place in flax_leaves:
+        yield missing(place, f": {torch_node.where} has no '{entry.torch_names[0]}'")
+
+
+def _misfit(
+    entry: Entry, torch_node: TorchNode, torch_leaves: list[TorchLeaf], flax_leaves: list[FlaxLeaf]
+) -> Fault | None:
+    """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
+    where = join_path(torch_node.origin)
+    for leaf in flax_leaves:
+        if entry.collection in ("params", "batch_stats") and leaf.collection != entry.collection:
+            message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
+            return Fault("mismatch", message, where)
+    names = ", ".join(f"'{leaf.key}' {tuple(leaf.meta.shape)}" for leaf in torch_leaves)
+    places = ", ".join(f"'{join_path(leaf.path)}' {leaf.shape}" for leaf in flax_leaves)
+    try:
+        shapes = [tuple(t.shape) for t in entry.layout.forward([leaf.meta for leaf in torch_leaves])]
+    except (ValueError, RuntimeError) as err:
+        return Fault("mismatch", f"{names} cannot be laid out ({entry.layout}): {err}", where)
+    if shapes != [leaf.shape for leaf in flax_leaves]:
+        became = ", ".join(map(str, shapes))
+        return Fault("mismatch", f"{names} would be {became} ({entry.layout}), but {places} is there", where)
+    if len({leaf.meta.dtype for leaf in torch_leaves}) > 1:
+        return Fault("mismatch", f"{names} become one tensor, but their dtypes differ", where)
+    return None

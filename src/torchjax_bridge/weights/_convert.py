@@ -1,0 +1,244 @@
+"""Runs a plan either way. The only place where weights move."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import PlanError, ShareError
+from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch, torch_dtype
+
+from ._flax_tree import FlaxLeaf, FlaxTree
+from ._memory import fresh
+from ._plan import Plan, UserRule, make_plan, read_sides
+from ._report import Fault, Report
+from ._torch_tree import TorchTree
+
+__all__ = ["to_flax", "to_state_dict"]
+
+
+def to_flax(
+    source: nn.Module | Mapping[str, Any],
+    template: Any,
+    *,
+    rules: Iterable[UserRule] = (),
+    strict: bool = True,
+    copy: bool | None = True,
+) -> Any:
+    """The template, filled with the weights of a torch model.
+
+    Args:
+        source: An ``nn.Module`` or its ``state_dict`` (``module.`` and ``_orig_mod.`` are looked through).
+            With a module the layers' classes are known; with bare keys they are concluded from the template,
+            and what stays in doubt is refused.
+        template: An ``nnx.Module`` (concrete, or abstract from ``nnx.eval_shape``), an ``nnx.State``, or
+            linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched.
+        rules: `Rule`, `Rename`, `LayerType` and `Flatten` values for what the models alone do not say.
+        strict: With ``False``, a torch tensor without place is left out, and a leaf without source keeps the
+            template's value. A mismatch or an ambiguity raises all the same.
+        copy: ``True`` gives row-major arrays in memory of their own; ``False`` gives views of the torch
+            memory and raises where there can be none; ``None`` views where possible and copies elsewhere.
+
+    Returns:
+        A new thing of the template's kind: a ready-to-call ``nnx.Module``, an ``nnx.State``, or
+        variables. Arrays have the shapes of the template and the dtypes of the source. Random streams go on
+        where the template's stand; those of an abstract template start from ``jax.random.key(0)``.
+
+    Raises:
+        PlanError: Source and template do not fit; the message lists every fault.
+        ExchangeError: A tensor cannot cross (its values do not fit in 32 bits with x64 off, it has no memory,
+            ``copy=False`` cannot be had).
+
+    Memory:
+        ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:
+        no bytes; kernels come as permuted layouts, which cost speed in every matmul, and training the torch
+        model on changes them.
+
+    >>> import torch
+    >>> from flax import nnx
+    >>> module = torch.nn.Linear(2, 3)
+    >>> twin = to_flax(module, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> bool((twin.kernel[...] == module.weight.detach().numpy().T).all())
+    True
+    """
+    torch_tree, flax_tree, given = read_sides(source, template, rules)
+    plan = make_plan(torch_tree, flax_tree, given)
+    plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
+    _refuse_holes(plan, flax_tree)
+    laid_out: dict[str, torch.Tensor] = {}
+    paths: dict[str, Path] = {}
+    for move in plan.moves:
+        tensors = [torch_tree.state[key].detach() for key in move.torch_keys]
+        for path, tensor in zip(move.flax_paths, move.layout.forward(tensors), strict=True):
+            name = join_path(path)
+            paths[name] = path
+            laid_out[name] = _own(tensor, tensors) if copy else _view(tensor, tensors, name, copy)
+    arrays = to_jax(laid_out, copy=None if copy else copy)
+    return flax_tree.fill({paths[name]: array for name, array in arrays.items()})
+
+
+def to_state_dict(
+    source: Any,
+    template: nn.Module | Mapping[str, Any],
+    *,
+    rules: Iterable[UserRule] = (),
+    strict: bool = True,
+    copy: bool | None = True,
+) -> dict[str, Any]:
+    """A ``state_dict`` with the weights of a Flax model, fit for ``template.load_state_dict``.
+
+    Args:
+        source: An ``nnx.Module``, an ``nnx.State`` or linen variables, with arrays in them.
+        template: The ``nn.Module`` to fill (it is only read), or a ``state_dict`` with its keys. It also
+            gives what Flax does not hold: ``num_batches_tracked`` and a module's extra state.
+        rules: As for `to_flax`; the same rules serve both ways.
+        strict: With ``False``, a Flax leaf without place is left out, and a key without source keeps the
+            template's value. A mismatch or an ambiguity raises all the same.
+        copy: ``True`` gives row-major tensors in memory of their own; ``False`` gives views of JAX's memory
+            (do not write to them) and raises where there can be none; ``None`` views where possible.
+
+    Returns:
+        The keys of the template, in its order, with tensors of its shapes and of the source's dtypes. Tied
+        keys share one tensor. `to_state_dict` of `to_flax` is bitwise the original.
+
+    Raises:
+        PlanError: Source and template do not fit, two different leaves would fill one tied tensor, or the
+            source holds no arrays; the message lists every fault.
+        ExchangeError: An array cannot cross.
+
+    Memory:
+        ``copy=True``: the result plus, where parts are concatenated, one tensor.
+
+    A template on the meta device has no values to keep: ``num_batches_tracked`` is then zero.
+
+    >>> import torch
+    >>> from flax import nnx
+    >>> module = torch.nn.Linear(2, 3)
+    >>> twin = to_flax(module, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> back = to_state_dict(twin, module)
+    >>> all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+    True
+    """
+    torch_tree, flax_tree, given = read_sides(template, source, rules)
+    plan = make_plan(torch_tree, flax_tree, given)
+    plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
+    leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
+    filled: dict[str, torch.Tensor] = {}
+    for move in plan.moves:
+        if not move.torch_keys:
+            continue
+        arrays = [_values(leaves[path]) for path in move.flax_paths]
+        tensors = list(
+            to_torch({join_path(p): a for p, a in zip(move.flax_paths, arrays, strict=True)}).values()
+        )
+        before = [torch_tree.state[key].detach() for key in move.torch_keys]
+        for key, tensor in zip(move.torch_keys, move.layout.inverse(tensors, _known(before)), strict=True):
+            filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, key, copy)
+    _settle_ties(filled, torch_tree)
+    for key, twin in plan.ties:
+        filled[key] = filled[twin]
+    return {
+        key: filled[key] if key in filled else _kept(key, value, copy)
+        for key, value in torch_tree.state.items()
+    }
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def _own(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The tensor in row-major memory that none of its sources holds."""
+    if tensor.is_contiguous() and not _shares(tensor, sources):
+        return tensor  # the layout made it just now
+    return fresh(tensor)
+
+
+def _view(
+    tensor: torch.Tensor, sources: Sequence[torch.Tensor], name: str, copy: bool | None
+) -> torch.Tensor:
+    if copy is False and not _shares(tensor, sources):
+        raise ShareError(
+            f"cannot share '{name}' under copy=False: its layout moves bytes. "
+            "Pass copy=None to let it be copied."
+        )
+    return tensor
+
+
+def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:
+    if not tensor.numel():
+        return True
+    block = tensor.untyped_storage().data_ptr()
+    return any(block == source.untyped_storage().data_ptr() for source in sources)
+
+
+# --- what a side has and has not -----------------------------------------------------------------------
+
+
+def _refuse_holes(plan: Plan, tree: FlaxTree) -> None:
+    """With strict=False some leaves keep the template's value: an abstract template has none."""
+    filled = {path for move in plan.moves for path in move.flax_paths}
+    holes = [
+        Fault("missing", "the abstract template has no value to keep", join_path(leaf.path))
+        for leaf in (*tree.root.flat().values(), *tree.kept)
+        if leaf.path not in filled
+        and isinstance(leaf.value, jax.ShapeDtypeStruct)
+        and leaf.path not in tree.seeded
+    ]
+    Report(tuple(holes)).raise_unless_ok("fill the template", strict=True)
+
+
+def _values(leaf: FlaxLeaf) -> Any:
+    """The array of a leaf, as something that crosses to torch."""
+    if isinstance(leaf.value, jax.ShapeDtypeStruct):
+        raise PlanError(
+            f"'{join_path(leaf.path)}' of the source is a jax.ShapeDtypeStruct, with a shape but no values: "
+            "pass a concrete module or concrete variables."
+        )
+    if isinstance(leaf.value, np.ndarray | np.generic):  # what a checkpoint reader hands out
+        flat = np.ascontiguousarray(leaf.value).reshape(-1).view(np.uint8)
+        return torch.from_numpy(flat.copy()).view(torch_dtype(leaf.dtype)).view(leaf.shape)
+    return leaf.value
+
+
+def _known(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
+    """What stood on the torch side before, if it has values."""
+    return None if any(tensor.is_meta for tensor in tensors) else tensors
+
+
+def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
+    """Raise if two keys that are one tensor in torch came out of Flax with different values."""
+    faults = [
+        Fault("ambiguous", f"it is the same tensor as '{first}' in torch, but Flax holds two values", key)
+        for key, first in tree.ties.items()
+        if key in filled and first in filled and not _same_bits(filled[key], filled[first])
+    ]
+    Report(tuple(faults)).raise_unless_ok("fill the tied tensors", strict=True)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(
+        one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8)
+    )
+
+
+def _kept(key: str, value: Any, copy: bool | None) -> Any:
+    """What Flax has no image of, as the template has it."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if not value.is_meta:
+        return value.detach().clone() if copy else value.detach()
+    if key.rpartition(".")[2] == "num_batches_tracked":
+        return torch.zeros(value.shape, dtype=value.dtype)
+    raise PlanError(
+        f"'{key}' has no source, and the template is on the meta device and has no value to keep."
+    )
+
+
+def _name(thing: Any) -> str:
+    kind = type(thing).__name__
+    return f"a {kind}" if not isinstance(thing, Mapping) else f"a {kind} of {len(thing)} entries"

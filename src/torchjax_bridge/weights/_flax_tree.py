@@ -1,0 +1,323 @@
+"""The Flax side, read once: a tree of scopes with their leaves, and how to fill it again.
+
+Reads an ``nnx.Module`` (concrete or abstract), an ``nnx.State`` or linen variables, and rebuilds the same
+kind of thing with other values, leaving the one it read untouched. Checks nothing about names and shapes:
+that is done by the plan, before anything is built.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FunctionType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import core, nnx
+from flax.core import meta
+
+from torchjax_bridge.errors import PlanError
+from torchjax_bridge.exchange import Path, join_path
+
+__all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "read_flax"]
+
+# Collections and variables that belong to a run, not to the trained weights.
+_RUN_COLLECTIONS = frozenset({"cache", "intermediates", "perturbations", "rngs"})
+_RUN_VARIABLES = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
+
+# What flax writes before the class name of a lifted module (nn.remat, nn.vmap, nn.scan).
+_LIFTED = re.compile(r"^(?:Checkpoint|Remat|Vmap|Scan)+(?=[A-Z])")
+_AUTO_NAME = re.compile(r"^([A-Z]\w*?)_(\d+)$")
+
+
+@dataclass(frozen=True)
+class FlaxLeaf:
+    """One array of the Flax side."""
+
+    path: Path
+    """As the caller finds it: with the collection in front for linen."""
+    collection: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    value: Any
+    """The array; or a ``jax.ShapeDtypeStruct`` in an abstract template."""
+
+
+@dataclass(eq=False)
+class FlaxNode:
+    """One module of the Flax side.
+
+    Attributes:
+        path: Where it is, without the collection.
+        kind: The name of its class, where it is known (nnx) or an automatic name tells it (linen).
+        module: The live nnx module, or None.
+        leaves: Its own arrays by name.
+        children: Its submodules by name.
+    """
+
+    path: Path
+    kind: str | None = None
+    module: Any = None
+    leaves: dict[str, FlaxLeaf] = field(default_factory=dict)
+    children: dict[str | int, "FlaxNode"] = field(default_factory=dict)
+
+    def flat(self, prefix: Path = ()) -> dict[Path, FlaxLeaf]:
+        """Every array at or below this node, by its path relative to the node."""
+        found = {(*prefix, name): leaf for name, leaf in self.leaves.items()}
+        for name, child in self.children.items():
+            found |= child.flat((*prefix, name))
+        return found
+
+    def walk(self) -> Iterable["FlaxNode"]:
+        """This node and all below it."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no array hangs here."""
+        return not self.leaves and all(child.empty for child in self.children.values())
+
+    @property
+    def where(self) -> str:
+        """The dotted path, and the class where it is known."""
+        name = f"'{join_path(self.path)}'" if self.path else "the root"
+        return f"{name} ({self.kind})" if self.kind else name
+
+
+@dataclass(eq=False)
+class FlaxTree:
+    """The whole Flax side.
+
+    Attributes:
+        root: The tree of modules.
+        flavour: ``"nnx"`` or ``"linen"``.
+        kept: Leaves of a run (random streams, caches), carried from the template as they are.
+        seeded: Paths of random streams, which an abstract template may leave to `fill`.
+        fill: From ``{path: array}`` to a new thing of the kind that was read.
+    """
+
+    root: FlaxNode
+    flavour: str
+    kept: tuple[FlaxLeaf, ...]
+    seeded: frozenset[Path]
+    fill: Callable[[Mapping[Path, Any]], Any]
+
+
+def read_flax(template: Any) -> FlaxTree:
+    """Read an ``nnx.Module``, an ``nnx.State`` or linen variables.
+
+    Raises:
+        PlanError: It is none of these (a linen module holds no variables: pass what ``init`` gives).
+    """
+    if isinstance(template, nnx.Module):
+        return _read_nnx(template)
+    if isinstance(template, nnx.State):
+        return _read_state(template)
+    if isinstance(template, Mapping):
+        return _read_linen(template)
+    raise PlanError(
+        f"a {type(template).__name__} is no Flax template: pass an nnx.Module, an nnx.State, or the "
+        "variables that a linen module's init (or jax.eval_shape of it) gives."
+    )
+
+
+# --- nnx ---------------------------------------------------------------------------------------------
+
+
+def _read_nnx(module: nnx.Module) -> FlaxTree:
+    root = FlaxNode(())
+    variables: dict[int, tuple[Path, Any]] = {}
+    for path, found in _nnx_graph(module, (), ()):
+        if isinstance(found, nnx.Variable):
+            variables.setdefault(id(found), (path, found))  # a shared one is read under its first path
+        else:
+            node = _reach(root, path)
+            node.kind, node.module = type(found).__name__, found
+    tree = _read_variables(root, list(variables.values()))
+
+    def fill(values: Mapping[Path, Any]) -> Any:
+        graphdef, state = nnx.split(module)
+        filled = []
+        for path, variable in nnx.to_flat_state(state):
+            ours, _ = variables[id(variable)]
+            filled.append((path, _fill_variable(variable, ours, values)))
+        return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+    return replace(tree, fill=fill)
+
+
+def _nnx_graph(node: Any, path: Path, above: tuple[int, ...]) -> Iterable[tuple[Path, Any]]:
+    """Every module and variable by every path that leads to it, shared ones included, cycles cut."""
+    if isinstance(node, nnx.Variable):
+        yield path, node
+        return
+    children: Iterable[tuple[Any, Any]]
+    if isinstance(node, nnx.List | list | tuple):
+        children = enumerate(node)
+    elif isinstance(node, nnx.Pytree):
+        children = sorted(vars(node).items())
+    elif isinstance(node, dict):
+        children = node.items()
+    else:
+        return
+    if isinstance(node, nnx.Pytree):
+        yield path, node
+    for name, child in children:
+        if type(child) not in _ATOMS and id(child) not in above:
+            yield from _nnx_graph(child, (*path, name), (*above, id(node)))
+
+
+# What most attributes of a module are: neither module nor variable, and cheaper to skip by type.
+_ATOMS = frozenset({int, float, str, bool, type(None), FunctionType})
+
+
+def _read_state(state: nnx.State) -> FlaxTree:
+    variables = [(_path(path), variable) for path, variable in nnx.to_flat_state(state)]
+
+    def fill(values: Mapping[Path, Any]) -> nnx.State:
+        flat = [
+            (path, _fill_variable(variable, _path(path), values))
+            for path, variable in nnx.to_flat_state(state)
+        ]
+        return nnx.from_flat_state(flat)
+
+    return replace(_read_variables(FlaxNode(()), variables), fill=fill)
+
+
+def _read_variables(root: FlaxNode, variables: Sequence[tuple[Path, Any]]) -> FlaxTree:
+    kept, seeded = [], []
+    for path, variable in variables:
+        value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
+        leaf = _leaf(path, _collection_of(variable), value)
+        if isinstance(variable, _RUN_VARIABLES):
+            kept.append(leaf)
+            if isinstance(variable, nnx.RngState):
+                seeded.append(path)
+        else:
+            _reach(root, path[:-1]).leaves[str(path[-1])] = leaf
+    return FlaxTree(root, "nnx", tuple(kept), frozenset(seeded), _unfillable)
+
+
+def _unfillable(values: Mapping[Path, Any]) -> Any:
+    raise NotImplementedError
+
+
+def _fill_variable(variable: Any, path: Path, values: Mapping[Path, Any]) -> Any:
+    """A new variable with the value for its path, or with its own."""
+    if not isinstance(variable, nnx.Variable):
+        return values.get(path, variable)
+    if path in values:
+        return variable.copy(values[path])
+    old = variable.get_value()
+    return variable.copy(_start(old) if isinstance(variable, nnx.RngState) else old)
+
+
+def _collection_of(variable: Any) -> str:
+    if isinstance(variable, nnx.Param):
+        return "params"
+    if isinstance(variable, nnx.BatchStat):
+        return "batch_stats"
+    return type(variable).__name__
+
+
+def _start(value: Any) -> Any:
+    """An abstract random stream begins at seed 0; a concrete one goes on where it is."""
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+        key = jax.random.key(0)
+        return key if not value.shape else jax.random.split(key, value.shape)
+    return jnp.zeros(value.shape, value.dtype)
+
+
+# --- linen -------------------------------------------------------------------------------------------
+
+
+def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
+    if not variables:
+        raise PlanError("the variables are empty: pass what the linen module's init gives.")
+    if not all(isinstance(tree, Mapping) for tree in variables.values()):
+        raise PlanError(
+            "linen variables are collections such as {'params': {...}, 'batch_stats': {...}}: "
+            "wrap a bare parameter tree as {'params': tree}."
+        )
+    if "params" not in variables:
+        raise PlanError(
+            f"these variables have the collections {sorted(map(str, variables))} and no 'params': wrap a "
+            "bare parameter tree as {'params': tree}."
+        )
+    root = FlaxNode(())
+    kept = []
+    boxes: dict[Path, Any] = {}
+    for collection, tree in variables.items():
+        for path, box in _linen_leaves(tree, ()):
+            full = (collection, *path)
+            boxes[full] = box
+            value = meta.unbox(box)
+            leaf = _leaf(full, collection, value)
+            if collection in _RUN_COLLECTIONS:
+                kept.append(leaf)
+                continue
+            node = _reach(root, path[:-1])
+            name = str(path[-1])
+            node.leaves[name if name not in node.leaves else f"{collection}:{name}"] = leaf
+    for node in root.walk():
+        if node.path:
+            node.kind = _kind_from_name(str(node.path[-1]))
+
+    def fill(values: Mapping[Path, Any]) -> Any:
+        def put(tree: Any, path: Path) -> Any:
+            if isinstance(tree, Mapping):
+                return {name: put(child, (*path, name)) for name, child in tree.items()}
+            if path not in values:
+                return tree
+            return meta.replace_boxed(tree, values[path])
+
+        filled = put(variables, ())
+        return core.freeze(filled) if isinstance(variables, core.FrozenDict) else filled
+
+    return FlaxTree(root, "linen", tuple(kept), frozenset(), fill)
+
+
+def _linen_leaves(tree: Any, path: Path) -> Iterable[tuple[Path, Any]]:
+    if isinstance(tree, Mapping):
+        for name, child in tree.items():
+            yield from _linen_leaves(child, (*path, name))
+    else:
+        yield path, tree
+
+
+def _kind_from_name(name: str) -> str | None:
+    found = _AUTO_NAME.match(name)
+    return _LIFTED.sub("", found.group(1)) if found else None
+
+
+def _path(keys: Any) -> Path:
+    return tuple(key if isinstance(key, int) else str(key) for key in keys)
+
+
+# --- both --------------------------------------------------------------------------------------------
+
+
+def _reach(root: FlaxNode, path: Path) -> FlaxNode:
+    # A state that went through a file may have its integer keys back as strings.
+    path = tuple(int(name) if isinstance(name, str) and name.isdecimal() else name for name in path)
+    node = root
+    for depth, name in enumerate(path):
+        if name not in node.children:
+            node.children[name] = FlaxNode(path[: depth + 1])
+        node = node.children[name]
+    return node
+
+
+def _leaf(path: Path, collection: str, value: Any) -> FlaxLeaf:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is None or dtype is None:
+        raise PlanError(
+            f"'{join_path(path)}' of the template is a {type(value).__name__}, not an array "
+            "or a jax.ShapeDtypeStruct."
+        )
+    return FlaxLeaf(path, collection, tuple(shape), dtype, value)

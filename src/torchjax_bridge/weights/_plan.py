@@ -1,0 +1,299 @@
+"""The plan: understand first, as a frozen value that can be printed, asked and run either way.
+
+`plan` reads both sides, applies the caller's hints, matches, and gathers every fault; it moves no value
+and does not raise for what does not fit. Refuses only what is neither a torch source nor a Flax template.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import jax
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import DtypeError, PlanError
+from torchjax_bridge.exchange import Path, jax_dtype, join_path
+
+from ._bind import Match, Move
+from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
+from ._names import Matcher
+from ._report import Fault, Report
+from ._torch_tree import TorchNode, TorchTree, read_torch
+from .rules import RULES, Flatten, LayerType, Rename, Rule
+
+__all__ = ["Plan", "UserRule", "plan"]
+
+UserRule = Rule | Rename | LayerType | Flatten
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What crosses, how, and what does not.
+
+    The same plan serves `to_flax` (torch to Flax) and `to_state_dict` (back). Print it to read it.
+
+    Attributes:
+        moves: Groups of tensors that cross, in the order of the torch side.
+        torch_only: Keys that have no image in Flax and stay on the torch side (``num_batches_tracked``).
+        flax_only: Paths that have no image in torch and stay as the template has them (random streams).
+        ties: For a key that has no place of its own because its tensor is another key's: that other key.
+        notes: What a reader should know: wrappers looked through, dtypes that differ, what is lossy.
+        report: Every fault.
+        flavour: ``"nnx"`` or ``"linen"``.
+    """
+
+    moves: tuple[Move, ...]
+    torch_only: tuple[str, ...]
+    flax_only: tuple[Path, ...]
+    ties: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    report: Report
+    flavour: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing stands against the conversion."""
+        return not self.report
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """Every fault, as data."""
+        return self.report.faults
+
+    def __str__(self) -> str:
+        rows = [
+            (" + ".join(m.torch_keys) or "(nothing)", _paths(m), f"{m.layout}", m.layer) for m in self.moves
+        ]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+        count = sum(len(move.torch_keys) for move in self.moves)
+        lines = [f"plan: {count} torch tensors <-> {sum(len(m.flax_paths) for m in self.moves)} Flax leaves"]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines.append(f"  {cells[0]}  {cells[1]}  {cells[2]}  {row[3]}".rstrip())
+        lines += [f"  stays in torch: {key}" for key in self.torch_only]
+        lines += [f"  tied: {key} is {other}" for key, other in self.ties]
+        lines += [f"  stays in Flax: {join_path(path)}" for path in self.flax_only]
+        lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  {fault}" for fault in self.report]
+        return "\n".join(lines)
+
+
+def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
+    """How the weights of one side lie in the other, without moving them.
+
+    Args:
+        source: One side: an ``nn.Module`` or ``state_dict``; or an ``nnx.Module``, ``nnx.State`` or linen
+            variables.
+        template: The other side. Which of the two is torch and which Flax does not matter to the plan.
+        rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
+            a bare ``state_dict``, `Flatten` for a Linear behind flattened features.
+
+    Returns:
+        A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
+
+    Raises:
+        PlanError: The two are not one torch side and one Flax side, or a rule is no rule.
+
+    >>> from torch import nn
+    >>> from flax import nnx
+    >>> print(plan(nn.Linear(2, 3), nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+    plan: 2 torch tensors <-> 2 Flax leaves
+      weight  kernel  permute(1, 0)  Linear
+      bias    bias    as it is       Linear
+    """
+    if is_torch_side(source):
+        return make_plan(*read_sides(source, template, rules))
+    return make_plan(*read_sides(template, source, rules))
+
+
+def is_torch_side(thing: Any) -> bool:
+    """Whether this is an ``nn.Module`` or looks like a ``state_dict``."""
+    if isinstance(thing, nn.Module):
+        return True
+    if not isinstance(thing, Mapping):
+        return False
+    inside = [value for value in thing.values() if isinstance(value, Mapping)]
+    return any(isinstance(value, torch.Tensor) for tree in (thing, *inside) for value in tree.values())
+
+
+def read_sides(
+    torch_side: Any, flax_side: Any, rules: Iterable[UserRule]
+) -> tuple[TorchTree, FlaxTree, tuple[UserRule, ...]]:
+    """Read both sides, with the caller's renames applied."""
+    given = tuple(rules)
+    for rule in given:
+        if not isinstance(rule, UserRule):
+            raise PlanError(
+                f"{rule!r} is no rule: pass Rule, Rename, LayerType or Flatten from torchjax_bridge.weights."
+            )
+    renames = tuple(rule for rule in given if isinstance(rule, Rename))
+    return read_torch(torch_side, renames), read_flax(flax_side), given
+
+
+def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRule]) -> Plan:
+    """Match two sides that were read."""
+    faults = [*torch_tree.faults, *_apply_hints(torch_tree, rules)]
+    own = [rule for rule in rules if isinstance(rule, Rule)]
+    match = Matcher([*own, *RULES]).match(torch_tree.root, flax_tree.root)
+    order = {key: place for place, key in enumerate(torch_tree.state)}
+    moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
+    leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
+    ties, left = _settle_ties(torch_tree, match)
+    faults += left
+    faults += _twice(moves)
+    faults += _flattened(torch_tree, moves, rules)
+    faults += _dtypes(torch_tree, moves)
+    return Plan(
+        tuple(moves),
+        (*match.keeps, *torch_tree.others),
+        tuple(leaf.path for leaf in flax_tree.kept),
+        tuple(ties.items()),
+        (*torch_tree.notes, *_notes(torch_tree, moves, leaves)),
+        Report(tuple(faults)),
+        flax_tree.flavour,
+    )
+
+
+# --- the caller's hints ------------------------------------------------------------------------------
+
+
+def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
+    """Write what the caller said about layers into the tree; report what says nothing."""
+    faults = []
+    layers = [node for node in tree.root.walk() if node.leaves]
+    for rule in rules:
+        if not isinstance(rule, LayerType | Flatten):
+            continue
+        named = [node for node in layers if rule.names(node.origin)]
+        if not named:
+            faults.append(Fault("rules", f"{rule} names no layer of the torch side", rule.torch))
+        for node in named:
+            if isinstance(rule, LayerType):
+                node.kind = rule.kind
+            elif "weight" in node.leaves and node.leaves["weight"].meta.ndim == 2:
+                node.features = rule.features
+            else:
+                faults.append(
+                    Fault("rules", f"{rule} names {node.where}, which is no Linear layer", rule.torch)
+                )
+    return faults
+
+
+# --- checks that need the whole plan -----------------------------------------------------------------
+
+
+def _settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fault]]:
+    """A tensor without place of its own is no fault when the same memory has one under another key."""
+    moved = {tree.ties.get(key, key): key for move in match.moves for key in move.torch_keys}
+    ties, faults = {}, []
+    for fault in match.faults:
+        twin = moved.get(tree.ties.get(fault.subject, fault.subject))
+        if fault.kind == "unexpected" and twin is not None:
+            ties[fault.subject] = twin
+        else:
+            faults.append(fault)
+    return ties, faults
+
+
+def _twice(moves: Sequence[Move]) -> list[Fault]:
+    """Two torch tensors for one Flax leaf."""
+    faults: list[Fault] = []
+    taken: dict[Path, tuple[str, ...]] = {}
+    for move in moves:
+        for path in move.flax_paths:
+            if path in taken:
+                message = f"{move.torch_keys} and {taken[path]} would both fill it"
+                faults.append(Fault("ambiguous", message, join_path(path)))
+            taken[path] = move.torch_keys
+    return faults
+
+
+def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]) -> Iterable[Fault]:
+    """A Linear behind a convolution, wider than its channels, whose flattening the caller did not explain."""
+    nodes = {leaf.key: node for node in tree.root.walk() for leaf in node.leaves.values()}
+    said = [rule for rule in rules if isinstance(rule, Flatten)]
+    channels = 0  # of the last convolution, while nothing but norms came after it
+    for move in moves:
+        shape = tuple(tree.state[move.torch_keys[0]].shape) if move.torch_keys else ()
+        if move.rule in _CONVOLUTIONS and len(shape) > 2:
+            channels = shape[0]
+        elif move.rule == "Linear" and len(shape) == 2:
+            node = nodes[move.torch_keys[0]]
+            positions, rest = divmod(shape[1], channels) if channels else (0, 0)
+            if positions > 1 and not rest and not any(rule.names(node.origin) for rule in said):
+                yield _say_how(node, shape[1], channels, positions)
+            channels = 0
+        elif len(shape) != 1:
+            channels = 0
+
+
+_CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
+
+
+def _say_how(node: TorchNode, width: int, channels: int, positions: int) -> Fault:
+    side = isqrt(positions)
+    features = f"({channels}, {side}, {side})" if side * side == positions else f"({channels}, H, W)"
+    path = join_path(node.origin)
+    return Fault(
+        "ambiguous",
+        f"{node.where} takes {width} = {channels} channels x {positions} positions from a convolution, and "
+        "torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax model does: "
+        f'rules=[Flatten("{path}", {features})] if it flattens its own channels-last map, or '
+        f'Flatten("{path}", None) if it moves the channels to the front first',
+        path,
+    )
+
+
+def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
+    """Dtypes that JAX cannot hold as it is set up."""
+    for move in moves:
+        for key in move.torch_keys:
+            dtype = tree.state[key].dtype
+            try:
+                wanted = jax_dtype(dtype)
+            except DtypeError as err:
+                yield Fault("dtype", str(err), key, key)
+                continue
+            # 64-bit integers may cross as 32-bit ones, which their values decide.
+            if wanted.kind in "fc" and jax.dtypes.canonicalize_dtype(wanted) != wanted:
+                yield Fault(
+                    "dtype",
+                    f"{dtype} needs x64, which is off; call module.float() first, or "
+                    'jax.config.update("jax_enable_x64", True)',
+                    key,
+                    key,
+                )
+
+
+def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
+    """What is no fault and still worth saying."""
+    holders: dict[str, list[Path]] = {}
+    for move in moves:
+        name = " + ".join(move.torch_keys) or _paths(move)
+        if move.note:
+            yield f"{name}: {move.note}"
+        if not move.layout.lossless:
+            yield f"{name}: {move.layout}; the way back needs the torch module as its template to be exact"
+        for key in move.torch_keys:
+            holders.setdefault(tree.ties.get(key, key), []).extend(move.flax_paths)
+        dtypes = {tree.state[key].dtype for key in move.torch_keys}
+        for path in move.flax_paths:
+            theirs = leaves[path].dtype
+            if any(str(dtype).removeprefix("torch.") != str(theirs) for dtype in dtypes):
+                ours = ", ".join(sorted(map(str, dtypes)))
+                yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
+    tied = set(tree.ties.values())
+    for key, paths in holders.items():
+        if key in tied and len(set(paths)) > 1:
+            places = ", ".join(sorted({join_path(path) for path in paths}))
+            yield f"{key}: one tied torch tensor becomes separate Flax leaves ({places}); the tie is lost"
+
+
+def _keys(move: Move) -> str:
+    return " + ".join(move.torch_keys) or "(nothing)"
+
+
+def _paths(move: Move) -> str:
+    return " + ".join(join_path(path) for path in move.flax_paths) or "(nothing)"

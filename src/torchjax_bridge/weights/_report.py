@@ -1,0 +1,76 @@
+"""Every fault at once: what does not fit, where, and what to type.
+
+A `Fault` is one sentence about one place; a `Report` is all of them, printed together and raised once.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torchjax_bridge.errors import PlanError
+
+__all__ = ["Fault", "FaultKind", "Report"]
+
+FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
+
+# With strict=False these are let pass: the rest of the tree still converts without a guess.
+_LENIENT: frozenset[str] = frozenset({"missing", "unexpected"})
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that does not fit.
+
+    Attributes:
+        kind: ``missing`` (a template leaf without source), ``unexpected`` (a source tensor without place),
+            ``mismatch`` (both are there and do not fit), ``ambiguous`` (more than one answer), ``no rule``
+            (a layer without counterpart), ``dtype`` or ``rules`` (a rule of the caller's that does nothing
+            or contradicts another).
+        message: What and why, and the fix.
+        path: Where, dotted.
+        subject: The key or the dotted path of the one tensor it is about, or empty.
+    """
+
+    kind: FaultKind
+    message: str
+    path: str
+    subject: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message} @ {self.path or '(root)'}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All the faults of one plan, in the order of the source."""
+
+    faults: tuple[Fault, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.faults)
+
+    def __len__(self) -> int:
+        return len(self.faults)
+
+    def __iter__(self) -> Iterator[Fault]:
+        return iter(self.faults)
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults) or "no faults"
+
+    def raise_unless_ok(self, what: str, *, strict: bool) -> None:
+        """Raise one `PlanError` that lists every fault.
+
+        Args:
+            what: What was asked, to open the message.
+            strict: With ``False``, missing and unexpected entries are not reasons to raise.
+        """
+        grave = self.faults if strict else tuple(f for f in self.faults if f.kind not in _LENIENT)
+        if not grave:
+            return
+        count = "1 fault" if len(grave) == 1 else f"{len(grave)} faults"
+        raise PlanError(f"cannot {what}: {count}\n{_indent(grave)}")
+
+
+def _indent(faults: Iterable[Fault]) -> str:
+    return "\n".join(f"  {fault}" for fault in faults)

@@ -1,0 +1,296 @@
+"""The torch side, read once: a tree of layers with their classes, tensors, ties and original keys.
+
+Reads an ``nn.Module`` or a bare ``state_dict``. Wrappers that only hold a module (``DataParallel``,
+``torch.compile``, FSDP, averaging) are looked through, so paths are the ones of the model that was written;
+the keys that a caller sees stay what they were. Refuses what is neither, and a checkpoint that still wraps
+its ``state_dict``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import PlanError
+from torchjax_bridge.exchange import Path, join_path, split_path
+
+from ._report import Fault
+from .rules import Rename
+
+__all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
+
+# Segments that wrapping a module puts into its keys, wherever the wrapped module sits.
+_INFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+# Likewise, but also a plausible attribute name: taken for a wrapper only where every key starts with it.
+_PREFIXES = ("module",)
+
+
+@dataclass(frozen=True)
+class TorchLeaf:
+    """One tensor of the torch side."""
+
+    key: str
+    """The key in the caller's own ``state_dict``."""
+    tensor: torch.Tensor
+    meta: torch.Tensor
+    """The same shape and dtype without memory, to run a layout on."""
+
+
+@dataclass(eq=False)
+class TorchNode:
+    """One module of the torch side: what hangs under one dotted name.
+
+    Attributes:
+        path: Where it is matched: without wrappers, and renamed if the caller says so.
+        origin: Where it is, without wrappers.
+        kind: Its class; None in a bare ``state_dict`` that says nothing about it.
+        module: The live module, or None.
+        leaves: Its own tensors by name.
+        children: Its submodules by name; the names in a ``Sequential`` or ``ModuleList`` are integers.
+        features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
+    """
+
+    path: Path
+    origin: Path = ()
+    kind: type | None = None
+    module: nn.Module | None = None
+    leaves: dict[str, TorchLeaf] = field(default_factory=dict)
+    children: dict[str | int, "TorchNode"] = field(default_factory=dict)
+    features: tuple[int, ...] | None = None
+
+    def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
+        """Every tensor at or below this node, by its dotted name relative to the node."""
+        found = {prefix + name: leaf for name, leaf in self.leaves.items()}
+        for name, child in self.children.items():
+            found |= child.flat(f"{prefix}{name}.")
+        return found
+
+    def walk(self) -> Iterable["TorchNode"]:
+        """This node and all below it, in definition order."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    @property
+    def empty(self) -> bool:
+        """Whether no tensor hangs here."""
+        return not self.leaves and all(child.empty for child in self.children.values())
+
+    @property
+    def where(self) -> str:
+        """The dotted path, and the class where it is known."""
+        name = f"'{join_path(self.origin)}'" if self.origin else "the root"
+        return f"{name} ({self.kind.__name__})" if self.kind else name
+
+
+@dataclass(eq=False)
+class TorchTree:
+    """The whole torch side.
+
+    Attributes:
+        root: The tree of modules.
+        state: The caller's ``state_dict``, in its own order, with its own keys.
+        ties: For a key whose tensor is the very same memory as an earlier key's: that earlier key.
+        others: Keys whose value is no tensor (a module's extra state); they never cross.
+        notes: What was looked through while reading.
+        faults: Renames that send two tensors to one place, or match nothing.
+    """
+
+    root: TorchNode
+    state: dict[str, Any]
+    ties: dict[str, str]
+    others: tuple[str, ...]
+    notes: tuple[str, ...]
+    faults: tuple[Fault, ...] = ()
+
+
+def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
+    """Read an ``nn.Module`` or a ``state_dict``.
+
+    Args:
+        source: The module or the mapping from dotted keys to tensors.
+        renames: Names that the other side calls otherwise; the first that speaks of a path decides.
+
+    Raises:
+        PlanError: It is neither of the two.
+    """
+    if isinstance(source, nn.Module):
+        modules = dict(source.named_modules(remove_duplicate=False))
+        state = dict(source.state_dict())
+        peel, notes = _peel_modules(modules)
+    elif isinstance(source, Mapping):
+        modules = {}
+        state = dict(source)
+        _refuse_what_is_no_state_dict(state)
+        peel, notes = _peel_keys(state)
+    else:
+        raise PlanError(
+            f"a {type(source).__name__} is no source of torch weights: pass an nn.Module or its state_dict()."
+        )
+    change = _Renaming(renames)
+    root = TorchNode(())
+    for name, module in modules.items():
+        path = peel(split_path(name))
+        if path is not None:
+            node = _reach(root, change(path))
+            node.kind, node.module, node.origin = _class_of(module), module, path
+    others, faults = [], []
+    for key, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            others.append(key)
+            continue
+        path = peel(split_path(key))
+        if path is None:  # a counter that a wrapper keeps for itself
+            others.append(key)
+            continue
+        *parent, last = change(path)
+        node, name = _reach(root, tuple(parent)), str(last)
+        if not node.leaves and node.module is None:
+            node.origin = path[:-1]
+        if name in node.leaves:
+            message = f"'{key}' and '{node.leaves[name].key}' are both renamed to this"
+            faults.append(Fault("rules", message, join_path((*parent, last)), key))
+            continue
+        meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        node.leaves[name] = TorchLeaf(key, tensor.detach(), meta)
+    faults += change.unused()
+    return TorchTree(root, state, _find_ties(state), tuple(others), notes, tuple(faults))
+
+
+class _Renaming:
+    """Applies the caller's renames and knows which of them found nothing."""
+
+    def __init__(self, renames: Sequence[Rename]) -> None:
+        self._renames = renames
+        self._used: set[Rename] = set()
+
+    def __call__(self, path: Path) -> Path:
+        for rename in self._renames:
+            new = rename.apply(path)
+            if new is not None:
+                self._used.add(rename)
+                return new
+        return path
+
+    def unused(self) -> list[Fault]:
+        return [
+            Fault(
+                "rules", f'Rename("{one.torch}", "{one.flax}") matches nothing on the torch side', one.torch
+            )
+            for one in self._renames
+            if one not in self._used
+        ]
+
+
+def _reach(root: TorchNode, path: Path) -> TorchNode:
+    node = root
+    for depth, name in enumerate(path):
+        if name not in node.children:
+            node.children[name] = TorchNode(path[: depth + 1], path[: depth + 1])
+        node = node.children[name]
+    return node
+
+
+def _class_of(module: nn.Module) -> type:
+    """The class that was written, not the one a parametrization put in its place."""
+    kind = type(module)
+    if kind.__module__ == "torch.nn.utils.parametrize" or hasattr(module, "parametrizations"):
+        return kind.__mro__[1]
+    return kind
+
+
+# --- wrappers ----------------------------------------------------------------------------------------
+
+
+def _peel_modules(modules: dict[str, nn.Module]) -> tuple[Any, tuple[str, ...]]:
+    """A function from a raw path to the path without wrappers, by the wrappers' classes."""
+    seen: dict[str, str] = {}
+    outer: set[Path] = set()  # the paths of the attribute through which a wrapper holds its module
+    own: set[Path] = set()  # the paths of the wrappers themselves
+    for name, module in modules.items():
+        for attribute in (*_INFIXES, *_PREFIXES):
+            if attribute in module._modules and _is_wrapper(module, attribute):
+                path = split_path(name)
+                own.add(path)
+                outer.add((*path, attribute))
+                seen[attribute] = type(module).__name__
+
+    def peel(path: Path) -> Path | None:
+        kept = tuple(part for depth, part in enumerate(path) if path[: depth + 1] not in outer)
+        wraps = path in own or (path[:-1] in own and path not in outer)
+        return None if wraps else kept
+
+    notes = tuple(f"looked through {kind} ('{attribute}.')" for attribute, kind in seen.items())
+    return peel, notes
+
+
+def _is_wrapper(module: nn.Module, attribute: str) -> bool:
+    if attribute in _INFIXES:
+        return True
+    kind = type(module)
+    return len(module._modules) == 1 and kind.__module__.startswith("torch.")
+
+
+def _peel_keys(state: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The same by the keys alone: a prefix is peeled only where every tensor's key has it."""
+    paths = [split_path(key) for key, value in state.items() if isinstance(value, torch.Tensor)]
+    infixes: set[str | int] = {part for path in paths for part in path if part in _INFIXES}
+    counters = {path for path in paths if path == ("n_averaged",)}
+    bare = [_without(path, infixes) for path in paths if path not in counters]
+    depth = 0
+    while bare and all(len(path) > depth + 1 and path[depth] in _PREFIXES for path in bare):
+        depth += 1
+    peeled = depth > 0
+
+    def peel(path: Path) -> Path | None:
+        if peeled and path in counters:
+            return None
+        return _without(path, infixes)[depth:] if path not in counters else path
+
+    found = sorted(str(part) for part in infixes) + ["module"] * depth
+    return peel, tuple(f"looked through the prefix '{part}.' of the keys" for part in found)
+
+
+def _without(path: Path, parts: Iterable[str | int]) -> Path:
+    return tuple(part for part in path if part not in parts)
+
+
+def _refuse_what_is_no_state_dict(state: dict[str, Any]) -> None:
+    inner = [
+        key
+        for key, value in state.items()
+        if isinstance(value, nn.Module)
+        or (isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) for v in value.values()))
+    ]
+    if inner and not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise PlanError(
+            f"this mapping holds its weights one level down, beside {len(state) - 1} other entries: pass "
+            f"source[{inner[0]!r}] instead."
+        )
+    if not state:
+        raise PlanError("the state_dict is empty: there is nothing to convert.")
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise PlanError(f"{key!r} is no key of a state_dict: keys are dotted strings.")
+        if not isinstance(value, torch.Tensor) and not key.endswith("_extra_state"):
+            raise PlanError(
+                f"'{key}' is a {type(value).__name__}, not a torch.Tensor: pass a state_dict of tensors "
+                "(to_torch converts a tree of JAX arrays)."
+            )
+
+
+def _find_ties(state: dict[str, Any]) -> dict[str, str]:
+    """Which keys name the very same elements as an earlier key."""
+    first: dict[Any, str] = {}
+    ties = {}
+    for key, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+            continue
+        same = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.device)
+        if same in first:
+            ties[key] = first[same]
+        else:
+            first[same] = key
+    return ties

@@ -1,0 +1,105 @@
+"""What a caller can say beside rules: names that differ, classes that keys do not tell, flattened features.
+
+Each hint names places of the torch side by a dotted pattern, matched segment by segment from the first to
+the last; ``*`` stands for one whole segment or a part of one. A hint that matches nothing is a fault, so that
+a typing error does not pass for an instruction.
+"""
+
+import re
+from dataclasses import dataclass
+
+from torchjax_bridge.exchange import Path, split_path
+
+__all__ = ["Flatten", "LayerType", "Rename"]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A torch name that the template calls otherwise.
+
+    Args:
+        torch: The dotted path of a module or a tensor (``"features.0"``, ``"blocks.*.attn.c_proj"``).
+        flax: What the template calls it, dotted, without the collection; each ``*`` takes what the ``*`` at
+            the same place of ``torch`` stood for.
+
+    >>> Rename("blocks.*.attn.c_proj", "blocks.*.attn.out").apply(("blocks", 3, "attn", "c_proj", "weight"))
+    ('blocks', 3, 'attn', 'out', 'weight')
+    """
+
+    torch: str
+    flax: str
+
+    def apply(self, path: Path) -> Path | None:
+        """The new path, or None when the pattern is not a prefix of this one."""
+        pattern = split_path(self.torch)
+        if len(path) < len(pattern):
+            return None
+        found: list[str] = []
+        for want, have in zip(pattern, path, strict=False):
+            match = _segment(want).fullmatch(str(have))
+            if match is None:
+                return None
+            found += match.groups()
+        caught = iter(found)
+        new = re.sub(r"\*", lambda _: next(caught, "*"), self.flax)
+        return split_path(new) + path[len(pattern) :]
+
+    def __str__(self) -> str:
+        return f'Rename("{self.torch}", "{self.flax}")'
+
+
+@dataclass(frozen=True)
+class LayerType:
+    """Which torch class a layer of a bare ``state_dict`` has, where its keys leave a doubt.
+
+    Args:
+        torch: The dotted path of the layer, or a pattern.
+        kind: The class, such as ``nn.Linear``.
+    """
+
+    torch: str
+    kind: type
+
+    def names(self, path: Path) -> bool:
+        """Whether it speaks of the layer at this path."""
+        return _names(self.torch, path)
+
+    def __str__(self) -> str:
+        return f'LayerType("{self.torch}", {self.kind.__name__})'
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """What was flattened to feed a Linear layer: torch and Flax do it in different orders.
+
+    torch flattens ``(C, H, W)``, a Flax model usually ``(H, W, C)``, so the rows of the kernel come in
+    another order. Arrays cannot tell, and a wrong order is silent: for a Linear behind a convolution whose
+    input width is a multiple of the channels, one of the two must be said.
+
+    Args:
+        torch: The dotted path of the Linear layer, or a pattern.
+        features: The ``(C, H, W)`` (or ``(C, L)``, ``(C, D, H, W)``) that torch flattens, when the Flax
+            model flattens its own channels-last map; ``None`` when the Flax model moves the channels to the
+            front before it flattens (``x.transpose(0, 3, 1, 2).reshape(...)``), so nothing changes.
+    """
+
+    torch: str
+    features: tuple[int, ...] | None
+
+    def names(self, path: Path) -> bool:
+        """Whether it speaks of the layer at this path."""
+        return _names(self.torch, path)
+
+    def __str__(self) -> str:
+        return f'Flatten("{self.torch}", {self.features})'
+
+
+def _names(pattern: str, path: Path) -> bool:
+    want = split_path(pattern)
+    return len(want) == len(path) and all(
+        _segment(one).fullmatch(str(other)) for one, other in zip(want, path, strict=True)
+    )
+
+
+def _segment(want: str | int) -> re.Pattern[str]:
+    return re.compile("(.*)".join(re.escape(part) for part in str(want).split("*")))

@@ -1,0 +1,143 @@
+"""What a rule is: for one kind of torch layer, which tensor is which Flax leaf, in which layout.
+
+A `Rule` is a noun: the matching (``_names``) applies it. A rule is written once; both directions, the
+shapes and the documentation come from it.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.exchange import Path, join_path, split_path
+
+from .._layout import Identity, Layout
+
+__all__ = ["Entry", "Layer", "Rule"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a rule: a group of torch tensors is a group of Flax leaves.
+
+    Args:
+        torch: The name of the tensor relative to the layer (``"weight"``, ``"out_proj.weight"``), or several.
+        flax: The path of the leaf relative to the layer (``"kernel"``, ``"query.kernel"``), or several; a
+            path with a dot inside a name is given as a tuple.
+        layout: How they lie in each other.
+        collection: Where linen keeps the leaf (``"params"``, ``"batch_stats"``).
+        optional: Both sides may lack it (a bias). One side alone is a fault all the same.
+        note: What a reader of the plan must know, for example what is lost.
+    """
+
+    torch: str | tuple[str, ...]
+    flax: str | tuple[str | Path, ...]
+    layout: Layout = field(default_factory=Identity)
+    collection: str = "params"
+    optional: bool = False
+    note: str = ""
+
+    @property
+    def torch_names(self) -> tuple[str, ...]:
+        """The names as a tuple."""
+        return (self.torch,) if isinstance(self.torch, str) else self.torch
+
+    @property
+    def flax_paths(self) -> tuple[Path, ...]:
+        """The paths as a tuple of tuples."""
+        if isinstance(self.flax, str):
+            return (split_path(self.flax),)
+        return tuple(split_path(path) if isinstance(path, str) else path for path in self.flax)
+
+    def __str__(self) -> str:
+        ours = " + ".join(self.torch_names) or "(nothing)"
+        theirs = " + ".join(join_path(path) for path in self.flax_paths) or "(nothing)"
+        return f"{ours} -> {theirs}: {self.layout}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a rule may look at: one torch layer beside one Flax scope.
+
+    Attributes:
+        torch: Shapes of the layer's tensors, as meta tensors, by name relative to the layer.
+        flax: Shapes of the scope's leaves by path relative to the scope.
+        module: The live torch module, or None when only a ``state_dict`` is there.
+        flax_kind: The name of the Flax class, where it is known.
+        flax_module: The live nnx module, or None.
+        features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
+    """
+
+    torch: Mapping[str, torch.Tensor]
+    flax: Mapping[Path, tuple[int, ...]]
+    module: nn.Module | None = None
+    flax_kind: str | None = None
+    flax_module: Any = None
+    features: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the weights of one kind of torch layer lie in its Flax counterpart.
+
+    Args:
+        torch_types: The torch class, or classes; a subclass follows the rule of its nearest ancestor.
+        entries: The entries, or a function from a `Layer` to them.
+        flax_types: Names of the Flax classes that are its counterpart; empty for any.
+        keeps: Tensors of the torch layer without an image in Flax, which stay on the torch side.
+        required: The names that make a layer of a bare ``state_dict`` look like this one; by default the
+            names of the entries that are not optional.
+        applies: A further condition on the names of the layer's tensors; for layers that a class alone does
+            not tell (a parametrization).
+        settings: What the constructor of the Flax layer needs for parity, for the documentation.
+        label: A name for messages, by default that of the classes.
+
+    >>> from torch import nn
+    >>> class Scale(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.gain = nn.Parameter(torch.ones(3))
+    >>> print(Rule(Scale, [Entry("gain", "scale")]))
+    Scale: gain -> scale: as it is
+    """
+
+    torch_types: type | tuple[type, ...]
+    entries: Sequence[Entry] | Callable[[Layer], Iterable[Entry]]
+    flax_types: tuple[str, ...] = ()
+    keeps: tuple[str, ...] = ()
+    required: frozenset[str] | None = None
+    applies: Callable[[frozenset[str]], bool] | None = None
+    settings: str = ""
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The class it is for."""
+        return self.label or " / ".join(kind.__name__ for kind in self.types)
+
+    @property
+    def types(self) -> tuple[type, ...]:
+        """The torch classes as a tuple."""
+        return self.torch_types if isinstance(self.torch_types, tuple) else (self.torch_types,)
+
+    def entries_for(self, layer: Layer) -> tuple[Entry, ...]:
+        """The entries for one layer."""
+        return tuple(self.entries(layer) if callable(self.entries) else self.entries)
+
+    def may_be(self, names: frozenset[str]) -> bool:
+        """Whether a layer with these tensors, of a class that is not known, could follow this rule."""
+        if self.applies is not None and not self.applies(names):
+            return False
+        if self.required is not None:
+            return self.required <= names
+        if callable(self.entries):
+            return False
+        return all(
+            name in names for entry in self.entries if not entry.optional for name in entry.torch_names
+        )
+
+    def __str__(self) -> str:
+        lines = "; ".join(map(str, self.entries)) if not callable(self.entries) else "by the layer's shapes"
+        return f"{self.name}: {lines}"
