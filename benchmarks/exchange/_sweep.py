@@ -1,0 +1,34 @@
+"""What one tensor costs to share and to copy, from 4 B to 256 MB, in both directions."""
+
+from .. import _units as units
+from .._case import Findings, ask
+from .._setting import Setting
+from ._routes import Direction
+
+__all__ = ["sweep"]
+
+_FULL = tuple(4**power for power in range(1, 15))  # 4 B, 16 B, ... 256 MB
+_QUICK = (4, 4**6, 4**10)
+_PANEL = {"share": "copy=None", "copy": "copy=True"}
+
+
+def sweep(direction: Direction, setting: Setting) -> Findings:
+    """Two cases for every size: sharing against the stock route, copying against a memcpy."""
+    found = Findings()
+    for nbytes in _QUICK if setting.quick else _FULL:
+        # A scalar, as losses are; else a vector, since a matrix of so few elements is no usual thing.
+        operand = direction.make(() if nbytes == 4 else (nbytes // 4,))
+        for verb, candidates in (
+            ("share", direction.sharing(operand)),
+            ("copy", direction.copying(operand)),
+        ):
+            case, _ = ask(
+                f"{direction.name}/{verb}/{nbytes}",
+                f"What does it cost to {verb} {units.size(nbytes)} of float32, {direction.words}?",
+                candidates,
+                setting,
+                nbytes=nbytes,
+                panel=f"{direction.words}, {_PANEL[verb]}",
+            )
+            found.cases.append(case)
+    return found
