@@ -173,7 +173,7 @@ def _misfit(
     """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
     where = join_path(torch_node.origin)
     for leaf in flax_leaves:
-        if entry.collection in ("params", "batch_stats") and leaf.collection != entry.collection:
+        if leaf.collection not in ("", entry.collection):
             message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
             return Fault("mismatch", message, where)
     names = ", ".join(f"'{leaf.key}' {tuple(leaf.meta.shape)}" for leaf in torch_leaves)

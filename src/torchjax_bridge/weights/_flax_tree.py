@@ -38,6 +38,7 @@ class FlaxLeaf:
     path: Path
     """As the caller finds it: with the collection in front for linen."""
     collection: str
+    """linen's name for it, also where nnx has a variable type instead; empty where nothing tells."""
     shape: tuple[int, ...]
     dtype: np.dtype
     value: Any
@@ -192,7 +193,7 @@ def _read_variables(root: FlaxNode, variables: Sequence[tuple[Path, Any]]) -> Fl
     for path, variable in variables:
         value = variable.get_value() if isinstance(variable, nnx.Variable) else variable
         leaf = _leaf(path, _collection_of(variable), value)
-        if isinstance(variable, _RUN_VARIABLES):
+        if _is_of_a_run(path, variable):
             kept.append(leaf)
             if isinstance(variable, nnx.RngState):
                 seeded.append(path)
@@ -220,7 +221,13 @@ def _collection_of(variable: Any) -> str:
         return "params"
     if isinstance(variable, nnx.BatchStat):
         return "batch_stats"
-    return type(variable).__name__
+    return type(variable).__name__ if isinstance(variable, nnx.Variable) else ""
+
+
+def _is_of_a_run(path: Path, variable: Any) -> bool:
+    if isinstance(variable, nnx.Variable):
+        return isinstance(variable, _RUN_VARIABLES)
+    return "rngs" in path  # a pure state has lost the variables' types; nnx names random streams so
 
 
 def _start(value: Any) -> Any:

@@ -1,0 +1,229 @@
+"""The laws of the house: which way imports point, what importing costs, and what it must not change."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchjax_bridge
+from torchjax_bridge import errors
+
+PACKAGE = Path(torchjax_bridge.__file__).resolve().parent
+
+# A file may import from its own column and from those before it.
+ROOMS = {
+    "errors": (),
+    "exchange": ("errors",),
+    "weights": ("errors", "exchange"),
+    "wrap": ("errors", "exchange"),
+}
+# Inside weights, in this order.
+WEIGHTS = (
+    ("_layout", "_report", "_memory", "layers"),
+    ("rules",),
+    ("_torch_tree", "_flax_tree"),
+    ("_bind",),
+    ("_names",),
+    ("_plan",),
+    ("_convert",),
+    ("_audit", "_parity", "_optimizer", "_files"),
+)
+
+
+def _files(room: str) -> list[Path]:
+    single = PACKAGE / f"{room}.py"
+    return [single] if single.exists() else sorted((PACKAGE / room).rglob("*.py"))
+
+
+def _imports(file: Path) -> list[str]:
+    """Every module that a file imports, as an absolute name."""
+    package = ["torchjax_bridge", *file.relative_to(PACKAGE).parts[:-1]]
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            found += [f"{prefix}.{alias.name}" for alias in node.names]
+    return found
+
+
+def _ours(name: str) -> list[str]:
+    parts = name.split(".")
+    return parts[1:] if parts[0] == "torchjax_bridge" else []
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if _files(room)])
+def test_rooms_import_only_from_the_rooms_below(room: str) -> None:
+    for file in _files(room):
+        for name in _imports(file):
+            parts = _ours(name)
+            if parts and parts[0] != room:
+                assert parts[0] in ROOMS[room], f"{file.name} imports {name}"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if _files(room)])
+def test_across_rooms_only_names_of_a_rooms_door_are_imported(room: str) -> None:
+    for file in _files(room):
+        for name in _imports(file):
+            parts = _ours(name)
+            if parts and parts[0] in ROOMS and parts[0] not in (room, "errors"):
+                assert len(parts) == 2, f"{file.name} reaches behind the door: {name}"
+                assert not parts[1].startswith("_"), f"{file.name} imports the private {name}"
+
+
+def test_inside_weights_imports_point_one_way() -> None:
+    rank = {name: place for place, group in enumerate(WEIGHTS) for name in group}
+    for file in _files("weights"):
+        own = file.relative_to(PACKAGE / "weights").parts[0].removesuffix(".py")
+        if own == "__init__":
+            continue
+        for name in _imports(file):
+            parts = _ours(name)
+            if parts[:1] == ["weights"] and len(parts) > 1 and parts[1] != own:
+                assert rank[parts[1]] < rank[own], f"{file.name} imports {name}"
+
+
+def test_errors_imports_nothing_of_ours() -> None:
+    assert not [name for name in _imports(PACKAGE / "errors.py") if _ours(name)]
+
+
+def test_only_one_file_touches_capsules() -> None:
+    words = ("dlpack_managed_tensor", "_to_dlpack", "_from_dlpack", "from_dlpack(", "to_dlpack(")
+    # The buffers of a callback are no arrays and never were capsules: their adapter may use the public call.
+    allowed = {"_dlpack.py": set(words), "_jax_callback.py": {"from_dlpack("}}
+    for file in PACKAGE.rglob("*.py"):
+        code = ast.unparse(_without_docstrings(ast.parse(file.read_text())))
+        assert {word for word in words if word in code} <= allowed.get(file.name, set()), file
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def test_nothing_swallows_every_error_and_no_file_is_a_lumber_room() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        assert file.stem not in {"utils", "util", "common", "helpers", "misc"}
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                bare = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
+                assert not bare, f"{file.name}:{node.lineno} swallows every error"
+            assert not isinstance(node, ast.Assert), f"{file.name}:{node.lineno} asserts on input"
+
+
+def test_every_file_says_what_it_owns() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(file.read_text()))
+        assert docstring, file
+        assert len(docstring) > 30, file
+
+
+# --- what importing does -------------------------------------------------------------------------------
+
+_PROBE = """
+import json, logging, os, sys, warnings
+import jax, torch
+before = {
+    "jax": {name: str(getattr(jax.config, name)) for name in dir(jax.config)
+            if name.startswith("jax_") and not callable(getattr(jax.config, name))},
+    "dtype": str(torch.get_default_dtype()), "device": str(torch.get_default_device()),
+    "threads": torch.get_num_threads(), "grad": torch.is_grad_enabled(),
+    "environment": dict(os.environ), "handlers": len(logging.getLogger().handlers),
+    "filters": len(warnings.filters), "methods": sorted(dir(torch.Tensor)), "array": sorted(dir(jax.Array)),
+}
+modules = set(sys.modules)
+import torchjax_bridge
+after = {
+    "jax": {name: str(getattr(jax.config, name)) for name in dir(jax.config)
+            if name.startswith("jax_") and not callable(getattr(jax.config, name))},
+    "dtype": str(torch.get_default_dtype()), "device": str(torch.get_default_device()),
+    "threads": torch.get_num_threads(), "grad": torch.is_grad_enabled(),
+    "environment": dict(os.environ), "handlers": len(logging.getLogger().handlers),
+    "filters": len(warnings.filters), "methods": sorted(dir(torch.Tensor)), "array": sorted(dir(jax.Array)),
+}
+from jax.extend import backend
+print(json.dumps({
+    "changed": [key for key in before if before[key] != after[key]],
+    "new": sorted({name.split(".")[0] for name in set(sys.modules) - modules}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict[str, list[str]]:
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _PROBE],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_importing_changes_no_setting_of_torch_jax_or_the_process(probe: dict[str, list[str]]) -> None:
+    assert probe["changed"] == []
+
+
+def test_importing_loads_neither_flax_nor_any_other_extra(probe: dict[str, list[str]]) -> None:
+    heavy = {"flax", "optax", "orbax", "safetensors", "typer", "click", "rich", "tensorstore", "msgpack"}
+    assert not heavy & set(probe["new"])
+
+
+def test_importing_starts_no_jax_backend() -> None:
+    code = (
+        "import torchjax_bridge, jax\n"
+        "jax.config.update('jax_platforms', 'no_such_platform')\n"  # would raise had a backend started
+        "jax.config.update('jax_num_cpu_devices', 3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+# --- public names --------------------------------------------------------------------------------------
+
+
+def test_every_public_name_can_be_had_and_is_documented() -> None:
+    for name in torchjax_bridge.__all__:
+        thing = getattr(torchjax_bridge, name)
+        assert thing.__doc__, name
+
+
+def test_the_lazy_names_are_exactly_the_public_ones_that_are_not_loaded() -> None:
+    assert set(torchjax_bridge._LAZY) <= set(torchjax_bridge.__all__)
+    assert set(torchjax_bridge.__all__) <= set(dir(torchjax_bridge))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        torchjax_bridge.no_such_name  # noqa: B018
+
+
+def test_every_error_is_a_bridge_error_and_the_drawing_shows_it() -> None:
+    assert errors.__doc__ is not None
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.BridgeError)
+        assert name in errors.__doc__
+        if name not in ("BridgeError", "ExchangeError", "WeightsError", "WrapError"):
+            line = next(line for line in errors.__doc__.splitlines() if f"── {name} " in line)
+            for builtin in line[line.index("(") + 1 : line.index(")")].split(", "):
+                assert issubclass(kind, getattr(__builtins__, builtin, None) or __builtins__[builtin]), name
+
+
+def test_every_public_function_documents_its_arguments_memory_and_errors() -> None:
+    for name in ("to_jax", "to_torch", "to_flax", "to_state_dict"):
+        text = getattr(torchjax_bridge, name).__doc__
+        for section in ("Args:", "Returns:", "Raises:", "Memory:", ">>>"):
+            assert section in text, f"{name} lacks {section}"
