@@ -7,7 +7,7 @@ knows only which dtypes it has.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,12 +20,22 @@ from torchjax_bridge.exchange import torch_dtype
 from ._cache import Cache
 from ._settings import x64
 
-__all__ = ["Linear", "Program", "Source", "has_torch_dtype"]
+__all__ = ["Linear", "Origin", "Program", "Source", "has_torch_dtype"]
 
 # How many derived programs one program keeps: each pattern of "which inputs, which outputs" is one.
 DERIVED = 64
 
 Arrays = list[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Origin:
+    """The function that programs are derived from."""
+
+    title: str
+    """What to call it in an error message."""
+    pins: dict[Any, Any] = field(default_factory=dict)
+    """What must live as long as it does, because graphs that torch compiled name it."""
 
 
 class Program:
@@ -38,29 +48,42 @@ class Program:
         smooth_outputs: Positions of the results with a float or complex dtype.
         lendable: For each result, whether torch has its dtype (it has no PRNG keys).
         names: What to call each argument in an error message.
+        origin: The function it was derived from.
         x64: Whether it was traced with 64-bit types on; it must run so, too.
         run: Call it: arrays (or numbers) in, arrays out. No result shares memory with an argument, with
             a constant of the function, or with another result.
     """
 
-    def __init__(self, jaxpr: ClosedJaxpr, names: Sequence[str]) -> None:
+    def __init__(self, jaxpr: ClosedJaxpr, names: Sequence[str], origin: "Origin") -> None:
         self.jaxpr = jaxpr
         self.names = tuple(names)
+        self.origin = origin
         self.inputs = tuple(jaxpr.in_avals)
         self.outputs = tuple(jaxpr.out_avals)
         self.smooth_inputs = _smooth(self.inputs)
         self.smooth_outputs = _smooth(self.outputs)
         self.lendable = tuple(map(has_torch_dtype, self.outputs))
+        self.lends_all = all(self.lendable)
+        self.lends_none = not any(self.lendable)
         self.x64 = x64()
-        self.run: Callable[..., Arrays] = _compiled(jaxpr, range(len(self.outputs)))
+        self.run: Callable[..., Arrays] = _compiled(jaxpr)
         self._derived = Cache(DERIVED)
 
     @classmethod
     def trace(
-        cls, function: Callable[..., Sequence[Any]], inputs: Sequence[Any], names: Sequence[str]
+        cls,
+        function: Callable[..., Sequence[Any]],
+        inputs: Sequence[Any],
+        names: Sequence[str],
+        origin: "Origin",
     ) -> "Program":
         """Trace ``function`` of positional arrays that returns a sequence of arrays."""
-        return cls(jax.make_jaxpr(function)(*map(_struct, inputs)), names)
+        return cls(jax.make_jaxpr(function)(*map(_struct, inputs)), names, origin)
+
+    def describe(self) -> str:
+        """What is called with what: ``f(args[0]: float32[8,64])``."""
+        inputs = zip(self.names, self.inputs, strict=True)
+        return f"{self.origin.title}({', '.join(f'{name}: {aval.str_short()}' for name, aval in inputs)})"
 
     def linear(self, wrt: tuple[int, ...]) -> "Linear":
         """The program linearised in the arguments ``wrt``: values and residuals, then a pullback."""
@@ -78,7 +101,7 @@ class Program:
         return self._derived.get(("jvp", wrt), lambda: self._jvp(wrt))
 
     def vmap(self, axes: tuple[int | None, ...], size: int) -> "Program":
-        """The program over a batch: ``axes[i]`` is the batch axis of argument ``i``; results have it first."""
+        """The program over a batch, whose axis is ``axes[i]`` in argument ``i``, and first in the results."""
         return self._derived.get(("vmap", axes, size), lambda: self._vmap(axes, size))
 
     def _vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "Program":
@@ -98,6 +121,7 @@ class Program:
             backward,
             [*self.inputs, *(_strong(self.outputs[i]) for i in seen)],
             [*self.names, *_cotangent_names(seen, self)],
+            self.origin,
         )
 
     def _jvp(self, wrt: tuple[int, ...]) -> "Program":
@@ -116,12 +140,13 @@ class Program:
             forward,
             [*self.inputs, *(_strong(self.inputs[i]) for i in wrt)],
             [*self.names, *(f"the tangent of {self.names[i]}" for i in wrt)],
+            self.origin,
         )
 
     def _vmap(self, axes: tuple[int | None, ...], size: int) -> "Program":
         function = jax.vmap(jaxpr_as_fun(self.jaxpr), in_axes=axes, axis_size=size)
         inputs = [_batched(aval, axis, size) for aval, axis in zip(self.inputs, axes, strict=True)]
-        return Program.trace(function, inputs, self.names)
+        return Program.trace(function, inputs, self.names, self.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +168,10 @@ class Linear:
     Attributes:
         program: The program that is linearised.
         wrt: The positions of the arguments that move.
+        forward: The program ``(*arguments) -> [*results, *residuals]``.
         sources: Where the pullback finds each of its residuals.
-        kept_outputs: The results that are residuals, too.
-        residuals: The abstract values of the residuals that `run` makes.
-        places: Where the pullback's residuals lie in ``[*arguments, *kept outputs, *residuals]``.
-        lendable: For each of them, whether torch has its dtype (it has no PRNG keys).
-        run: ``(*arguments) -> [*results, *residuals]``.
+        kept: The results that are residuals, too.
+        places: Where the pullback's arguments lie in ``[*arguments, *kept results, *residuals]``.
     """
 
     def __init__(self, program: Program, wrt: tuple[int, ...]) -> None:
@@ -172,19 +195,23 @@ class Linear:
         jaxpr = jax.make_jaxpr(forward)(*map(_struct, program.inputs))
         self._structure, leaves, traced = found[-1]
         made, self.sources = _locate_residuals(jaxpr, len(program.outputs), leaves, traced)
-        self.residuals = tuple(jaxpr.out_avals[i] for i in made)
-        self.lendable = tuple(map(has_torch_dtype, self.residuals))
-        self.kept_outputs = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
+        everything, wanted = jaxpr_as_fun(jaxpr), [*range(len(program.outputs)), *made]
+        self.forward = Program.trace(
+            lambda *primals: [everything(*primals)[i] for i in wanted],
+            program.inputs,
+            program.names,
+            program.origin,
+        )
+        self.kept = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
         self.places = tuple(self._place(s) for s in self.sources if s.kind != "constant")
-        self.run: Callable[..., Arrays] = _compiled(jaxpr, [*range(len(program.outputs)), *made])
         self._pullbacks = Cache(DERIVED)
 
     def _place(self, source: Source) -> int:
         if source.kind == "input":
             return source.index
         if source.kind == "output":
-            return len(self.program.inputs) + self.kept_outputs.index(source.index)
-        return len(self.program.inputs) + len(self.kept_outputs) + source.index
+            return len(self.program.inputs) + self.kept.index(source.index)
+        return len(self.program.inputs) + len(self.kept) + source.index
 
     def pullback(self, seen: tuple[int, ...]) -> Program:
         """``(*residuals that are no constants, *cotangents of the results seen) -> cotangents of wrt``."""
@@ -194,7 +221,9 @@ class Linear:
         place = {output: i for i, output in enumerate(self.program.smooth_outputs)}
         chosen = [place[i] for i in seen]
         moving = [_struct(self.program.inputs[i]) for i in self.wrt]
-        found = {"input": self.program.inputs, "output": self.program.outputs, "residual": self.residuals}
+        count = len(self.program.outputs)
+        results, residuals = self.forward.outputs[:count], self.forward.outputs[count:]
+        found = {"input": self.program.inputs, "output": results, "residual": residuals}
         given = [found[s.kind][s.index] for s in self.sources if s.kind != "constant"]
 
         def pull(*arguments: Any) -> Sequence[Any]:
@@ -210,7 +239,7 @@ class Linear:
 
         cotangents = [_strong(self.program.outputs[i]) for i in seen]
         names = ["a residual"] * len(given) + _cotangent_names(seen, self.program)
-        return Program.trace(pull, [*given, *cotangents], names)
+        return Program.trace(pull, [*given, *cotangents], names, self.program.origin)
 
 
 def _locate_residuals(
@@ -220,7 +249,10 @@ def _locate_residuals(
     outputs = jaxpr.jaxpr.outvars
     inputs = {var: i for i, var in enumerate(jaxpr.jaxpr.invars)}
     constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-    results = {var: i for i, var in reversed(list(enumerate(outputs[:count]))) if not isinstance(var, Literal)}
+    results: dict[Any, int] = {}
+    for i, var in enumerate(outputs[:count]):
+        if not isinstance(var, Literal):
+            results.setdefault(var, i)
     made: list[int] = []
     place: dict[Any, int] = {}
     sources: list[Source] = []
@@ -231,7 +263,7 @@ def _locate_residuals(
             continue
         var = outputs[position]
         if isinstance(var, Literal):
-            sources.append(Source("constant", value=jnp.asarray(var.val, var.aval.dtype)))
+            sources.append(Source("constant", value=jnp.asarray(var.val, jaxpr.out_avals[position].dtype)))
         elif var in constants:
             sources.append(Source("constant", value=constants[var]))
         elif var in inputs:
@@ -247,21 +279,18 @@ def _locate_residuals(
     return made, tuple(sources)
 
 
-def _compiled(jaxpr: ClosedJaxpr, wanted: Sequence[int]) -> Callable[..., Arrays]:
-    """Jit the ``wanted`` outputs of ``jaxpr``, copying those that would be forwarded."""
+def _compiled(jaxpr: ClosedJaxpr) -> Callable[..., Arrays]:
+    """Jit a jaxpr, copying the outputs that JAX would forward from an argument, a constant or each other."""
     function = jaxpr_as_fun(jaxpr)
-    outputs = jaxpr.jaxpr.outvars
     taken: set[Any] = {*jaxpr.jaxpr.invars, *jaxpr.jaxpr.constvars}
     forwarded: list[bool] = []
-    for i in wanted:
-        var = outputs[i]
+    for var in jaxpr.jaxpr.outvars:
         forwarded.append(isinstance(var, Literal) or var in taken)
         if not isinstance(var, Literal):
             taken.add(var)
 
     def run(*arguments: Any) -> Arrays:
-        results = function(*arguments)
-        return [_fresh(results[i]) if f else results[i] for i, f in zip(wanted, forwarded, strict=True)]
+        return [_fresh(a) if f else a for a, f in zip(function(*arguments), forwarded, strict=True)]
 
     return jax.jit(run)
 

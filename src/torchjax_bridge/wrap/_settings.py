@@ -27,7 +27,7 @@ _PUBLIC = (
 
 def x64() -> bool:
     """Whether 64-bit types are on in this thread."""
-    return bool(jax.config.jax_enable_x64)
+    return bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009 - mypy does not know the names of settings
 
 
 def x64_as(wanted: bool) -> AbstractContextManager[object]:

@@ -3,35 +3,32 @@
 Three roads, from the plainest to the most general, and `call` picks the first that serves:
 
 * nothing is differentiated: run the compiled forward pass;
-* reverse mode: `_Reverse`, whose forward pass is compiled together with its residuals, and whose backward pass
-  is the compiled pullback of them;
+* reverse mode: `_Reverse`, whose forward pass is compiled together with its residuals, and whose backward
+  pass is the compiled pullback of them;
 * ``torch.func`` or forward AD: `_Transformed`, whose backward, jvp and vmap call a derived program.
 
 Wherever a derivative must itself be differentiable, it is `call` of a derived program, so the three roads
-are closed under each other and no depth is built in. Owns what crosses at each call and what is saved;
-everything else about the function is in ``_program``.
+are closed under each other and no depth is built in. Owns what is saved for a derivative;
+how a program runs is in ``_torch_run``, and what it computes in ``_program``.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import torch
-
-from torchjax_bridge.errors import ExchangeError
-from torchjax_bridge.exchange import array_to_torch, tensor_to_jax
 
 from ._program import Linear, Program
 from ._settings import x64_as
+from ._torch_run import run
 from ._torch_state import dual_level_active, functorch_active
 
-__all__ = ["call", "run"]
+__all__ = ["call"]
 
 _Tensor = torch.Tensor
 
 
 def call(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
-    """The results of ``program`` on tensors (and arrays and numbers), under whatever transforms are active."""
+    """The results of ``program`` on tensors, arrays and numbers, under whatever transforms are active."""
     if functorch_active() or dual_level_active():
         return _Transformed.apply(program, *leaves)
     if (
@@ -43,17 +40,6 @@ def call(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
     return run(program, leaves)
 
 
-def run(program: Program, leaves: Sequence[Any]) -> list[Any]:
-    """The results of ``program``, with no thought of derivatives."""
-    arrays = program.run(*_to_arrays(leaves, program.names))
-    results = [array_to_torch(array) if lend else array for array, lend in zip(arrays, program.lendable, strict=True)]
-    if True not in program.lendable:
-        # Nothing was exported, which would have waited: torch may write to its inputs when we return.
-        jax.block_until_ready(arrays)
-        jax.effects_barrier()
-    return results
-
-
 class _Reverse(torch.autograd.Function):
     """Reverse mode outside ``torch.func``."""
 
@@ -62,19 +48,12 @@ class _Reverse(torch.autograd.Function):
         """Run the forward pass and save its residuals where torch can see them."""
         ctx.set_materialize_grads(False)
         linear = program.linear(tuple(i for i, n in enumerate(ctx.needs_input_grad[1:]) if n))
-        arrays = linear.run(*_to_arrays(leaves, program.names))
+        everything = run(linear.forward, leaves)
         count = len(program.outputs)
-        results = [
-            array_to_torch(array) if lend else array
-            for array, lend in zip(arrays, program.lendable, strict=False)
-        ]
-        residuals = [
-            array_to_torch(array) if lend else array
-            for array, lend in zip(arrays[count:], linear.lendable, strict=True)
-        ]
+        results, residuals = everything[:count], everything[count:]
         ctx.linear = linear
         # Tensors are saved by torch, which checks that nobody writes to them; the rest is immutable.
-        values = [*leaves, *(results[i] for i in linear.kept_outputs), *residuals]
+        values = [*leaves, *(results[i] for i in linear.kept), *residuals]
         ctx.others = [None if isinstance(value, _Tensor) else value for value in values]
         ctx.save_for_backward(*(value for value in values if isinstance(value, _Tensor)))
         _mark(ctx, program, results)
@@ -88,10 +67,9 @@ class _Reverse(torch.autograd.Function):
         count = len(program.inputs)
         seen = tuple(i for i in program.smooth_outputs if cotangents[i] is not None)
         gradients: list[Any] = [None] * (count + 1)
-        saved = iter(ctx.saved_tensors)
-        values = [next(saved) if other is None else other for other in ctx.others]
         if not seen:
             return tuple(gradients)
+        values = _unpack(ctx)
         given = [cotangents[i] for i in seen]
         with x64_as(program.x64):
             if torch.is_grad_enabled():
@@ -133,7 +111,7 @@ class _Transformed(torch.autograd.Function):
         if not seen:
             return tuple(gradients)
         with x64_as(program.x64):
-            found = call(program.vjp(wrt, seen), [*_leaves(ctx), *(cotangents[i] for i in seen)])
+            found = call(program.vjp(wrt, seen), [*_unpack(ctx), *(cotangents[i] for i in seen)])
         for position, gradient in zip(wrt, found, strict=True):
             gradients[position + 1] = gradient
         return tuple(gradients)
@@ -145,7 +123,7 @@ class _Transformed(torch.autograd.Function):
         wrt = tuple(i for i in program.smooth_inputs if tangents[i + 1] is not None)
         results: list[Any] = [None] * len(program.outputs)
         with x64_as(program.x64):
-            found = call(program.jvp(wrt), [*_leaves(ctx), *(tangents[i + 1] for i in wrt)])
+            found = call(program.jvp(wrt), [*_unpack(ctx), *(tangents[i + 1] for i in wrt)])
         for position, tangent in zip(program.smooth_outputs, found, strict=True):
             results[position] = tangent
         return tuple(results)
@@ -160,7 +138,7 @@ class _Transformed(torch.autograd.Function):
         return results, tuple(0 if isinstance(result, _Tensor) else None for result in results)
 
 
-def _leaves(ctx: Any) -> list[Any]:
+def _unpack(ctx: Any) -> list[Any]:
     saved = iter(ctx.saved_tensors)
     return [next(saved) if other is None else other for other in ctx.others]
 
@@ -171,17 +149,3 @@ def _mark(ctx: Any, program: Program, results: Sequence[Any]) -> None:
         ctx.mark_non_differentiable(
             *(r for i, r in enumerate(results) if i not in smooth and isinstance(r, _Tensor))
         )
-
-
-def _to_arrays(leaves: Sequence[Any], names: Sequence[str]) -> list[Any]:
-    """Lend tensors to JAX; arrays and numbers go as they are."""
-    try:
-        return [
-            tensor_to_jax(leaf.detach() if leaf.requires_grad else leaf) if isinstance(leaf, _Tensor) else leaf
-            for leaf in leaves
-        ]
-    except ExchangeError:
-        for leaf, name in zip(leaves, names, strict=False):
-            if isinstance(leaf, _Tensor):
-                tensor_to_jax(leaf.detach(), path=(name,))  # raises again, and names the leaf
-        raise

@@ -1,34 +1,42 @@
 """`as_torch_function`: a JAX function as a torch function, with every transform of torch.
 
-Owns the door: what a call may hold, what it is cached under, and what goes into an error. How a program is
-differentiated is in ``_program``, how tensors cross and are saved in ``_torch_autograd``, and how
-``torch.compile`` sees a call in ``_torch_compile``.
+Owns the door: what a call may hold, what its program is cached under, and what an error says. What a program
+computes is in ``_program``, how tensors cross in ``_torch_run``, how derivatives are taken in
+``_torch_autograd``, and how ``torch.compile`` sees a call in ``_torch_compile`` and ``_torch_op``.
 """
 
 import functools
+import uuid
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
-from torchjax_bridge.errors import ArgumentError, DtypeError, OutputError
-from torchjax_bridge.exchange import jax_dtype, tensor_to_jax
+from torchjax_bridge.errors import ArgumentError, DtypeError, ExchangeError, OutputError
+from torchjax_bridge.exchange import jax_dtype, tensor_to_jax, torch_dtype
 
 from ._cache import Cache, CacheInfo
 from ._call import Rest, StaticArguments, split_call
-from ._program import Program, has_torch_dtype
-from ._settings import settings, x64
+from ._program import Origin, Program
+from ._settings import settings
 from ._torch_autograd import call
+from ._torch_state import modes_active
 
-__all__ = ["TorchFunction", "as_torch_function"]
+__all__ = ["TorchFunction", "as_torch_function", "functions"]
 
 # How many structures, shapes, dtypes and static values one function keeps compiled.
 MAXSIZE = 256
 
+# Every wrapped function by the name that graphs of torch.compile hold of it; an entry dies with its function.
+functions: "weakref.WeakValueDictionary[str, TorchFunction]" = weakref.WeakValueDictionary()
+
+_is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
 _NUMBERS = (bool, int, float, complex)
 _DYNAMIC = (_Tensor, *_NUMBERS, np.ndarray, np.generic, jax.Array)
@@ -40,12 +48,65 @@ def as_torch_function(
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
 ) -> "TorchFunction":
-    """A function that calls the JAX function ``fn`` on tensors."""
+    """A JAX function as a torch function: it takes and gives tensors, and keeps every transform.
+
+    Autograd to any order, ``torch.func``, forward-mode AD, ``torch.compile(fullgraph=True)``, checkpointing
+    and saved-tensor hooks see it as they see an operator of torch's own.
+
+    Args:
+        fn: Any function that ``jax.jit`` accepts, jitted or not. Its Python runs once for each combination of
+            structure, shapes, dtypes and static values; what it closes over is fixed by then, as under
+            ``jax.jit``.
+        static_argnums: Positions of arguments that are Python values to ``fn``, not traced; hashable. As
+            for ``jax.jit``, names follow from positions and positions from names.
+        static_argnames: Names of such arguments.
+
+    Returns:
+        A `TorchFunction`. Its arguments are JAX pytrees (dicts, tuples, namedtuples, registered
+        dataclasses, ``None``) by position or keyword, and its leaves
+
+        * ``torch.Tensor``: the values that are differentiated, where they require grad;
+        * ``jax.Array`` (PRNG keys among them) and ``numpy.ndarray``: constants with new values each call;
+        * ``bool``, ``int``, ``float``, ``complex`` and numpy scalars: traced, weakly typed, one program for
+          all values. Where ``fn`` branches on one, name it in ``static_argnames``;
+        * anything else that is hashable (strings, functions, dtypes, enums): static.
+
+        It returns what ``fn`` returns, with a tensor for each array, or a ``jax.Array`` for a PRNG key.
+        Integer and bool results do not require grad.
+
+    Raises:
+        ArgumentError: (when called) A leaf that is neither a value nor hashable, or a JAX tracer.
+        ExchangeError: (when called) A tensor that JAX cannot hold, named by its place (``args[0]['x']``);
+            with x64 off, ``float64`` raises and ``int64`` becomes ``int32`` where every value fits.
+        OutputError: (when called) ``fn`` returns a dtype that torch has not.
+
+    Memory:
+        Tensors are lent to JAX without a copy where `to_jax` can, and may be written to as soon as the call
+        returns. Results are memory of their own, to write to freely. With gradients to come, the argument
+        tensors and JAX's residuals are kept by ``ctx.save_for_backward``; a residual that is an argument or
+        a result is kept once, and writing to either before the backward pass is torch's usual error. Under
+        ``torch.no_grad`` nothing is kept.
+
+    Gradients of complex tensors follow torch's convention, the conjugate of JAX's
+    (https://docs.pytorch.org/docs/stable/notes/autograd.html#autograd-for-complex-numbers).
+
+    >>> import jax.numpy as jnp, torch
+    >>> layer = as_torch_function(lambda x, w: jnp.tanh(x @ w))
+    >>> w = torch.ones(3, 2, requires_grad=True)
+    >>> layer(torch.ones(4, 3), w).sum().backward()
+    >>> w.grad.shape
+    torch.Size([3, 2])
+    >>> layer.cache_info()
+    CacheInfo(hits=0, misses=1, maxsize=256, currsize=1)
+    """
     return TorchFunction(fn, static_argnums, static_argnames)
 
 
 class TorchFunction:
-    """What `as_torch_function` returns: call it on tensors."""
+    """What `as_torch_function` returns: call it on tensors.
+
+    May be called from several threads at once. Everything it compiled dies with it.
+    """
 
     def __init__(
         self,
@@ -54,33 +115,62 @@ class TorchFunction:
         static_argnames: str | Sequence[str] = (),
     ) -> None:
         if not callable(fn):
-            raise ArgumentError(f"as_torch_function wraps a JAX function, and {fn!r} is not callable.")
+            raise ArgumentError(
+                f"as_torch_function wraps a function of JAX arrays; a {type(fn).__qualname__} is not "
+                "callable."
+            )
+        if isinstance(fn, torch.nn.Module | TorchFunction):
+            raise ArgumentError(
+                f"as_torch_function wraps a function of JAX arrays; a {type(fn).__qualname__} works on "
+                "tensors already."
+            )
         self._fn = fn
         self._static = StaticArguments(fn, static_argnums, static_argnames)
         self._traces = Cache(MAXSIZE)
+        self._origin = Origin(getattr(fn, "__qualname__", type(fn).__qualname__))
+        self._name = uuid.uuid4().hex
+        functions[self._name] = self
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the JAX function."""
-        leaves, trace = self._prepare(args, kwargs)
+        """Call the JAX function on tensors."""
+        if _is_compiling():
+            from ._torch_compile import call_in_graph
+
+            return call_in_graph(self._name, args, kwargs)
+        return self.call(args, kwargs)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """`__call__`, as the graph of ``torch.compile`` runs it."""
+        leaves, rest = split_call(args, kwargs, _is_dynamic, self._static)
+        kinds: list[Any] = []
+        symbolic = modes_active()
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, _Tensor):
+                kinds.append((leaf.dtype, _numbers(leaf.shape) if symbolic else leaf.shape))
+            else:
+                leaves[i], kind = _constant(leaf, rest, i)
+                kinds.append(kind)
+        trace = self._traces.get(
+            (rest.structure, rest.static, *kinds, settings()),
+            lambda: _trace(self._fn, leaves, rest, self._origin),
+        )
         return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
 
     def cache_info(self) -> CacheInfo:
-        """How often a call found its program compiled, as ``functools.lru_cache`` reports it."""
+        """How often a call found its program, in the words of ``functools.lru_cache``.
+
+        A miss is a combination of structure, shapes, dtypes and static values that had to be traced.
+        Derivatives are compiled when they are first asked for, and are not counted.
+        """
         return self._traces.info()
 
     def cache_clear(self) -> None:
-        """Forget every compiled program."""
+        """Forget every program, and the counts."""
         self._traces.clear()
 
     def __repr__(self) -> str:
-        return f"as_torch_function({self._fn!r})"
-
-    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], _Trace]":
-        leaves, rest = split_call(args, kwargs, _is_dynamic, self._static)
-        kinds = tuple([_kind(leaf) for leaf in leaves])
-        trace = self._traces.get((rest, kinds, settings()), lambda: _trace(self._fn, leaves, rest))
-        return leaves, trace
+        return f"<as_torch_function of {self._origin.title}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +181,48 @@ class _Trace:
     structure: Any
 
 
+def _numbers(shape: torch.Size) -> torch.Size:
+    """The shape in numbers: a graph traced with symbols in it is from now on for these numbers."""
+    return torch.Size(map(int, shape))
+
+
 def _is_dynamic(leaf: Any) -> bool:
     return isinstance(leaf, _DYNAMIC)
 
 
-def _kind(leaf: Any) -> Any:
-    """What a program depends on of a leaf: all but its values."""
-    if isinstance(leaf, _Tensor):
-        return leaf.dtype, leaf.shape
+def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:
+    """A leaf that is no tensor, as JAX takes it, and what a program depends on of it."""
+    if isinstance(leaf, np.generic):
+        leaf = leaf.item()
+    elif isinstance(leaf, np.ndarray):
+        leaf = _from_numpy(leaf, rest, position)
     if isinstance(leaf, _NUMBERS):
-        return type(leaf)
-    return leaf.aval
+        return leaf, type(leaf)
+    if isinstance(leaf, jax.core.Tracer):
+        raise ArgumentError(
+            f"{rest.names()[position]} is a JAX tracer ({leaf.aval}): a torch function is called inside "
+            "jax.jit, grad or vmap. Call the JAX function itself there, or wrap the torch code with "
+            "as_jax_function."
+        )
+    return leaf, jax.typeof(leaf)
 
 
-def _trace(fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest) -> _Trace:
+def _from_numpy(array: np.ndarray, rest: Rest, position: int) -> jax.Array:
+    """By the rules for tensors, so that nothing is narrowed in silence."""
+    name = rest.names()[position]
+    try:
+        return tensor_to_jax(torch.from_numpy(np.array(array)), path=(name,))
+    except TypeError as err:
+        if isinstance(err, ExchangeError):
+            raise
+        raise ArgumentError(
+            f"{name} is a numpy array of dtype {array.dtype}, which torch cannot hold. Pass jnp.asarray(...) "
+            "of it, or a tensor."
+        ) from err
+
+
+def _trace(fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, origin: Origin) -> _Trace:
+    """Run the user's Python once, on tracers."""
     names = rest.names()
     inputs = [_abstract(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     structures: list[Any] = []
@@ -115,12 +233,64 @@ def _trace(fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest) -> _Trace:
         structures.append(structure)
         return results
 
-    program = Program.trace(flat, inputs, names)
+    with _Noted(origin, names, inputs):
+        program = Program.trace(flat, inputs, names, origin)
+    _check_outputs(program, structures[-1])
     return _Trace(program, structures[-1])
 
 
 def _abstract(leaf: Any, name: str) -> Any:
-    if isinstance(leaf, _Tensor):
+    """The shape and dtype that a leaf will have in JAX."""
+    if not isinstance(leaf, _Tensor):
+        return jax.typeof(leaf)
+    try:
         wide = jax_dtype(leaf.dtype)
-        return jax.ShapeDtypeStruct(tuple(leaf.shape), jax.dtypes.canonicalize_dtype(wide))
-    return jax.typeof(leaf)
+    except DtypeError as err:
+        raise DtypeError(f"cannot pass '{name}' to JAX: {err}") from None
+    held = jax.dtypes.canonicalize_dtype(wide)
+    if held != wide and wide.kind not in "iu":
+        raise DtypeError(
+            f"cannot pass '{name}' to JAX: dtype {leaf.dtype} needs x64, which is off. Cast it to "
+            f'{torch_dtype(held)} first, or call jax.config.update("jax_enable_x64", True).'
+        )
+    return jax.ShapeDtypeStruct(_numbers(leaf.shape), held)
+
+
+def _check_outputs(program: Program, structure: Any) -> None:
+    """Raise unless torch can hold every result; PRNG keys alone may stay JAX's."""
+    if program.lends_all:
+        return
+    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]:
+        aval = program.outputs[i]
+        if not program.lendable[i] and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+            raise OutputError(
+                f"the result{jax.tree_util.keystr(path)} of {program.describe()} is {aval.str_short()}, and "
+                f"torch has no dtype for {aval.dtype}. Cast it in the JAX function, for one to jnp.int8 or "
+                "jnp.float32."
+            )
+
+
+class _Noted(AbstractContextManager[None]):
+    """Adds to an error what JAX was tracing; the error and its traceback stay the user's."""
+
+    def __init__(self, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> None:
+        self._origin, self._names, self._inputs = origin, names, inputs
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if err is None:
+            return
+        lines = [f"while JAX traced {self._origin.title}, called through as_torch_function with"]
+        lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(self._names, self._inputs, strict=True)]
+        if isinstance(err, jax.errors.ConcretizationTypeError):
+            lines.append(
+                "if a Python number or bool is at fault, name its argument in as_torch_function(..., "
+                "static_argnames=...)"
+            )
+        err.add_note("\n".join(lines))
+
+
+def _short(leaf: Any) -> str:
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

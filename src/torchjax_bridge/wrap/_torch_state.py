@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["dual_level_active", "functorch_active", "modes_active"]
+__all__ = ["dual_level_active", "functorch_active", "lies_elsewhere", "modes_active"]
 
 
 def functorch_active() -> bool:
     """Whether a ``torch.func`` transform (grad, vjp, jvp, vmap, functionalize) is running."""
-    return _functorch_active()
+    return bool(_functorch_active())
 
 
 def modes_active() -> bool:
     """Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
-    return _modes_active()
+    return bool(_modes_active())
 
 
 def dual_level_active() -> bool:
@@ -29,11 +29,21 @@ def dual_level_active() -> bool:
     return not isinstance(level, int) or level >= 0
 
 
+def lies_elsewhere(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a stand-in for others (fake, meta, wrapped, a subclass), with no memory to lend."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta:
+        return True
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return True
+    return False
+
+
 def _probe(name: str, missing: Any) -> Callable[[], Any]:
     found = getattr(torch._C, name, None)
     return found if callable(found) else lambda: missing
 
 
 _functorch_active = _probe("_are_functorch_transforms_active", True)
-# Without it, only tensors that are subclasses (fake and functional ones) show that a mode is active.
-_modes_active = _probe("_len_torch_dispatch_stack", 0)
+_modes_active = _probe("_len_torch_dispatch_stack", True)
