@@ -27,6 +27,7 @@ WEIGHTS = (
     ("rules",),
     ("_torch_tree", "_flax_tree"),
     ("_bind",),
+    ("_siblings",),
     ("_names",),
     ("_plan",),
     ("_convert",),

@@ -47,11 +47,13 @@ class Match:
         moves: What crosses.
         keeps: Keys of torch tensors that have no image in Flax by their rule.
         faults: What does not fit.
+        notes: What was concluded and a reader may want to check.
     """
 
     moves: tuple[Move, ...] = ()
     keeps: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -59,7 +61,12 @@ class Match:
         return not self.faults
 
     def __add__(self, other: "Match") -> "Match":
-        return Match(self.moves + other.moves, self.keeps + other.keeps, self.faults + other.faults)
+        return Match(
+            self.moves + other.moves,
+            self.keeps + other.keeps,
+            self.faults + other.faults,
+            self.notes + other.notes,
+        )
 
 
 def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:

@@ -150,7 +150,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         (*match.keeps, *torch_tree.others),
         tuple(leaf.path for leaf in flax_tree.kept),
         tuple(ties.items()),
-        (*torch_tree.notes, *_notes(torch_tree, moves, leaves)),
+        (*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves)),
         Report(tuple(faults)),
         flax_tree.flavour,
     )
