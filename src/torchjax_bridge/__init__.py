@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from .weights import plan as plan
     from .weights import to_flax as to_flax
     from .weights import to_state_dict as to_state_dict
+    from .wrap import as_jax_function as as_jax_function
+    from .wrap import as_jax_module as as_jax_module
 
 __version__ = "0.1.0"
 
 # The room that holds each name which is loaded on first touch (PEP 562).
 _LAZY = {
+    "as_jax_function": "wrap",
+    "as_jax_module": "wrap",
     "plan": "weights",
     "to_flax": "weights",
     "to_state_dict": "weights",
 }
 
 __all__ = [
+    "as_jax_function",
+    "as_jax_module",
     "errors",
     "jax_device",
     "jax_dtype",

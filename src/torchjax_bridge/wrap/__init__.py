@@ -8,16 +8,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._jax_function import as_jax_function as as_jax_function
+    from ._jax_module import as_jax_module as as_jax_module
     from ._torch_function import as_torch_function as as_torch_function
     from ._torch_module import as_torch_module as as_torch_module
 
 # The file that holds each name.
 _LAZY = {
+    "as_jax_function": "_jax_function",
+    "as_jax_module": "_jax_module",
     "as_torch_function": "_torch_function",
     "as_torch_module": "_torch_module",
 }
 
 __all__ = [
+    "as_jax_function",
+    "as_jax_module",
     "as_torch_function",
     "as_torch_module",
 ]

@@ -1,17 +1,16 @@
 """Torch code becomes a graph of plain ATen operators, which runs without any transform state.
 
 Owns tracing (fake tensors, under one lock: torch's tracer is not made for several threads), the making
-functional of in-place code, the cutting of one graph out of another, and the straight-line Python function that runs a
-graph. Such a function needs no autograd, no ``torch.func`` level and no user code, so it is safe from many
-threads at once. Knows nothing of JAX.
+functional of in-place code, the cutting of one graph out of another, and the straight-line Python function
+that runs a graph. Such a function needs no autograd, no ``torch.func`` level and no user code, so it is
+safe from many threads at once. Knows nothing of JAX.
 
-The tracer is ``torch.fx.experimental.proxy_tensor.make_fx``, under the ``FakeTensorMode`` that torch.compile uses
-(https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html).
+The tracer is ``torch.fx.experimental.proxy_tensor.make_fx``, under the ``FakeTensorMode`` that
+torch.compile uses (https://docs.pytorch.org/docs/stable/torch.compiler_fake_tensor.html).
 """
 
 import operator
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +18,18 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_view", "trace", "tracing", "vmap_graph"]
+__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
 
 # One trace at a time in this process, and never while a lock of ours is held by a running callback.
 _LOCK = threading.RLock()
@@ -39,6 +40,8 @@ _Run = Callable[..., list[torch.Tensor]]
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_COPY = torch.ops.aten.copy_.default
+_MKLDNN_RNN = torch.ops.aten.mkldnn_rnn_layer.default
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -143,18 +146,16 @@ def tracing(device: torch.device) -> Iterator[None]:
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
     """
-    with _LOCK, warnings.catch_warnings():
-        # What torch warns about while it traces (e.g. a non-leaf .grad) it warns about again when it runs.
-        warnings.simplefilter("ignore")
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            try:
-                yield
-            except _NEEDS_VALUES as err:
+    # The Python dispatcher picks operators whose schemas tell the truth (batch norm with its statistics).
+    with _LOCK, enable_python_dispatcher(), FakeTensorMode(allow_non_fake_inputs=True):
+        try:
+            yield
+        except _NEEDS_VALUES as err:
+            raise NeedsValues from err
+        except RuntimeError as err:
+            if ".numpy() is not supported for tensor subclasses" in str(err):
                 raise NeedsValues from err
-            except RuntimeError as err:
-                if ".numpy() is not supported for tensor subclasses" in str(err):
-                    raise NeedsValues from err
-                raise
+            raise
 
 
 def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:
@@ -162,29 +163,55 @@ def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:
     return [torch.empty(spec.shape, dtype=spec.dtype, device=device) for spec in specs]
 
 
-def trace(fn: Callable[..., Sequence[torch.Tensor]], specs: Sequence[Spec], device: torch.device) -> Graph:
+def is_fake(value: Any) -> bool:
+    """Whether it is a tensor of a trace, without values."""
+    return isinstance(value, FakeTensor)
+
+
+def trace(
+    fn: Callable[..., Sequence[torch.Tensor]],
+    specs: Sequence[Spec],
+    device: torch.device,
+    table: dict[Any, Callable[..., Any]] | None = None,
+) -> Graph:
     """The graph of ``fn`` on tensors like ``specs``; every in-place operator made functional.
 
     Raises:
         NeedsValues: Control flow or shapes depend on values.
         Whatever ``fn`` raises.
     """
+    try:
+        graph = _trace(fn, specs, device, table)
+    except (RuntimeError, NotImplementedError) as err:
+        if "derivative for aten::_scaled_dot_product" not in str(err):
+            raise
+        # The fused attention kernels have one derivative; the plain formula has all.
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            graph = _trace(fn, specs, device, table)
+    if any(node.target is _MKLDNN_RNN for node in graph.nodes.nodes):
+        # The trace gives its workspace no true shape; without it a recurrent layer is made of plain operators.
+        with torch.backends.mkldnn.flags(enabled=False, allow_tf32=None, fp32_precision=None):
+            graph = _trace(fn, specs, device, table)
+    return graph
+
+
+def _trace(
+    fn: Callable[..., Sequence[torch.Tensor]],
+    specs: Sequence[Spec],
+    device: torch.device,
+    table: dict[Any, Callable[..., Any]] | None,
+) -> Graph:
     with tracing(device):
-        module = make_fx(lambda *tensors: list(fn(*tensors)))(*fakes(specs, device))
+        module = make_fx(lambda *tensors: list(fn(*tensors)), table)(*fakes(specs, device))
         graph = _tidy(module, device)
         if any(_mutates(node) for node in graph.nodes.nodes):
             functional: Any = torch.func.functionalize(lambda *tensors: graph(*tensors), remove="mutations")
-            graph = _tidy(make_fx(functional)(*fakes(specs, device)), device)
+            module = make_fx(functional)(*fakes(specs, device))
+            for node in list(module.graph.nodes):
+                if node.target is _COPY and node.args[0].op == "placeholder":
+                    module.graph.erase_node(node)  # what an operator may write to, and here does not
+            graph = _tidy(module, device)
         return graph
-
-
-def vmap_graph(
-    graph: Graph, in_dims: Sequence[int | None], out_dims: Sequence[int | None], specs: Sequence[Spec]
-) -> Graph:
-    """The graph of ``torch.func.vmap`` of a graph; ``specs`` are those of the batched inputs."""
-
-    batched: Any = torch.func.vmap(lambda *tensors: tuple(graph(*tensors)), in_dims=tuple(in_dims), out_dims=tuple(out_dims))
-    return trace(batched, specs, graph.device)
 
 
 def is_view(node: fx.Node) -> bool:
@@ -192,9 +219,7 @@ def is_view(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
     returns = node.target._schema.returns
-    return bool(returns) and all(
-        r.alias_info is not None and not r.alias_info.is_write for r in returns
-    )
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
 
 
 def _mutates(node: fx.Node) -> bool:
@@ -257,7 +282,7 @@ def _compile(graph: Graph, device: torch.device) -> _Run:
         elif node.op == "get_attr":
             names[node] = constant(graph.constants[str(node.target)])
         elif node.op == "output":
-            lines.append(f"return {text(list(node.args[0]))}")  # type: ignore[arg-type]
+            lines.append(f"return {text(list(node.args[0]))}")
         else:
             names[node] = f"v{i}"
             call = [text(value) for value in node.args]

@@ -1,13 +1,13 @@
 """One run of torch code on fake tensors says beforehand what it does.
 
-Owns what is learned: the outputs' structure, shapes and dtypes; which inputs are written to in place or kept
-after the call; which random numbers are drawn; whether closed-over parameters would record an autograd graph. The
-code runs with shapes alone: no value, no memory, no random state and no module buffer is touched. Refuses
-code that writes to tensors it did not receive: a JAX function has no side effects.
+Owns what is learned: the outputs' structure, shapes and dtypes; which inputs are written to in place or
+kept after the call; which random numbers are drawn; whether closed-over parameters would record an autograd
+graph. The code runs with shapes alone: no value, no memory, no random state and no module buffer is
+touched. Refuses code that writes to tensors it did not receive: a JAX function has no side effects.
 """
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ._jax_graph import Spec, fakes, tracing
 from ._jax_random import Draw, describe_draw, is_random
 
 __all__ = ["Findings", "flatten_output", "inspect_call"]
+
 
 @dataclass(frozen=True)
 class Findings:
@@ -97,9 +98,7 @@ def _as_tensor(leaf: Any, index: int, structure: Any) -> torch.Tensor:
         return leaf
     numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
     path = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][index][0])
-    what = (
-        f"a {leaf.layout} tensor" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__qualname__}"
-    )
+    what = f"a {leaf.layout} tensor" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__qualname__}"
     raise OutputError(
         f"output{path} of the torch function is {what}. Return dense torch tensors or numbers, in tuples, "
         "lists, dicts or other JAX pytrees (call .to_dense() or .dequantize() on it)."
@@ -126,11 +125,8 @@ class _Recorder(TorchDispatchMode):
             if not self.draws_allowed:
                 raise TransformError(_needs_key(func))
             self.draws.append(describe_draw(func, args, kwargs))
-        if schema.is_mutable:
-            for argument, value in _bound(schema, args, kwargs):
-                if argument.alias_info is not None and argument.alias_info.is_write:
-                    for tensor in _tensors(value):
-                        self._note_write(func, tensor)
+        for tensor in _written(schema, _bound(schema, args, kwargs)):
+            self._note_write(func, tensor)
         result = func(*args, **kwargs)
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
             first = next(_tensors(args), None)
@@ -167,7 +163,27 @@ def _bound(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
     return pairs + [(a, kwargs[a.name]) for a in schema.arguments[len(args) :] if a.name in kwargs]
 
 
-def _tensors(value: Any) -> Any:
+def _written(schema: Any, bound: list[tuple[Any, Any]]) -> Iterator[torch.Tensor]:
+    """The tensors that an operator writes to."""
+    names = {argument.name for argument, _ in bound if argument.alias_info and argument.alias_info.is_write}
+    if schema.name in _BATCH_NORMS:
+        training = any(argument.name == "training" and value for argument, value in bound)
+        names = {"running_mean", "running_var"} if training else set()
+    for argument, value in bound:
+        if argument.name in names:
+            yield from _tensors(value)
+
+
+# These write to their statistics in training and not otherwise, whatever their schemas say.
+_BATCH_NORMS = (
+    "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit",
+    "aten::cudnn_batch_norm",
+    "aten::miopen_batch_norm",
+)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, list | tuple):

@@ -1,14 +1,15 @@
 """A torch function of plain tensors, and its derivatives as functions of the same kind.
 
-A `Program` is a Python callable from tensors to tensors. Its *pullback* (vector-Jacobian product) and its *pushforward*
-(Jacobian-vector product) are Programs again, made by reverse-mode autograd alone: the pushforward is the derivative of
-the pullback in its cotangents, with which it is linear
+A `Program` is a Python callable from tensors to tensors. Its *pullback* (vector-Jacobian product) and its
+*pushforward* (Jacobian-vector product) are Programs again, made by reverse-mode autograd alone: the
+pushforward is the derivative of the pullback in its cotangents, with which it is linear
 (https://j-towns.github.io/2017/06/12/A-new-trick.html). So ``no_grad``, ``detach`` and every
-``autograd.Function`` mean the same in both modes and at every order, and torch's forward AD, which is global to the
-process and not safe from several threads, is never entered.
+``autograd.Function`` mean the same in both modes and at every order, and torch's forward AD, which is
+global to the process and not safe from several threads, is never entered.
 
-`Residuals` is the split of a Program's joint graph: a forward graph that also returns the saved tensors, and the two
-linear graphs that take them. Knows nothing of JAX but its gradient convention for complex numbers.
+`Residuals` is the split of a Program's joint graph: a forward graph that also returns the saved tensors,
+and the two linear graphs that take them. Knows nothing of JAX but its gradient convention for complex
+numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,9 +91,7 @@ class Program:
             _, grads = _vjp(self.fn, flat[:n], [_conj(ct) for ct in flat[n:]], wrt, self.live)
             return [_conj(grad) for grad in grads]
 
-        return self._derived(
-            fn, (*self.ins, *(self.outs[i] for i in self.live)), [self.ins[i] for i in wrt]
-        )
+        return self._derived(fn, (*self.ins, *(self.outs[i] for i in self.live)), [self.ins[i] for i in wrt])
 
     def _pushforward(self, wrt: tuple[int, ...]) -> "Program":
         n = len(self.ins)

@@ -1,10 +1,11 @@
 """Random numbers in wrapped torch code come from a JAX key.
 
 Owns the table of torch's random operators: for each, the plain noise it needs (uniform, normal, integers, a
-permutation) and how its result is made of that noise. The noise is drawn by ``jax.random`` and enters the torch
-code as one more array, so the code is a pure function of its arrays: equal in the forward and the backward pass,
-different for different keys in the lanes of ``vmap``, and torch's own generators are neither read nor advanced.
-Refuses operators whose draw cannot be made of plain noise (Poisson, gamma, binomial): it names them.
+permutation) and how its result is made of that noise. The noise is drawn by ``jax.random`` and enters the
+torch code as one more array, so the code is a pure function of its arrays: equal in the forward and the
+backward pass, different for different keys in the lanes of ``vmap``, and torch's own generators are neither
+read nor advanced. Refuses operators whose draw cannot be made of plain noise (Poisson, gamma, binomial): it
+names them.
 """
 
 import math
@@ -170,7 +171,7 @@ def _normal(call: _Call) -> _Plan:
         shape, dtype = call.shape, None
     else:
         shape = tuple(torch.broadcast_shapes(*shapes))
-        dtype = (mean if isinstance(mean, torch.Tensor) else std).dtype
+        dtype = next(v.dtype for v in (mean, std) if isinstance(v, torch.Tensor))
     return _Plan(
         Draw("normal", shape),
         lambda n: call.result(n * std + mean) if dtype is None else (n * std + mean).to(dtype),
@@ -225,17 +226,27 @@ def _cauchy(call: _Call) -> _Plan:
 
 
 def _integers(call: _Call) -> _Plan:
-    low, high = call.get("low", "from") or 0, call.get("high", "to")
+    low: int = call.get("low", "from") or 0
+    high: int | None = call.get("high", "to")
     if high is None:  # random_() without bounds: all integers that the dtype holds exactly, up to 31 bits
-        dtype = call.like.dtype if call.like is not None else torch.int64
-        exact = {torch.bool: 2, torch.float16: 2**11 + 1, torch.bfloat16: 2**8 + 1, torch.float32: 2**24 + 1}
-        high = exact.get(dtype, 0) or min(2**31 - 1, torch.iinfo(dtype).max)
+        high = _EXACT.get(call.like.dtype, 2**31 - 1) if call.like is not None else 2**31 - 1
     if not -(2**31) <= low < high <= 2**31 - 1:
         raise TransformError(
             f"aten::{call.name} draws integers in [{low}, {high}); a key draws them within 32 bits. Draw "
             "them outside and pass them as an argument."
         )
-    return _Plan(Draw("integers", call.shape, int(low), int(high)), call.integers)
+    return _Plan(Draw("integers", call.shape, low, high), call.integers)
+
+
+_EXACT = {
+    torch.bool: 2,
+    torch.uint8: 2**8,
+    torch.int8: 2**7,
+    torch.int16: 2**15,
+    torch.bfloat16: 2**8 + 1,
+    torch.float16: 2**11 + 1,
+    torch.float32: 2**24 + 1,
+}
 
 
 def _permutation(call: _Call) -> _Plan:

@@ -1,0 +1,315 @@
+"""`as_jax_function`: a torch function as a JAX function.
+
+Owns the public door: which leaves of a call cross and which are static, the ``key=`` argument,
+``output_shape=``, the bounded cache of what was learned about each kind of call, and putting the results
+back together. The primitive and its rules are in ``_jax_primitive``.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from torchjax_bridge.errors import ArgumentError, DtypeError, NarrowingError, OutputError
+from torchjax_bridge.exchange import torch_device, torch_dtype
+
+from ._cache import Cache
+from ._call import Rest, split_call
+from ._jax_graph import NeedsValues, Spec
+from ._jax_inspect import Findings, flatten_output, inspect_call
+from ._jax_ops import Apply, Port
+from ._jax_primitive import bind
+from ._jax_program import Program
+from ._jax_random import Draw, Replay, draw_noise
+from ._settings import x64
+
+__all__ = ["as_jax_function"]
+
+# How many kinds of call (structure, shapes, dtypes, static values) a wrapped function remembers.
+CACHE_SIZE = 256
+
+
+def as_jax_function(
+    fn: Callable[..., Any], *, output_shape: Any = None, residuals: str = "save"
+) -> Callable[..., Any]:
+    """A torch function as a JAX function, under every transform of JAX.
+
+    The result takes and returns JAX arrays, and runs ``fn`` in torch: eagerly, inside ``jax.jit``, and under
+    ``grad``, ``jvp``, ``vmap``, ``scan``, ``shard_map`` and their compositions, to any order. Derivatives are
+    torch's own, from graphs of ATen operators that are traced once for each kind of call.
+
+    Args:
+        fn: Takes torch tensors in any JAX pytree, positionally or by keyword, beside static values; returns a
+            pytree of dense tensors and numbers. It should depend on nothing but its arguments and
+            closed-over tensors, and have no effect but its result.
+        output_shape: For code whose control flow or output shapes depend on values: the output as a pytree of
+            ``jax.ShapeDtypeStruct``, or a function that makes it from the call's arguments. Such code is run
+            as it is at every order of derivative, and lane by lane under ``vmap``. Not needed elsewhere.
+        residuals: ``"save"``: under reverse mode the forward pass returns the tensors that the backward pass
+            needs as JAX arrays. ``"recompute"``: it returns none, and the backward runs the forward again
+            (less memory, more time).
+
+    Returns:
+        A function of the same arguments. Arrays (JAX or numpy) are traced values; Python numbers, strings
+        and other hashable leaves are static, and each new value of one is a new kind of call. One more
+        keyword, ``key``, is taken: a JAX PRNG key, from which all random numbers of the call are made.
+        (Where ``fn`` has an argument of that name itself, only a typed key, ``jax.random.key(...)``, is
+        taken for one.) ``.cache_info()`` and ``.cache_clear()`` are those of the kinds of call known so
+        far.
+
+    Raises:
+        ArgumentError: An argument can neither be traced nor be static; or ``residuals`` is unknown.
+        DtypeError: An argument has a dtype unknown to torch; or an output needs x64, which is off.
+        NarrowingError: x64 is off and a 64-bit integer of the result does not fit in 32 bits. OutputError:
+        The output is no pytree of dense tensors, depends on values without ``output_shape``, or is not
+            what was announced.
+        TransformError: ``fn`` writes to tensors it did not receive, draws random numbers without ``key``,
+            or cannot be differentiated.
+
+        What ``fn`` itself raises arrives as it is where JAX runs eagerly or traces; inside a compiled
+        function it arrives as ``jax.errors.JaxRuntimeError`` with the original traceback in its text.
+
+    Memory:
+        Inputs are lent to torch without a copy and never written: an input that ``fn`` edits in place, or
+        keeps, is copied first. Each result is written once, into JAX's memory.
+
+    >>> import jax, jax.numpy as jnp, torch
+    >>> f = as_jax_function(lambda x, scale: torch.sin(x).sum() * scale)
+    >>> jax.jit(jax.grad(f))(jnp.zeros(3), scale=2.0)
+    Array([2., 2., 2.], dtype=float32)
+    """
+    if residuals not in ("save", "recompute"):
+        raise ArgumentError(f"residuals={residuals!r} is neither 'save' nor 'recompute'.")
+    wrapped = _Wrapped(fn, output_shape, residuals == "save")
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return wrapped(args, kwargs)
+
+    functools.update_wrapper(call, fn, updated=())
+    call.cache_info = wrapped.kinds.info  # type: ignore[attr-defined]
+    call.cache_clear = wrapped.kinds.clear  # type: ignore[attr-defined]
+    return call
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What was learned about one kind of call."""
+
+    apply: Apply
+    structure: Any
+    draws: tuple[Draw, ...]
+
+
+class _Wrapped:
+    """A torch function and what is known about it; dies with the function that `as_jax_function` returned."""
+
+    def __init__(self, fn: Callable[..., Any], output_shape: Any, save: bool) -> None:
+        self.fn = fn
+        self.output_shape = output_shape
+        self.save = save
+        self.kinds = Cache(CACHE_SIZE)
+        self.own_key = _has_parameter(fn, "key")
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = self._take_key(kwargs)
+        leaves, rest = split_call(args, kwargs, _crosses)
+        arrays, specs = _as_arrays(leaves, rest)
+        device = _device_of(arrays)
+        name = (rest, specs, device, key is not None, x64())
+        kind = self.kinds.get(name, lambda: self._learn(rest, specs, device, key is not None))
+        if key is not None and kind.draws:
+            arrays += draw_noise(key, kind.draws)
+        results = bind(kind.apply, arrays)
+        return jax.tree_util.tree_unflatten(kind.structure, results)
+
+    def _take_key(self, kwargs: dict[str, Any]) -> Any:
+        key = kwargs.get("key")
+        if key is None:
+            if not self.own_key:
+                kwargs.pop("key", None)
+            return None
+        if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+            return kwargs.pop("key")
+        if self.own_key:
+            return None
+        raw = kwargs.pop("key")
+        if not hasattr(raw, "dtype") or raw.dtype != np.uint32:
+            raise ArgumentError(
+                f"key= takes a JAX PRNG key (jax.random.key(0)), and got a {type(raw).__qualname__}."
+            )
+        return jax.random.wrap_key_data(jnp.asarray(raw))
+
+    # --- a new kind of call ---
+
+    def _learn(self, rest: Rest, specs: tuple[Spec, ...], device: torch.device, random: bool) -> _Kind:
+        fn = self.fn
+
+        def call(*tensors: torch.Tensor) -> Any:
+            args, kwargs = rest.join(tensors)
+            return fn(*args, **kwargs)
+
+        try:
+            found = inspect_call(call, specs, device, random)
+        except NeedsValues as err:
+            found = self._announced(rest, specs, err)
+            traceable = False
+        else:
+            traceable = True
+            if self.output_shape is not None:
+                self._compare(found, rest, specs)
+        names = _output_names(found.structure)
+        outs = [Port.of_output(spec, name) for spec, name in zip(found.outs, names, strict=True)]
+        program = Program(
+            _pure(call, found, len(specs)),
+            (*specs, *(draw.spec for draw in found.draws)),
+            found.outs,
+            device,
+            traceable=traceable,
+            save=self.save,
+        )
+        as_it_is = None if found.draws else _as_it_is(call, found)
+        return _Kind(Apply(program, outs, as_it_is), found.structure, found.draws)
+
+    def _announced(self, rest: Rest, specs: tuple[Spec, ...], why: NeedsValues) -> Findings:
+        if self.output_shape is None:
+            raise OutputError(
+                "the shapes of this torch function's output, or its control flow, depend on values, which "
+                f"cannot be known before it runs ({why.__cause__}). Pass as_jax_function(fn, output_shape=...) "
+                "with the output as a pytree of jax.ShapeDtypeStruct, or a function that makes it from the "
+                "arguments."
+            ) from why.__cause__
+        outs, structure = self._output_shape(rest, specs)
+        return Findings(structure, outs, frozenset(range(len(specs))), (), True)
+
+    def _output_shape(self, rest: Rest, specs: tuple[Spec, ...]) -> tuple[tuple[Spec, ...], Any]:
+        shape = self.output_shape
+        if callable(shape) and not hasattr(shape, "dtype"):
+            structs = [Port(spec).struct() for spec in specs]
+            args, kwargs = rest.join(structs)
+            shape = shape(*args, **kwargs)
+        leaves, structure = jax.tree_util.tree_flatten(shape)
+        if not all(hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves):
+            raise ArgumentError(
+                "output_shape must be a pytree of jax.ShapeDtypeStruct, or a function that returns one; it holds "
+                f"{', '.join(sorted({type(leaf).__qualname__ for leaf in leaves}))}."
+            )
+        return tuple(Spec(tuple(leaf.shape), torch_dtype(leaf.dtype)) for leaf in leaves), structure
+
+    def _compare(self, found: Findings, rest: Rest, specs: tuple[Spec, ...]) -> None:
+        outs, structure = self._output_shape(rest, specs)
+        if structure != found.structure or outs != found.outs:
+            raise OutputError(
+                f"output_shape announces {structure} of {list(outs)}, and the torch function returns "
+                f"{found.structure} of {list(found.outs)}. Correct output_shape, or leave it out."
+            )
+
+
+# --- a call in torch ------------------------------------------------------------------------------------
+
+
+def _pure(call: Callable[..., Any], found: Findings, count: int) -> Callable[..., Sequence[torch.Tensor]]:
+    """The call as a function of tensors and noise that keeps its inputs as they are."""
+
+    def pure(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+        given = [x.clone() if i in found.copied else x for i, x in enumerate(tensors[:count])]
+        if found.draws:
+            with Replay(tensors[count:]):
+                return flatten_output(call(*given))[0]
+        return flatten_output(call(*given))[0]
+
+    return pure
+
+
+def _as_it_is(call: Callable[..., Any], found: Findings) -> Callable[..., Sequence[torch.Tensor]]:
+    """The call as it runs for its value alone."""
+
+    def run(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
+        if found.copied:
+            tensors = tuple(x.clone() if i in found.copied else x for i, x in enumerate(tensors))
+        leaves, structure = flatten_output(call(*tensors))
+        if structure is not found.structure and structure != found.structure:
+            raise OutputError(
+                f"the output of the torch function was announced as {found.structure} and is {structure}. Correct "
+                "output_shape=, or return the same structure in every call."
+            )
+        return leaves
+
+    return run
+
+
+# --- arguments ------------------------------------------------------------------------------------------
+
+
+def _crosses(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | torch.Tensor)
+
+
+def _as_arrays(leaves: Sequence[Any], rest: Rest) -> tuple[list[Any], tuple[Spec, ...]]:
+    """The leaves as JAX arrays, and what torch will see of them."""
+    arrays, specs = [], []
+    for i, leaf in enumerate(leaves):
+        if not isinstance(leaf, jax.Array):
+            leaf = _as_array(leaf, i, rest)
+        try:
+            specs.append(Spec(leaf.shape, torch_dtype(leaf.dtype)))
+        except DtypeError as err:
+            raise DtypeError(f"cannot pass {rest.names()[i]} to a torch function: {err}") from None
+        arrays.append(leaf)
+    return arrays, tuple(specs)
+
+
+def _as_array(leaf: Any, index: int, rest: Rest) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        raise ArgumentError(
+            f"{rest.names()[index]} is a torch.Tensor; a wrapped function takes JAX arrays. Pass "
+            "torchjax_bridge.to_jax(tensor), or close over the tensor."
+        )
+    array = jnp.asarray(leaf)
+    if array.dtype != leaf.dtype and leaf.dtype.kind in "iu" and not np.array_equal(np.asarray(array), leaf):
+        raise NarrowingError(
+            f"{rest.names()[index]} holds {leaf.dtype} values that do not fit in {array.dtype}, and x64 is off. "
+            "Set jax_enable_x64, or pass another dtype."
+        )
+    return array
+
+
+def _device_of(arrays: Sequence[Any]) -> torch.device:
+    """Where torch will run: where the arrays are, or where JAX would put them."""
+    if _only_cpu():
+        return _CPU
+    for array in arrays:
+        if not isinstance(array, jax.core.Tracer):
+            return torch_device(next(iter(array.devices())))
+    default = jax.config.jax_default_device  # type: ignore[attr-defined]
+    if isinstance(default, str):
+        default = jax.local_devices(backend=default)[0]
+    return torch_device(default or jax.local_devices()[0])
+
+
+_CPU = torch.device("cpu")
+
+
+@functools.cache
+def _only_cpu() -> bool:
+    return {device.platform for device in jax.local_devices()} == {"cpu"}
+
+
+def _has_parameter(fn: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(fn).parameters
+    except (ValueError, TypeError):
+        return False
+
+
+def _output_names(structure: Any) -> list[str]:
+    if structure.num_leaves == 1 and structure == jax.tree_util.tree_structure(0):
+        return ["the output"]
+    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    paths = jax.tree_util.tree_flatten_with_path(numbered)[0]
+    return [f"output{jax.tree_util.keystr(path)}" for path, _ in paths]
