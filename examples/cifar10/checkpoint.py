@@ -3,9 +3,8 @@
 A torch file is read with ``weights_only=True`` or not at all. Which network they fit is not asked here.
 """
 
-import os
 import pickle
-import tempfile
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,13 @@ from torch import Tensor
 
 from torchjax_bridge.errors import CheckpointError
 
+from . import atomic
+
 # Where training scripts put the state_dict when they save more than that.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+# What `torch.load` raises on a file that is cut short depends on where the cut is.
+_DAMAGE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, OSError, struct.error)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -54,18 +58,17 @@ def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] |
         state: The tensors; written row-major.
         metadata: Notes for the header.
     """
-    content = safetensors.torch.save(
-        {name: t.contiguous() for name, t in state.items()}, dict(metadata or {})
-    )
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(content)
-            part.close()
-            os.chmod(part.name, 0o644)
-            os.replace(part.name, path)
-        except BaseException:  # an interrupt too leaves nothing behind
-            os.unlink(part.name)
-            raise
+    require_folder(path)
+    row_major = {name: tensor.contiguous() for name, tensor in state.items()}
+    content = safetensors.torch.save(row_major, dict(metadata or {}))
+    with atomic.whole(path) as file:
+        file.write(content)
+
+
+def require_folder(path: Path) -> None:
+    """Raise a `CheckpointError` unless ``path`` lies in a folder: worth asking before minutes of work."""
+    if not path.parent.is_dir():
+        raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
@@ -76,15 +79,17 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _from_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and is not loaded, because that could run code. "
-            "Save the state_dict alone, as safetensors."
-        ) from err
-    except (RuntimeError, EOFError, ValueError, KeyError) as err:
-        raise CheckpointError(f"{path} is truncated or not a torch file: {str(err).splitlines()[0]}") from err
+    with path.open("rb") as file:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as err:
+            raise CheckpointError(
+                f"{path} is damaged, or holds more than tensors and is not loaded, because that could run "
+                "code. Save the state_dict alone, as safetensors."
+            ) from err
+        except _DAMAGE as err:
+            reason = str(err).split("\n")[0].split(". ")[0] or type(err).__name__
+            raise CheckpointError(f"{path} is truncated or not a torch file: {reason}") from err
     if isinstance(content, Mapping):
         for wrapper in _WRAPPERS:
             if isinstance(content.get(wrapper), Mapping):
@@ -92,7 +97,11 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
                 break
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state_dict")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    others = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor))
+    ]
     if others:
-        raise CheckpointError(f"{path} is not a state_dict: {', '.join(others)} are no tensors")
+        raise CheckpointError(f"{path} is not a state_dict, which names tensors: see {', '.join(others)}")
     return dict(content)

@@ -42,20 +42,20 @@ class Outcome:
 
 
 def observe(forward: Callable[[Any], Any], batches: Sequence[Any]) -> Outcome:
-    """Run ``forward`` on every batch, and again until the time is known.
+    """Run ``forward`` on every batch, again and again until the time is known.
 
     Args:
         forward: A batch to its logits; what it returns is on the CPU and can be read as a numpy array.
         batches: The images, in the form that ``forward`` takes.
     """
-    logits = np.concatenate([np.asarray(forward(batch)) for batch in batches])  # compiles what must be
+    for batch in {batch.shape: batch for batch in batches}.values():
+        forward(batch)  # compiles what must be compiled, once for each shape
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < 0.5 and len(times) < 50):
+    while sum(times) < 0.5 and len(times) < 50:
         start = time.perf_counter()
-        for batch in batches:
-            np.asarray(forward(batch))  # reading the result waits for it
+        logits = [np.asarray(forward(batch)) for batch in batches]  # reading a result waits for it
         times.append(time.perf_counter() - start)
-    return Outcome(logits, median(times))
+    return Outcome(np.concatenate(logits), median(times))
 
 
 def difference(one: Outcome, other: Outcome) -> float:

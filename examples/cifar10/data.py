@@ -5,24 +5,23 @@ Reads the official binary version (a folder, its ``.tar.gz``, or one ``.bin`` ba
 """
 
 import hashlib
+import http.client
 import importlib.util
-import os
 import tarfile
-import tempfile
 import urllib.request
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import DownloadColumn, TransferSpeedColumn
 
-from . import terminal
+from . import atomic, terminal
 
 Split = Literal["train", "test"]
 
@@ -139,21 +138,16 @@ def download(folder: Path = CACHE, *, url: str = URL, sha256: str = SHA256) -> P
             if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                 return target
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as part:
-        try:
-            digest = _fetch(url, part)
-            if digest != sha256:
-                raise DataError(
-                    f"{url} has the SHA-256 {digest}, not {sha256}: not the archive that was expected"
-                )
-            os.replace(part.name, target)
-        except BaseException:  # an interrupt too leaves nothing behind
-            os.unlink(part.name)
-            raise
+    with atomic.whole(target) as file:
+        found = _fetch(url, file)
+        if found != sha256:
+            raise DataError(
+                f"{url} is not the archive that was expected: its SHA-256 is {found}, not {sha256}"
+            )
     return target
 
 
-def _fetch(url: str, into: "tempfile._TemporaryFileWrapper[bytes]") -> str:
+def _fetch(url: str, into: BinaryIO) -> str:
     """Copy what is at ``url`` into a file, with a progress bar; its SHA-256."""
     digest = hashlib.sha256()
     try:
@@ -167,9 +161,8 @@ def _fetch(url: str, into: "tempfile._TemporaryFileWrapper[bytes]") -> str:
                 into.write(chunk)
                 digest.update(chunk)
                 bar.advance(task, len(chunk))
-    except OSError as err:  # URLError is one
+    except (OSError, http.client.HTTPException) as err:  # URLError is an OSError
         raise DataError(f"cannot download {url}: {getattr(err, 'reason', err)}") from err
-    into.flush()
     return digest.hexdigest()
 
 
@@ -200,7 +193,8 @@ def _from_archive(path: Path, split: Split) -> Images:
                 if name in _BATCHES[split] and (file := archive.extractfile(member)):
                     found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error) as err:
-        raise DataError(f"{path} is not a sound tar archive: {err}") from err
+        reason = str(err).split("\n")[0].rstrip(":")  # tarfile lists every compression it tried below
+        raise DataError(f"{path} is not a sound tar archive: {reason}") from err
     missing = [name for name in _BATCHES[split] if name not in found]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: not the binary version of CIFAR-10")

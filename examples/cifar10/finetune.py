@@ -1,6 +1,6 @@
 """A ported network trains on: nnx and optax."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def finetune(
     """
     pixels, labels = images.normalised(), images.labels.astype(np.int32)
     draws = np.random.default_rng(seed)
-    optimizer = nnx.Optimizer(model, optax.sgd(lr, momentum=0.9), wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, _sgd(lr), wrt=nnx.Param)
     losses = []
     model.train()
     with terminal.progress() as bar:
@@ -43,6 +43,11 @@ def finetune(
             bar.update(task, advance=1, description=f"fine-tuning in JAX, loss {losses[-1]:.3f}")
     model.eval()
     return losses
+
+
+@cache  # nnx.jit compiles anew for every new transformation, so the same one is handed out again
+def _sgd(lr: float) -> optax.GradientTransformation:
+    return optax.sgd(lr, momentum=0.9)
 
 
 @nnx.jit

@@ -7,24 +7,24 @@ network computes.
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from torchjax_bridge import plan, to_jax, to_state_dict
 from torchjax_bridge.errors import BridgeError
 
-from . import checkpoint, data, terminal
-from .compare import Outcome, agreeing, difference, disagreements, observe
-from .crossing import Crossed, nnx_forward, to_linen, to_nnx
+from . import checkpoint, data, tables, terminal
+from .compare import Outcome, disagreements, observe
+from .crossing import nnx_forward, to_linen, to_nnx
 from .finetune import finetune
-from .networks import Network, recognise
+from .networks import recognise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "net.safetensors"
 _BATCH = 500  # images a forward pass, so that memory stays small
@@ -72,9 +72,11 @@ def _parser() -> argparse.ArgumentParser:
         help="test images: fetch the official archive (162 MiB) into examples/cifar10/data, once",
     )
     parser.add_argument(
-        "--steps", type=terminal.count, default=100, metavar="N", help="steps of fine-tuning (100)"
+        "--steps", type=terminal.at_least(1), default=100, metavar="N", help="steps of fine-tuning (100)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the fine-tuning's batches (0)")
+    parser.add_argument(
+        "--seed", type=terminal.at_least(0), default=0, metavar="N", help="of the fine-tuning's batches (0)"
+    )
     parser.add_argument("--plan", action="store_true", help="also print where each weight goes")
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="write the fine-tuned weights as safetensors"
@@ -83,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.save:
+        checkpoint.require_folder(options.save)
     if options.download:
         images = data.read(data.download())
     else:
@@ -132,10 +136,16 @@ def port(
     torch_batches = [batch.permute(0, 3, 1, 2) for batch in batches]
     jax_batches = [to_jax(batch) for batch in batches]
 
+    console.print(f"[bold]{network.name}[/], from torch to Flax, on {images.source}", soft_wrap=True)
     twins = [to_nnx(net, network), to_linen(net, network)]
-    reference = observe(partial(_forward, net), torch_batches)
-    outcomes = [observe(twin.forward, jax_batches) for twin in twins]
-    console.print(_table_across(network, images, net, reference, twins, outcomes))
+    reference, *outcomes = _observe(
+        "comparing",
+        [
+            (partial(_forward, net), torch_batches),
+            *((twin.forward, jax_batches) for twin in twins),
+        ],
+    )
+    console.print(tables.across(images, net, reference, twins, outcomes))
     if show_plan:
         console.print(str(plan(net, twins[0].model, rules=network.rules)), soft_wrap=True, markup=False)
     faults = []
@@ -145,12 +155,20 @@ def port(
             faults.append(f"{twin.kind}: torch -> Flax -> torch is not bitwise equal")
     _require(faults)
 
+    console.print(
+        f"{steps} steps of fine-tuning in JAX, on these very images, and back to torch", soft_wrap=True
+    )
     model = twins[0].model
     losses = finetune(model, images, steps=steps, seed=seed)
-    tuned = observe(nnx_forward(model), jax_batches)
     weights = to_state_dict(model, net, rules=network.rules)
-    back = observe(partial(_forward, network.load(weights)), torch_batches)
-    console.print(_table_back(images, losses, outcomes[0], tuned, back))
+    tuned, back = _observe(
+        "comparing",
+        [
+            (nnx_forward(model), jax_batches),
+            (partial(_forward, network.load(weights)), torch_batches),
+        ],
+    )
+    console.print(tables.and_back(images, losses, outcomes[0], tuned, back))
     faults = disagreements("back in torch", tuned, back, images.labels)
     before, after = (outcome.loss(images.labels) for outcome in (outcomes[0], tuned))
     if not after < before:
@@ -165,58 +183,10 @@ def _forward(net: nn.Module, pixels: Tensor) -> Tensor:
     return net(pixels)
 
 
-def _table_across(
-    network: Network,
-    images: data.Images,
-    net: nn.Module,
-    reference: Outcome,
-    twins: Sequence[Crossed],
-    outcomes: Sequence[Outcome],
-) -> Table:
-    """What the twins are beside the original."""
-    table = Table(title=f"{network.name}: from torch to Flax, on {images.source}", title_justify="left")
-    for heading in ("", "torch", *(f"Flax {twin.kind}" for twin in twins)):
-        table.add_column(heading, justify="right" if heading else "left")
-    labels, total = images.labels, len(images)
-    parameters = sum(p.numel() for p in net.parameters())
-    statistics = sum(b.numel() for b in net.buffers() if b.is_floating_point())
-    table.add_row("parameters", f"{parameters:,}", *(f"{twin.parameters:,}" for twin in twins))
-    if statistics:
-        table.add_row("running statistics", f"{statistics:,}", *(f"{twin.statistics:,}" for twin in twins))
-    table.add_row("conversion", "", *(_time(twin.seconds) for twin in twins))
-    table.add_row("back in torch", "", *("same bits" if twin.round_trip else "CHANGED" for twin in twins))
-    table.add_row("max |difference of logits|", "", *(f"{difference(reference, o):.1e}" for o in outcomes))
-    table.add_row(
-        "predictions that agree", "", *(f"{agreeing(reference, o):,} of {total:,}" for o in outcomes)
-    )
-    table.add_row("accuracy", *(f"{o.accuracy(labels):.2%}" for o in (reference, *outcomes)))
-    table.add_row(f"forward, {total:,} images", *(_time(o.seconds) for o in (reference, *outcomes)))
-    return table
-
-
-def _table_back(
-    images: data.Images, losses: Sequence[float], before: Outcome, tuned: Outcome, back: Outcome
-) -> Table:
-    """What fine-tuning did, and what torch makes of it."""
-    table = Table(
-        title=f"{len(losses)} steps of fine-tuning in JAX on these images, and back to torch",
-        title_justify="left",
-    )
-    for heading in ("", "before", "fine-tuned", "back in torch"):
-        table.add_column(heading, justify="right" if heading else "left")
-    labels, total = images.labels, len(images)
-    window = min(10, len(losses))
-    first, last = sum(losses[:window]) / window, sum(losses[-window:]) / window
-    table.add_row("loss on all images", *(f"{o.loss(labels):.4f}" for o in (before, tuned, back)))
-    table.add_row(f"loss, first and last {window} steps", f"{first:.4f}", f"{last:.4f}", "")
-    table.add_row("accuracy", *(f"{o.accuracy(labels):.2%}" for o in (before, tuned, back)))
-    table.add_row("max |difference of logits|", "", "", f"{difference(tuned, back):.1e}")
-    table.add_row("predictions that agree", "", "", f"{agreeing(tuned, back):,} of {total:,}")
-    return table
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
+def _observe(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[Outcome]:
+    """What each forward pass makes of its batches, under one progress bar."""
+    with terminal.progress() as bar:
+        return [observe(forward, batches) for forward, batches in bar.track(runs, description=title)]
 
 
 def _require(faults: Sequence[str]) -> None:

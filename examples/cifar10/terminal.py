@@ -5,6 +5,7 @@ command line was wrong, 130 interrupted. Knows nothing of networks.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -28,12 +29,16 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (try --help)\n")
 
 
-def count(text: str) -> int:
-    """The value of an option that is a number of things: a positive integer."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+def at_least(low: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
+    """The ``type=`` of an option that is a finite number from ``low`` on."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not low <= value < math.inf:  # also false of NaN
+            raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
+        return value
+
+    return number
 
 
 def results() -> Console:

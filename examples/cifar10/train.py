@@ -52,21 +52,30 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("net.safetensors"), metavar="FILE", help="where the weights go"
     )
     parser.add_argument(
-        "--epochs", type=terminal.count, default=60, metavar="N", help="passes over the images"
+        "--epochs", type=terminal.at_least(1), default=80, metavar="N", help="passes over the images"
     )
-    parser.add_argument("--batch-size", type=terminal.count, default=64, metavar="N", help="images a step")
-    parser.add_argument("--lr", type=float, default=0.05, metavar="X", help="the highest learning rate")
-    parser.add_argument("--momentum", type=float, default=0.9, metavar="X", help="SGD's momentum")
-    parser.add_argument("--weight-decay", type=float, default=5e-4, metavar="X", help="SGD's L2 penalty")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, order and augmentation")
+    parser.add_argument(
+        "--batch-size", type=terminal.at_least(1), default=64, metavar="N", help="images a step"
+    )
+    parser.add_argument(
+        "--lr", type=terminal.at_least(0, float), default=0.02, metavar="X", help="the highest learning rate"
+    )
+    parser.add_argument(
+        "--momentum", type=terminal.at_least(0, float), default=0.9, metavar="X", help="SGD's momentum"
+    )
+    parser.add_argument(
+        "--weight-decay", type=terminal.at_least(0, float), default=3e-3, metavar="X", help="SGD's L2 penalty"
+    )
+    parser.add_argument(
+        "--seed", type=terminal.at_least(0), default=0, metavar="N", help="of weights, order and augmentation"
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     path = data.download() if "download" in options else options.data
     images, held_out = data.read(path, "train"), data.read(path, "test")
-    if not options.out.parent.is_dir():  # now, and not after minutes of training
-        raise CheckpointError(f"cannot write {options.out}: there is no folder {options.out.parent}")
+    checkpoint.require_folder(options.out)
     net = train(
         images,
         epochs=options.epochs,
@@ -94,9 +103,9 @@ def train(
     *,
     epochs: int,
     batch_size: int = 64,
-    lr: float = 0.05,
+    lr: float = 0.02,
     momentum: float = 0.9,
-    weight_decay: float = 5e-4,
+    weight_decay: float = 3e-3,
     seed: int = 0,
 ) -> Net:
     """A `Net` trained on ``images``.

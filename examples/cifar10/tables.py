@@ -1,0 +1,62 @@
+"""How the results of the port are shown: two tables."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from torch import nn
+
+from .compare import Outcome, agreeing, difference
+from .crossing import Crossed
+from .data import Images
+
+
+def across(
+    images: Images,
+    net: nn.Module,
+    reference: Outcome,
+    twins: Sequence[Crossed],
+    outcomes: Sequence[Outcome],
+) -> Table:
+    """The torch network beside its twins; ``outcomes`` in the order of ``twins``."""
+    table = _table("torch", *(f"Flax {twin.kind}" for twin in twins))
+    labels, total = images.labels, len(images)
+    parameters = sum(p.numel() for p in net.parameters())
+    statistics = sum(b.numel() for b in net.buffers() if b.is_floating_point())
+    table.add_row("parameters moved", f"{parameters:,}", *(f"{twin.parameters:,}" for twin in twins))
+    if statistics:
+        table.add_row("running statistics", f"{statistics:,}", *(f"{twin.statistics:,}" for twin in twins))
+    table.add_row("conversion", "", *(_time(twin.seconds) for twin in twins))
+    table.add_row("back in torch", "", *("same bits" if twin.round_trip else "CHANGED" for twin in twins))
+    table.add_row("max |difference of logits|", "", *(f"{difference(reference, o):.1e}" for o in outcomes))
+    table.add_row("predictions that agree", "", *(f"{agreeing(reference, o):,}/{total:,}" for o in outcomes))
+    table.add_row("accuracy", *(f"{o.accuracy(labels):.2%}" for o in (reference, *outcomes)))
+    table.add_row(f"forward, {total:,} images", *(_time(o.seconds) for o in (reference, *outcomes)))
+    return table
+
+
+def and_back(
+    images: Images, losses: Sequence[float], before: Outcome, tuned: Outcome, back: Outcome
+) -> Table:
+    """What fine-tuning did, and what torch makes of it; ``losses`` are those of the steps."""
+    table = _table("before", "fine-tuned", "back in torch")
+    labels, total = images.labels, len(images)
+    window = min(10, len(losses))
+    first, last = sum(losses[:window]) / window, sum(losses[-window:]) / window
+    table.add_row("loss on all images", *(f"{o.loss(labels):.4f}" for o in (before, tuned, back)))
+    table.add_row(f"first, last {window} steps' loss", f"{first:.4f}", f"{last:.4f}", "")
+    table.add_row("accuracy", *(f"{o.accuracy(labels):.2%}" for o in (before, tuned, back)))
+    table.add_row("max |difference of logits|", "", "", f"{difference(tuned, back):.1e}")
+    table.add_row("predictions that agree", "", "", f"{agreeing(tuned, back):,}/{total:,}")
+    return table
+
+
+def _table(*headings: str) -> Table:
+    table = Table()
+    table.add_column("")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:,.2f} s"
