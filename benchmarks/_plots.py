@@ -23,6 +23,7 @@ __all__ = ["draw"]
 
 _INK, _FAINT, _GRID = "#1f2430", "#6b7280", "#e5e7eb"
 _OURS = "#d1430f"
+_OTHERS, _PALE = "#8ea4c4", "#cdd3dc"  # bars: one colour is enough where every bar has its name
 # Okabe and Ito's palette, readable with any colour vision; ours alone is bold, limits alone are grey.
 _COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7b5ea7")
 _STYLE: dict[Any, Any] = {
@@ -76,7 +77,7 @@ def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.svg", folder / f"{name}.png"]
     figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=150, metadata={"Software": None})
+    figure.savefig(paths[1], dpi=110, metadata={"Software": None})
     return paths
 
 
@@ -99,16 +100,16 @@ def _curves(suite: Suite, panels: dict[str, list[Case]], measure: _Measure) -> F
 
     rows = math.ceil(len(panels) / 2)
     figure = Figure(figsize=(15, 1.1 + 4.9 * rows), facecolor="white")
-    grid = figure.subplots(rows, 2, squeeze=False, sharex=True)
+    grid = figure.subplots(rows, 2, squeeze=False)
     everything = [case for cases in panels.values() for case in cases]
     colours, dashes = _colours(everything), _dashes(everything)
     # Panels come direction by direction; side by side goes what differs in direction only.
-    order = [*list(panels)[::rows], *[name for start in range(1, rows) for name in list(panels)[start::rows]]]
+    order = [name for start in range(rows) for name in list(panels)[start::rows]]
     for axes, name in zip(grid.flat, order, strict=False):
         _panel(axes, name, panels[name], measure, colours, dashes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.remove()
-    for pair in grid:
+    for pair in (row[: len(panels) - 2 * index] for index, row in enumerate(grid)):
         low = min(axes.get_ylim()[0] for axes in pair)
         high = max(axes.get_ylim()[1] for axes in pair)
         for axes in pair:
@@ -117,7 +118,7 @@ def _curves(suite: Suite, panels: dict[str, list[Case]], measure: _Measure) -> F
     title = "time of one call" if measure is _latency else "bytes handed over per second"
     _finish(figure, suite, f"{suite.name}: {title}, by size")
     figure.subplots_adjust(
-        left=0.05, right=0.885, top=1 - 1.2 / figure.get_figheight(), bottom=0.05, wspace=0.36, hspace=0.2
+        left=0.05, right=0.88, top=1 - 1.2 / figure.get_figheight(), bottom=0.05, wspace=0.46, hspace=0.2
     )
     return figure
 
@@ -244,9 +245,8 @@ def _bars(suite: Suite, cases: Sequence[Case]) -> Figure:
     height = sum(0.36 * count + 1.1 for count in tallest) + 1.1
     figure = Figure(figsize=(15, height), facecolor="white", layout="constrained")
     grid = figure.subplots(rows, 2, squeeze=False, height_ratios=[0.36 * count + 0.3 for count in tallest])
-    colours = _colours(cases)
     for axes, case in zip(grid.flat, cases, strict=False):
-        _chart(axes, case, colours)
+        _chart(axes, case)
     for axes in list(grid.flat)[len(cases) :]:
         axes.remove()
     engine = figure.get_layout_engine()
@@ -256,10 +256,11 @@ def _bars(suite: Suite, cases: Sequence[Case]) -> Figure:
     return figure
 
 
-def _chart(axes: Axes, case: Case, colours: dict[str, str]) -> None:
+def _chart(axes: Axes, case: Case) -> None:
     from matplotlib.ticker import FuncFormatter
 
-    longest = max(row.microseconds.q3 for row in case.rows if row.microseconds)
+    # Quartile ticks that noise made long are cut, lest they make every bar short.
+    longest = 1.3 * max(row.microseconds.median for row in case.rows if row.microseconds)
     for index, row in enumerate(case.rows):
         axes.text(
             -0.015,
@@ -277,9 +278,10 @@ def _chart(axes: Axes, case: Case, colours: dict[str, str]) -> None:
             )
             continue
         spread = row.microseconds
-        axes.barh(index, spread.median, height=0.62, color=colours[row.name], alpha=1.0 if row.ours else 0.75)
+        colour = _OURS if row.ours else _PALE if row.limit else _OTHERS
+        axes.barh(index, spread.median, height=0.62, color=colour)
         axes.plot(
-            (spread.q1, spread.q3),
+            (spread.q1, min(spread.q3, longest)),
             (index, index),
             color=_INK,
             linewidth=1.2,
@@ -288,7 +290,7 @@ def _chart(axes: Axes, case: Case, colours: dict[str, str]) -> None:
         )
         said = "baseline" if row.name == case.baseline else units.speed(row.ratio.median)
         axes.text(
-            max(spread.q3, spread.median),
+            min(spread.q3, longest),
             index,
             f"  {units.time(spread.median)}   {said}",
             va="center",
@@ -296,7 +298,7 @@ def _chart(axes: Axes, case: Case, colours: dict[str, str]) -> None:
             color=_OURS if row.ours else _INK,
             fontweight="bold" if row.ours else "normal",
         )
-    axes.set_xlim(0, longest * 1.42)
+    axes.set_xlim(0, longest * 1.36)
     axes.set_ylim(len(case.rows) - 0.45, -0.55)
     axes.set_yticks([])
     axes.spines["left"].set_color(_GRID)
@@ -306,7 +308,7 @@ def _chart(axes: Axes, case: Case, colours: dict[str, str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick_time(value) if value else "0"))
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(textwrap.fill(case.question, 54), fontsize=10.5)
+    axes.set_title(textwrap.fill(case.question.replace(" → ", "\xa0→\xa0"), 54), fontsize=10.5)
 
 
 # --- both --------------------------------------------------------------------------------------------------

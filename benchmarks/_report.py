@@ -56,7 +56,7 @@ def section(results: Path, pictures: str) -> str:
     parts = []
     for file in sorted(results.glob("*.json")):
         for suite in load(file):
-            parts.append(f"## `{suite.name}` on `{suite.device}`\n")
+            parts.append(f"### `{suite.name}` on `{suite.device}`\n")
             parts.append(_origin(suite))
             built = tables(suite)
             if suite.promises:
@@ -90,5 +90,5 @@ def _markdown(table: Table) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
     rule = "|---" + "|---:" * (len(table.header) - 1) + "|"
-    parts = [f"### {table.title}\n", line(table.header), rule, *map(line, table.rows)]
+    parts = [f"#### {table.title}\n", line(table.header), rule, *map(line, table.rows)]
     return "\n".join(parts) + "\n" + (f"\n{table.caption}\n" if table.caption else "")

@@ -1,13 +1,14 @@
 """How to time: interleaved rounds, each ratio taken within one round.
 
-A *round* takes one sample of every candidate, the baseline first, the others in an order that turns from
-round to round; so a disturbance of the machine falls on neighbours alike, and a ratio is formed inside a
-round before the median over rounds is taken. A *sample* is as many calls as fill a given time, then one wait
-for whatever they left running. Owns no opinion on what is timed, and refuses to average: medians and
-quartiles only.
+A *round* takes one sample of every candidate, the baseline first, the others in an order shuffled anew; so a
+disturbance of the machine falls on all alike, none always follows the same neighbour (whose threads may
+still be spinning), and a ratio is formed inside a round before the median over rounds is taken. A *sample* is
+as many calls as fill a given time, then one wait for whatever they left running. Owns no opinion on what is
+timed, and refuses to average: medians and quartiles only.
 """
 
 import gc
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -103,12 +104,12 @@ def measure(candidates: Sequence[Timed], pace: Pace, settle: Callable[[Any], Non
         calls = {one.name: _calls_for(one, pace.sample_seconds, settle) for one in candidates}
         seconds: dict[str, list[float]] = {one.name: [] for one in candidates}
         first, *others = candidates
+        order = random.Random(0)
         end = time.perf_counter() + pace.seconds
         for count in range(pace.rounds):
             if count >= pace.least_rounds and time.perf_counter() > end:
                 break
-            turn = count % len(others) if others else 0
-            for one in (first, *others[turn:], *others[:turn]):
+            for one in (first, *order.sample(others, len(others))):
                 seconds[one.name].append(_sample(one, calls[one.name], settle))
     return Rounds(seconds, calls)
 

@@ -21,7 +21,6 @@ from .._raw import raw_pair
 from .._setting import Setting
 
 __all__ = [
-    "CLONE",
     "COLD",
     "NUMPY",
     "OURS",
@@ -38,9 +37,8 @@ OURS = "torchjax-bridge"
 STOCK = "stock DLPack"
 RAW = "raw capsules"
 NUMPY = "through numpy"
-WARM = "memcpy, warm memory"
-COLD = "memcpy, fresh memory"
-CLONE = "copy within one framework"
+WARM = "memcpy, warm"
+COLD = "memcpy, fresh pages"
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _towards_jax(setting: Setting, raw: Any) -> Direction:
     copies: dict[str, Callable[[Any], Any]] = {
         OURS: lambda tensor: to_jax(tensor, copy=True),
         STOCK: lambda tensor: jax.dlpack.from_dlpack(tensor, copy=True),
-        CLONE: torch.clone,
+        "torch.clone": torch.clone,
     }
     return Direction("to_jax", "torch → JAX", make, to_jax, routes, copies)
 
@@ -146,7 +144,7 @@ def _towards_torch(setting: Setting, raw: Any) -> Direction:
     copies: dict[str, Callable[[Any], Any]] = {
         OURS: lambda array: to_torch(array, copy=True),
         STOCK: lambda array: torch.from_dlpack(array, copy=True),
-        CLONE: lambda array: jnp.array(array, copy=True),
+        "jnp.array": lambda array: jnp.array(array, copy=True),
     }
     return Direction("to_torch", "JAX → torch", make, to_torch, routes, copies)
 
