@@ -31,7 +31,8 @@ WEIGHTS = (
     ("_names",),
     ("_plan",),
     ("_convert",),
-    ("_audit", "_parity", "_optimizer", "_files"),
+    ("_audit", "_parity", "_optimizer_kinds", "_files"),
+    ("_optimizer",),
 )
 
 

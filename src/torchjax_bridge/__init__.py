@@ -14,6 +14,8 @@ from .exchange import jax_device, jax_dtype, to_jax, to_torch, torch_device, tor
 if TYPE_CHECKING:
     from .weights import plan as plan
     from .weights import to_flax as to_flax
+    from .weights import to_optax as to_optax
+    from .weights import to_optimizer_state as to_optimizer_state
     from .weights import to_state_dict as to_state_dict
     from .wrap import as_jax_function as as_jax_function
     from .wrap import as_jax_module as as_jax_module
@@ -26,6 +28,8 @@ _LAZY = {
     "as_jax_module": "wrap",
     "plan": "weights",
     "to_flax": "weights",
+    "to_optax": "weights",
+    "to_optimizer_state": "weights",
     "to_state_dict": "weights",
 }
 
@@ -38,6 +42,8 @@ __all__ = [
     "plan",
     "to_flax",
     "to_jax",
+    "to_optax",
+    "to_optimizer_state",
     "to_state_dict",
     "to_torch",
     "torch_device",

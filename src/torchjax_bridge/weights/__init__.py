@@ -3,11 +3,17 @@
 Needs flax (the ``flax`` extra). Other rooms import from here and not from the files below.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import Plan, plan
 from ._report import Fault, Report
 from .rules import RULES, Entry, Flatten, Layer, LayerType, Rename, Rule
+
+if TYPE_CHECKING:
+    from ._optimizer import to_optax as to_optax
+    from ._optimizer import to_optimizer_state as to_optimizer_state
 
 __all__ = [
     "RULES",
@@ -32,5 +38,16 @@ __all__ = [
     "plan",
     "then",
     "to_flax",
+    "to_optax",
+    "to_optimizer_state",
     "to_state_dict",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only these need optax, which takes long to import.
+    if name in ("to_optax", "to_optimizer_state"):
+        from . import _optimizer
+
+        return getattr(_optimizer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,301 @@
+"""Optimizer state crosses: training handed over in mid-run goes on along the same trajectory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+from flax import linen as ln
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge import errors, to_flax, to_optax, to_optimizer_state, to_state_dict
+
+STEPS = 25
+LR = 1e-2
+
+KINDS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], optax.GradientTransformation]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, LR), optax.sgd(LR)),
+    "sgd momentum": (lambda p: torch.optim.SGD(p, LR, momentum=0.9), optax.sgd(LR, 0.9)),
+    "sgd nesterov": (
+        lambda p: torch.optim.SGD(p, LR, momentum=0.9, nesterov=True),
+        optax.sgd(LR, 0.9, nesterov=True),
+    ),
+    "sgd weight decay": (
+        lambda p: torch.optim.SGD(p, LR, momentum=0.9, weight_decay=1e-2),
+        optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(LR, 0.9)),
+    ),
+    "adam": (lambda p: torch.optim.Adam(p, LR), optax.adam(LR)),
+    "adam L2": (
+        lambda p: torch.optim.Adam(p, LR, weight_decay=1e-2),
+        optax.chain(optax.add_decayed_weights(1e-2), optax.adam(LR)),
+    ),
+    "adamw": (lambda p: torch.optim.AdamW(p, LR, weight_decay=1e-2), optax.adamw(LR, weight_decay=1e-2)),
+    "rmsprop": (lambda p: torch.optim.RMSprop(p, LR), optax.rmsprop(LR, 0.99, 1e-8, eps_in_sqrt=False)),
+    "rmsprop momentum": (
+        lambda p: torch.optim.RMSprop(p, LR, momentum=0.9),
+        optax.rmsprop(LR, 0.99, 1e-8, eps_in_sqrt=False, momentum=0.9),
+    ),
+    "rmsprop centered": (
+        lambda p: torch.optim.RMSprop(p, LR, centered=True),
+        optax.rmsprop(LR, 0.99, 1e-8, eps_in_sqrt=False, centered=True),
+    ),
+    "adagrad": (
+        lambda p: torch.optim.Adagrad(p, LR),
+        optax.adagrad(LR, initial_accumulator_value=0.0, eps=1e-10),
+    ),
+    "adamw in a chain": (
+        lambda p: torch.optim.AdamW(p, LR),
+        optax.chain(optax.clip_by_global_norm(1e9), optax.adamw(LR, weight_decay=1e-2)),
+    ),
+    "adam with a schedule": (
+        lambda p: torch.optim.Adam(p, LR),
+        optax.adam(optax.constant_schedule(LR)),
+    ),
+    "adamw injected": (
+        lambda p: torch.optim.AdamW(p, LR),
+        optax.inject_hyperparams(optax.adamw)(LR, weight_decay=1e-2),
+    ),
+}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.tanh(self.conv(x)).mean((2, 3)))
+
+
+class Twin(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(2, 3, (3, 3), padding=((1, 1), (1, 1)), rngs=rngs)
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(jnp.tanh(self.conv(x)).mean((1, 2)))
+
+
+class Linen(ln.Module):
+    @ln.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = jnp.tanh(ln.Conv(3, (3, 3), padding=((1, 1), (1, 1)), name="conv")(x)).mean((1, 2))
+        return ln.Dense(4, name="fc")(x)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[np.ndarray, np.ndarray]]:
+    draw = np.random.default_rng(0)
+    return [
+        (draw.standard_normal((6, 2, 4, 4), np.float32), draw.standard_normal((6, 4), np.float32))
+        for _ in range(2 * STEPS)
+    ]
+
+
+def _train_torch(module: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Any]) -> None:
+    for x, y in batches:
+        optimizer.zero_grad()
+        ((module(torch.from_numpy(x)) - torch.from_numpy(y)) ** 2).mean().backward()
+        optimizer.step()
+
+
+def _train_nnx(model: Twin, optimizer: nnx.Optimizer, batches: list[Any]) -> None:
+    @nnx.jit
+    def step(model: Twin, optimizer: nnx.Optimizer, x: jax.Array, y: jax.Array) -> None:
+        grads = nnx.grad(lambda m: ((m(x) - y) ** 2).mean())(model)
+        optimizer.update(model, grads)
+
+    for x, y in batches:
+        step(model, optimizer, jnp.asarray(x.transpose(0, 2, 3, 1)), jnp.asarray(y))
+
+
+def _difference(one: nn.Module, other: nn.Module) -> float:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_goes_from_torch_to_optax_and_back_on_one_trajectory(kind: str, batches: list[Any]) -> None:
+    make, tx = KINDS[kind]
+    torch.manual_seed(0)
+    module = Net()
+    start = Net()
+    start.load_state_dict(module.state_dict())
+    whole = Net()
+    whole.load_state_dict(module.state_dict())
+    _train_torch(whole, make(whole.parameters()), batches)
+
+    optimizer = make(module.parameters())
+    _train_torch(module, optimizer, batches[:15])
+    counted = any("step" in entry for entry in optimizer.state_dict()["state"].values())
+    twin = to_flax(module, Twin(nnx.Rngs(0)))
+    fresh = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    handed = to_optax(optimizer, fresh, module=module, template=twin, step=None if counted else 15)
+    assert int(handed.step[...]) == 15
+    assert int(fresh.step[...]) == 0  # what was given is untouched
+    _train_nnx(twin, handed, batches[15:35])
+
+    module.load_state_dict(to_state_dict(twin, module))
+    optimizer = make(module.parameters())
+    state = to_optimizer_state(handed, optimizer, module=module, template=twin)
+    optimizer.load_state_dict(state)
+    _train_torch(module, optimizer, batches[35:])
+
+    assert _difference(whole, start) > 1e-2  # it did train
+    assert _difference(whole, module) < 5e-6
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd momentum"])
+def test_without_its_state_an_optimizer_leaves_the_trajectory(kind: str, batches: list[Any]) -> None:
+    make, _ = KINDS[kind]
+    torch.manual_seed(0)
+    whole, module = Net(), Net()
+    module.load_state_dict(whole.state_dict())
+    _train_torch(whole, make(whole.parameters()), batches)
+    _train_torch(module, make(module.parameters()), batches[:15])
+    _train_torch(module, make(module.parameters()), batches[15:])
+    assert _difference(whole, module) > 1e-4  # so the bound of the test above means something
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_state_that_goes_to_optax_and_back_is_the_same(kind: str, batches: list[Any]) -> None:
+    make, tx = KINDS[kind]
+    module = Net()
+    optimizer = make(module.parameters())
+    _train_torch(module, optimizer, batches[:5])
+    variables = Linen().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+    params = to_flax(module, variables)
+    state = tx.init(params["params"])
+    filled = to_optax(optimizer, state, module=module, template=params, step=None)
+    assert jax.tree.structure(filled) == jax.tree.structure(state)
+    uncounted = kind.startswith(("rmsprop", "adagrad"))
+    if uncounted:
+        with pytest.raises(errors.OptimizerStateError, match="Pass step="):
+            to_optimizer_state(filled, optimizer, module=module, template=params)
+    taken = 5 if uncounted else None
+    back = to_optimizer_state(filled, optimizer, module=module, template=params, step=taken)
+    original = optimizer.state_dict()
+    assert back["param_groups"] == original["param_groups"]
+    exact = kind != "rmsprop momentum"  # its trace is scaled by the learning rate
+    for index, entry in original["state"].items():
+        for name, value in entry.items():
+            if value is None:
+                continue
+            got = back["state"][index][name]
+            if exact:
+                assert torch.equal(got, value), (index, name)
+            else:
+                torch.testing.assert_close(got, value, rtol=3e-7, atol=0)
+    make(Net().parameters()).load_state_dict(back)
+
+
+# --- refusals ----------------------------------------------------------------------------------------
+
+
+def _parts() -> tuple[Net, Twin, nnx.Optimizer]:
+    module = Net()
+    twin = to_flax(module, Twin(nnx.Rngs(0)))
+    return module, twin, nnx.Optimizer(twin, optax.adam(LR), wrt=nnx.Param)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: torch.optim.SGD(p, LR, momentum=0.9, dampening=0.5), "dampening=0.5"),
+        (lambda p: torch.optim.Adam(p, LR, amsgrad=True), "amsgrad=True"),
+        (lambda p: torch.optim.NAdam(p, LR), "momentum_decay"),
+        (lambda p: torch.optim.Adam(p, LR, maximize=True), "maximize=True"),
+        (lambda p: torch.optim.Adagrad(p, LR, lr_decay=0.1), "lr_decay=0.1"),
+        (lambda p: torch.optim.ASGD(p, LR), "a ASGD cannot be handed over"),
+    ],
+)
+def test_variants_with_other_formulas_are_refused_with_the_reason(make: Any, words: str) -> None:
+    module, twin, state = _parts()
+    with pytest.raises(errors.OptimizerStateError, match=words):
+        to_optax(make(module.parameters()), state, module=module, template=twin)
+    with pytest.raises(errors.OptimizerStateError, match=words):
+        to_optimizer_state(state, make(module.parameters()), module=module, template=twin)
+
+
+def test_groups_with_different_hyperparameters_are_refused() -> None:
+    module, twin, state = _parts()
+    groups = [{"params": module.conv.parameters()}, {"params": module.fc.parameters(), "lr": 1.0}]
+    with pytest.raises(errors.OptimizerStateError, match="param_groups differ"):
+        to_optax(torch.optim.Adam(groups, LR), state, module=module, template=twin)
+
+
+def test_the_wrong_chain_is_refused_with_the_right_one() -> None:
+    module, twin, state = _parts()
+    with pytest.raises(errors.OptimizerStateError) as caught:
+        to_optax(torch.optim.SGD(module.parameters(), LR, momentum=0.9), state, module=module, template=twin)
+    assert "0 TraceState where one is needed; build it with optax.sgd" in str(caught.value)
+    assert "ScaleByAdamState that torch.optim.SGD has no moments for" in str(caught.value)
+
+
+def test_different_numbers_of_steps_are_refused_by_name(batches: list[Any]) -> None:
+    module, twin, state = _parts()
+    optimizer = torch.optim.Adam(module.parameters(), LR)
+    _train_torch(module, optimizer, batches[:2])
+    module.conv.requires_grad_(False)
+    _train_torch(module, optimizer, batches[:1])
+    with pytest.raises(errors.OptimizerStateError, match=r"2 for conv\.bias, conv\.weight; 3 for fc"):
+        to_optax(optimizer, state, module=module, template=twin)
+
+
+def test_a_parameter_that_only_one_side_trains_is_refused() -> None:
+    module, twin, state = _parts()
+    with pytest.raises(errors.OptimizerStateError, match=r"'conv\.kernel' is trained by optax and not"):
+        to_optax(torch.optim.Adam(module.fc.parameters(), LR), state, module=module, template=twin)
+
+
+def test_a_masked_chain_takes_the_state_of_the_parameters_it_trains(batches: list[Any]) -> None:
+    module = Net()
+    optimizer = torch.optim.Adam(module.fc.parameters(), LR)
+    _train_torch(module, optimizer, batches[:3])
+    tx = optax.masked(
+        optax.adam(LR),
+        lambda tree: jax.tree_util.tree_map_with_path(
+            lambda path, _: "fc" in jax.tree_util.keystr(path), tree
+        ),
+    )
+    variables = to_flax(module, Linen().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2))))
+    filled = to_optax(optimizer, tx.init(variables["params"]), module=module, template=variables)
+    np.testing.assert_array_equal(
+        np.asarray(filled.inner_state[0].mu["fc"]["kernel"]),
+        optimizer.state[module.fc.weight]["exp_avg"].numpy().T,
+    )
+    assert int(filled.inner_state[0].count) == 3
+
+
+def test_a_schedule_needs_to_know_how_many_steps_sgd_has_taken() -> None:
+    module, twin, _ = _parts()
+    optimizer = torch.optim.SGD(module.parameters(), LR)
+    tx = optax.sgd(optax.linear_schedule(LR, 0.0, 100))
+    state = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    with pytest.raises(errors.OptimizerStateError, match="pass step="):
+        to_optax(optimizer, state, module=module, template=twin)
+    handed = to_optax(optimizer, state, module=module, template=twin, step=40)
+    assert int(jax.tree.leaves(nnx.as_pure(handed.opt_state))[0]) == 40
+
+
+def test_injected_hyperparameters_that_differ_are_refused_with_both_values() -> None:
+    module, twin, _ = _parts()
+    tx = optax.inject_hyperparams(optax.adamw)(LR, weight_decay=1e-4)
+    state = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    optimizer = torch.optim.AdamW(module.parameters(), LR, weight_decay=1e-2)
+    with pytest.raises(
+        errors.OptimizerStateError, match=r"weight_decay is 0\.0001 in optax and 0\.01 in torch"
+    ):
+        to_optax(optimizer, state, module=module, template=twin)
+
+
+def test_an_optimizer_of_another_module_is_refused() -> None:
+    module, twin, state = _parts()
+    with pytest.raises(errors.OptimizerStateError, match="none of the module's"):
+        to_optax(torch.optim.Adam(Net().parameters(), LR), state, module=module, template=twin)
