@@ -2,7 +2,8 @@
 
 A measurement of ours is a regression when its ratio grew by more than the tolerance *and* the quartiles of
 the two runs do not overlap, so that neither a slower machine nor one noisy round raises an alarm. A promise
-that was held and is now missed is a regression too. Refuses to compare different devices.
+that was held and is now missed, by its quartiles too, is a regression as well. Refuses to compare different
+devices.
 """
 
 from collections.abc import Sequence
@@ -94,7 +95,7 @@ def compare(old: Sequence[Suite], new: Sequence[Suite], tolerance: float) -> Com
         promise.text
         for suite in new
         for promise in suite.promises
-        if promise.held is False and verdicts.get(promise.text)
+        if promise.clearly_missed and verdicts.get(promise.text)
     ]
     return Comparison(
         tuple(sorted(worse, key=lambda one: -one.factor)),

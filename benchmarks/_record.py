@@ -76,6 +76,15 @@ class Promise:
     measured: Spread
 
     @property
+    def clearly_missed(self) -> bool:
+        """Whether even the kinder quartile misses: noise alone does not explain it."""
+        if self.limit is None:
+            return False
+        if self.sense == "at most":
+            return self.measured.q1 > self.limit
+        return self.measured.q3 < self.limit
+
+    @property
     def held(self) -> bool | None:
         """Whether the median keeps the promise; ``None`` when nothing is promised."""
         if self.limit is None:

@@ -46,6 +46,8 @@ def write_page(results: Path, page: Path, pictures: Path) -> None:
     tail = rest.split(END, 1)[1]
     body = section(results, str(pictures.relative_to(page.parent)))
     pictures.mkdir(parents=True, exist_ok=True)
+    for old in pictures.glob("*.svg"):
+        old.unlink()
     for drawing in sorted(results.glob("*.svg")):
         shutil.copyfile(drawing, pictures / drawing.name)
     page.write_text(f"{head}{BEGIN}\n\n{body}\n{END}{tail}", encoding="utf-8")

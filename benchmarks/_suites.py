@@ -2,6 +2,10 @@
 
 import importlib
 import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
 
 from ._machine import busy, provenance
 from ._peers import PEERS, load_peer
@@ -20,7 +24,8 @@ def run(name: str, setting: Setting) -> Suite:
     """Run one suite and put its provenance beside what it found."""
     origin = provenance(setting.device, tuple(PEERS) if setting.peers else ())
     start = time.perf_counter()
-    findings = importlib.import_module(SUITES[name]).run(setting)
+    with _default_device(setting):
+        findings = importlib.import_module(SUITES[name]).run(setting)
     facts = [*findings.facts, *([warning] if (warning := busy(origin)) else [])]
     if setting.peers:
         facts += [f"{peer.name}: {peer.status}." for peer in map(load_peer, PEERS) if peer.module is None]
@@ -34,3 +39,10 @@ def run(name: str, setting: Setting) -> Suite:
         tuple(findings.promises),
         tuple(facts),
     )
+
+
+def _default_device(setting: Setting) -> AbstractContextManager[Any]:
+    """Where there is a GPU, JAX puts arrays on it unless told; a run on the CPU has to tell."""
+    if jax.devices()[0] == setting.jax_device:
+        return nullcontext()
+    return jax.default_device(setting.jax_device)

@@ -122,8 +122,6 @@ def _towards_jax(setting: Setting, raw: Any) -> Direction:
 
 
 def _towards_torch(setting: Setting, raw: Any) -> Direction:
-    host = jax.devices("cpu")[0]
-
     def make(shape: tuple[int, ...]) -> jax.Array:
         values = np.random.default_rng(0).random(shape, dtype=np.float32)
         # A copy, since what device_put returns may still be numpy's memory.
@@ -134,7 +132,8 @@ def _towards_torch(setting: Setting, raw: Any) -> Direction:
 
     def through_host(array: jax.Array) -> torch.Tensor:
         # Not np.asarray(array): it keeps the host copy, and every later call would find it there.
-        return torch.tensor(np.asarray(jax.device_put(array, host)), device=setting.torch_device)
+        here = jax.device_put(array, jax.devices("cpu")[0])
+        return torch.tensor(np.asarray(here), device=setting.torch_device)
 
     routes: dict[str, Callable[[Any], Any]] = {STOCK: torch.from_dlpack}
     if not isinstance(raw, str):

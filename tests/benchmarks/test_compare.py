@@ -51,6 +51,9 @@ def test_a_promise_that_was_held_and_is_missed_is_flagged(suite_of):
     assert not found.clean
     assert found.broken == ("to_jax of one tensor / raw capsules",)
     assert compare([suite_of(promised=1.7)], [suite_of(promised=1.7)], tolerance=1.25).clean
+    assert compare(
+        [suite_of(promised=1.5)], [suite_of(promised=1.61)], tolerance=1.25
+    ).clean  # within its spread
 
 
 def test_what_other_libraries_do_is_no_concern(suite_of):

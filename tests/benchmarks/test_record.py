@@ -83,3 +83,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path):
 )
 def test_a_promise_is_held_by_the_median(sense: str, limit: float | None, median: float, held: bool | None):
     assert Promise("", sense, limit, "x", Spread(0.0, median, 9.0, 0.0)).held is held
+
+
+def test_a_promise_is_clearly_missed_when_the_kinder_quartile_misses_it():
+    def missed(sense: str, low: float, high: float) -> bool:
+        return Promise("", sense, 2.0, "x", Spread(low, (low + high) / 2, high, low)).clearly_missed
+
+    assert (missed("at most", 2.1, 3.0), missed("at most", 1.9, 3.0)) == (True, False)
+    assert (missed("at least", 1.0, 1.9), missed("at least", 1.0, 2.1)) == (True, False)
+    assert not Promise("", "reported", None, "x", Spread(9.0, 9.0, 9.0, 9.0)).clearly_missed
