@@ -2,9 +2,13 @@
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from torchjax_bridge.exchange import _dlpack
+
+# `pytest tests/exchange/test_properties.py --hypothesis-profile=deep` runs a million cases, in minutes.
+hypothesis.settings.register_profile("deep", max_examples=17_000, deadline=None)
 
 
 @pytest.fixture(params=["fast", "public"], autouse=True)

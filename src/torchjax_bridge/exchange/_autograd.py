@@ -15,4 +15,9 @@ def carries_tangent(tensor: torch.Tensor) -> bool:
     """Whether this is a dual tensor of the ``forward_ad.dual_level`` that is open."""
     if getattr(forward_ad, "_current_level", 0) < 0:  # none is open
         return False
-    return forward_ad.unpack_dual(tensor).tangent is not None
+    try:
+        return forward_ad.unpack_dual(tensor).tangent is not None
+    except RuntimeError:
+        # torch does not look for tangents below autograd, in the kernel of an operator: there a tensor is a
+        # primal. It does not look into a wrapper either, which is refused for having no memory.
+        return False

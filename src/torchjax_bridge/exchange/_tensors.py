@@ -78,13 +78,14 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                 and tensor.layout is _strided
                 and not tensor.requires_grad
                 and tensor.is_contiguous()
-                and 1 not in tensor.shape
                 and not tensor.is_neg()
                 and not tensor.is_conj()
                 and (pointer := tensor.data_ptr())
                 and not pointer % 64
                 and not carries_tangent(tensor)
             ):
+                if 1 in tensor.shape:
+                    tensor = _with_row_major_strides(tensor)
                 return _dlpack.borrow_cpu(tensor)
         except _FOREIGN:
             pass  # not a plain tensor: the careful way names what it is, or raises the same again
@@ -153,21 +154,23 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
     if copy is False and target != source:
         _cannot_share(path, "JAX", f"it is on {source} and device={target} was asked for")
 
-    reason = _why_copy(tensor)
-    if reason and copy is False:
-        _cannot_share(path, "JAX", reason)
+    narrow = None
     if tensor.dtype in NEEDS_X64 and not _x64():
         narrow = NEEDS_X64[tensor.dtype]
         if narrow is None:
             _refuse_wide(tensor.dtype, path)
+    reason = _why_copy(tensor)
+    if reason and copy is False:
+        _cannot_share(path, "JAX", reason)
+    if narrow is not None:
         if copy is False:
             _cannot_share(
                 path, "JAX", f"{tensor.dtype} needs x64, which is off, and becomes {narrow} by a copy"
             )
         tensor = _narrow(tensor, narrow, path)
     elif copy or reason:
-        tensor = _row_major_copy(tensor.resolve_conj().resolve_neg())
-    elif 1 in tensor.shape and tensor.is_contiguous():
+        tensor = _row_major_copy(tensor)
+    elif tensor.is_contiguous():
         tensor = _with_row_major_strides(tensor)
 
     array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
@@ -286,7 +289,8 @@ def _with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
     for size in reversed(tensor.shape):
         strides.append(step)
         step *= max(size, 1)
-    return tensor.as_strided(tensor.shape, strides[::-1])
+    strides.reverse()
+    return tensor if tensor.stride() == tuple(strides) else tensor.as_strided(tensor.shape, strides)
 
 
 def _x64() -> bool:
@@ -415,7 +419,11 @@ def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Pat
         if copy is False:
             _cannot_share(path, "torch", f"it is on '{tensor.device}' and device='{target}' was asked for")
         return _move(tensor, target)
-    return _row_major_copy(tensor) if copy else tensor
+    if not copy:
+        return tensor
+    return (
+        tensor.clone(memory_format=torch.contiguous_format) if tensor.layout is _strided else tensor.clone()
+    )
 
 
 def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
@@ -433,7 +441,22 @@ def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
 
 
 def _row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clone(memory_format=torch.contiguous_format)
+    """Fresh row-major memory with the tensor's values, its conj and neg bits resolved."""
+    if tensor.is_complex() and tensor.data_ptr() % tensor.element_size():
+        return _copy_by_parts(tensor)
+    return tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def _copy_by_parts(tensor: torch.Tensor) -> torch.Tensor:
+    """The same for a complex tensor whose address is not a multiple of its element size.
+
+    Only memory that torch did not allocate (a mapped file) lies so. Some of torch's complex128 loops, clone
+    among them, read 16 aligned bytes at once and end in a segmentation fault there; its float64 loops do not.
+    """
+    conj = tensor.is_conj()
+    parts = torch.view_as_real(tensor.conj() if conj else tensor)
+    copied = torch.view_as_complex(parts.resolve_neg().clone(memory_format=torch.contiguous_format))
+    return copied.conj_physical() if conj else copied
 
 
 def _check_copy(copy: Any) -> None:

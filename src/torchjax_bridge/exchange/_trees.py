@@ -52,6 +52,8 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     (2, 3)
     """
     if isinstance(tree, torch.Tensor):
+        if copy is None and device is None:  # the plain case pays for no keywords
+            return tensor_to_jax(tree)
         return tensor_to_jax(tree, copy=copy, device=device)
     return _cross(tensor_to_jax, tree, copy, device)
 
@@ -83,6 +85,8 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     torch.bfloat16
     """
     if isinstance(tree, jax.Array):
+        if copy is None and device is None:
+            return array_to_torch(tree)
         return array_to_torch(tree, copy=copy, device=device)
     return _cross(array_to_torch, tree, copy, device)
 
