@@ -167,7 +167,9 @@ def test_strings_functions_enums_and_dtypes_are_static():
         assert y.item() == pytest.approx(expected, rel=2e-3)
 
 
-@pytest.mark.parametrize("how", [{"static_argnums": 1}, {"static_argnames": "n"}, {"static_argnames": ("n",)}])
+@pytest.mark.parametrize(
+    "how", [{"static_argnums": 1}, {"static_argnames": "n"}, {"static_argnames": ("n",)}]
+)
 def test_static_arguments_are_python_values(how):
     @functools.partial(as_torch_function, **how)
     def f(x, n):
@@ -187,7 +189,15 @@ def test_keyword_only_arguments_have_gradients():
 
 
 def test_every_dtype_crosses():
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.int8, torch.uint8, torch.int16, torch.int32):
+    for dtype in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.int8,
+        torch.uint8,
+        torch.int16,
+        torch.int32,
+    ):
         x = torch.ones(3, dtype=dtype)
         y = as_torch_function(lambda x: x + x)(x)
         assert y.dtype is dtype
@@ -212,7 +222,18 @@ def test_every_dtype_crosses():
         lambda: torch.randn(3, 4, dtype=torch.complex64).conj(),
         lambda: torch.randn(3, dtype=torch.complex64).conj().imag,
     ],
-    ids="0d empty 3x0 sliced unaligned expanded transposed channels_last conj neg".split(),
+    ids=[
+        "0d",
+        "empty",
+        "3x0",
+        "sliced",
+        "unaligned",
+        "expanded",
+        "transposed",
+        "channels_last",
+        "conj",
+        "neg",
+    ],
 )
 def test_any_strides_go_in_and_gradients_fit_them(make):
     x = make().detach().requires_grad_()
@@ -370,7 +391,7 @@ def test_the_function_and_all_it_compiled_die_with_the_wrapper():
     x = t(3).requires_grad_()
     (g,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
     torch.autograd.grad(g.sum(), x)
-    torch.func.vmap(torch.func.grad(lambda x: f(x).sum()))(t(2, 3))
+    torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).sum()))(t(2, 3))
     program = next(iter(f._traces._entries.values())).value.program
     watched = [weakref.ref(f), weakref.ref(big), weakref.ref(program), weakref.ref(program.run)]
     watched += [weakref.ref(entry.value) for entry in program._derived._entries.values()]
@@ -474,7 +495,9 @@ def test_an_unhashable_leaf_is_named():
 
 def test_a_result_that_torch_cannot_hold_is_named():
     f = as_torch_function(lambda x: {"ok": x, "bad": [x.astype(jnp.int4)]})
-    with pytest.raises(errors.OutputError, match=r"the result\['bad'\]\[0\] of .* torch has no dtype for int4"):
+    with pytest.raises(
+        errors.OutputError, match=r"the result\['bad'\]\[0\] of .* torch has no dtype for int4"
+    ):
         f(t(2))
 
 

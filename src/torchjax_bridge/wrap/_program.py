@@ -196,12 +196,12 @@ class Linear:
         self._structure, leaves, traced = found[-1]
         made, self.sources = _locate_residuals(jaxpr, len(program.outputs), leaves, traced)
         everything, wanted = jaxpr_as_fun(jaxpr), [*range(len(program.outputs)), *made]
-        self.forward = Program.trace(
-            lambda *primals: [everything(*primals)[i] for i in wanted],
-            program.inputs,
-            program.names,
-            program.origin,
-        )
+
+        def select(*primals: Any) -> list[Any]:
+            outputs = everything(*primals)
+            return [outputs[i] for i in wanted]
+
+        self.forward = Program.trace(select, program.inputs, program.names, program.origin)
         self.kept = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
         self.places = tuple(self._place(s) for s in self.sources if s.kind != "constant")
         self._pullbacks = Cache(DERIVED)

@@ -52,8 +52,8 @@ class LegacyBatch:
 def _is_batched(tensor: torch.Tensor) -> bool:
     try:
         keys: Any = torch._C._dispatch_keys(tensor)
-        return bool(keys.has(torch._C.DispatchKey.Batched))
-    except AttributeError:
+        return bool(keys.has(torch._C._dispatch_key_parse("Batched")))
+    except (AttributeError, RuntimeError):  # private names, gone
         return False
 
 
