@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks._plots import _spread_out, draw
+from benchmarks._curves import spread_out
+from benchmarks._plots import draw
 
 
 def test_every_picture_is_drawn_twice_and_holds_its_words(suite_of, tmp_path: Path):
@@ -51,7 +52,7 @@ def test_without_matplotlib_drawing_says_so(suite_of, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("wanted", [[0.5], [0.1, 0.1, 0.1], [0.0, 0.01, 0.9, 0.91, 0.92], [0.95, 0.97, 0.99]])
 def test_labels_are_moved_apart_and_stay_in_order_within_the_panel(wanted: list[float]):
-    placed = _spread_out(wanted, 0.1, 0.05, 1.0)
+    placed = spread_out(wanted, 0.1, 0.05, 1.0)
     assert placed == sorted(placed)
     assert all(upper - lower > 0.09 for lower, upper in pairwise(placed))
     assert placed[0] >= 0.0

@@ -1,0 +1,23 @@
+"""The ``weights`` suite: what it costs to convert a model's weights, against cloning them.
+
+``_models`` builds the two models on both sides; every other file asks one question.
+"""
+
+from .._case import Findings
+from .._setting import Setting
+from ._conversion import conversion, sharing
+from ._models import MODELS
+from ._planning import planning
+from ._space import peak_memory
+
+__all__ = ["run"]
+
+
+def run(setting: Setting) -> Findings:
+    """Every question of the suite."""
+    found = planning(setting)
+    for name, describe in MODELS.items():
+        found += conversion(name, describe(setting.quick), setting)
+        found += sharing(name, describe(setting.quick), setting)
+        found += peak_memory(name, describe(setting.quick), setting)
+    return found
