@@ -11,6 +11,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError, ShareError
 from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch, torch_dtype
 
+from ._bind import Move
 from ._flax_tree import FlaxLeaf, FlaxTree
 from ._memory import fresh
 from ._plan import Plan, UserRule, make_plan, read_sides
@@ -128,14 +129,12 @@ def to_state_dict(
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     filled: dict[str, torch.Tensor] = {}
     for move in plan.moves:
-        if not move.torch_keys:
-            continue
         arrays = [_values(leaves[path]) for path in move.flax_paths]
         tensors = list(
             to_torch({join_path(p): a for p, a in zip(move.flax_paths, arrays, strict=True)}).values()
         )
         before = [torch_tree.state[key].detach() for key in move.torch_keys]
-        for key, tensor in zip(move.torch_keys, move.layout.inverse(tensors, _known(before)), strict=True):
+        for key, tensor in zip(move.torch_keys, _back(move, tensors, _known(before)), strict=True):
             filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, key, copy)
     _settle_ties(filled, torch_tree)
     for key, twin in plan.ties:
@@ -144,6 +143,17 @@ def to_state_dict(
         key: filled[key] if key in filled else _kept(key, value, copy)
         for key, value in torch_tree.state.items()
     }
+
+
+def _back(
+    move: Move, tensors: Sequence[torch.Tensor], was: Sequence[torch.Tensor] | None
+) -> tuple[torch.Tensor, ...]:
+    """The tensors of a move as torch holds them, or an error that names them."""
+    try:
+        return move.layout.inverse(tensors, was)
+    except ValueError as err:
+        paths = "', '".join(join_path(path) for path in move.flax_paths)
+        raise PlanError(f"'{paths}' cannot go back to torch: {err}.") from err
 
 
 # --- memory ------------------------------------------------------------------------------------------

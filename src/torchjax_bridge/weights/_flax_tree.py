@@ -251,7 +251,7 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
             "linen variables are collections such as {'params': {...}, 'batch_stats': {...}}: "
             "wrap a bare parameter tree as {'params': tree}."
         )
-    if "params" not in variables:
+    if not {"params", "batch_stats"} & set(variables):
         raise PlanError(
             f"these variables have the collections {sorted(map(str, variables))} and no 'params': wrap a "
             "bare parameter tree as {'params': tree}."
@@ -274,6 +274,7 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
     for node in root.walk():
         if node.path:
             node.kind = _kind_from_name(str(node.path[-1]))
+    _bring_home(root, root)
 
     def fill(values: Mapping[Path, Any]) -> Any:
         def put(tree: Any, path: Path) -> Any:
@@ -287,6 +288,24 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
         return core.freeze(filled) if isinstance(variables, core.FrozenDict) else filled
 
     return FlaxTree(root, "linen", tuple(kept), frozenset(), fill)
+
+
+def _bring_home(node: FlaxNode, parent: FlaxNode) -> None:
+    """Give a layer what a wrapper keeps for it.
+
+    linen's ``WeightNorm`` and ``SpectralNorm`` write ``layer/kernel/scale`` and the like, slashes included, in
+    their own scope; the layer itself is below it, or beside it. It is read as the layer's own ``kernel/scale``.
+    """
+    for child in node.children.values():
+        _bring_home(child, node)
+    for name in [name for name in node.leaves if "/" in name]:
+        for home in (node, parent):
+            first, *rest = name.split("/")
+            while first in home.children and rest:
+                home, (first, *rest) = home.children[first], rest
+            if rest and first in home.leaves:
+                home.leaves["/".join((first, *rest))] = node.leaves.pop(name)
+                break
 
 
 def _linen_leaves(tree: Any, path: Path) -> Iterable[tuple[Path, Any]]:

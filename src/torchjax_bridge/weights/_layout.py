@@ -197,11 +197,16 @@ class Sum(Layout):
 
 @dataclass(frozen=True)
 class Constant(Layout):
-    """A Flax tensor that no torch tensor holds and that never matters, filled with one value."""
+    """A Flax tensor that no torch tensor holds, filled with one value.
+
+    With ``fixed`` the value matters (a bias that the torch layer has not), so there is a way back only while
+    it is still the same; without, the Flax layer never reads it.
+    """
 
     value: float
     shape: tuple[int, ...]
     dtype: torch.dtype
+    fixed: bool = False
     is_view = False
     is_linear = False
 
@@ -211,6 +216,9 @@ class Constant(Layout):
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         """Nothing: torch has no such tensor."""
+        (tensor,) = tensors
+        if self.fixed and not tensor.is_meta and not bool((tensor == self.value).all()):
+            raise ValueError(f"torch has no place for it, and it is no longer {self.value:g} everywhere")
         return ()
 
     def __str__(self) -> str:

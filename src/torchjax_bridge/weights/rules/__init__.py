@@ -1,15 +1,28 @@
-"""One file per layer family; `RULES` is all of them, and the only table.
+"""What is known about layers: one file a family, and `RULES`, the table of them all.
 
-To add a layer family: write ``_family.py`` with a ``RULES`` tuple, add it here, add its tests. The layer
-table of the documentation is generated from `RULES`.
+A rule of your own goes into the ``rules`` of `to_flax` and is asked first; a layer that has no counterpart in
+Flax is one entry here. The order matters only between rules for the same class: a layer whose weight is computed
+by a parametrization is asked for before the plain one.
 """
 
-from . import _conv, _linear, _norm
+from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
 from ._hints import Flatten, LayerType, Rename
+from ._parametrized import parametrized
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["LOOKALIKES", "RULES", "Entry", "Flatten", "Layer", "LayerType", "Rename", "Rule"]
+__all__ = ["LOOKALIKES", "PLAIN", "RULES", "Entry", "Flatten", "Layer", "LayerType", "Rename", "Rule"]
 
-RULES: tuple[Rule, ...] = (*_linear.RULES, *_conv.RULES, *_norm.RULES)
+# The layers as torch.nn has them.
+PLAIN: tuple[Rule, ...] = (
+    *_linear.RULES,
+    *_conv.RULES,
+    *_norm.RULES,
+    *_embedding.RULES,
+    *_attention.RULES,
+    *_recurrent.RULES,
+    *_activation.RULES,
+)
+
+RULES: tuple[Rule, ...] = (*map(parametrized, PLAIN), *PLAIN)
 
 LOOKALIKES: tuple[Rule, ...] = _linear.LOOKALIKES

@@ -1,39 +1,141 @@
-"""Convolutions.
+"""Convolutions and transposed convolutions.
 
-torch keeps ``(out, in / groups, *space)``, Flax ``(*space, in / groups, out)``
-(https://docs.pytorch.org/docs/stable/generated/torch.nn.Conv2d.html,
-https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html).
+A convolution's weight is ``(out, in / groups, *space)`` in torch and ``(*space, in / groups, out)`` in Flax.
+A transposed one's is ``(in, out / groups, *space)`` in torch. Flax has it in two ways: with
+``transpose_kernel=True`` it takes the kernel of the convolution whose gradient it is, ``(*space, out, in)``;
+with ``False``, its default, ``(*space, in, out)`` turned by 180 degrees. Flax has no transposed convolution
+with groups; a ``Conv`` over an input with ``stride - 1`` zeros between its elements is one, and its kernel is
+``(*space, in / groups, out)``, turned as well.
+
+Sources of the formulas: https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html (shapes),
+``jax.lax.conv_transpose`` (what ``transpose_kernel`` swaps and flips), and V. Dumoulin and F. Visin, "A guide
+to convolution arithmetic for deep learning" (2016), section 4, for the padding of a transposed convolution.
+
+Settings for parity. ``Conv``: the kernel size as a tuple (an int makes a 1-D convolution), ``strides``,
+``padding=((p, p), ...)`` in numbers (``"SAME"`` pads a strided convolution on other sides),
+``kernel_dilation``, ``feature_group_count``. ``padding_mode`` has a counterpart only where the output keeps
+its size (``"CIRCULAR"``, ``"REFLECT"``); else pad by hand (``jnp.pad`` modes ``wrap``, ``reflect``, ``edge``)
+and convolve with ``"VALID"``. ``ConvTranspose``: ``padding=((a, a + output_padding), ...)`` where
+``a = dilation * (kernel - 1) - padding``, for every axis; with groups the same padding, ``strides=1``,
+``input_dilation=stride`` and ``feature_group_count=groups`` on a ``Conv``.
 """
 
 from collections.abc import Iterable
 
 from torch import nn
 
-from .._layout import Permute
+from .._layout import Flip, Layout, Permute, Reshape, then
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]
 
 
-def _entries(layer: Layer) -> Iterable[Entry]:
-    ranks = layer.torch["weight"].ndim
-    if not 3 <= ranks <= 5:
-        raise ValueError(f"a convolution has a weight of 3 to 5 axes, not {ranks}")
+def _convolution(layer: Layer) -> Iterable[Entry]:
+    rank = _rank(layer)
+    outputs, inputs, *_ = layer.torch["weight"].shape
+    # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
+    doubtful = layer.module is None and layer.flax_kind is None and inputs == outputs
+    note = "taken for a convolution; if it is a transposed one, pass the torch module" if doubtful else ""
+    return _entries(Permute((*range(2, rank), 1, 0)), note)
+
+
+def _transposed(layer: Layer) -> Iterable[Entry]:
+    rank = _rank(layer)
+    weight = tuple(layer.torch["weight"].shape)
+    kernel = layer.flax.get(("kernel",))
+    if kernel is None or len(kernel) != rank:
+        raise ValueError(f"there is no kernel of {rank} axes")
+    groups = getattr(layer.module, "groups", 1)
+    if groups > 1:
+        if layer.flax_kind == "ConvTranspose":
+            raise ValueError(
+                f"groups={groups}: Flax's ConvTranspose has no groups. Use Conv(strides=1, input_dilation=stride, "
+                f"feature_group_count={groups}) with padding ((a, a + output_padding), ...), "
+                "a = dilation * (kernel - 1) - padding"
+            )
+        return _entries(_grouped(weight, groups))
+    if layer.flax_kind == "Conv":
+        dilated = getattr(layer.flax_module, "input_dilation", None)
+        if layer.module is None and (dilated is None or _all_ones(dilated)):
+            raise ValueError("a Conv is taken for a Conv, unless the torch module says otherwise")
+        return _entries(_turned(rank))
+    swapped = getattr(layer.flax_module, "transpose_kernel", None)
+    if swapped is None and weight[0] != weight[1]:
+        swapped = kernel[-2:] == (weight[1], weight[0])
+    if swapped is None:
+        raise ValueError(_which_kernel(rank, _kind(layer)))
+    return _entries(Permute((*range(2, rank), 1, 0)) if swapped else _turned(rank))
+
+
+def _entries(kernel: Layout, note: str = "") -> tuple[Entry, ...]:
+    return (Entry("weight", "kernel", kernel, note=note), Entry("bias", "bias", optional=True))
+
+
+def _turned(rank: int) -> Layout:
+    """``(in, out, *space)`` to ``(*space, in, out)``, turned by 180 degrees."""
+    space = tuple(range(2, rank))
+    return then(Flip(space), Permute((*space, 0, 1)))
+
+
+def _grouped(weight: tuple[int, ...], groups: int) -> Layout:
+    """``(in, out / groups, *space)`` to ``(*space, in / groups, out)``, turned, the groups side by side."""
+    inputs, outputs, *space = weight
+    apart = (groups, inputs // groups, outputs, *space)
+    axes = tuple(range(3, len(apart)))
+    return then(
+        Reshape(weight, apart),
+        Flip(axes),
+        Permute((*axes, 1, 0, 2)),
+        Reshape((*space, inputs // groups, groups, outputs), (*space, inputs // groups, groups * outputs)),
+    )
+
+
+def _rank(layer: Layer) -> int:
+    rank = layer.torch["weight"].ndim
+    if not 3 <= rank <= 5:
+        raise ValueError(f"a convolution has a weight of 3 to 5 axes, not {rank}")
+    return rank
+
+
+def _all_ones(dilation: int | tuple[int, ...]) -> bool:
+    return all(step == 1 for step in ((dilation,) if isinstance(dilation, int) else dilation))
+
+
+def _kind(layer: Layer) -> str:
+    return type(layer.module).__name__ if layer.module is not None else f"ConvTranspose{_rank(layer) - 2}d"
+
+
+def _which_kernel(rank: int, kind: str) -> str:
+    space = ", ".join(map(str, range(2, rank)))
+    flipped = f"({space},)" if rank == 3 else f"({space})"
     return (
-        Entry("weight", "kernel", Permute((*range(2, ranks), 1, 0))),
-        Entry("bias", "bias", optional=True),
+        "as many channels go in as come out, so neither names nor shapes say whether the Flax layer has "
+        f'transpose_kernel=True; pass rules=[Rule(nn.{kind}, [Entry("weight", "kernel", '
+        f'Permute(({space}, 1, 0))), Entry("bias", "bias", optional=True)])] if it has, or the same with '
+        f"then(Flip({flipped}), Permute(({space}, 0, 1))) if it has not"
     )
 
 
 RULES = (
     Rule(
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
-        _entries,
+        _convolution,
         flax_types=("Conv",),
         required=frozenset({"weight"}),
         settings=(
             "kernel_size as a tuple (an int is a 1-D convolution), strides, padding=((p, p), ...) and never "
             "'SAME' for a number, kernel_dilation, feature_group_count=groups, use_bias"
+        ),
+    ),
+    Rule(
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _transposed,
+        flax_types=("ConvTranspose", "Conv"),
+        required=frozenset({"weight"}),
+        settings=(
+            "strides, kernel_dilation, padding=((a, a + output_padding), ...) with "
+            "a = dilation * (kernel - 1) - padding, use_bias; with groups a Conv with strides=1, "
+            "input_dilation=stride, feature_group_count=groups and the same padding"
         ),
     ),
 )

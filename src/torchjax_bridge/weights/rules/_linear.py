@@ -2,7 +2,12 @@
 
 torch keeps ``(out, in)`` and multiplies by the transpose, Flax keeps ``(in, out)``
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html,
-https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html).
+https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html). ``Bilinear`` has no layer in Flax;
+its ``weight (out, in1, in2)`` and ``bias`` are parameters of the module that computes
+``jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias``
+(https://docs.pytorch.org/docs/stable/generated/torch.nn.Bilinear.html), and cross as they are.
+
+Settings for parity: ``use_bias``, and the order in which features were flattened (see `Flatten`).
 """
 
 from collections.abc import Iterable
@@ -38,6 +43,18 @@ def _entries(layer: Layer) -> Iterable[Entry]:
     return (Entry("weight", "kernel", kernel), Entry("bias", "bias", optional=True))
 
 
+def _input_major(layer: Layer) -> Iterable[Entry]:
+    if layer.torch["weight"].ndim != 2:
+        raise ValueError("a dense layer has a weight of 2 axes")
+    return (Entry("weight", "kernel"), Entry("bias", "bias", optional=True))
+
+
+def _bilinear(layer: Layer) -> Iterable[Entry]:
+    if layer.torch["weight"].ndim != 3:
+        raise ValueError("a bilinear layer has a weight of 3 axes")
+    return (Entry("weight", "weight"), Entry("bias", "bias", optional=True))
+
+
 RULES = (
     Rule(
         nn.Linear,
@@ -46,6 +63,12 @@ RULES = (
         required=frozenset({"weight"}),
         settings="use_bias as in torch; behind a flatten say Flatten(path, (C, H, W))",
     ),
+    Rule(
+        nn.Bilinear,
+        _bilinear,
+        required=frozenset({"weight"}),
+        settings='parameters weight and bias, and jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias',
+    ),
 )
 
 # Not layers of torch.nn: what the keys of a bare state_dict could mean just as well. The weight of the
@@ -53,7 +76,8 @@ RULES = (
 LOOKALIKES = (
     Rule(
         (),
-        (Entry("weight", "kernel"), Entry("bias", "bias", optional=True)),
+        _input_major,
+        required=frozenset({"weight"}),
         label="an input-major dense layer (transformers' Conv1D)",
     ),
 )

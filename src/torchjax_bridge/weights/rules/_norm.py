@@ -2,15 +2,29 @@
 
 Scale and bias lie the same way on both sides. BatchNorm's running statistics are buffers in torch and the
 collection ``batch_stats`` (linen) or ``BatchStat`` variables (nnx) in Flax; ``num_batches_tracked`` has no
-image there and stays on the torch side.
+image there and stays on the torch side. A norm over several axes keeps one scale an element: torch's
+``(C, H, W)`` lies as ``(H, W, C)`` in a model whose channels are last.
+
+All compute ``(x - mean) / sqrt(var + eps) * scale + bias``, with the biased variance, over other axes:
+S. Ioffe and C. Szegedy (2015) for BatchNorm, J. Ba et al. (2016) for LayerNorm, Y. Wu and K. He (2018) for
+GroupNorm, D. Ulyanov et al. (2016) for InstanceNorm, B. Zhang and R. Sennrich (2019) for RMSNorm, which has
+no mean and no bias.
+
+Settings for parity: ``epsilon`` (torch has 1e-5, for RMSNorm ``torch.finfo(dtype).eps``; Flax 1e-6 outside
+BatchNorm), ``use_fast_variance=False`` (the fast one loses its digits where the mean is large), ``use_scale``
+and ``use_bias`` as torch's ``affine``, ``elementwise_affine`` and ``bias``, ``num_groups`` (Flax has 32).
+BatchNorm: ``momentum=1 - momentum``, and ``use_running_average`` by mode. torch feeds its running variance
+with the unbiased variance of the batch, Flax with the biased one: evaluation is the same, training on is not,
+unless with the ``BatchNorm`` of `torchjax_bridge.weights.layers`.
 """
 
 from collections.abc import Iterable
+from math import prod
 
 import torch
 from torch import nn
 
-from .._layout import Constant
+from .._layout import Constant, Identity, Layout, Permute
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]
@@ -19,9 +33,11 @@ __all__ = ["RULES"]
 def _batch_norm(layer: Layer) -> Iterable[Entry]:
     yield Entry("weight", "scale", optional=True)
     yield Entry("bias", "bias", optional=True)
+    cumulative = getattr(layer.module, "momentum", 0.1) is None
+    note = "momentum=None averages over all batches, which Flax cannot: train on with a momentum"
     for buffer, leaf, neutral in (("running_mean", "mean", 0.0), ("running_var", "var", 1.0)):
         if buffer in layer.torch or layer.module is None or (leaf,) not in layer.flax:
-            yield Entry(buffer, leaf, collection="batch_stats")
+            yield Entry(buffer, leaf, collection="batch_stats", note=note if cumulative else "")
         else:  # track_running_stats=False: Flax has the variable all the same, and never reads it
             fill = Constant(neutral, layer.flax[(leaf,)], torch.float32)
             yield Entry(
@@ -33,6 +49,61 @@ def _batch_norm(layer: Layer) -> Iterable[Entry]:
             )
 
 
+def _instance_norm(layer: Layer) -> Iterable[Entry]:
+    yield Entry("weight", "scale", optional=True)
+    yield Entry("bias", "bias", optional=True)
+    if "running_mean" not in layer.torch:
+        return
+    if ("mean",) not in layer.flax:
+        raise ValueError(
+            "track_running_stats=True evaluates with running statistics, which Flax's InstanceNorm does not "
+            "keep; for evaluation use BatchNorm(use_running_average=True), which then computes the same"
+        )
+    note = "evaluation only: in training Flax's BatchNorm averages over the batch, InstanceNorm does not"
+    yield Entry("running_mean", "mean", collection="batch_stats", note=note)
+    yield Entry("running_var", "var", collection="batch_stats", note=note)
+
+
+def _over_features(layer: Layer) -> Iterable[Entry]:
+    for name, leaf in (("weight", "scale"), ("bias", "bias")):
+        if name in layer.torch or (leaf,) in layer.flax:
+            layout, note = _feature_axes(layer, name, leaf)
+            yield Entry(name, leaf, layout, note=note)
+
+
+def _feature_axes(layer: Layer, name: str, leaf: str) -> tuple[Layout, str]:
+    """How a scale over several axes lies in the leaf: as it is, or with the first axis last."""
+    weight, place = layer.torch.get(name), layer.flax.get((leaf,))
+    if weight is None or place is None or weight.ndim < 2 or weight.numel() == 1:
+        return Identity(), ""
+    shape = tuple(weight.shape)
+    axes = (*range(1, len(shape)), 0)
+    last = tuple(shape[axis] for axis in axes)
+    if place == shape == last:
+        entries = ", ".join(f'Entry("{ours}", "{theirs}", Permute({axes}))' for ours, theirs in _PAIRS)
+        raise ValueError(
+            f"nothing says whether the axes {shape} of '{name}' lie the same way in Flax or with the channels "
+            f"last; pass rules=[Rule(nn.{_name(layer)}, [{entries}])] for channels last, or the same without "
+            "the Permute"
+        )
+    if place == (prod(shape),):
+        raise ValueError(
+            f"the flat '{leaf}' {place} does not say in which order {shape} lies in it; give the template's "
+            f"leaf the shape {shape}, or {last} where the channels come last: "
+            f"norm.{leaf} = nnx.Param(jnp.ones({shape}))"
+        )
+    if place == last:
+        return Permute(axes), f"{shape} becomes {last}, channels last, as the template's shape says"
+    return Identity(), ""
+
+
+_PAIRS = (("weight", "scale"), ("bias", "bias"))
+
+
+def _name(layer: Layer) -> str:
+    return type(layer.module).__name__ if layer.module is not None else "LayerNorm"
+
+
 RULES = (
     Rule(
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -42,7 +113,43 @@ RULES = (
         required=frozenset({"running_mean", "running_var"}),
         settings=(
             "epsilon=eps, momentum=1-momentum, use_running_average by mode, use_fast_variance=False, "
-            "use_scale=use_bias=affine"
+            "use_scale=use_bias=affine; SyncBatchNorm also axis_name. Flax feeds its running variance with "
+            "the biased variance: to train on as torch does, use weights.layers' BatchNorm"
         ),
+    ),
+    Rule(
+        nn.LayerNorm,
+        _over_features,
+        flax_types=("LayerNorm",),
+        required=frozenset({"weight"}),
+        settings=(
+            "epsilon=eps, use_fast_variance=False, use_scale=elementwise_affine, use_bias=bias; over several "
+            "axes reduction_axes=feature_axes"
+        ),
+    ),
+    Rule(
+        nn.GroupNorm,
+        (Entry("weight", "scale", optional=True), Entry("bias", "bias", optional=True)),
+        flax_types=("GroupNorm",),
+        required=frozenset({"weight", "bias"}),
+        settings="num_groups, epsilon=eps, use_fast_variance=False, use_scale=use_bias=affine",
+    ),
+    Rule(
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        _instance_norm,
+        flax_types=("InstanceNorm", "GroupNorm", "BatchNorm"),
+        keeps=("num_batches_tracked",),
+        required=frozenset({"weight", "bias"}),
+        settings=(
+            "epsilon=eps, use_fast_variance=False, use_scale=use_bias=affine (torch's default is False); with "
+            "track_running_stats a BatchNorm, for evaluation"
+        ),
+    ),
+    Rule(
+        nn.RMSNorm,
+        _over_features,
+        flax_types=("RMSNorm",),
+        required=frozenset({"weight"}),
+        settings="epsilon=eps, which is torch.finfo(dtype).eps where torch says None, use_scale",
     ),
 )

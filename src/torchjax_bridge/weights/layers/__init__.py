@@ -1,0 +1,17 @@
+"""Flax layers that compute what torch's do, where Flax's own cannot.
+
+`nnx` and `linen` hold subclasses of Flax's layers under the same names, so they stand wherever those stand and
+the same rules fill them:
+
+- ``BatchNorm`` feeds its running variance with the unbiased variance of the batch, so training goes on as in
+  torch and not only evaluation agrees;
+- ``GRUCell`` (nnx) has the bias on the state that ``nnx.GRUCell`` lacks;
+- ``PReLU`` has one slope a channel.
+
+Owns no rule and moves no weights. A layer that can be written with Flax's own settings has no place here.
+"""
+
+from . import _linen as linen
+from . import _nnx as nnx
+
+__all__ = ["linen", "nnx"]

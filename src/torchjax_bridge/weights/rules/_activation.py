@@ -1,0 +1,43 @@
+"""Activations with a parameter.
+
+``PReLU`` is ``x`` where ``x >= 0`` and ``slope * x`` elsewhere on both sides (K. He et al., "Delving deep into
+rectifiers", 2015, equation 1). torch holds ``(1,)`` or one slope a channel, Flax a single number. A slope a
+channel needs the layer of `torchjax_bridge.weights.layers`.
+
+Settings for parity: none that arrays do not carry; torch starts from 0.25, Flax from 0.01.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from .._layout import Identity, Layout, Reshape
+from ._rule import Entry, Layer, Rule
+
+__all__ = ["RULES"]
+
+
+def _slope(layer: Layer) -> Iterable[Entry]:
+    (count,) = layer.torch["weight"].shape
+    place = layer.flax.get(("negative_slope",))
+    layout: Layout = Identity()
+    if place == ():
+        if count > 1:
+            flavour = "linen" if layer.flax_module is None else "nnx"
+            raise ValueError(
+                f"it has {count} slopes, one a channel, and Flax's PReLU has one; use "
+                f"torchjax_bridge.weights.layers.{flavour}.PReLU({count})"
+            )
+        layout = Reshape((1,), ())
+    return (Entry("weight", "negative_slope", layout),)
+
+
+RULES = (
+    Rule(
+        nn.PReLU,
+        _slope,
+        flax_types=("PReLU",),
+        required=frozenset({"weight"}),
+        settings="one slope; for one a channel weights.layers.nnx.PReLU or weights.layers.linen.PReLU",
+    ),
+)

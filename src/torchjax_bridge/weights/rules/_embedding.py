@@ -1,0 +1,54 @@
+"""Tables of vectors.
+
+A table is ``(rows, features)`` on both sides, so it crosses as it is
+(https://docs.pytorch.org/docs/stable/generated/torch.nn.Embedding.html,
+https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html#flax.nnx.Embed).
+
+Settings for parity: ``num_embeddings`` and ``features``. An ``EmbeddingBag`` is an ``Embed`` followed by
+``sum``, ``mean`` or ``max`` over the bag (``jax.ops.segment_sum`` and its kin where bags are given by offsets).
+An index out of range raises in torch and gives NaN in Flax. ``padding_idx`` only stops a gradient in torch's
+``Embedding``, and leaves the row out of the bag in its ``EmbeddingBag``; Flax has neither. ``max_norm``
+rewrites the table in every forward pass, which no Flax layer does, so it is refused.
+"""
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ._rule import Entry, Layer, Rule
+
+__all__ = ["RULES"]
+
+
+def _table(layer: Layer) -> Iterable[Entry]:
+    limit = getattr(layer.module, "max_norm", None)
+    if limit is not None:
+        raise ValueError(
+            f"max_norm={limit:g} rescales rows of the table in the forward pass, which Flax's Embed does not; "
+            "rescale the weight once (torch.renorm) and set max_norm=None"
+        )
+    padding = getattr(layer.module, "padding_idx", None)
+    note = ""
+    if padding is not None and isinstance(layer.module, nn.EmbeddingBag):
+        note = f"padding_idx={padding}: torch leaves this row out of its bags, Flax's Embed does not"
+    elif padding is not None:
+        note = f"padding_idx={padding}: torch gives this row no gradient, Flax's Embed trains it"
+    return (Entry("weight", "embedding", note=note),)
+
+
+RULES = (
+    Rule(
+        nn.Embedding,
+        _table,
+        flax_types=("Embed",),
+        required=frozenset({"weight"}),
+        settings="num_embeddings, features",
+    ),
+    Rule(
+        nn.EmbeddingBag,
+        _table,
+        flax_types=("Embed",),
+        required=frozenset({"weight"}),
+        settings="num_embeddings, features, and the sum, mean or max over each bag by hand",
+    ),
+)

@@ -1,0 +1,327 @@
+"""Weights that torch computes from others in every forward pass: ``weight_norm`` and ``spectral_norm``.
+
+Both exist twice, as old hooks (``weight_g`` and ``weight_v``; ``weight_orig``, ``weight_u`` and ``weight_v``)
+and as parametrizations (``parametrizations.weight.original0`` and so on), on any tensor of any layer. So there
+is no table here: the rule of the layer itself is taken, and where it says ``weight``, the tensors that make the
+weight stand in.
+
+By default they are folded: the plain Flax layer gets the weight that torch uses in evaluation, ``g v / |v|``
+(T. Salimans and D. Kingma, "Weight normalization", 2016, equation 2) or ``W / (u' W v)`` (T. Miyato et al.,
+"Spectral normalization", 2018, equations 8 and 20). Folding forgets; the way back returns the parts that stood
+there before while they still fold to the same bits, and else parts that fold to the new weight. linen's wrappers
+``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel: ``kernel/scale`` (g), or
+``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. nnx's wrappers of the same names
+write the normalised kernel over the one they were given, so nothing can be kept in them; they are refused.
+
+Settings for parity: ``nn.WeightNorm(layer)`` with its ``feature_axes=-1`` where torch has ``dim=0``.
+``nn.SpectralNorm`` iterates once more in every call, also in evaluation, so it agrees with torch only as far as
+``u`` has converged.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchjax_bridge.exchange import Path
+
+from .._layout import Layout, Reshape, then
+from ._rule import Entry, Layer, Rule
+
+__all__ = ["parametrized"]
+
+
+# --- layouts -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WeightNormed(Layout):
+    """``v`` and its length ``g``, folded to ``g v / |v|``; the length is over the axes where ``g`` has size 1."""
+
+    is_view = False
+    is_linear = False
+    lossless = False
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(v, g)`` to the weight."""
+        direction, length = tensors
+        return (direction * (length / _length(direction, length)),)
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The parts that stood there if they fold to this weight, else the weight and its length."""
+        (weight,) = tensors
+        if was is None:
+            raise ValueError("weight_norm cannot be taken apart without the torch module as the template")
+        if _same(self.forward(was)[0], weight):
+            return tuple(was)
+        return weight, _length(weight, was[1])
+
+    def __str__(self) -> str:
+        return "g v / |v| (lossy)"
+
+
+@dataclass(frozen=True)
+class SpectralNormed(Layout):
+    """``W`` and its singular vectors ``u`` and ``v``, folded to ``W / (u' W v)``."""
+
+    dim: int
+    is_view = False
+    is_linear = False
+    lossless = False
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(W, u, v)`` to the weight."""
+        original, left, right = tensors
+        return (original / sigma(original, left, right, self.dim),)
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The parts that stood there if they fold to this weight, else the weight with vectors of its own.
+
+        torch divides by the singular value again, so a weight whose singular value is not 1 has no parts.
+        """
+        (weight,) = tensors
+        if was is None:
+            raise ValueError("spectral_norm cannot be taken apart without the torch module as the template")
+        if _same(self.forward(was)[0], weight):
+            return tuple(was)
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        left, values, right = torch.linalg.svd(_matrix(weight, self.dim).to(wide), full_matrices=False)
+        if not weight.is_meta and abs(float(values[0]) - 1) > 1e-4:
+            raise ValueError(
+                f"the largest singular value of the weight is {float(values[0]):.4g}, and torch's spectral_norm "
+                "would divide by it; remove it from the torch module first"
+            )
+        return weight, left[:, 0].to(weight.dtype), right[0].to(weight.dtype)
+
+    def __str__(self) -> str:
+        return "W / (u' W v) (lossy)"
+
+
+@dataclass(frozen=True)
+class SpectralParts(Layout):
+    """``W``, ``u`` and ``v`` of torch beside the kernel, ``u`` and ``sigma`` of linen's ``SpectralNorm``."""
+
+    dim: int
+    kernel: Layout
+    is_view = False
+    is_linear = False
+    lossless = False
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(W, u, v)`` to ``(kernel, u, sigma)``."""
+        original, left, right = tensors
+        return *self.kernel.forward((original,)), left[None], sigma(original, left, right, self.dim)
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """``(kernel, u, sigma)`` to ``(W, u, v)``: v as it was if nothing changed, else one step from u."""
+        if was is not None and all(map(_same, self.forward(was), tensors)):
+            return tuple(was)
+        kernel, left, _ = tensors
+        (original,) = self.kernel.inverse((kernel,))
+        right = torch.mv(_matrix(original, self.dim).t(), left[0])
+        return original, left[0], right / right.norm().clamp_min(1e-12)
+
+    def __str__(self) -> str:
+        return f"W by {self.kernel}, u, and sigma = u' W v for v (lossy)"
+
+
+def sigma(original: Tensor, left: Tensor, right: Tensor, dim: int) -> Tensor:
+    """``u' W v`` with the axis ``dim`` of ``W`` against all its others, as torch computes it."""
+    return torch.dot(left, torch.mv(_matrix(original, dim), right))
+
+
+def _matrix(weight: Tensor, dim: int) -> Tensor:
+    return weight.movedim(dim, 0).flatten(1)
+
+
+def _length(direction: Tensor, length: Tensor) -> Tensor:
+    """The norm of ``v``, in the shape of ``g``."""
+    if not length.ndim:
+        return direction.norm()
+    axes = [axis for axis, size in enumerate(length.shape) if size == 1]
+    return torch.linalg.vector_norm(direction, dim=axes, keepdim=True) if axes else direction.abs()
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.dtype == theirs.dtype and torch.equal(ours, theirs.to(ours.device))
+
+
+# --- which tensors make which weight -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One tensor that is computed, and what from: the one of its own shape first."""
+
+    name: str
+    way: Literal["weight_norm", "spectral_norm", "pruning", "a parametrization"]
+    parts: tuple[str, ...]
+
+
+_PLACE = "parametrizations."
+
+
+def _made(names: frozenset[str]) -> tuple[_Made, ...]:
+    """The computed tensors of a layer, by the names of what they are computed from."""
+    found = []
+    for name in sorted(names):
+        stem, _, mark = name.rpartition("_")
+        if mark == "g" and f"{stem}_v" in names:
+            found.append(_Made(stem, "weight_norm", (f"{stem}_v", name)))
+        elif mark == "orig" and {f"{stem}_u", f"{stem}_v"} <= names:
+            found.append(_Made(stem, "spectral_norm", (name, f"{stem}_u", f"{stem}_v")))
+        elif mark == "orig" and f"{stem}_mask" in names:
+            found.append(_Made(stem, "pruning", (name, f"{stem}_mask")))
+    chains: dict[str, set[str]] = {}
+    for name in names:
+        if name.startswith(_PLACE):
+            tensor, _, part = name.removeprefix(_PLACE).partition(".")
+            chains.setdefault(tensor, set()).add(part)
+    for tensor, parts in sorted(chains.items()):
+        place = f"{_PLACE}{tensor}."
+        if parts == {"original0", "original1"}:
+            found.append(_Made(tensor, "weight_norm", (f"{place}original1", f"{place}original0")))
+        elif parts == {"original", "0._u", "0._v"}:
+            found.append(_Made(tensor, "spectral_norm", (f"{place}original", f"{place}0._u", f"{place}0._v")))
+        else:
+            found.append(_Made(tensor, "a parametrization", tuple(place + part for part in sorted(parts))))
+    return tuple(found)
+
+
+def _plain(names: frozenset[str], made: Sequence[_Made]) -> frozenset[str]:
+    """The names as they would be if the computed tensors were ordinary ones."""
+    return names - {part for one in made for part in one.parts} | {one.name for one in made}
+
+
+def _refuse_others(layer: Layer, made: Sequence[_Made]) -> None:
+    """Raise for what is none of the two, or several on top of each other."""
+    chains = getattr(layer.module, "parametrizations", {})
+    for one in made:
+        if one.way == "pruning":
+            raise ValueError(
+                f"'{one.name}' is pruned; keep the result with "
+                f'torch.nn.utils.prune.remove(layer, "{one.name}") first'
+            )
+        kinds = [type(step).__name__ for step in chains[one.name]] if one.name in chains else []
+        if one.way == "a parametrization" or kinds not in ([], *([kind] for kind in _KINDS[one.way])):
+            raise ValueError(
+                f"'{one.name}' is computed by {', '.join(kinds) or one.way}, which has no counterpart; keep "
+                f'the result with torch.nn.utils.parametrize.remove_parametrizations(layer, "{one.name}") first'
+            )
+
+
+# What torch calls the parametrizations that its public functions make.
+_KINDS = {"weight_norm": ("_WeightNorm",), "spectral_norm": ("_SpectralNorm",)}
+
+
+def _dim(layer: Layer, one: _Made, default: int) -> int:
+    """The axis that spectral_norm sets against the others: the live module's, or the one torch defaults to."""
+    chain = getattr(layer.module, "parametrizations", {})
+    steps: list[Any] = list(chain[one.name]) if one.name in chain else []
+    steps += [hook for hook in _hooks(layer.module) if getattr(hook, "name", None) == one.name]
+    return next((int(step.dim) for step in steps if hasattr(step, "dim")), default)
+
+
+def _hooks(module: nn.Module | None) -> Iterable[Any]:
+    # torch keeps old hooks in this attribute and offers no other way to ask for them.
+    return getattr(module, "_forward_pre_hooks", {}).values()
+
+
+# --- rules -------------------------------------------------------------------------------------------
+
+
+def parametrized(rule: Rule) -> Rule:
+    """The rule of the same layer with some of its tensors computed by weight_norm or spectral_norm."""
+    default = 1 if any(issubclass(kind, _TRANSPOSED) for kind in rule.types) else 0
+
+    def entries(layer: Layer) -> Iterable[Entry]:
+        names = frozenset(layer.torch)
+        made = {one.name: one for one in _made(names)}
+        _refuse_others(layer, tuple(made.values()))
+        inner = _inner(layer)
+        kept = _plain(names, tuple(made.values()))
+        tensors = {name: tensor for name, tensor in layer.torch.items() if name in kept}
+        tensors |= {name: layer.torch[one.parts[0]] for name, one in made.items()}
+        flax = {path[len(inner) :]: shape for path, shape in layer.flax.items()}
+        for entry in rule.entries_for(replace(layer, torch=tensors, flax=flax)):
+            paths = tuple((*inner, *path) for path in entry.flax_paths)
+            computed = [name for name in entry.torch_names if name in made]
+            if not computed:
+                yield replace(entry, flax=paths)
+            elif len(entry.torch_names) > 1:
+                raise ValueError(f"'{computed[0]}' is computed, and joins other tensors in Flax")
+            else:
+                yield from _replaced(replace(entry, flax=paths), made[computed[0]], layer, default)
+
+    def applies(names: frozenset[str]) -> bool:
+        made = _made(names)
+        return bool(made) and rule.may_be(_plain(names, made))
+
+    return Rule(
+        rule.torch_types,
+        entries,
+        flax_types=rule.flax_types,
+        keeps=rule.keeps,
+        required=frozenset(),
+        applies=applies,
+        settings="as without; the weight is folded into a plain layer, or kept apart in linen's wrappers",
+        label=rule.name,
+    )
+
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def _inner(layer: Layer) -> Path:
+    """Where the layer is below a wrapper that the scope stands for."""
+    if layer.flax_kind in ("WeightNorm", "SpectralNorm") and layer.flax_module is not None:
+        raise ValueError(
+            f"nnx.{layer.flax_kind} writes over the kernel it holds, so it cannot hold torch's parts; use the "
+            "plain layer, which gets the folded weight"
+        )
+    wrapped = bool(layer.flax) and all(path[0] == "layer_instance" for path in layer.flax)
+    return ("layer_instance",) if wrapped else ()
+
+
+def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[Entry]:
+    """The entry of a computed tensor: folded, or in the parts of linen's wrappers."""
+    dim = _dim(layer, one, default)
+    (*scope, kernel), *others = entry.flax_paths
+    scale, left, value = ((*scope, f"{kernel}/{name}") for name in ("scale", "u", "sigma"))
+    wrapped = [path for path in (scale, left, value) if path in layer.flax and not others]
+    if not wrapped:
+        fold: Layout = WeightNormed() if one.way == "weight_norm" else SpectralNormed(dim)
+        note = "" if one.way == "weight_norm" else "the weight of evaluation: u and v as they are now"
+        yield replace(entry, torch=one.parts, layout=then(fold, entry.layout), note=note)
+        return
+    original = layer.torch[one.parts[0]]
+    if one.way == "weight_norm" and wrapped == [scale]:
+        length = tuple(layer.torch[one.parts[1]].shape)
+        axes = [axis for axis, size in enumerate(length) if size > 1]
+        if len(axes) > 1 or (axes and not _is_last(entry.layout, original, axes[0])):
+            raise ValueError(
+                f"the lengths {length} of '{one.name}' are not one a feature of linen's WeightNorm"
+            )
+        size = length[axes[0]] if axes else 1
+        yield replace(entry, torch=one.parts[0])
+        yield Entry(one.parts[1], (scale,), Reshape(length, (size,)))
+    elif one.way == "spectral_norm" and wrapped == [left, value]:
+        if not _is_last(entry.layout, original, dim):
+            raise ValueError(
+                f"linen's SpectralNorm sets another axis of '{one.name}' apart than torch; fold it"
+            )
+        layout = SpectralParts(dim, entry.layout)
+        note = "linen's SpectralNorm iterates once more in every call: they agree as far as u has converged"
+        yield Entry(one.parts, (*entry.flax_paths, left, value), layout, "any", note=note)
+    else:
+        raise ValueError(f"'{one.name}' is computed by {one.way}, and the Flax wrapper is for the other")
+
+
+def _is_last(layout: Layout, weight: Tensor, axis: int) -> bool:
+    """Whether an axis of the torch tensor is the last one of its Flax leaf."""
+    size = weight.shape[axis]
+    shape = [size if place == axis else 1 for place in range(weight.ndim)]
+    (placed,) = layout.forward((torch.arange(size).view(shape).expand(weight.shape),))
+    return placed.shape[-1] == size and torch.equal(placed, torch.arange(size).expand(placed.shape))

@@ -1,0 +1,264 @@
+"""Recurrent layers and their cells.
+
+torch stacks the gates of a cell in one ``weight_ih (gates * hidden, input)`` and one
+``weight_hh (gates * hidden, hidden)``, in the order i, f, g, o for an LSTM and r, z, n for a GRU, each with a
+bias of its own (the formulas of https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html and
+``GRU.html``). linen keeps a kernel a gate (``ii``, ``hi``, ...; ``i`` and ``h`` in a ``SimpleCell``); nnx
+does so in its ``LSTMCell`` (``if_`` for ``if``) and stacks them (``dense_i``, ``dense_h``) in its other cells,
+in torch's order. Flax has one bias where the two of torch are added anyway: it becomes their sum, and the way
+back splits the sum as it was, if it is still the same (`Sum`). Only the GRU's n gate keeps both, since one of
+them is inside the reset; ``nnx.GRUCell`` has no place for it, so a GRU with biases needs the ``GRUCell`` of
+`torchjax_bridge.weights.layers` there.
+
+A torch layer is one cell, or ``num_layers`` times one or two directions of them. Its Flax twin is a cell, an
+``RNN`` or ``Bidirectional`` around cells, a list of those, or a scope whose cells are numbered and, in two
+directions, called forward and backward. linen names a cell in the scope where its ``RNN`` is made
+(``LSTMCell_0``, ...): those numbers are taken layer by layer, forward before backward.
+
+Settings for parity: ``features``; ``activation_fn=nn.relu`` for ``RNN(nonlinearity="relu")``;
+``reverse=True, keep_order=True`` for a lone backward ``RNN``; ``time_major`` unless ``batch_first``. The carry
+of an LSTM is ``(c, h)`` in Flax and ``(h, c)`` in torch. ``proj_size`` has no counterpart and is refused.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from torchjax_bridge.exchange import Path, join_path
+
+from .._layout import Constant, Each, Layout, Permute, Split, Sum, then
+from ._rule import Entry, Layer, Rule
+
+__all__ = ["RULES"]
+
+
+@dataclass(frozen=True)
+class GateBiases(Layout):
+    """The two biases ``(3 * hidden,)`` of a GRU and the four of linen's cell: r and z summed, both of n."""
+
+    is_view = False
+    lossless = False
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(b_ih, b_hh)`` to the biases of ``ir``, ``iz``, ``in`` and ``hn``."""
+        (in_r, in_z, in_n), (rec_r, rec_z, rec_n) = _gates(tensors)
+        (r,), (z,) = Sum().forward((in_r, rec_r)), Sum().forward((in_z, rec_z))
+        return r, z, in_n, rec_n
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The biases of ``ir``, ``iz``, ``in`` and ``hn`` to ``(b_ih, b_hh)``; see `Sum` for the sums."""
+        r, z, in_n, rec_n = tensors
+        before: list[tuple[Tensor, ...] | None] = [None, None]
+        if was is not None:
+            before[:] = list(zip(*_gates(was), strict=True))[:2]
+        (in_r, rec_r), (in_z, rec_z) = (
+            Sum().inverse((total,), terms) for total, terms in zip((r, z), before, strict=True)
+        )
+        return Split(3).inverse((in_r, in_z, in_n)) + Split(3).inverse((rec_r, rec_z, rec_n))
+
+    def __str__(self) -> str:
+        return "split in 3, sum of two for r and z (lossy)"
+
+
+def _gates(biases: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    return [Split(3).forward((bias,)) for bias in biases]
+
+
+# --- which cell is which -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What a kind of cell calls its gates.
+
+    Attributes:
+        kind: The torch class.
+        gates: The letters of the gates, in torch's order; one empty letter for a cell without gates.
+    """
+
+    kind: str
+    gates: tuple[str, ...]
+
+    def kernels(self, side: str) -> tuple[str, ...]:
+        """The kernels that read the input (``"i"``) or the state (``"h"``), as linen calls them."""
+        return tuple(side + gate for gate in self.gates)
+
+
+_LSTM = _Family("LSTM", ("i", "f", "g", "o"))
+_GRU = _Family("GRU", ("r", "z", "n"))
+_RNN = _Family("RNN", ("",))
+
+
+def _layer_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
+    def entries(layer: Layer) -> Iterable[Entry]:
+        suffixes = _suffixes(layer)
+        _check(family, layer, suffixes)
+        directions = 2 if any(suffix.endswith("_reverse") for suffix in suffixes) else 1
+        cells, note = _in_order(_cells(family, layer), len(suffixes) // directions, directions)
+        for suffix, cell in zip(suffixes, cells, strict=True):
+            for entry in _cell(family, layer, suffix, cell):
+                yield replace(entry, note=entry.note or note)
+                note = ""
+
+    return entries
+
+
+def _suffixes(layer: Layer) -> list[str]:
+    """``_l0``, ``_l0_reverse``, ``_l1``, ... of a layer, or nothing of a cell, in torch's order."""
+    found = [name.removeprefix("weight_ih") for name in layer.torch if name.startswith("weight_ih")]
+    return sorted(found, key=lambda suffix: (int("0" + re.sub(r"\D", "", suffix)), suffix))
+
+
+def _check(family: _Family, layer: Layer, suffixes: Sequence[str]) -> None:
+    if any(name.startswith("weight_hr") for name in layer.torch):
+        raise ValueError("proj_size projects the hidden state, which no Flax cell does")
+    for suffix in suffixes:
+        size, hidden = layer.torch[f"weight_hh{suffix}"].shape
+        if size != hidden * len(family.gates):
+            raise ValueError(f"weight_hh{suffix} ({size}, {hidden}) has not the {len(family.gates)} gates")
+
+
+def _cells(family: _Family, layer: Layer) -> list[Path]:
+    """Every scope at or below this one that holds the kernels of such a cell."""
+    marks = {family.kernels("h")[0], "dense_h"}
+    return [path[:-2] for path in layer.flax if path[-1] == "kernel" and len(path) > 1 and path[-2] in marks]
+
+
+_DIRECTION = re.compile(r"_?(forward|fwd|backward|bwd|reverse)_?")
+_BACKWARD = frozenset({"backward", "bwd", "reverse"})
+
+
+def _in_order(cells: Sequence[Path], layers: int, directions: int) -> tuple[list[Path], str]:
+    """The cells layer by layer, forward before backward, and what of that was concluded from numbers alone.
+
+    Raises where the names do not say which is which.
+    """
+    count = layers * directions
+    if len(cells) != count:
+        wanted = "1 cell" if count == 1 else f"{count} cells ({layers} layers, {directions} directions)"
+        raise ValueError(f"it needs {wanted}, and {len(cells)} are there")
+    if count == 1:
+        return list(cells), ""
+    places = {_place(cell): cell for cell in cells}
+    numbers = sorted({number for number, _ in places})
+    stems = {_DIRECTION.sub("", re.sub(r"\d+", "#", join_path(cell))) for cell in cells}
+    if len(stems) == 1 and len(places) == count:
+        if len(numbers) == count and not any(backward for _, backward in places):
+            turns = ", forward and backward in turn" if directions == 2 else ""
+            note = f"the {count} cells are taken in the order of their numbers{turns}"
+            return [cell for number in numbers for place, cell in places.items() if place[0] == number], note
+        pairs = {(number, bool(backward)): cell for (number, backward), cell in places.items()}
+        if directions == 2 and len(numbers) == layers and len(pairs) == count:
+            return [pairs[number, backward] for number in numbers for backward in (False, True)], ""
+    names = ", ".join(f"'{join_path(cell)}'" for cell in cells)
+    raise ValueError(f"the names of the cells {names} do not say which layer and direction each is")
+
+
+def _place(cell: Path) -> tuple[tuple[int, ...], bool | None]:
+    """The numbers in the path of a cell, and whether it is called the backward one (None: neither)."""
+    name = join_path(cell)
+    words = _DIRECTION.findall(name)
+    numbers = tuple(int(digits) for digits in re.findall(r"\d+", name))
+    return numbers, any(word in _BACKWARD for word in words) if words else None
+
+
+# --- one cell ----------------------------------------------------------------------------------------
+
+
+def _cell(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
+    stacked = (*cell, "dense_h", "kernel") in layer.flax
+    return (_stacked if stacked else _apart)(family, layer, suffix, cell)
+
+
+def _stacked(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
+    """A cell that keeps its gates side by side, as torch does."""
+    ours = (f"bias_ih{suffix}", f"bias_hh{suffix}")
+    into, back = ((*cell, name, "bias") for name in ("dense_i", "dense_h"))
+    yield Entry(f"weight_ih{suffix}", ((*cell, "dense_i", "kernel"),), Permute((1, 0)))
+    yield Entry(f"weight_hh{suffix}", ((*cell, "dense_h", "kernel"),), Permute((1, 0)))
+    places = tuple(place for place in (into, back) if place in layer.flax)
+    if ours[0] not in layer.torch:
+        yield from (_zeros(layer, suffix, place) for place in places)
+    elif len(places) == 2:
+        yield Entry(ours[0], (into,))
+        yield Entry(ours[1], (back,))
+    elif family is _GRU and places:
+        raise ValueError(
+            "nnx.GRUCell has no bias on the state, and that of the n gate cannot move elsewhere; use "
+            "torchjax_bridge.weights.layers.nnx.GRUCell"
+        )
+    else:
+        yield Entry(ours, places or (back,), Sum())
+
+
+def _apart(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
+    """A cell with one kernel a gate."""
+    names = {name: _spelt(layer, cell, name) for side in "ih" for name in family.kernels(side)}
+    one = len(family.gates) == 1
+    kernels = Permute((1, 0)) if one else then(Split(len(family.gates)), Each(Permute((1, 0))))
+    for side in "ih":
+        paths = tuple((*cell, names[name], "kernel") for name in family.kernels(side))
+        yield Entry(f"weight_{side}h{suffix}", paths, kernels)
+    biased = {_LSTM: _LSTM.kernels("h"), _GRU: ("ir", "iz", "in", "hn"), _RNN: ("i",)}[family]
+    places = tuple((*cell, names[name], "bias") for name in biased)
+    if f"bias_ih{suffix}" not in layer.torch:
+        yield from (_zeros(layer, suffix, place) for place in places if place in layer.flax)
+        return
+    layout: Layout = {_LSTM: then(Sum(), Split(4)), _GRU: GateBiases(), _RNN: Sum()}[family]
+    yield Entry((f"bias_ih{suffix}", f"bias_hh{suffix}"), places, layout)
+
+
+def _spelt(layer: Layer, cell: Path, name: str) -> str:
+    """As it is, or ``if_``, which nnx's LSTMCell says since ``if`` is a word of Python's."""
+    return f"{name}_" if (*cell, f"{name}_", "kernel") in layer.flax else name
+
+
+def _zeros(layer: Layer, suffix: str, place: Path) -> Entry:
+    dtype = layer.torch[f"weight_hh{suffix}"].dtype
+    note = "the torch layer has no bias: Flax's is zero, and must stay so for the way back"
+    return Entry((), (place,), Constant(0.0, layer.flax[place], dtype, fixed=True), note=note)
+
+
+def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], settings: str) -> list[Rule]:
+    layer, cell = kinds
+    entries = _layer_of(family)
+    return [
+        Rule(
+            layer,
+            entries,
+            flax_types=(*cells, "RNN", "Bidirectional"),
+            required=frozenset({"weight_ih_l0", "weight_hh_l0"}),
+            settings=settings,
+        ),
+        Rule(
+            cell,
+            entries,
+            flax_types=cells,
+            required=frozenset({"weight_ih", "weight_hh"}),
+            settings=settings,
+        ),
+    ]
+
+
+RULES = (
+    *_rules(
+        _LSTM,
+        (nn.LSTM, nn.LSTMCell),
+        ("LSTMCell", "OptimizedLSTMCell"),
+        "features=hidden_size, time_major=not batch_first; the carry is (c, h)",
+    ),
+    *_rules(
+        _GRU,
+        (nn.GRU, nn.GRUCell),
+        ("GRUCell",),
+        "features=hidden_size, time_major=not batch_first; nnx with biases: weights.layers.nnx.GRUCell",
+    ),
+    *_rules(
+        _RNN,
+        (nn.RNN, nn.RNNCell),
+        ("SimpleCell",),
+        "features=hidden_size, time_major=not batch_first, activation_fn=nn.relu for nonlinearity='relu'",
+    ),
+)
