@@ -31,6 +31,11 @@ def finetune(
     pixels, labels = images.normalised(), images.labels.astype(np.int32)
     draws = np.random.default_rng(seed)
     optimizer = nnx.Optimizer(model, _sgd(lr), wrt=nnx.Param)
+    # Weights from torch are committed to their device and fresh momenta are not, which the second step, where
+    # all are, would compile anew for.
+    (device,) = jax.tree.leaves(nnx.state(model))[0].devices()
+    for part in (model, optimizer):
+        nnx.update(part, jax.device_put(nnx.state(part), device))
     losses = []
     model.train()
     with terminal.progress() as bar:

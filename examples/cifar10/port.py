@@ -185,7 +185,7 @@ def _forward(net: nn.Module, pixels: Tensor) -> Tensor:
 
 def _observe(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[Outcome]:
     """What each forward pass makes of its batches, under one progress bar."""
-    with terminal.progress() as bar:
+    with terminal.progress(transient=True) as bar:
         return [observe(forward, batches) for forward, batches in bar.track(runs, description=title)]
 
 

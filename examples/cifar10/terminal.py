@@ -46,18 +46,22 @@ def results() -> Console:
     return Console(highlight=False)
 
 
-def progress(*columns: ProgressColumn) -> Progress:
+def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
     """A progress bar on stderr; where that is no terminal, only its final state is printed.
 
     Args:
         *columns: What to show between the bar and the time that remains; by default how many of how many.
+        transient: Leave no trace at the end.
     """
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(stderr=True),
+        console=console,
+        transient=transient,
+        disable=transient and not console.is_terminal,
     )
 
 
