@@ -132,7 +132,7 @@ class View:
         picked = self.base.reshape(-1, self.size)[offsets].reshape(-1) if offsets.size else self.base[:0]
         self.expected = with_sign_bits(picked, self.dtype, self.conj, self.neg).tobytes()
         self.empty = offsets.size == 0
-        self.gap_free = self.span == offsets.size == np.unique(offsets).size
+        self.gap_free = self.span == offsets.size and (self.empty or np.bincount(offsets).max() == 1)
         self.wide = self.dtype.itemsize // (2 if self.dtype.is_complex else 1) == 8
         self.raw = np.empty(self.span * self.size + 128, np.uint8)
         self.home = -self.raw.ctypes.data % 64
@@ -159,10 +159,10 @@ class View:
     def narrowed(self):
         """The bytes in 32 bits, or None where a value does not fit."""
         low, high = (-(2**31), 2**31 - 1) if self.dtype is torch.int64 else (0, 2**32 - 1)
-        values = self.values().tolist()
-        if any(not low <= value <= high for value in values):
+        values = self.values()
+        if values.size and not low <= int(values.min()) <= int(values.max()) <= high:
             return None
-        return np.array(values, np.int32 if self.dtype is torch.int64 else np.uint32).tobytes()
+        return values.astype(np.int32 if self.dtype is torch.int64 else np.uint32).tobytes()
 
     def shareable(self, offset):
         resolved = not (self.conj or self.neg)
