@@ -129,10 +129,11 @@ def to_state_dict(
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     filled: dict[str, torch.Tensor] = {}
     for move in plan.moves:
-        arrays = [_values(leaves[path]) for path in move.flax_paths]
-        tensors = list(
-            to_torch({join_path(p): a for p, a in zip(move.flax_paths, arrays, strict=True)}).values()
+        names = [join_path(path) for path in move.flax_paths]
+        arrays = to_torch(
+            {name: _values(leaves[path]) for name, path in zip(names, move.flax_paths, strict=True)}
         )
+        tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
         before = [torch_tree.state[key].detach() for key in move.torch_keys]
         for key, tensor in zip(move.torch_keys, _back(move, tensors, _known(before)), strict=True):
             filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, key, copy)
