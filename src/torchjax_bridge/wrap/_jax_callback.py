@@ -51,12 +51,13 @@ def call_op_eagerly(op: Op, operands: Sequence[Any]) -> list[Any]:
         results = jitted(*operands)
         if op.device.type == "cpu":  # there is no device to keep busy meanwhile
             jax.block_until_ready(results)
+        return results
     except jax.errors.JaxRuntimeError:
         if not box:
             raise
         error = box.pop()
-        raise error from None
-    return results
+    # Not within the handler: the text that XLA made of this very error is no context of it.
+    raise error
 
 
 def _eager(op: Op) -> tuple[Callable[..., list[Any]], "deque[BaseException]"]:

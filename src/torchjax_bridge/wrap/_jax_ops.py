@@ -115,14 +115,14 @@ class Op:
     Attributes:
         ins: One port an operand.
         outs: One port a result.
-        linear: The first operand in which it is linear (it is linear in all from there); None if none.
+        linear: The first operand in which it is linear, as it is in all from there; past the last if in none.
         residual_outs: Results from here on are residuals, which carry no tangent.
     """
 
     ins: tuple[Port, ...]
     outs: tuple[Port, ...]
     device: torch.device
-    linear: int | None = None
+    linear: int
     residual_outs: int
 
     def __init__(self) -> None:
@@ -182,6 +182,7 @@ class Apply(Op):
         self.device = program.device
         self.ins = tuple(map(Port, program.ins))
         self.outs = tuple(outs)
+        self.linear = len(self.ins)
         self.residual_outs = len(self.outs)
         self._call = call
 
@@ -217,6 +218,7 @@ class Save(Op):
         self.wrt = wrt
         self.device = apply.device
         self.ins = apply.ins
+        self.linear = apply.linear
         self.residuals: Residuals | None = _differentiable(apply.program, wrt)
         extra = self.residuals.extra if self.residuals else ()
         self.outs = (*apply.outs, *map(Port.of_residual, extra))
@@ -303,7 +305,8 @@ class Linear(Op):
         except NeedsValues:
             return None
         except (RuntimeError, NotImplementedError) as err:
-            raise _no_derivative(err) from err
+            _explain(err)
+            raise
 
     def python(self) -> _Run:
         n, first = len(self.save.ins), self.linear
@@ -405,13 +408,14 @@ def _differentiable(program: Program, wrt: tuple[int, ...]) -> Residuals | None:
     try:
         return program.residuals(wrt)
     except (RuntimeError, NotImplementedError) as err:
-        raise _no_derivative(err) from err
+        _explain(err)
+        raise
 
 
-def _no_derivative(err: Exception) -> Exception:
+def _explain(err: Exception) -> None:
+    """Raise a better error, if torch says that a derivative is missing."""
     if "derivative" in str(err) or "backward" in str(err):
-        return TransformError(
-            f"torch cannot differentiate this function to the order asked for: {err}. Use operators that have a "
-            "derivative, or give the function one with torch.autograd.Function."
-        )
-    return err
+        raise TransformError(
+            f"torch cannot differentiate this function to the order asked for: {err}. Use operators that "
+            "have a derivative, or give the function one with torch.autograd.Function."
+        ) from err

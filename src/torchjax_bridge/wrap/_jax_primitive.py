@@ -10,12 +10,13 @@ Owns what JAX asks of a primitive: abstract values (with the mesh axes over whic
 ``_jax_callback``.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
+from jax.extend.core import Jaxpr, Primitive
 from jax.interpreters import ad, batching, mlir
 
 from torchjax_bridge.errors import TransformError
@@ -31,7 +32,22 @@ torch_call_p.multiple_results = True
 
 def bind(op: Op, operands: Sequence[Any]) -> list[Any]:
     """Run an operation on arrays or tracers, under whatever transforms are active."""
-    return torch_call_p.bind(*_varying_alike(operands), op=op)
+    return torch_call_p.bind(*_varying_alike(operands), op=op, mortal=_mortal())
+
+
+def _mortal() -> Jaxpr:
+    """A parameter that lets JAX forget the operation.
+
+    JAX caches abstract evaluation by the equation's parameters, which it holds for good, but for jaxprs, which it
+    holds weakly: with one of them gone it drops the entry. So an empty jaxpr that only the equation itself holds
+    makes the entry, and with it the operation and the user's function, die with the equation.
+    """
+    return Jaxpr((), (), (), (), debug_info=_debug_info())
+
+
+@functools.cache
+def _debug_info() -> Any:
+    return jax.make_jaxpr(lambda: ())().jaxpr.debug_info
 
 
 # --- abstract values ------------------------------------------------------------------------------------
@@ -56,7 +72,7 @@ def _varying_alike(operands: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def _abstract(*avals: Any, op: Op) -> list[Any]:
+def _abstract(*avals: Any, op: Op, mortal: Jaxpr) -> list[Any]:
     structs = [port.struct() for port in op.outs]
     first = next((aval for aval in avals if _has_axes(aval)), None)
     if first is None:
@@ -83,14 +99,14 @@ def _has_axes(aval: Any) -> bool:
 # --- running ---------------------------------------------------------------------------------------------
 
 
-def _impl(*operands: Any, op: Op) -> list[Any]:
+def _impl(*operands: Any, op: Op, mortal: Jaxpr) -> list[Any]:
     return call_op_eagerly(op, operands)
 
 
 torch_call_p.def_impl(_impl)
 
 
-def _lower(context: Any, *operands: Any, op: Op) -> Any:
+def _lower(context: Any, *operands: Any, op: Op, mortal: Jaxpr) -> Any:
     platforms = context.module_context.platforms
     wanted = "cuda" if op.device.type == "cuda" else "cpu"
     if any(platform != wanted for platform in platforms):
@@ -107,14 +123,13 @@ mlir.register_lowering(torch_call_p, _lower)
 # --- jvp -------------------------------------------------------------------------------------------------
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[list[Any], list[Any]]:
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], op: Op) -> tuple[list[Any], list[Any]]:
     moving = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero)
     if isinstance(op, Vmapped):
         return _jvp_vmapped(op, primals, tangents, moving)
     if isinstance(op, Linear):
         return _jvp_linear(op, primals, tangents, moving)
-    assert isinstance(op, Apply | Save)
-    apply = op if isinstance(op, Apply) else op.apply
+    apply: Apply = op.apply if isinstance(op, Save) else op  # type: ignore[assignment]
     # A map for more inputs than move serves too; one for fewer does not.
     save = op if isinstance(op, Save) and set(moving) <= set(op.wrt) else apply.saving(moving)
     results = bind(save, primals)
@@ -141,7 +156,6 @@ def _zero(value: Any) -> Any:
 def _jvp_linear(
     op: Linear, primals: Sequence[Any], tangents: Sequence[Any], moving: Sequence[int]
 ) -> tuple[list[Any], list[Any]]:
-    assert op.linear is not None
     n, first = len(op.save.ins), op.linear
     # The saved tensors are determined by the inputs, and a derivative goes by way of these.
     moved = [i for i in moving if i < n or i >= first]
@@ -153,7 +167,7 @@ def _jvp_linear(
         return results, bind(op, [*primals[:first], *tangent])
     values = [*primals[:n], *primals[first:]]
     slopes = [*tangents[:n], *tangents[first:]]
-    return _jvp(values, slopes, op=op.as_apply())
+    return _jvp(values, slopes, op.as_apply())
 
 
 def _jvp_vmapped(
@@ -165,7 +179,7 @@ def _jvp_vmapped(
         full: list[Any] = [_zero(value) for value in values]
         for i, slope in zip(moving, slopes, strict=True):
             full[i] = slope
-        results, pushed = _jvp(values, full, op=op.base)
+        results, pushed = _jvp(values, full, op.base)
         with_tangent[:] = [i for i, t in enumerate(pushed) if type(t) is not ad.Zero]
         return results, [pushed[i] for i in with_tangent]
 
@@ -179,15 +193,15 @@ def _jvp_vmapped(
     return results, [of[i] if i in of else _zero(result) for i, result in enumerate(results)]
 
 
-ad.primitive_jvps[torch_call_p] = _jvp
+ad.primitive_jvps[torch_call_p] = lambda primals, tangents, *, op, mortal: _jvp(primals, tangents, op)
 
 
 # --- transpose -------------------------------------------------------------------------------------------
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op, mortal: Jaxpr) -> list[Any]:
     unknown = [i for i, x in enumerate(operands) if ad.is_undefined_primal(x)]
-    if op.linear is None or any(i < op.linear for i in unknown):
+    if any(i < op.linear for i in unknown):
         raise TransformError(
             "a torch function is not known to be linear, so jax.linear_transpose cannot take it. Use jax.vjp."
         )
@@ -202,7 +216,6 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op) -> list[Any]:
 def _transposed(op: Op, operands: list[Any], cotangents: list[Any], unknown: list[int]) -> list[Any]:
     """The cotangents of the operands ``unknown``."""
     first = op.linear
-    assert first is not None
     if isinstance(op, Vmapped):
         fixed = operands[:first]
 
@@ -217,8 +230,7 @@ def _transposed(op: Op, operands: list[Any], cotangents: list[Any], unknown: lis
             jnp.sum(lane, axis=0, dtype=lane.dtype) if dim is None else jnp.moveaxis(lane, 0, dim)
             for lane, dim in zip(lanes, (op.dims[i] for i in unknown), strict=True)
         ]
-    assert isinstance(op, Linear)
-    sent = bind(op.other(), [*operands[:first], *cotangents])
+    sent = bind(op.other(), [*operands[:first], *cotangents])  # type: ignore[attr-defined]
     return [sent[i - first] for i in unknown]
 
 
@@ -228,7 +240,9 @@ ad.primitive_transposes[torch_call_p] = _transpose
 # --- batching --------------------------------------------------------------------------------------------
 
 
-def _batch(operands: Sequence[Any], dims: Sequence[Any], *, op: Op) -> tuple[list[Any], list[Any]]:
+def _batch(
+    operands: Sequence[Any], dims: Sequence[Any], *, op: Op, mortal: Jaxpr
+) -> tuple[list[Any], list[Any]]:
     places = [None if dim is batching_not_mapped else dim for dim in dims]
     size = next(x.shape[d] for x, d in zip(operands, places, strict=True) if d is not None)
     moved = list(operands)

@@ -244,7 +244,7 @@ def _tracked(tensors: _Tensors) -> bool:
 
 
 def _conj(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.conj() if tensor.is_complex() else tensor
+    return tensor.conj().resolve_conj() if tensor.is_complex() else tensor
 
 
 class _KeepInnerGraphs(TorchFunctionMode):

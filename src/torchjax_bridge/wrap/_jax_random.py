@@ -179,7 +179,7 @@ def _normal(call: _Call) -> _Plan:
 
 
 def _bernoulli(call: _Call) -> _Plan:
-    chance = call.get("p")
+    chance: Any = call.get("p")
     chance = call.like if chance is None else chance
     return _Plan(Draw("uniform", call.shape), lambda u: call.result(u < chance))
 
