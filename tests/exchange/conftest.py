@@ -18,3 +18,11 @@ def dlpack_path(request: pytest.FixtureRequest) -> Iterator[str]:
     _dlpack.use(request.param)
     yield request.param
     _dlpack.use(before)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many cases the property tests generated."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "cases":
+                terminalreporter.write_line(f"{value:,} generated cases: {report.nodeid}")
