@@ -19,11 +19,15 @@ if TYPE_CHECKING:
     from .weights import to_state_dict as to_state_dict
     from .wrap import as_jax_function as as_jax_function
     from .wrap import as_jax_module as as_jax_module
+    from .wrap import as_torch_function as as_torch_function
+    from .wrap import as_torch_module as as_torch_module
 
 __version__ = "0.1.0"
 
 # The room that holds each name which is loaded on first touch (PEP 562).
 _LAZY = {
+    "as_torch_function": "wrap",
+    "as_torch_module": "wrap",
     "as_jax_function": "wrap",
     "as_jax_module": "wrap",
     "plan": "weights",
@@ -36,6 +40,8 @@ _LAZY = {
 __all__ = [
     "as_jax_function",
     "as_jax_module",
+    "as_torch_function",
+    "as_torch_module",
     "errors",
     "jax_device",
     "jax_dtype",

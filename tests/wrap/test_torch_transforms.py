@@ -9,7 +9,11 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, line
 
 from torchjax_bridge.wrap import as_torch_function
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+# What torch itself warns of when torch.func is first used, and in torch.func.linearize.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning"),
+]
 
 
 def scalar_native(x, w):

@@ -22,11 +22,16 @@ class _Nothing:
     """``None`` on its way through a graph, which has no constant for it."""
 
 
-torch_pytree.register_pytree_node(
-    _Nothing,
-    lambda _: ([], None),
-    lambda _children, _context: None,
-)
+class _Named:
+    """A namedtuple on its way through a graph, which does not find torch's own rule for one."""
+
+    def __init__(self, kind: type, parts: list[Any]) -> None:
+        self.kind, self.parts = kind, parts
+
+
+# The graph rebuilds results by these rules: what comes out of it is None and the namedtuple.
+torch_pytree.register_pytree_node(_Nothing, lambda _: ([], None), lambda _parts, _context: None)
+torch_pytree.register_pytree_node(_Named, lambda n: (n.parts, n.kind), lambda parts, kind: kind(*parts))
 
 
 def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -40,9 +45,9 @@ def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_nonstrict
 def call_in_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the wrapped function ``name``; in its result ``None`` is marked, and unmarked by the graph."""
+    """Call the wrapped function ``name``; the graph rebuilds its result from marked parts."""
     args, kwargs = torch_pytree.tree_map(_specialize, (args, kwargs))
-    return _mark_nothing(functions[name].call(args, kwargs))
+    return _mark(functions[name].call(args, kwargs))
 
 
 def _specialize(leaf: Any) -> Any:
@@ -54,16 +59,16 @@ def _specialize(leaf: Any) -> Any:
     return bool(leaf) if isinstance(leaf, torch.SymBool) else leaf
 
 
-def _mark_nothing(result: Any) -> Any:
+def _mark(result: Any) -> Any:
     if result is None:
         return _Nothing()
     if isinstance(result, torch.Tensor):
         return result
     if isinstance(result, dict):
-        return type(result)((key, _mark_nothing(value)) for key, value in result.items())
+        return type(result)((key, _mark(value)) for key, value in result.items())
     if isinstance(result, list | tuple):
-        parts = [_mark_nothing(part) for part in result]
-        return type(result)(*parts) if hasattr(result, "_fields") else type(result)(parts)
+        parts = [_mark(part) for part in result]
+        return _Named(type(result), parts) if hasattr(result, "_fields") else type(result)(parts)
     raise TransformError(
         f"inside torch.compile a result may nest in dicts, lists, tuples and namedtuples; this one holds a "
         f"{type(result).__module__}.{type(result).__qualname__}. Return its fields in a dict."

@@ -23,7 +23,6 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 
 from ._program import Program
 from ._settings import x64_as
-from ._torch_autograd import call
 from ._torch_run import execute
 
 __all__ = ["run_op"]
@@ -124,7 +123,7 @@ def _backward(ctx: Any, cotangents: Sequence[Any]) -> tuple[None, list[Any]]:
     place = [i for i, other in enumerate(others) if other is None]
     wrt = tuple(i for i, tensor in zip(place, tensors, strict=True) if tensor.requires_grad)
     with x64_as(program.x64):
-        found = call(program.vjp(wrt, seen), [*ctx.bound.leaves(tensors), *(cotangents[i] for i in seen)])
+        found = run_op(program.vjp(wrt, seen), [*ctx.bound.leaves(tensors), *(cotangents[i] for i in seen)])
     gradients = dict(zip(wrt, found, strict=True))
     return None, [gradients.get(i) for i in place]
 
@@ -134,5 +133,5 @@ def _vmap(info: Any, in_dims: Any, program: str, inputs: Sequence[_Tensor]) -> t
     leaves = bound.leaves(inputs)
     dims = iter(in_dims[1])
     axes = tuple(next(dims) if other is None else None for other in bound.others)
-    results = list(call(bound.program.vmap(axes, info.batch_size), leaves))
+    results = run_op(bound.program.vmap(axes, info.batch_size), leaves)
     return results, [0] * len(results)
