@@ -162,9 +162,10 @@ class _Search:
     def run(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> None:
         """Pair until nothing changes any more."""
         while ours and theirs:
-            groups = _group({node.path[-1]: node for node in theirs}, self._parent)
+            groups = _group({node.path[-1]: node for node in theirs}, self._parent).values()
             before = len(self.done)
-            self._round(ours, [*theirs, *groups.values()])
+            # A group of one would compete with the one.
+            self._round(ours, [*theirs, *(group for group in groups if len(group.children) > 1)])
             if len(self.done) == before:
                 opened_ours = [part for node in ours for part in self._open(node)]
                 opened_theirs = [part for node in theirs for part in _open_flax(node)]

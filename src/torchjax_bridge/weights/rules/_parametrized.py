@@ -20,6 +20,7 @@ Settings for parity: ``nn.WeightNorm(layer)`` with its ``feature_axes=-1`` where
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -163,6 +164,7 @@ class _Made:
 _PLACE = "parametrizations."
 
 
+@lru_cache(maxsize=1024)  # every rule asks, for every layer
 def _made(names: frozenset[str]) -> tuple[_Made, ...]:
     """The computed tensors of a layer, by the names of what they are computed from."""
     found = []
