@@ -6,6 +6,9 @@ no values: shapes come from meta tensors.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
 
 from torchjax_bridge.exchange import Path, join_path
 
@@ -183,15 +186,26 @@ def _misfit(
         if leaf.collection not in ("", entry.collection):
             message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
             return Fault("mismatch", message, where)
-    names = ", ".join(f"'{leaf.key}' {tuple(leaf.meta.shape)}" for leaf in torch_leaves)
-    places = ", ".join(f"'{join_path(leaf.path)}' {leaf.shape}" for leaf in flax_leaves)
+    metas = tuple(leaf.meta for leaf in torch_leaves)
+    wanted = tuple(leaf.shape for leaf in flax_leaves)
     try:
-        shapes = [tuple(t.shape) for t in entry.layout.forward([leaf.meta for leaf in torch_leaves])]
+        shapes = _shapes(entry.layout, metas)
+        if shapes == wanted and (len(metas) == 1 or len({meta.dtype for meta in metas}) <= 1):
+            return None
+        fault = ""
     except (ValueError, RuntimeError) as err:
-        return Fault("mismatch", f"{names} cannot be laid out ({entry.layout}): {err}", where)
-    if shapes != [leaf.shape for leaf in flax_leaves]:
-        became = ", ".join(map(str, shapes))
-        return Fault("mismatch", f"{names} would be {became} ({entry.layout}), but {places} is there", where)
-    if len({leaf.meta.dtype for leaf in torch_leaves}) > 1:
+        shapes, fault = (), str(err)
+    names = ", ".join(f"'{leaf.key}' {tuple(leaf.meta.shape)}" for leaf in torch_leaves)
+    if fault:
+        return Fault("mismatch", f"{names} cannot be laid out ({entry.layout}): {fault}", where)
+    if shapes == wanted:
         return Fault("mismatch", f"{names} become one tensor, but their dtypes differ", where)
-    return None
+    places = ", ".join(f"'{join_path(leaf.path)}' {leaf.shape}" for leaf in flax_leaves)
+    became = ", ".join(map(str, shapes))
+    return Fault("mismatch", f"{names} would be {became} ({entry.layout}), but {places} is there", where)
+
+
+@lru_cache(maxsize=4096)
+def _shapes(layout: Layout, metas: tuple[torch.Tensor, ...]) -> tuple[tuple[int, ...], ...]:
+    """The shapes that a layout gives. Equal layers share their meta tensors, so they share this too."""
+    return tuple(tuple(tensor.shape) for tensor in layout.forward(metas))

@@ -31,6 +31,10 @@ class Matcher:
 
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = tuple(rules)
+        self._by_class: dict[type, list[Rule]] = {}
+        for rule in self._rules:
+            for kind in rule.types:
+                self._by_class.setdefault(kind, []).append(rule)
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
         self._seen: dict[tuple[int, int], Match] = {}
         self._alive: list[FlaxNode] = []  # the made-up nodes whose ids are keys above
@@ -63,16 +67,10 @@ class Matcher:
         """The rule of a layer of known class: its own, or its nearest ancestor's."""
         if node.kind is None:
             return None
-        names = None
         for kind in node.kind.__mro__:
-            for rule in self._rules:
-                if kind not in rule.types:
-                    continue
-                if rule.applies is not None:
-                    names = names if names is not None else frozenset(node.flat())
-                    if not rule.applies(names):
-                        continue
-                return rule
+            for rule in self._by_class.get(kind, ()):
+                if rule.applies is None or rule.applies(frozenset(node.flat())):
+                    return rule
         return None
 
     def _typed(self, rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
@@ -114,10 +112,19 @@ class Matcher:
         match = own + Match(faults=paired.faults, notes=paired.notes)
         for ours, theirs in paired.pairs:
             match += self.match(ours, theirs)
+        why = self._why(paired.torch_left, paired.flax_left)
         lost = [unexpected(leaf, node) for node in paired.torch_left for leaf in node.flat().values()]
+        lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
         no_rule = [_no_rule(node) for node in paired.torch_left if self._has_no_rule(node)]
         empty = [missing(leaf) for node in paired.flax_left for leaf in node.flat().values()]
         return match + Match(faults=(*no_rule, *lost, *empty))
+
+    def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
+        """Why the only layer that is left does not fit the only scope that is left."""
+        if len(ours) != 1 or len(theirs) != 1:
+            return ""
+        faults = self.match(ours[0], theirs[0]).faults
+        return next((f"; {fault.message}" for fault in faults if fault.kind == "mismatch"), "")
 
     def _has_no_rule(self, node: TorchNode) -> bool:
         return bool(node.leaves) and _is_torchs_own(node.kind) and self.rule_for(node) is None

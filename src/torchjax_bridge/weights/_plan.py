@@ -6,6 +6,7 @@ and does not raise for what does not fit. Refuses only what is neither a torch s
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isqrt
 from typing import Any
 
@@ -281,7 +282,7 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
         dtypes = {tree.state[key].dtype for key in move.torch_keys}
         for path in move.flax_paths:
             theirs = leaves[path].dtype
-            if any(str(dtype).removeprefix("torch.") != str(theirs) for dtype in dtypes):
+            if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
                 ours = ", ".join(sorted(map(str, dtypes)))
                 yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
     tied = set(tree.ties.values())
@@ -289,6 +290,11 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
         if key in tied and len(set(paths)) > 1:
             places = ", ".join(sorted({join_path(path) for path in paths}))
             yield f"{key}: one tied torch tensor becomes separate Flax leaves ({places}); the tie is lost"
+
+
+@lru_cache(maxsize=256)
+def _same_dtype(ours: torch.dtype, theirs: Any) -> bool:
+    return str(ours).removeprefix("torch.") == str(theirs)
 
 
 def _keys(move: Move) -> str:

@@ -8,6 +8,7 @@ its ``state_dict``.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -153,10 +154,16 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
             message = f"'{key}' and '{node.leaves[name].key}' are both renamed to this"
             faults.append(Fault("rules", message, join_path((*parent, last)), key))
             continue
-        meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        node.leaves[name] = TorchLeaf(key, tensor.detach(), meta)
+        bare = tensor.detach() if tensor.requires_grad else tensor
+        node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
     faults += change.unused()
     return TorchTree(root, state, _find_ties(state), tuple(others), notes, tuple(faults))
+
+
+@lru_cache(maxsize=4096)
+def _meta(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    # Shared by all tensors of this shape: nothing can be written to it.
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 class _Renaming:
