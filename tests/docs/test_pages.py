@@ -1,0 +1,57 @@
+"""Every Python snippet of every page, and every example of every docstring, runs and holds."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+import torchjax_bridge
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
+_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
+
+
+def _snippets(page: Path) -> list[tuple[int, str]]:
+    text = page.read_text()
+    return [(text[: found.start()].count("\n") + 2, found.group(1)) for found in _BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if _snippets(page)], ids=lambda page: page.name)
+def test_the_snippets_of_a_page_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    before = jax.config.jax_enable_x64
+    try:
+        for line, code in _snippets(page):
+            padded = "\n" * (line - 1) + code  # so that a traceback shows the line of the page
+            exec(compile(padded, str(page), "exec"), namespace)
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
+    for target in _LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages(torchjax_bridge.__path__, "torchjax_bridge.")
+    return ["torchjax_bridge", *sorted(info.name for info in found if not info.name.endswith("__main__"))]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_the_examples_of_a_module_hold(name: str) -> None:
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert not failed
