@@ -286,7 +286,7 @@ def _saved(
         saved.append(node)
 
     for node in whole.nodes.nodes:
-        if node in backward:
+        if node in backward and node.op != "output":
             for parent in node.all_input_nodes:
                 if parent not in backward:
                     need(parent)

@@ -113,7 +113,9 @@ class _Call:
 
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.name = func._schema.name.removeprefix("aten::")
-        self._values = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        # The default of a dtype is given as a number that nothing here reads.
+        defaults = [a for a in func._schema.arguments if a.has_default_value() and a.name != "dtype"]
+        self._values = {a.name: a.default_value for a in defaults}
         self._values |= {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
         self._values |= kwargs
 
