@@ -106,6 +106,7 @@ def assert_twins(
     bare: bool = True,
     rules: Sequence[Any] = (),
     call: Callable[..., Any] | None = None,
+    warm: int = 0,
     **settings: Any,
 ) -> Any:
     """Fill the twin, compare outputs, bring the weights back.
@@ -119,12 +120,17 @@ def assert_twins(
         bare: Whether the keys alone say enough to convert the ``state_dict``.
         rules: As for `to_flax`.
         call: Calls the torch module, where it is not just called.
+        warm: How often the torch module runs in training mode first.
         settings: How the Flax module is called.
 
     Returns:
         The filled twin.
     """
-    randomise(module).eval()
+    randomise(module).train()
+    with torch.no_grad():
+        for _ in range(warm):
+            (call or module)(*inputs)
+    module.eval()
     xs = [axes(x) if x.is_floating_point() else x.numpy() for x in inputs]
     empty = template(flax, *xs, **settings)
     filled = to_flax(module, empty, rules=rules)

@@ -183,7 +183,7 @@ def _misfit(
     """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
     where = join_path(torch_node.origin)
     for leaf in flax_leaves:
-        if leaf.collection not in ("", entry.collection):
+        if entry.collection and leaf.collection not in ("", entry.collection):
             message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
             return Fault("mismatch", message, where)
     metas = tuple(leaf.meta for leaf in torch_leaves)

@@ -163,7 +163,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
 def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
     """Write what the caller said about layers into the tree; report what says nothing."""
     faults = []
-    layers = [node for node in tree.root.walk() if node.leaves]
+    layers = [node for node in tree.root.walk() if node.leaves or _COMPUTED in node.children]
     for rule in rules:
         if not isinstance(rule, LayerType | Flatten):
             continue
@@ -173,13 +173,24 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
         for node in named:
             if isinstance(rule, LayerType):
                 node.kind = rule.kind
-            elif "weight" in node.leaves and node.leaves["weight"].meta.ndim == 2:
+            elif _has_matrix(node):
                 node.features = rule.features
             else:
                 faults.append(
                     Fault("rules", f"{rule} names {node.where}, which is no Linear layer", rule.torch)
                 )
     return faults
+
+
+def _has_matrix(node: TorchNode) -> bool:
+    """Whether it has the weight of a Linear, or what a parametrization computes that from."""
+    return any(
+        leaf.meta.ndim == 2 and name.removeprefix(f"{_COMPUTED}.").startswith("weight")
+        for name, leaf in node.flat().items()
+    )
+
+
+_COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
 
 
 # --- checks that need the whole plan -----------------------------------------------------------------
@@ -213,13 +224,13 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
 
 def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]) -> Iterable[Fault]:
     """A Linear behind a convolution, wider than its channels, whose flattening the caller did not explain."""
-    nodes = {leaf.key: node for node in tree.root.walk() for leaf in node.leaves.values()}
+    nodes = dict(_owners(tree.root, tree.root))
     said = [rule for rule in rules if isinstance(rule, Flatten)]
     channels = 0  # of the last convolution, while nothing but norms came after it
     for move in moves:
         shape = tuple(tree.state[move.torch_keys[0]].shape) if move.torch_keys else ()
         if move.rule in _CONVOLUTIONS and len(shape) > 2:
-            channels = shape[0]
+            channels = _channels(nodes[move.torch_keys[0]], move, shape)
         elif move.rule == "Linear" and len(shape) == 2:
             node = nodes[move.torch_keys[0]]
             positions, rest = divmod(shape[1], channels) if channels else (0, 0)
@@ -231,6 +242,20 @@ def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]
 
 
 _CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
+
+
+def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]]:
+    """For every key, the layer that the tensor belongs to."""
+    for leaf in node.leaves.values():
+        yield leaf.key, owner
+    for name, child in node.children.items():
+        yield from _owners(child, owner if owner is not node or name == _COMPUTED else child)
+
+
+def _channels(node: TorchNode, move: Move, shape: tuple[int, ...]) -> int:
+    """How many channels a convolution gives."""
+    given = getattr(node.module, "out_channels", None)
+    return given or (shape[1] if "Transpose" in move.rule else shape[0])
 
 
 def _say_how(node: TorchNode, width: int, channels: int, positions: int) -> Fault:

@@ -281,7 +281,10 @@ def _runs_forward(known: _Pairs, pairs: _Pairs) -> bool:
 
 
 def _open_flax(node: FlaxNode) -> list[FlaxNode]:
-    return [node] if node.leaves else [child for child in node.children.values() if not child.empty]
+    # A WeightNorm or SpectralNorm changes the layer that it holds, so that layer does not stand for it.
+    if node.leaves or "layer_instance" in node.children:
+        return [node]
+    return [child for child in node.children.values() if not child.empty]
 
 
 def _without(node: _Node, done: set[int]) -> Iterable[_Node]:

@@ -278,13 +278,17 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def _inner(layer: Layer) -> Path:
     """Where the layer is below a wrapper that the scope stands for."""
-    if layer.flax_kind in ("WeightNorm", "SpectralNorm") and layer.flax_module is not None:
-        raise ValueError(
-            f"nnx.{layer.flax_kind} writes over the kernel it holds, so it cannot hold torch's parts; use the "
-            "plain layer, which gets the folded weight"
-        )
-    wrapped = bool(layer.flax) and all(path[0] == "layer_instance" for path in layer.flax)
-    return ("layer_instance",) if wrapped else ()
+    below = bool(layer.flax) and all(path[0] == "layer_instance" for path in layer.flax)
+    if layer.flax_module is not None and layer.flax_kind in ("WeightNorm", "SpectralNorm"):
+        wrapper = layer.flax_kind
+    elif below and not any("/" in str(path[-1]) for path in layer.flax):
+        wrapper = "WeightNorm"  # in an nnx.State, where its parts do not show
+    else:
+        return ("layer_instance",) if below else ()
+    raise ValueError(
+        f"nnx.{wrapper} writes over the kernel it holds, so it cannot hold torch's parts; use the plain layer, "
+        "which gets the folded weight"
+    )
 
 
 def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[Entry]:
@@ -316,7 +320,7 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
             )
         layout = SpectralParts(dim, entry.layout)
         note = "linen's SpectralNorm iterates once more in every call: they agree as far as u has converged"
-        yield Entry(one.parts, (*entry.flax_paths, left, value), layout, "any", note=note)
+        yield Entry(one.parts, (*entry.flax_paths, left, value), layout, "", note=note)
     else:
         raise ValueError(f"'{one.name}' is computed by {one.way}, and the Flax wrapper is for the other")
 
@@ -325,5 +329,8 @@ def _is_last(layout: Layout, weight: Tensor, axis: int) -> bool:
     """Whether an axis of the torch tensor is the last one of its Flax leaf."""
     size = weight.shape[axis]
     shape = [size if place == axis else 1 for place in range(weight.ndim)]
-    (placed,) = layout.forward((torch.arange(size).view(shape).expand(weight.shape),))
+    try:
+        (placed,) = layout.forward((torch.arange(size).view(shape).expand(weight.shape),))
+    except RuntimeError:  # not the layout of such a tensor
+        return False
     return placed.shape[-1] == size and torch.equal(placed, torch.arange(size).expand(placed.shape))

@@ -27,7 +27,8 @@ class Entry:
         flax: The path of the leaf relative to the layer (``"kernel"``, ``"query.kernel"``), or several; a
             path with a dot inside a name is given as a tuple.
         layout: How they lie in each other.
-        collection: Where linen keeps the leaf (``"params"``, ``"batch_stats"``).
+        collection: Where linen keeps the leaf (``"params"``, ``"batch_stats"``); empty where several leaves
+            are in several collections.
         optional: Both sides may lack it (a bias). One side alone is a fault all the same.
         note: What a reader of the plan must know, for example what is lost.
     """
