@@ -20,6 +20,7 @@ ROOMS = {
     "exchange": ("errors",),
     "weights": ("errors", "exchange"),
     "wrap": ("errors", "exchange"),
+    "cli": ("errors", "exchange", "weights", "wrap"),
 }
 # Inside weights, in this order.
 WEIGHTS = (
@@ -31,7 +32,7 @@ WEIGHTS = (
     ("_names",),
     ("_plan",),
     ("_convert",),
-    ("_audit", "_parity", "_optimizer_kinds", "_files"),
+    ("_audit", "_parity", "_optimizer_kinds", "files"),
     ("_optimizer",),
 )
 

@@ -9,6 +9,15 @@ from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import Plan, plan
 from ._report import Fault, Report
+from .files import (
+    compare_checkpoints,
+    convert,
+    load_flax,
+    load_state_dict,
+    open_checkpoint,
+    save_flax,
+    save_state_dict,
+)
 from .rules import RULES, Entry, Flatten, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:
@@ -35,7 +44,14 @@ __all__ = [
     "Split",
     "Stack",
     "Sum",
+    "compare_checkpoints",
+    "convert",
+    "load_flax",
+    "load_state_dict",
+    "open_checkpoint",
     "plan",
+    "save_flax",
+    "save_state_dict",
     "then",
     "to_flax",
     "to_optax",

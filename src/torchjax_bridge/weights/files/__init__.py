@@ -1,0 +1,30 @@
+"""Checkpoints: what lies on disk, read, written and converted without holding more than one tensor.
+
+``load_*`` and ``save_*`` go between a file and memory, `convert` from file to file, `open_checkpoint` looks without
+reading a value. Every sound file is read exactly, every other is refused with one `CheckpointError`; nothing in a
+file is ever run.
+"""
+
+from ._convert import Converted, Route, convert, find_route, framework_of
+from ._doors import load_flax, load_state_dict, save_flax, save_state_dict
+from ._leaf import Checkpoint, Leaf
+from ._open import open_checkpoint
+from ._verify import Comparison, Difference, compare_checkpoints
+
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "Converted",
+    "Difference",
+    "Leaf",
+    "Route",
+    "compare_checkpoints",
+    "convert",
+    "find_route",
+    "framework_of",
+    "load_flax",
+    "load_state_dict",
+    "open_checkpoint",
+    "save_flax",
+    "save_state_dict",
+]

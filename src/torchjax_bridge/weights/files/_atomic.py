@@ -1,0 +1,193 @@
+"""Output appears under its name only when it is whole.
+
+It is written beside the target, under the target's name with a dot before and ``.part`` behind, and renamed.
+A process that is killed leaves the old state or the new one; what it left unfinished is taken over by the next to
+write there. Two processes never write to one target: the second is refused. No ``fsync``: this guards against the
+end of a process, not of the machine.
+"""
+
+import ctypes
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from torchjax_bridge.errors import CheckpointError
+
+__all__ = ["clear", "part_of", "refuse_to_replace", "whole_file", "whole_folder"]
+
+# What a folder may hold for us to replace it: anything else is not ours to delete.
+_OURS = (".safetensors", ".safetensors.index.json")
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
+
+
+@contextmanager
+def whole_file(target: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes ``target`` at the end, or vanishes on any error.
+
+    Raises:
+        CheckpointError: The file system refuses (no space, no permission), or another process writes there.
+    """
+    part = part_of(target)
+    with _in_words(target):
+        descriptor = _claim(part, os.O_RDWR | os.O_CREAT)
+        try:
+            with os.fdopen(descriptor, "r+b", buffering=0) as file:
+                file.truncate(0)
+                yield file
+                os.replace(part, target)
+        except BaseException:  # an interrupt too leaves nothing behind
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def whole_folder(target: pathlib.Path, *, keep: bool = False) -> Iterator[pathlib.Path]:
+    """A folder to write to, which becomes ``target`` at the end, or vanishes on any error.
+
+    Args:
+        target: A folder that is there is replaced at once, by an exchange of names.
+        keep: Hand out what an earlier process left unfinished, and leave the unfinished on an interrupt.
+
+    Raises:
+        CheckpointError: As for `whole_file`.
+    """
+    part = part_of(target)
+    with _in_words(target):
+        part.mkdir(exist_ok=True)
+        descriptor = _claim(part, os.O_RDONLY)
+        try:
+            if not keep:
+                clear(part)
+            yield part
+            _publish(part, target)
+        except KeyboardInterrupt:
+            if not keep:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        finally:
+            os.close(descriptor)
+
+
+def refuse_to_replace(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None:
+    """Say before hours of work that the target cannot be written.
+
+    Args:
+        target: Where the output goes.
+        folder: Whether it will be a folder.
+        overwrite: Whether the caller allows an old checkpoint to be replaced.
+
+    Raises:
+        CheckpointError: The folder around it is not there, something else has the name, or what is there is not
+            allowed to be replaced.
+    """
+    with _in_words(target):
+        if not target.name:
+            raise CheckpointError(f"'{target}' is no name for a checkpoint.")
+        if not target.absolute().parent.is_dir():
+            raise CheckpointError(f"cannot write {target}: there is no folder {target.absolute().parent}.")
+        if not target.exists():
+            return
+        if folder != target.is_dir():
+            found = "a folder" if target.is_dir() else "a file"
+            raise CheckpointError(
+                f"cannot write {target}: {found} of that name is there, which is no such output."
+            )
+        if folder:
+            names = sorted(entry.name for entry in target.iterdir())
+            if not names:
+                return
+            strange = [name for name in names if not name.endswith(_OURS)]
+            if strange and not set(_ORBAX) & set(names):
+                raise CheckpointError(
+                    f"cannot write {target}: it holds {strange[0]!r}, which is no part of a checkpoint and would "
+                    "be lost. Name a new folder."
+                )
+        if not overwrite:
+            raise CheckpointError(f"cannot write {target}: it exists. Pass overwrite=True, or --overwrite.")
+
+
+def part_of(target: pathlib.Path) -> pathlib.Path:
+    """Where a target is written before it has its name."""
+    return target.absolute().with_name(f".{target.absolute().name}.part")
+
+
+def clear(folder: pathlib.Path, keep: Collection[str] = ()) -> None:
+    """Remove what a folder holds, but for some names."""
+    for entry in folder.iterdir():
+        if entry.name in keep:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _publish(part: pathlib.Path, target: pathlib.Path) -> None:
+    if target.is_dir() and any(target.iterdir()):
+        _exchange(part, target)
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        os.rename(part, target)
+
+
+@contextmanager
+def _in_words(target: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise CheckpointError(f"cannot write {target}: {err.strerror or err}.") from err
+
+
+def _claim(part: pathlib.Path, flags: int) -> int:
+    """Open and lock; the lock ends with the process, however it ends."""
+    while True:
+        descriptor = os.open(part, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            _lock(descriptor, part)
+            if _is_still(part, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # renamed or removed by its owner between our open and our lock
+        if flags == os.O_RDONLY:
+            part.mkdir(exist_ok=True)
+
+
+def _is_still(part: pathlib.Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(part), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _lock(descriptor: int, part: pathlib.Path) -> None:
+    if sys.platform == "win32":  # no such locks; a rename of an open file fails there instead
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as err:
+        raise CheckpointError(f"another process is writing {part}: wait until it is done.") from err
+
+
+def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Two names change places in one step; Python has no such call, the C library has."""
+    library = ctypes.CDLL(None, use_errno=True)
+    if hasattr(library, "renameat2"):  # Linux: AT_FDCWD is -100, RENAME_EXCHANGE is 2
+        failed = library.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2)
+    elif hasattr(library, "renamex_np"):  # macOS: RENAME_SWAP is 2
+        failed = library.renamex_np(os.fsencode(one), os.fsencode(other), 2)
+    else:
+        raise CheckpointError(f"cannot replace the folder {other} in one step here: remove it first.")
+    if failed:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))

@@ -1,0 +1,101 @@
+"""Which format lies under a path, told by its content, and the checkpoint in it.
+
+A folder is searched for one checkpoint: an index, a single file, or Orbax's own layout. What could be two is
+refused. A name's suffix decides only what the content leaves open.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from torchjax_bridge.errors import CheckpointError
+
+from ._index import read_index
+from ._leaf import Checkpoint
+from ._mapped import Window
+from ._safetensors import read_safetensors
+from ._torch_file import ZIP, read_torch_file
+
+__all__ = ["open_checkpoint"]
+
+_INDEXES = (".safetensors.index.json", ".bin.index.json")
+_SINGLES = (".safetensors", ".msgpack", ".pt", ".pth", ".th", ".bin")
+_TORCH = (".pt", ".pth", ".th", ".bin", ".ckpt")
+_PICKLE = b"\x80\x02"
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str], *, window: Window | None = None, key: str | None = None
+) -> Checkpoint:
+    """What lies under a path, without its values.
+
+    Args:
+        path: A file, an index, or a folder with one checkpoint in it.
+        window: Bounds what stays mapped, for reading through it once; None maps each file once.
+        key: Which entry of a torch file is the ``state_dict``, where there are several.
+
+    Raises:
+        CheckpointError: There is nothing, more than one thing, or nothing sound.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            path = _inside(path)
+        elif not path.exists():
+            raise CheckpointError(f"there is no checkpoint {path}.")
+        elif not path.is_file():
+            raise CheckpointError(f"{path} is neither a file nor a folder.")
+    except OSError as err:
+        raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
+    if path.is_dir():
+        from ._orbax import read_orbax  # imports orbax, which takes long
+
+        return read_orbax(path, window)
+    if path.name.endswith(".index.json"):
+        return read_index(path, window, lambda file, size, shard: _open_file(file, size, shard, key))
+    return _open_file(path, window, "", key)
+
+
+def _open_file(path: pathlib.Path, window: Window | None, shard: str, key: str | None) -> Checkpoint:
+    from ._msgpack import read_msgpack
+
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as err:
+        raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
+    if not start:
+        raise CheckpointError(f"{path} is empty.")
+    if key is not None and path.suffix not in _TORCH:
+        raise CheckpointError(f"{path}: a key is for torch files that hold more than one state_dict.")
+    if path.suffix == ".safetensors" or (len(start) > 9 and start[8:9] == b"{" and path.suffix not in _TORCH):
+        return read_safetensors(path, window, shard)
+    if start.startswith((ZIP, _PICKLE)) or path.suffix in _TORCH:
+        return read_torch_file(path, window, shard, key)
+    if path.suffix == ".msgpack" or 0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF):
+        return read_msgpack(path, window)
+    raise CheckpointError(f"{path} is no safetensors, torch or msgpack file.")
+
+
+def _inside(folder: pathlib.Path) -> pathlib.Path:
+    """The one checkpoint of a folder: a file, an index, or the folder that Orbax wrote."""
+    from ._orbax import find_orbax
+
+    orbax = find_orbax(folder)
+    if orbax is not None:
+        return orbax
+    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    for suffixes in (_INDEXES, _SINGLES):
+        for suffix in suffixes:
+            found = [name for name in names if name.endswith(suffix)]
+            if len(found) == 1:
+                return folder / found[0]
+            if found:
+                raise CheckpointError(
+                    f"{folder} holds several checkpoints ({_some(found)}): name one of them."
+                )
+    raise CheckpointError(f"{folder} holds no checkpoint: it has {_some(names) or 'nothing in it'}.")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -1,0 +1,264 @@
+"""From the leaves of one framework to the leaves of the other, by a `Plan`, with no value moved.
+
+The plan is made from specifications alone: the torch side from the file's header or a module on the meta device,
+the Flax side from a template of ``jax.ShapeDtypeStruct`` or the file. What comes out are leaves that, when read,
+read their sources and lay them out.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path
+
+from .._bind import Move
+from .._flax_tree import FlaxTree, read_flax
+from .._plan import Plan, UserRule, make_plan
+from .._torch_tree import TorchTree, read_torch
+from ..rules import Rename
+from ._flax_leaves import flax_leaves
+from ._leaf import Checkpoint, Leaf, nest
+
+__all__ = ["STAYED", "cast", "route_to_flax", "route_to_torch"]
+
+STAYED = "torchjax_bridge.torch_only"
+"""Where a Flax file keeps the small integers that have no image in Flax (``num_batches_tracked``), as JSON."""
+
+_MOST = 12
+
+
+def route_to_flax(
+    source: Checkpoint, model: nn.Module | None, template: Any, rules: Iterable[UserRule] = ()
+) -> tuple[Plan, list[Leaf], dict[str, str]]:
+    """What the leaves of a torch checkpoint become.
+
+    Args:
+        source: Torch leaves.
+        model: The module they belong to, on the meta device or not; None where the names must do.
+        template: The Flax side.
+        rules: As for `to_flax`.
+
+    Returns:
+        The plan, with its faults; the leaves; and notes for the way back.
+
+    Raises:
+        CheckpointError: The file is not the module's.
+    """
+    tree, files = _torch_side(source, model, rules)
+    plan = _plan(tree, read_flax(template), rules)
+    leaves: list[Leaf] = []
+    for move in plan.moves:
+        sources = [files[key] for key in move.torch_keys]
+        shapes = move.layout.forward([leaf.meta for leaf in sources])
+        for place, (path, meta) in enumerate(zip(move.flax_paths, shapes, strict=True)):
+            read = partial(_forward, move, sources, place)
+            shard = sources[0].shard if sources else ""
+            leaves.append(Leaf(join_path(path), path, meta.dtype, tuple(meta.shape), read, shard))
+    return plan, leaves, _stayed(plan, files)
+
+
+def route_to_torch(
+    source: Checkpoint, model: nn.Module, template: Any | None, rules: Iterable[UserRule] = ()
+) -> tuple[Plan, list[Leaf]]:
+    """What the leaves of a Flax checkpoint become.
+
+    Args:
+        source: Flax leaves.
+        model: The torch side, on the meta device or not.
+        template: The Flax model they belong to; None where the names must do.
+        rules: As for `to_state_dict`.
+
+    Raises:
+        CheckpointError: The file is not the template's, or a key of the module has no value.
+    """
+    tree = read_torch(model, _renames(rules))
+    ties = _ties_of(model)
+    tree.ties.update({key: first for key, first in ties.items() if key in tree.state})
+    flax_tree = read_flax(template) if template is not None else _flax_side(source)
+    files = flax_leaves(source, flax_tree)
+    dtypes = {path: leaf.dtype for path, leaf in files.items()}
+    plan = _plan(tree, flax_tree, rules)
+    stayed = _read_stayed(source)
+    leaves: dict[str, Leaf] = {}
+    for move in plan.moves:
+        sources = [files[path] for path in move.flax_paths]
+        shard = sources[0].shard if sources else ""
+        for place, key in enumerate(move.torch_keys):
+            dtype = dtypes[move.flax_paths[0]] if move.flax_paths else tree.state[key].dtype
+            read = partial(_inverse, move, sources, place)
+            leaves[key] = Leaf(key, split_path(key), dtype, tuple(tree.state[key].shape), read, shard)
+    for key, twin in plan.ties:
+        leaves[key] = replace(leaves[twin], name=key, path=split_path(key), twin=twin)
+    last = ""
+    for key, value in tree.state.items():
+        if key in leaves:
+            last = leaves[key].shard
+        elif isinstance(value, torch.Tensor) and not _is_unexpected(plan, key):
+            leaves[key] = _kept(key, value, stayed, last)
+    return plan, [leaves[key] for key in tree.state if key in leaves]
+
+
+def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
+    """The leaf in another floating-point dtype; integers and the like stay what they are."""
+    if not leaf.dtype.is_floating_point or leaf.dtype == dtype:
+        return leaf
+    return replace(leaf, dtype=dtype, read=lambda: leaf.read().to(dtype))
+
+
+# --- the moves ---------------------------------------------------------------------------------------
+
+
+def _forward(move: Move, sources: Sequence[Leaf], place: int) -> torch.Tensor:
+    return move.layout.forward([leaf.read() for leaf in sources])[place]
+
+
+def _inverse(move: Move, sources: Sequence[Leaf], place: int) -> torch.Tensor:
+    try:
+        return move.layout.inverse([leaf.read() for leaf in sources])[place]
+    except ValueError as err:
+        names = "', '".join(leaf.name for leaf in sources)
+        raise CheckpointError(f"'{names}' cannot go back to torch: {err}.") from err
+
+
+def _kept(key: str, value: torch.Tensor, stayed: Mapping[str, int], shard: str) -> Leaf:
+    """A key that has no image in Flax: as the file noted it, as the module has it, or a counter at zero."""
+    if key in stayed and not value.dtype.is_floating_point:
+        tensor = torch.full(value.shape, stayed[key], dtype=value.dtype)
+    elif not value.is_meta:
+        tensor = value.detach()
+    elif key.rpartition(".")[2] == "num_batches_tracked":
+        tensor = torch.zeros(value.shape, dtype=value.dtype)
+    else:
+        raise CheckpointError(
+            f"'{key}' has no source in the file, and the model is on the meta device and has no value to keep."
+        )
+    return Leaf(key, split_path(key), tensor.dtype, tuple(tensor.shape), lambda: tensor, shard)
+
+
+def _stayed(plan: Plan, files: Mapping[str, Leaf]) -> dict[str, str]:
+    """The counters that stay in torch, as a note."""
+    found = {}
+    for key in plan.torch_only:
+        leaf = files.get(key)
+        if leaf is not None and not leaf.dtype.is_floating_point and leaf.shape in ((), (1,)):
+            found[key] = int(leaf.read().item())
+    return {STAYED: json.dumps(found)} if found else {}
+
+
+def _read_stayed(source: Checkpoint) -> dict[str, int]:
+    if STAYED not in source.metadata:
+        return {}
+    try:
+        found = json.loads(source.metadata[STAYED])
+        return {str(key): int(value) for key, value in found.items()}
+    except (ValueError, TypeError, AttributeError, RecursionError) as err:
+        raise CheckpointError(f"{source.path}: the metadata entry {STAYED!r} is damaged.") from err
+
+
+# --- the two sides, from specifications --------------------------------------------------------------
+
+
+def _torch_side(
+    source: Checkpoint, model: nn.Module | None, rules: Iterable[UserRule]
+) -> tuple[TorchTree, dict[str, Leaf]]:
+    """The torch tree, and the leaf of the file for each of its keys."""
+    state = {name: leaf.meta for name, leaf in source.leaves.items()}
+    file = read_torch(state, _renames(rules))
+    twins = {name: leaf.twin for name, leaf in source.leaves.items() if leaf.twin}
+    if model is None:
+        return replace(file, ties=twins), dict(source.leaves)
+    tree = read_torch(model, _renames(rules))
+    by_path = _by_path(file, source.leaves)
+    keys = _by_path(tree, {key: key for key, value in tree.state.items() if isinstance(value, torch.Tensor)})
+    ties = {key: first for key, first in _ties_of(model).items() if key in tree.state}
+    paths = {key: path for path, key in keys.items()}
+    files: dict[str, Leaf] = {}
+    faults = []
+    for key in keys.values():
+        group = ties.get(key, key)  # safetensors' save_model keeps only one name of a tied tensor
+        names = [key, group, *(name for name, first in ties.items() if first == group)]
+        leaf = next((by_path[paths[name]] for name in names if paths[name] in by_path), None)
+        if leaf is None:
+            faults.append(f"missing: {tuple(tree.state[key].shape)} @ {key}")
+        elif leaf.shape != tuple(tree.state[key].shape):
+            faults.append(
+                f"mismatch: {leaf.shape} in the file, {tuple(tree.state[key].shape)} in the model @ {key}"
+            )
+        else:
+            files[key] = leaf
+    faults += [
+        f"unexpected: {leaf.shape} @ {leaf.name}" for path, leaf in by_path.items() if path not in keys
+    ]
+    if faults:
+        more = [f"and {len(faults) - _MOST} more"] if len(faults) > _MOST else []
+        lines = "\n".join(f"  {fault}" for fault in (*faults[:_MOST], *more))
+        raise CheckpointError(f"{source.path} does not fit the model:\n{lines}")
+    for node in tree.root.walk():  # the dtypes are the file's, whatever the module was built with
+        node.leaves = {
+            name: replace(leaf, tensor=files[leaf.key].meta, meta=files[leaf.key].meta)
+            for name, leaf in node.leaves.items()
+        }
+    others = {key: value for key, value in tree.state.items() if key not in files}
+    full = {key: files[key].meta if key in files else others[key] for key in tree.state}
+    return replace(tree, state=full, ties=ties), files
+
+
+def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
+    """Values by where their tensor is without wrappers."""
+    return {
+        (*node.origin, name): values[leaf.key]
+        for node in tree.root.walk()
+        for name, leaf in node.leaves.items()
+    }
+
+
+def _ties_of(model: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
+    first: dict[int, str] = {}
+    ties = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            ties[name] = known
+    return ties
+
+
+def _flax_side(source: Checkpoint) -> FlaxTree:
+    """The Flax tree that the names of a file spell out: linen variables if they have collections, else nnx."""
+    structs = {
+        leaf.path: jax.ShapeDtypeStruct(leaf.shape, jax_dtype(leaf.dtype)) for leaf in source.leaves.values()
+    }
+    tree = nest(structs, source.path)
+    if isinstance(tree.get("params"), dict) and all(isinstance(child, dict) for child in tree.values()):
+        return read_flax(tree)
+    return read_flax(nnx.State(tree))
+
+
+def _plan(tree: TorchTree, flax_tree: FlaxTree, rules: Iterable[UserRule]) -> Plan:
+    with _files_hold_64_bits():
+        return make_plan(tree, flax_tree, tuple(rules))
+
+
+@contextmanager
+def _files_hold_64_bits() -> Any:
+    """No array of JAX is made here, so what JAX may hold is no fault of the plan."""
+    with jax.enable_x64(True):
+        yield
+
+
+def _is_unexpected(plan: Plan, key: str) -> bool:
+    return any(fault.subject == key for fault in plan.faults)
+
+
+def _renames(rules: Iterable[UserRule]) -> tuple[Rename, ...]:
+    return tuple(rule for rule in rules if isinstance(rule, Rename))

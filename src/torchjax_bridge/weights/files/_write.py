@@ -1,0 +1,185 @@
+"""Leaves to a checkpoint on disk, in any format: the one door for all that writes.
+
+Decides where things go (one file, a folder of shards, an index) and how an interrupted sharded conversion goes on;
+the formats decide the bytes, ``_atomic`` when they appear.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from torchjax_bridge.errors import CheckpointError
+
+from ._atomic import clear, part_of, refuse_to_replace, whole_file, whole_folder
+from ._index import INDEX, SINGLE, build_index, pack
+from ._leaf import Format, Framework, Leaf, Progress
+from ._msgpack import write_msgpack
+from ._pump import Pump
+from ._safetensors import describe, write_safetensors
+from ._torch_file import write_torch_file
+
+__all__ = ["MEMORY", "format_for", "write_checkpoint"]
+
+MEMORY = 1 << 30
+
+_SUFFIXES: dict[str, Format] = {
+    ".safetensors": "safetensors",
+    ".msgpack": "msgpack",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".th": "pt",
+    ".bin": "pt",
+}
+_FRAMEWORK: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
+_STATE = ".unfinished"
+
+
+def format_for(target: pathlib.Path, framework: Framework, format: Format | None) -> Format:
+    """The format that a target is to have.
+
+    Raises:
+        CheckpointError: The suffix says another, or the format does not hold weights of this framework.
+    """
+    said = _SUFFIXES.get(target.suffix)
+    chosen = format or said or "safetensors"
+    if said is not None and chosen != said:
+        raise CheckpointError(
+            f"'{target.name}' is the name of a {said} file, but the format is to be {chosen}."
+        )
+    if _FRAMEWORK.get(chosen, framework) != framework:
+        raise CheckpointError(
+            f"{chosen} holds {_FRAMEWORK[chosen]} weights: {framework} weights go to safetensors"
+            f"{', msgpack or orbax' if framework == 'flax' else ' or pt'}."
+        )
+    return chosen
+
+
+def write_checkpoint(
+    leaves: Sequence[Leaf],
+    target: pathlib.Path,
+    *,
+    framework: Framework,
+    format: Format | None = None,
+    metadata: Mapping[str, str] | None = None,
+    memory: int = MEMORY,
+    shard_size: int | None = None,
+    resume: str = "",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[pathlib.Path]:
+    """Write leaves; nothing is under ``target`` until all is.
+
+    Args:
+        leaves: In the order in which their sources are best read; ``shard`` says where they came from.
+        target: A file, by its suffix; else a folder.
+        framework: Whose names the leaves have.
+        format: By default by the suffix, and else safetensors.
+        metadata: Notes for formats that hold some.
+        memory: Bytes to hold beside the largest leaf.
+        shard_size: Bytes of one file of a folder; by default the leaves stay in the shards they come from.
+        resume: What identifies this work: shards that an earlier run of the same work finished are kept.
+        overwrite: Replace a checkpoint that is there.
+        progress: Told the bytes of each leaf.
+
+    Returns:
+        The files, or the folder that Orbax wrote.
+    """
+    format = format_for(target, framework, format)
+    _check_names(leaves)
+    single = target.suffix in _SUFFIXES
+    refuse_to_replace(target, folder=not single, overwrite=overwrite)
+    pump = Pump(memory, progress)
+    if single:
+        if shard_size is not None:
+            raise CheckpointError(f"shards need a folder: '{target.name}' is the name of one file.")
+        with whole_file(target) as file, pump.running():
+            if format == "safetensors":
+                write_safetensors(leaves, file, pump, describe(leaves, framework, metadata or {}))
+            elif format == "msgpack":
+                write_msgpack(leaves, file, pump)
+            else:
+                write_torch_file(leaves, file, part_of(target), pump)
+            pump.flush()
+        return [target]
+    if format == "orbax":
+        with whole_folder(target) as folder:
+            write_orbax_into(leaves, folder, memory, progress)
+        return [target]
+    if format != "safetensors":
+        name = {"pt": "model.pt", "msgpack": "flax_model.msgpack"}[format]
+        raise CheckpointError(
+            f"{format} is one file: write to {target / name}, or to a name with its suffix."
+        )
+    return _write_shards(leaves, target, framework, dict(metadata or {}), shard_size, resume, pump, progress)
+
+
+def write_orbax_into(
+    leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progress: Progress | None
+) -> None:
+    """Orbax makes its folder itself, so it is made inside ours and moved up."""
+    from ._orbax import write_orbax  # imports orbax, which takes long
+
+    inner = folder / "tree"
+    write_orbax(leaves, inner, memory, progress)
+    for entry in list(inner.iterdir()):
+        os.rename(entry, folder / entry.name)
+    inner.rmdir()
+
+
+def _write_shards(
+    leaves: Sequence[Leaf],
+    target: pathlib.Path,
+    framework: Framework,
+    metadata: dict[str, str],
+    shard_size: int | None,
+    resume: str,
+    pump: Pump,
+    progress: Progress | None,
+) -> list[pathlib.Path]:
+    shards = pack(leaves, shard_size)
+    work = hashlib.sha256(repr((resume, sorted(metadata.items()), shards)).encode()).hexdigest()
+    with whole_folder(target, keep=bool(resume)) as folder:
+        if resume:
+            _take_over(folder, work, shards)
+        with pump.running():
+            for name, group in shards.items():
+                if (folder / name).is_file():
+                    if progress is not None:
+                        progress(sum(leaf.nbytes for leaf in group))
+                    continue
+                with whole_file(folder / name) as file:
+                    write_safetensors(group, file, pump, describe(group, framework, metadata))
+                    pump.flush()
+        if len(shards) > 1:
+            (folder / INDEX).write_bytes(
+                build_index(shards, {"format": describe([], framework, {})["format"]})
+            )
+        (folder / _STATE).unlink(missing_ok=True)
+    names = list(shards) if SINGLE in shards else [INDEX, *shards]
+    return [target / name for name in names]
+
+
+def _take_over(folder: pathlib.Path, work: str, shards: Mapping[str, object]) -> None:
+    """Keep the finished shards of the same work; refuse those of another."""
+    state = folder / _STATE
+    found = state.read_text() if state.is_file() else ""
+    if found and found != work:
+        raise CheckpointError(
+            "cannot resume: what is unfinished there was begun from another source or with other settings. Start "
+            "anew without resume."
+        )
+    clear(folder, keep=(*shards, _STATE) if found else ())
+    state.write_text(work)
+
+
+def _check_names(leaves: Sequence[Leaf]) -> None:
+    if not leaves:
+        raise CheckpointError("there is nothing to write.")
+    seen: set[str] = set()
+    for leaf in leaves:
+        if leaf.name in seen:
+            raise CheckpointError(f"two tensors are named '{leaf.name}'.")
+        if not leaf.name or leaf.name == "__metadata__":
+            raise CheckpointError(f"{leaf.name!r} is no name for a tensor.")
+        seen.add(leaf.name)
