@@ -166,3 +166,39 @@ def test_importing_the_library_chooses_nothing_and_starts_no_backend():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["None", "False"], done.stderr
+
+
+def _in_jit(cross):
+    jax.jit(lambda x: (cross(), x)[1])(1.0)
+
+
+def _under_fake_tensors(cross):
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        cross()
+
+
+def _with_meta_as_default(cross):
+    with torch.device("meta"):
+        cross()
+
+
+def _in_a_torch_transform(cross):
+    torch.func.vmap(lambda x: (cross(), x)[1])(torch.ones(2))
+
+
+def _on_another_default_device(cross):
+    with jax.default_device(jax.devices("cpu")[3]):
+        cross()
+
+
+@pytest.mark.parametrize(
+    "context",
+    [_in_jit, _under_fake_tensors, _with_meta_as_default, _in_a_torch_transform, _on_another_default_device],
+)
+def test_where_the_first_crossing_happens_does_not_change_the_choice(monkeypatch, context):
+    monkeypatch.delenv(_dlpack.SWITCH, raising=False)
+    _dlpack.forget()
+    context(_dlpack.choice)
+    assert choice().path == "fast", choice().reason

@@ -21,7 +21,7 @@ from torchjax_bridge.errors import (
     ShareError,
     UnsupportedLeafError,
 )
-from torchjax_bridge.exchange import array_to_torch, tensor_to_jax, to_jax, to_torch
+from torchjax_bridge.exchange import _dlpack, array_to_torch, tensor_to_jax, to_jax, to_torch
 from torchjax_bridge.exchange._dtypes import JAX_OF, NEEDS_X64
 
 
@@ -434,6 +434,7 @@ NOT_FOR_JAX = {
     "subclass": (lambda: torch.ones(3).as_subclass(Subclass), "Subclass", r"as_subclass\(torch\.Tensor\)"),
     "dispatching subclass": (lambda: Dispatching(torch.ones(3)), "Dispatching", "plain tensor"),
     "freed storage": (_freed, "without memory", "storage"),
+    "lazy parameter": (lambda: torch.nn.LazyLinear(3).weight, "UninitializedParameter", "example input"),
     "uint4": (lambda: torch.empty(3, dtype=torch.uint4), "torch.uint4", r"torch\.(u)?int8"),
     "int4": (lambda: torch.empty(3, dtype=torch.int4), "torch.int4", r"torch\.(u)?int8"),
     "float4": (lambda: torch.empty(3, dtype=torch.float4_e2m1fn_x2), "float4_e2m1fn_x2", r"torch\.uint8"),
@@ -895,18 +896,24 @@ def test_an_unfinished_array_is_waited_for():
         assert tensor.sum().item() == 160_000.0
 
 
-def test_a_failed_computation_raises_a_bridge_error():
+def test_what_jax_raises_below_is_told_with_the_leaf(monkeypatch):
+    # As for an array whose computation failed in the background.
     def fail(_):
-        raise ValueError("the callback's own words")
+        raise jax.errors.JaxRuntimeError("INTERNAL: the device's own words")
 
-    shape = jax.ShapeDtypeStruct((4,), jnp.float32)
-    unfinished = jax.jit(lambda x: jax.pure_callback(fail, shape, x))
-    try:
-        array = unfinished(jnp.ones(4))
-    except Exception:
-        pytest.skip("this JAX raises at dispatch")
-    with pytest.raises(ExchangeError, match="the callback's own words"):
-        to_torch(array)
+    monkeypatch.setattr(_dlpack, "lend", fail)
+    with pytest.raises(ExchangeError, match=r"'w\.0' with torch.*the device's own words") as caught:
+        to_torch({"w": [jnp.ones(3)]})
+    assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
+
+
+def test_what_torch_or_jax_raise_on_import_is_told_with_the_leaf(monkeypatch):
+    def fail(_):
+        raise BufferError("the protocol's own words")
+
+    monkeypatch.setattr(_dlpack, "borrow_cpu", fail)
+    with pytest.raises(ExchangeError, match=r"'w\.0' with JAX.*the protocol's own words"):
+        to_jax({"w": [torch.ones(16)]})
 
 
 @pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
@@ -916,3 +923,24 @@ def test_results_pickle_and_copy_as_any_other(make):
     assert pickle.loads(pickle.dumps(array)).tolist() == tensor.tolist()
     assert copying.deepcopy(array).tolist() == tensor.tolist()
     assert copying.deepcopy(to_torch(array)).tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 3)], ids=str)
+@pytest.mark.parametrize("bits_set", ["", "conj", "neg", "conj neg"])
+def test_complex_numbers_at_odd_addresses_are_copied(x64_on, shape, bits_set):
+    # As in a mapped file. torch's own clone crashes on some of these (see _copy_by_parts).
+    raw = np.zeros(1024, np.uint8)
+    start = -raw.ctypes.data % 64 + 8
+    flat = torch.frombuffer(raw, dtype=torch.complex128, count=32, offset=start)
+    flat.view(-1)[:] = torch.complex(torch.arange(32.0), -torch.arange(32.0) - 1)
+    tensor = torch.as_strided(flat, shape, (1, 5)[: len(shape)])
+    plain = np.lib.stride_tricks.as_strided(
+        raw[start : start + 512].view(np.complex128), shape, (16, 80)[: len(shape)]
+    )
+    expected = plain.copy()
+    if "conj" in bits_set:
+        tensor, expected = tensor.conj(), expected.conj()
+    if "neg" in bits_set:
+        tensor, expected = torch._neg_view(tensor), -expected
+    for copy in (None, True):
+        assert np.array_equal(np.asarray(to_jax(tensor, copy=copy)), expected)

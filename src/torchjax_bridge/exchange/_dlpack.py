@@ -198,7 +198,9 @@ def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Calla
     def borrow_gpu(tensor: torch.Tensor) -> jax.Array:
         device: Any = jax_device(tensor.device)
         stream = device.get_stream_for_external_ready_events()
-        return to_array(tensor.__dlpack__(stream=stream), device, stream, None, _KDL_CUDA)
+        with torch.cuda.device(tensor.device):  # torch hands out memory of its current device only
+            capsule = tensor.__dlpack__(stream=stream)
+        return to_array(capsule, device, stream, None, _KDL_CUDA)
 
     # The capsule must hold a handle of its own: were it made of the caller's array, array.delete() while
     # torch still reads would abort the process ("Non-zero type 1 hold on destruction").
@@ -223,7 +225,8 @@ def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Calla
         return to_tensor(to_jax_capsule(array.addressable_data(0), stream=stream))
 
     only_cpu = {device.platform for device in jax.local_devices()} == {"cpu"} and not _has_gpu()
-    return borrow, borrow_gpu, lend_cpu if only_cpu else lend_anywhere
+    on_cuda = torch.version.hip is None  # ROCm's memory is another DLPack device: leave it to the public path
+    return borrow, borrow_gpu if on_cuda else _public_borrow_cuda, lend_cpu if only_cpu else lend_anywhere
 
 
 def _has_gpu() -> bool:

@@ -38,8 +38,8 @@ HAZARDS = "See docs/sharing-memory.md."
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _strided = torch.strided
-# The dtypes that cross whether x64 is on or off, and so need no look at the configuration.
-_PLAIN_TORCH = frozenset(JAX_OF) - frozenset(NEEDS_X64)
+# The dtypes that cross whether x64 is on or off and have no conj bit, so that one look is enough.
+_PLAIN_REAL = frozenset(dtype for dtype in JAX_OF if not dtype.is_complex) - frozenset(NEEDS_X64)
 _PLAIN_JAX = frozenset(TORCH_OF)
 _OneDevice = jax.sharding.SingleDeviceSharding
 
@@ -72,14 +72,14 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
     kind = type(tensor)
     if (kind is _Tensor or kind is _Parameter) and copy is None and device is None:
         try:
+            dtype = tensor.dtype
             if (
-                tensor.dtype in _PLAIN_TORCH
+                (dtype in _PLAIN_REAL or _crosses_now(dtype, tensor))
                 and tensor.is_cpu
-                and tensor.layout is _strided
                 and not tensor.requires_grad
                 and tensor.is_contiguous()
                 and not tensor.is_neg()
-                and not tensor.is_conj()
+                # 0 without values, an error without memory (sparse, nested and functorch tensors)
                 and (pointer := tensor.data_ptr())
                 and not pointer % 64
                 and not carries_tangent(tensor)
@@ -126,6 +126,11 @@ def array_to_torch(
         except (*_FOREIGN, AttributeError):
             pass  # not a plain array: the careful way names what it is, or raises the same again
     return _export(array, copy, device, path)
+
+
+def _crosses_now(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether a dtype outside `_PLAIN_REAL` crosses as it is: x64 is on if it needs it, no conj bit is set."""
+    return dtype in JAX_OF and (dtype not in NEEDS_X64 or _x64()) and not tensor.is_conj()
 
 
 # --- torch -> JAX, the careful way -------------------------------------------------------------------
@@ -193,6 +198,13 @@ def _refuse_tensor(tensor: Any, path: Path) -> None:
             "Call .to_padded_tensor(0.0), or pass the list that .unbind() gives.",
         )
     if kind is not _Tensor and kind is not _Parameter:
+        if torch.nn.parameter.is_lazy(tensor):
+            _refuse(
+                path,
+                "JAX",
+                f"a {kind.__qualname__} of a lazy module, which has no shape yet",
+                "Call the module once on an example input first.",
+            )
         if tensor.is_meta or "Fake" in kind.__name__:
             _refuse(path, "JAX", f"a {kind.__name__}, with a shape but no values", "Pass a real tensor.")
         _refuse(
@@ -295,7 +307,7 @@ def _with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
 
 def _x64() -> bool:
     """Whether x64 is on in this thread: the global setting or an ``enable_x64`` context."""
-    return bool(jax.dtypes.canonicalize_dtype(np.int64) == np.int64)
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # made at run time
 
 
 def _narrow(tensor: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:

@@ -1,0 +1,165 @@
+"""CUDA: shared memory, order kept on streams, and a host that never waits.
+
+These need a CUDA device that torch and JAX both see, and skip elsewhere.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+
+from torchjax_bridge.errors import ShareError
+from torchjax_bridge.exchange import to_jax, to_torch
+from torchjax_bridge.exchange._dtypes import JAX_OF
+
+pytestmark = pytest.mark.gpu
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize")
+
+
+def long_kernels(size=4096, turns=40):
+    """Queue tens of milliseconds of work on torch's current stream; gives a scalar 1.0 that depends on it."""
+    x = torch.full((size, size), 1.0 / size, device="cuda")
+    y = torch.ones(size, size, device="cuda")
+    for _ in range(turns):
+        y = y @ x
+    return y[0, 0]
+
+
+@jax.jit
+def long_computation(x):
+    size = 4096
+    y = jax.lax.fori_loop(0, 40, lambda _, y: y @ jnp.full((size, size), 1.0 / size), jnp.ones((size, size)))
+    return x * y[0, 0]
+
+
+@pytest.mark.parametrize("dtype", JAX_OF, ids=str)
+def test_every_dtype_is_shared_on_the_device(x64_on, dtype):
+    tensor = torch.randint(0, 2, (64,), device="cuda").to(dtype)
+    array = to_jax(tensor, copy=False)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert array.devices() == {jax.devices("gpu")[tensor.device.index]}
+    back = to_torch(array, copy=False)
+    assert back.data_ptr() == tensor.data_ptr()
+    assert back.device == tensor.device
+    assert back.dtype is dtype
+    assert torch.equal(back.cpu().view(torch.uint8), tensor.cpu().view(torch.uint8))
+
+
+def test_channels_last_is_shared_with_its_layout():
+    tensor = torch.randn(2, 3, 8, 8, device="cuda").to(memory_format=torch.channels_last)
+    array = to_jax(tensor, copy=False)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert torch.equal(torch.from_numpy(jax.device_get(array).copy()), tensor.cpu())
+    row_major = to_jax(tensor, copy=True)
+    assert row_major.format.layout.major_to_minor == (0, 1, 2, 3)
+
+
+def test_a_kernel_still_running_on_a_side_stream_is_waited_for_by_jax():
+    side = torch.cuda.Stream()
+    tensor = torch.zeros(1000, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        tensor += long_kernels()
+        done = side.record_event()
+        array = to_jax(tensor)
+        running = not done.query()
+    assert running, "the kernels were over before the crossing: the test shows nothing"
+    assert float(jnp.sum(array)) == pytest.approx(1000.0, rel=1e-3)
+
+
+def test_a_copy_behind_a_running_kernel_holds_the_final_values():
+    side = torch.cuda.Stream()
+    tensor = torch.zeros(1000, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(side):
+        tensor += long_kernels()
+        array = to_jax(tensor, copy=True)
+    assert float(jnp.sum(array)) == pytest.approx(1000.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("stream", ["default", "side"])
+def test_a_jax_computation_still_running_is_waited_for_by_torch(stream):
+    x = jnp.ones(1000)
+    long_computation(x).block_until_ready()
+    chosen = torch.cuda.default_stream() if stream == "default" else torch.cuda.Stream()
+    with torch.cuda.stream(chosen):
+        tensor = to_torch(long_computation(x))
+        total = tensor.sum()
+    chosen.synchronize()
+    assert total.item() == pytest.approx(1000.0, rel=1e-3)
+
+
+def test_the_host_returns_while_the_producer_still_works():
+    x = jnp.ones(1000)
+    long_computation(x).block_until_ready()
+    array = long_computation(x)
+    to_torch(array)
+    assert not array.is_ready(), "the export waited, or the computation was too short to tell"
+    array.block_until_ready()
+
+
+def test_the_profiler_sees_no_host_synchronisation():
+    tensor, array = torch.ones(1000, device="cuda"), jnp.ones(1000)
+    for _ in range(3):
+        to_torch(to_jax(tensor))
+        to_torch(array)
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        long_kernels(turns=2)
+        crossed = to_jax(tensor)
+        back = to_torch(crossed), to_torch(array)
+        long_kernels(turns=2)
+    assert back[0].data_ptr() == tensor.data_ptr()
+    calls = {event.key for event in profile.key_averages()}
+    assert any("Launch" in call for call in calls), "the profiler saw no CUDA calls at all"
+    # The profiler itself synchronises the device once when it stops.
+    assert calls & set(WAITS) <= {"cudaDeviceSynchronize"}
+
+
+def test_pinned_memory_is_shared_as_host_memory():
+    tensor = torch.arange(1024.0).pin_memory()
+    array = to_jax(tensor, copy=False)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert next(iter(array.devices())).platform == "cpu"
+    assert array.tolist() == tensor.tolist()
+
+
+def test_an_array_in_pinned_host_memory_crosses():
+    device = jax.devices("gpu")[0]
+    sharding = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
+    array = jax.device_put(jnp.arange(1024.0), sharding)
+    assert to_torch(array).cpu().tolist() == list(range(1024))
+
+
+def test_device_moves_between_host_and_device_both_ways():
+    host = torch.arange(64.0)
+    array = to_jax(host, device="cuda")
+    assert next(iter(array.devices())).platform == "gpu"
+    assert array.tolist() == host.tolist()
+    assert to_torch(array, device="cpu").tolist() == host.tolist()
+    assert to_jax(host.cuda(), device="cpu").tolist() == host.tolist()
+    assert to_torch(jnp.arange(64.0), device="cuda").device.type == "cuda"
+    with pytest.raises(ShareError, match="was asked for"):
+        to_jax(host, device="cuda", copy=False)
+    with pytest.raises(ShareError, match="was asked for"):
+        to_torch(array, device="cpu", copy=False)
+
+
+def test_a_tensor_on_another_device_than_the_current_one_crosses():
+    if torch.cuda.device_count() < 2 or len(jax.devices("gpu")) < 2:
+        pytest.skip("one CUDA device only")
+    tensor = torch.arange(64.0, device="cuda:1")
+    with torch.cuda.device(0):
+        array = to_jax(tensor, copy=False)
+    assert array.unsafe_buffer_pointer() == tensor.data_ptr()
+    assert to_torch(array, copy=False).device == tensor.device
+
+
+def test_unaligned_gapped_and_conjugate_tensors_are_copied_on_the_device():
+    base = torch.arange(128.0, device="cuda")
+    for tensor in (base[1:], base[::2], torch.complex(base, base).conj(), base[:1].expand(8)):
+        array = to_jax(tensor)
+        assert next(iter(array.devices())).platform == "gpu"
+        assert array.tolist() == tensor.tolist()
