@@ -127,7 +127,7 @@ def _raise_every_fault(
         except ExchangeError as err:
             faults.append(err)
     if len(faults) == 1:
-        raise faults[0] from None
+        raise faults[0] from faults[0].__cause__
     if not faults:  # a leaf that changed under our hands
         raise first
     lines = "\n".join(f"  {fault}" for fault in faults)
