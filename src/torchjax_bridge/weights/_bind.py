@@ -51,12 +51,14 @@ class Match:
         keeps: Keys of torch tensors that have no image in Flax by their rule.
         faults: What does not fit.
         notes: What was concluded and a reader may want to check.
+        layers: The modules that belong together: torch path and Flax path.
     """
 
     moves: tuple[Move, ...] = ()
     keeps: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+    layers: tuple[tuple[Path, Path], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -69,6 +71,7 @@ class Match:
             self.keeps + other.keeps,
             self.faults + other.faults,
             self.notes + other.notes,
+            self.layers + other.layers,
         )
 
 
@@ -117,7 +120,8 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         )
     keeps = tuple(ours.pop(name).key for name in rule.keeps if name in ours)
     rest = bind_raw(torch_node, ours, {join_path(path): leaf for path, leaf in theirs.items()})
-    return Match(tuple(moves), keeps, tuple(faults)) + rest
+    pair = (torch_node.origin, flax_node.path)
+    return Match(tuple(moves), keeps, tuple(faults), layers=(pair,)) + rest
 
 
 def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str, FlaxLeaf]) -> Match:

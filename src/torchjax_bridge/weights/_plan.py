@@ -43,6 +43,8 @@ class Plan:
         notes: What a reader should know: wrappers looked through, dtypes that differ, what is lossy.
         report: Every fault.
         flavour: ``"nnx"`` or ``"linen"``.
+        layers: The modules that belong together, containers included: the path on the torch side (without
+            wrappers) and the path in Flax (without the collection).
     """
 
     moves: tuple[Move, ...]
@@ -52,6 +54,7 @@ class Plan:
     notes: tuple[str, ...]
     report: Report
     flavour: str
+    layers: tuple[tuple[Path, Path], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -154,6 +157,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         (*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves)),
         Report(tuple(faults)),
         flax_tree.flavour,
+        match.layers,
     )
 
 
