@@ -93,7 +93,7 @@ def test_an_int_output_beside_a_float_one_under_grad():
     assert aux["best"].tolist() == jnp.argmax(X, -1).tolist()
     assert aux["up"].tolist() == (X > 0).tolist()
     close(loss, (X**2).sum())
-    primal, tangent = jax.jvp(f, (X,), (X,))
+    _, tangent = jax.jvp(f, (X,), (X,))
     assert tangent["best"].dtype == jax.dtypes.float0
     close(tangent["loss"], (2 * X * X).sum())
 
@@ -188,7 +188,7 @@ def test_a_large_int64_output_is_an_error_with_x64_off(x64_off):
     f = as_jax_function(lambda x: {"n": torch.tensor([2**40]), "x": x})
     with pytest.raises(OverflowError, match=r"output\['n'\].*1099511627776.*jax_enable_x64"):
         f(X)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="NarrowingError.*1099511627776"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"NarrowingError.*1099511627776"):
         jax.block_until_ready(jax.jit(f)(X))
 
 

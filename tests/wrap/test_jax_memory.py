@@ -114,7 +114,7 @@ def test_a_closed_over_tensor_returned_is_copied():
 )
 def test_writing_to_a_closed_over_tensor_is_refused_and_not_done(write):
     closed = torch.full((3,), 5.0)
-    with pytest.raises(errors.TransformError, match="not one of its arguments.*as_jax_module"):
+    with pytest.raises(errors.TransformError, match=r"not one of its arguments.*as_jax_module"):
         as_jax_function(lambda x: write(closed, x))(X)
     assert closed.tolist() == [5, 5, 5]
 

@@ -20,6 +20,7 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 
 from ._jax_graph import Graph, NeedsValues, Spec, is_view, trace
+from ._jax_random import without_draws
 
 __all__ = ["Program", "Residuals"]
 
@@ -70,7 +71,7 @@ class Program:
         """
         if not self.traceable:
             raise NeedsValues
-        return self.once("graph", lambda: trace(self.fn, self.ins, self.device))
+        return self.once("graph", lambda: without_draws(trace(self.fn, self.ins, self.device)))
 
     def pullback(self, wrt: tuple[int, ...]) -> "Program":
         """``(*inputs, *cotangents of the float outputs) -> cotangents of the inputs wrt``, by JAX's convention."""
@@ -142,7 +143,7 @@ class Residuals:
             return [*outputs, *grads]
 
         specs = (*program.ins, *(program.outs[i] for i in live))
-        whole = trace(joint, specs, program.device)
+        whole = without_draws(trace(joint, specs, program.device))
         inputs, cotangents = whole.inputs[:n], whole.inputs[n:]
         outputs, grads = whole.outputs[:k], whole.outputs[k:]
         saved = _saved(whole, inputs, cotangents, grads)

@@ -16,16 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchjax_bridge.errors import OutputError, TransformError
+from torchjax_bridge.errors import TransformError
 
-from ._jax_graph import Spec
+from ._jax_graph import Graph, Spec
 
 # Tagged as random for the kernels they may choose, but drawing nothing themselves.
 _CHOICES = ("aten::_fused_sdp_choice",)
 
-__all__ = ["Draw", "Replay", "describe_draw", "draw_noise", "is_random"]
+__all__ = ["Draw", "Replay", "describe_draw", "draw_noise", "is_random", "without_draws"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +93,28 @@ class Replay(TorchDispatchMode):
         noise = next(self._noise, None)
         plan = _rule(func)(_Call(func, args, kwargs))
         if noise is None or tuple(noise.shape) != plan.draw.shape:
-            raise OutputError(
-                f"the torch function draws other random numbers ({func}) than in its first trace. Code "
-                "whose draws change from run to run, or that draws again in its backward "
-                "(torch.utils.checkpoint), cannot take its randomness from a key."
-            )
+            raise _other_draws(func)
         return plan.make(noise)
+
+
+def without_draws(graph: Graph) -> Graph:
+    """The graph, if no operator in it draws: all that do should have been given their noise.
+
+    Raises:
+        TransformError: One does, as the code drew again where noise was not at hand.
+    """
+    for node in graph.nodes.nodes:
+        if isinstance(node.target, OpOverload) and is_random(node.target, node.args, node.kwargs):
+            raise _other_draws(node.target)
+    return graph
+
+
+def _other_draws(func: Any) -> TransformError:
+    return TransformError(
+        f"the torch function draws other random numbers ({func}) than in its first trace. Code whose draws "
+        "change from run to run, or that draws again in its backward (torch.utils.checkpoint), cannot take "
+        "its randomness from a key. For checkpointing use jax.checkpoint, or residuals='recompute'."
+    )
 
 
 @dataclass(frozen=True, slots=True)
