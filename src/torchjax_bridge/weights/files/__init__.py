@@ -9,6 +9,7 @@ from ._convert import Converted, Route, convert, find_route, framework_of
 from ._doors import load_flax, load_state_dict, save_flax, save_state_dict
 from ._leaf import Checkpoint, Leaf
 from ._open import open_checkpoint
+from ._outline import Line, outline
 from ._verify import Comparison, Difference, compare_checkpoints
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Converted",
     "Difference",
     "Leaf",
+    "Line",
     "Route",
     "compare_checkpoints",
     "convert",
@@ -25,6 +27,7 @@ __all__ = [
     "load_flax",
     "load_state_dict",
     "open_checkpoint",
+    "outline",
     "save_flax",
     "save_state_dict",
 ]

@@ -28,7 +28,7 @@ from ..rules import Rename
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
 
-__all__ = ["STAYED", "cast", "route_to_flax", "route_to_torch"]
+__all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch"]
 
 STAYED = "torchjax_bridge.torch_only"
 """Where a Flax file keeps the small integers that have no image in Flax (``num_batches_tracked``), as JSON."""
@@ -83,7 +83,7 @@ def route_to_torch(
     tree = read_torch(model, _renames(rules))
     ties = _ties_of(model)
     tree.ties.update({key: first for key, first in ties.items() if key in tree.state})
-    flax_tree = read_flax(template) if template is not None else _flax_side(source)
+    flax_tree = read_flax(template) if template is not None else flax_side(source)
     files = flax_leaves(source, flax_tree)
     dtypes = {path: leaf.dtype for path, leaf in files.items()}
     plan = _plan(tree, flax_tree, rules)
@@ -233,7 +233,7 @@ def _ties_of(model: nn.Module) -> dict[str, str]:
     return ties
 
 
-def _flax_side(source: Checkpoint) -> FlaxTree:
+def flax_side(source: Checkpoint) -> FlaxTree:
     """The Flax tree that the names of a file spell out: linen variables if they have collections, else nnx."""
     structs = {
         leaf.path: jax.ShapeDtypeStruct(leaf.shape, jax_dtype(leaf.dtype)) for leaf in source.leaves.values()

@@ -1,0 +1,95 @@
+"""``torchjax-bridge doctor``."""
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import torch
+import typer
+
+from torchjax_bridge.errors import BridgeError
+from torchjax_bridge.exchange import choice, to_jax, to_torch
+
+from ._terminal import columns, say
+
+HELP = """Say what is installed, which devices are there, and whether tensors cross as they should.
+
+\b
+Example:
+  torchjax-bridge doctor
+
+Exit codes: 0 all is well; 1 something is broken; 2 usage."""
+
+_PACKAGES = (
+    "torchjax-bridge",
+    "torch",
+    "jax",
+    "jaxlib",
+    "numpy",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "typer",
+    "rich",
+)
+
+
+def doctor() -> None:
+    """Look, try, report."""
+    rows = [["python", platform.python_version()]]
+    rows += [[name, _version(name)] for name in _PACKAGES]
+    rows += [["torch devices", _torch_devices()], ["jax devices", _jax_devices()]]
+    how = choice()
+    rows += [["exchange path", f"{how.path}: {how.reason}"]]
+    rows += [["x64 in JAX", "on" if jax.config.read("jax_enable_x64") else "off: 64-bit floats do not cross"]]
+    for line in columns(rows):
+        say(line)
+    faults = list(_trials())
+    say()
+    if not faults:
+        say("all is well: tensors cross both ways, share memory and keep their bits")
+        return
+    for fault in faults:
+        say(f"broken: {fault}")
+    raise typer.Exit(1)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _torch_devices() -> str:
+    names = ["cpu", *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))]
+    return ", ".join(names)
+
+
+def _jax_devices() -> str:
+    try:
+        return ", ".join(str(device) for device in jax.devices())
+    except RuntimeError as err:
+        return f"none: {err}"
+
+
+def _trials() -> Iterator[str]:
+    """What does not work, tried on small tensors."""
+    bits = torch.tensor([0x7FC00001, -(2**31), 1, 0x3F800000] * 16, dtype=torch.int32).view(torch.float32)
+    try:
+        array = to_jax(bits)
+        back = to_torch(array)
+        if not torch.equal(back.view(torch.int32), bits.view(torch.int32)):
+            yield "values change on the way to JAX and back"
+        if array.unsafe_buffer_pointer() != bits.data_ptr() or back.data_ptr() != bits.data_ptr():
+            yield "an aligned tensor is copied where its memory could be shared"
+        if float(jnp.sum(to_jax(torch.ones(3, 4)) @ to_jax(torch.ones(4)))) != 12.0:
+            yield "JAX computes wrongly with a shared tensor"
+        if bits.data_ptr() % 64:
+            yield f"torch allocates on {bits.data_ptr() % 64}-byte boundaries, which JAX cannot share"
+    except (BridgeError, RuntimeError) as err:
+        yield f"a tensor does not cross: {err}"
+    if torch.cuda.is_available() and not any(device.platform == "gpu" for device in jax.devices()):
+        yield "torch sees a GPU and JAX does not: install jax[cuda12] or jax[cuda13] to share memory on it"

@@ -1,0 +1,89 @@
+"""``--rules FILE``: what a caller can say about names and layers, as data. Nothing in the file is ever run.
+
+TOML, or JSON of the same shape::
+
+    [[rename]]
+    torch = "blocks.*.attn.c_proj"
+    flax = "blocks.*.attn.out"
+
+    [[layer_type]]
+    torch = "head"
+    kind = "Linear"                # a class of torch.nn
+
+    [[flatten]]
+    torch = "fc1"
+    features = [16, 5, 5]          # (C, H, W); or channels_first = true
+"""
+
+import json
+import pathlib
+import tomllib
+from typing import Any
+
+import typer
+from torch import nn
+
+from torchjax_bridge.weights import Flatten, LayerType, Rename
+
+__all__ = ["read_rules"]
+
+_FIELDS = {
+    "rename": {"torch", "flax"},
+    "layer_type": {"torch", "kind"},
+    "flatten": {"torch", "features", "channels_first"},
+}
+
+
+def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten, ...]:
+    """The rules of a file, in its order within each kind.
+
+    Raises:
+        typer.BadParameter: It cannot be read, or says something that is no rule.
+    """
+    if path is None:
+        return ()
+    try:
+        text = pathlib.Path(path).read_text(encoding="utf-8")
+        content = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except OSError as err:
+        raise typer.BadParameter(f"cannot read {path}: {err.strerror}.") from err
+    except (ValueError, RecursionError) as err:  # also what tomllib raises
+        raise typer.BadParameter(
+            f"{path} is no {'JSON' if path.endswith('.json') else 'TOML'}: {err}."
+        ) from err
+    if not isinstance(content, dict):
+        raise typer.BadParameter(f"{path}: rules are tables named {', '.join(_FIELDS)}.")
+    rules = []
+    for kind, entries in content.items():
+        if kind not in _FIELDS or not isinstance(entries, list):
+            raise typer.BadParameter(f"{path}: '{kind}' is no list of rules: there are {', '.join(_FIELDS)}.")
+        for place, entry in enumerate(entries):
+            rules.append(_rule(kind, entry, f"{path}: {kind} {place}"))
+    return tuple(rules)
+
+
+def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:
+    if not isinstance(entry, dict) or not set(entry) <= _FIELDS[kind]:
+        raise typer.BadParameter(f"{where} is not a table of {', '.join(sorted(_FIELDS[kind]))}.")
+    torch = entry.get("torch")
+    if not isinstance(torch, str):
+        raise typer.BadParameter(f"{where} lacks the dotted name 'torch'.")
+    if kind == "rename":
+        if not isinstance(entry.get("flax"), str):
+            raise typer.BadParameter(f"{where} lacks the dotted name 'flax'.")
+        return Rename(torch, entry["flax"])
+    if kind == "layer_type":
+        found = getattr(nn, str(entry.get("kind")), None)
+        if not isinstance(found, type) or not issubclass(found, nn.Module):
+            raise typer.BadParameter(f"{where}: {entry.get('kind')!r} is no class of torch.nn.")
+        return LayerType(torch, found)
+    sizes = entry.get("features")
+    if entry.get("channels_first") is True and sizes is None:
+        return Flatten(torch, None)
+    if (
+        not isinstance(sizes, list)
+        or not all(type(size) is int and size > 0 for size in sizes)
+        or len(sizes) < 2
+    ):
+        raise typer.BadParameter(f"{where} needs features = [C, H, W], or channels_first = true.")
+    return Flatten(torch, tuple(sizes))

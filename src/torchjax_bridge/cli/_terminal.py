@@ -1,0 +1,105 @@
+"""What the commands say and how: errors in one line, sizes for people, columns, progress.
+
+Results go to stdout, everything else to stderr. Nothing depends on colour, and nothing is cut to the width of a
+terminal, so that a pipe and a log hold the same words.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from torchjax_bridge.errors import BridgeError
+
+__all__ = ["columns", "fail", "human", "progress", "say", "spoken"]
+
+
+def say(text: str = "") -> None:
+    """A line of the result."""
+    typer.echo(text)
+
+
+def fail(text: str, code: int = 1) -> typer.Exit:
+    """Say why it failed, and give what to raise."""
+    typer.echo(f"error: {text}", err=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def spoken(debug: bool) -> Iterator[None]:
+    """Errors that this library raises on purpose become one line and exit code 1; with ``debug`` a traceback."""
+    try:
+        yield
+    except BridgeError as err:
+        if debug:
+            raise
+        raise fail(str(err)) from err
+
+
+def human(size: float) -> str:
+    """Bytes for people.
+
+    >>> human(1_500_000_000)
+    '1.50 GB'
+    """
+    if size < 1000:
+        return f"{size:.0f} B"
+    power = 1
+    while size >= 1000 ** (power + 1) and power < len(_UNITS):
+        power += 1
+    return f"{size / 1000**power:.2f} {_UNITS[power - 1]}"
+
+
+_UNITS = ("kB", "MB", "GB", "TB")
+
+
+def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Rows as aligned lines; an empty row stays one."""
+    widths = [max(len(row[place]) for row in rows if row) for place in range(max(map(len, rows), default=0))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append((indent + "  ".join(cells)).rstrip())
+    return lines
+
+
+@contextmanager
+def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with bytes, rate and time left on a terminal; elsewhere a line a tenth, at most one a second."""
+    if sys.stderr.isatty():
+        shown = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        with shown:
+            task = shown.add_task(what, total=total)
+            yield lambda size: shown.update(task, advance=size)
+        return
+    start = last = time.monotonic()
+    done, tenth = 0, 0
+
+    def tell(size: int) -> None:
+        nonlocal done, tenth, last
+        done += size
+        now = time.monotonic()
+        if total and done * 10 // total > tenth and now - last >= 1:
+            tenth, last = done * 10 // total, now
+            rate = human(done / (now - start))
+            typer.echo(f"{what}: {human(done)} of {human(total)}, {done * 100 // total}%, {rate}/s", err=True)
+
+    yield tell

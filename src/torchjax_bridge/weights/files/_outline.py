@@ -1,0 +1,133 @@
+"""`outline`: what a checkpoint or a model holds, tensor by tensor, with the layer and the rule that will apply."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import BridgeError
+from torchjax_bridge.exchange import join_path, torch_dtype
+
+from .._flax_tree import FlaxNode, read_flax
+from .._names import Matcher
+from .._torch_tree import TorchNode, read_torch
+from ..rules import RULES
+from ._convert import framework_of
+from ._leaf import Checkpoint, size_of
+from ._route import flax_side
+
+__all__ = ["Line", "outline"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One tensor.
+
+    Attributes:
+        name: Its dotted name, as the file or the model has it.
+        dtype: By torch's name for it.
+        shape: As it is there.
+        nbytes: Bytes of the values.
+        layer: The class of its layer, or empty where nothing tells.
+        rule: The rule that will convert it; several, with "or", where the names leave it open.
+        shard: The file of a sharded checkpoint.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    layer: str = ""
+    rule: str = ""
+    shard: str = ""
+
+
+def outline(thing: Checkpoint | nn.Module | Any) -> list[Line]:
+    """Every tensor, in its own order.
+
+    Args:
+        thing: A checkpoint that was opened, an ``nn.Module``, or a Flax template as for `to_flax`.
+
+    Raises:
+        CheckpointError: The names of a file contradict themselves.
+        PlanError: It is none of these.
+    """
+    if isinstance(thing, Checkpoint):
+        layers = _layers_of_names(thing)
+        return [
+            Line(name, _name(leaf.dtype), leaf.shape, leaf.nbytes, *layers.get(name, ("", "")), leaf.shard)
+            for name, leaf in thing.leaves.items()
+        ]
+    if isinstance(thing, nn.Module):
+        tree = read_torch(thing)
+        layers = _torch_layers(tree.root)
+        return [
+            Line(name, _name(t.dtype), tuple(t.shape), t.nbytes, *layers.get(name, ("", "")))
+            for name, t in tree.state.items()
+            if isinstance(t, torch.Tensor)
+        ]
+    flax = read_flax(thing)
+    lines = []
+    for node in flax.root.walk():
+        for leaf in node.leaves.values():
+            dtype = torch_dtype(leaf.dtype)
+            lines.append(
+                Line(
+                    join_path(leaf.path),
+                    _name(dtype),
+                    leaf.shape,
+                    size_of(dtype, leaf.shape),
+                    node.kind or "",
+                    _flax_rule(node),
+                )
+            )
+    return lines
+
+
+def _layers_of_names(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
+    try:
+        if framework_of(checkpoint) == "torch":
+            return _torch_layers(
+                read_torch({name: leaf.meta for name, leaf in checkpoint.leaves.items()}).root
+            )
+        root = flax_side(checkpoint).root
+    except BridgeError:  # names that are neither still have dtypes and shapes to show
+        return {}
+    return {
+        join_path(leaf.path): (node.kind or "", _flax_rule(node))
+        for node in root.walk()
+        for leaf in node.leaves.values()
+    }
+
+
+def _torch_layers(root: TorchNode) -> dict[str, tuple[str, str]]:
+    matcher = Matcher(RULES)
+    found: dict[str, tuple[str, str]] = {}
+
+    def visit(node: TorchNode, above: str) -> None:
+        rule = matcher.rule_for(node)
+        if node.kind is None:
+            names = frozenset(node.flat())
+            known = dict.fromkeys(rule.name for rule in RULES if node.leaves and rule.may_be(names))
+            said = " or ".join(known)
+        else:
+            said = rule.name if rule is not None else above
+        kind = node.kind.__name__ if node.kind is not None else ""
+        for leaf in node.leaves.values():
+            found[leaf.key] = (kind, said)
+        for child in node.children.values():
+            visit(child, rule.name if rule is not None else above)
+
+    visit(root, "")
+    return found
+
+
+def _flax_rule(node: FlaxNode) -> str:
+    if node.kind is None:
+        return ""
+    return " or ".join(dict.fromkeys(rule.name for rule in RULES if node.kind in rule.flax_types))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

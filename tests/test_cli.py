@@ -1,0 +1,345 @@
+"""The command line: what each command does, says and exits with, and that docs/cli.md is its own help."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from torchjax_bridge.cli import _doctor
+from torchjax_bridge.cli._app import app
+from torchjax_bridge.cli._options import as_bytes, as_dtype
+from torchjax_bridge.cli._terminal import columns, human
+from torchjax_bridge.weights import load_flax, load_state_dict, open_checkpoint, save_state_dict
+
+Folder = pathlib.Path
+
+NETS = """
+import jax, torch
+from flax import linen, nnx
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        assert torch.empty(1).is_meta, "built with memory"
+        self.fc = nn.Linear(3, width)
+        self.norm = nn.BatchNorm1d(width)
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.fc = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, rngs=rngs)
+
+def nnx_net():
+    net = NnxNet(nnx.Rngs(0))
+    assert isinstance(net.fc.kernel.get_value(), jax.core.Tracer), "built with memory"
+    return net
+
+def abstract():
+    return nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0)))
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.BatchNorm(True, name="norm")(linen.Dense(4, name="fc")(x))
+
+def variables():
+    return LinenNet().init(jax.random.key(0), jax.numpy.ones((1, 3)))
+
+def broken():
+    raise OSError("no such license")
+
+number = 3
+"""
+
+
+@pytest.fixture
+def nets(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """A folder with a module of factories and a checkpoint; it is the current one."""
+    (tmp_path / "nets_of_the_cli_tests.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    sys.modules.pop("nets_of_the_cli_tests", None)
+    torch.manual_seed(0)
+    state = {
+        "fc.weight": torch.randn(4, 3),
+        "fc.bias": torch.randn(4),
+        "norm.weight": torch.randn(4),
+        "norm.bias": torch.randn(4),
+        "norm.running_mean": torch.randn(4),
+        "norm.running_var": torch.rand(4),
+        "norm.num_batches_tracked": torch.tensor(3),
+    }
+    save_state_dict("net.pt", state)
+    return state
+
+
+def factory(name: str) -> str:
+    return f"nets_of_the_cli_tests:{name}"
+
+
+def run(*arguments: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, list(arguments), prog_name="torchjax-bridge", env={"COLUMNS": "100"})
+    assert done.exit_code == code, (done.output, done.exception)
+    return done
+
+
+def left(folder: Folder, *names: str) -> None:
+    """Nothing is there but these and what the fixture made."""
+    known = {"nets_of_the_cli_tests.py", "net.pt", "__pycache__", *names}
+    assert {path.name for path in folder.iterdir()} <= known
+
+
+# --- convert -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["nnx_net", "abstract", "NnxNet", "variables"])
+@pytest.mark.parametrize("model", [None, "Net"])
+def test_convert_goes_there_and_back_without_building_a_model(
+    nets: dict[str, torch.Tensor], template: str, model: str | None
+) -> None:
+    said = ["--model", factory(model)] if model else []
+    done = run("convert", "net.pt", "flax", "--to", "flax", "--template", factory(template), *said)
+    assert "wrote 6 tensors, 128 B, to flax" in done.stdout
+    run("convert", "flax", "back.pt", "--to", "torch", "--model", factory("Net"))
+    back = load_state_dict("back.pt")
+    assert all(torch.equal(back[name], tensor) for name, tensor in nets.items())
+    run("verify", "back.pt", "net.pt")
+    run("verify", "net.pt", "flax", "--template", factory(template))
+
+
+def test_convert_casts_reshards_and_changes_formats(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+    run("convert", "net.pt", "shards", "--to", "torch", "--shard-size", "64", "--dtype", "bf16")
+    found = open_checkpoint("shards")
+    assert len(found.shards) > 1
+    assert found.leaves["fc.weight"].dtype == torch.bfloat16
+    assert found.leaves["norm.num_batches_tracked"].dtype == torch.int64
+    run("convert", "net.pt", "net.msgpack", "--to", "flax", "--template", factory("variables"))
+    run("convert", "net.msgpack", "orbax", "--to", "flax", "--format", "orbax")
+    assert load_flax("orbax")["params"]["fc"]["kernel"].shape == (3, 4)
+    left(tmp_path, "shards", "net.msgpack", "orbax")
+
+
+def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+    save_state_dict("old.pt", {name.replace("fc", "head"): tensor for name, tensor in nets.items()})
+    (tmp_path / "r.toml").write_text('[[rename]]\ntorch = "head"\nflax = "fc"\n')
+    (tmp_path / "r.json").write_text('{"rename": [{"torch": "head", "flax": "fc"}]}')
+    for number, file in enumerate(("r.toml", "r.json")):
+        run(
+            "convert",
+            "old.pt",
+            f"o{number}",
+            "--to",
+            "flax",
+            "--template",
+            factory("abstract"),
+            "--rules",
+            file,
+        )
+    assert (tmp_path / "o0" / "model.safetensors").read_bytes() == (
+        tmp_path / "o1" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[[rename]]\ntorch = 'a'", "lacks the dotted name 'flax'"),
+        ("[[rename]]\ntorch = 'a'\nflax = 'b'\neval = 'os'", "not a table of flax, torch"),
+        ("[[exec]]\ntorch = 'a'", "'exec' is no list of rules"),
+        ("[[layer_type]]\ntorch = 'a'\nkind = 'Module.__init__'", "no class of torch.nn"),
+        ("[[flatten]]\ntorch = 'a'", "needs features"),
+        ("rename = 3", "'rename' is no list"),
+        ("[[rename", "is no TOML"),
+    ],
+)
+def test_a_rules_file_that_says_no_rule_is_a_usage_error(
+    nets: dict[str, torch.Tensor], tmp_path: Folder, text: str, why: str
+) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    done = run("plan", "net.pt", "--to", "flax", "--rules", "r.toml", code=2)
+    assert why in " ".join(done.stderr.split())
+
+
+def test_errors_are_one_message_without_traceback_unless_asked(
+    nets: dict[str, torch.Tensor], tmp_path: Folder
+) -> None:
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    done = run("convert", "cut.safetensors", "out", "--to", "torch", code=1)
+    assert done.stderr.startswith("error: cut.safetensors: it is truncated")
+    assert len(done.stderr.splitlines()) == 1
+    done = CliRunner().invoke(app, ["convert", "cut.safetensors", "out", "--to", "torch", "--debug"])
+    assert type(done.exception).__name__ == "CheckpointError"
+    left(tmp_path, "cut.safetensors")
+
+
+def test_one_is_told_which_side_is_missing(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+    assert "--template package.module:factory" in run("convert", "net.pt", "o", "--to", "flax", code=1).stderr
+    left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["--model", "nowhere"], "is no factory"),
+        (["--model", "no_such_module:Net"], "ModuleNotFoundError"),
+        (["--model", factory("nothing")], "AttributeError"),
+        (["--model", factory("broken")], "OSError: no such license"),
+        (["--model", factory("abstract")], "not a torch.nn.Module"),
+        (["--template", factory("Net")], "not an nnx.Module"),
+        (["--template", factory("number")], "not an nnx.Module"),
+        (["--dtype", "int8"], "no floating-point dtype"),
+        (["--memory", "much"], "is no size"),
+        (["--format", "pickle"], "pickle"),
+        (["--to", "numpy"], "numpy"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(
+    nets: dict[str, torch.Tensor], tmp_path: Folder, arguments: Sequence[str], why: str
+) -> None:
+    to = [] if "--to" in arguments else ["--to", "flax"]
+    done = run("convert", "net.pt", "out", *to, *arguments, code=2)
+    assert why in " ".join(done.stderr.split())
+    left(tmp_path)
+
+
+# --- inspect, plan, verify -----------------------------------------------------------------------------
+
+
+def test_inspect_shows_layers_and_rules(nets: dict[str, torch.Tensor]) -> None:
+    text = run("inspect", factory("Net")).stdout
+    assert text.splitlines()[1].split() == ["fc", "Linear,", "rule:", "Linear"]
+    text = run("inspect", "net.pt").stdout
+    assert text.startswith("net.pt (pt, torch): 7 tensors, 136 B\n")
+    assert ["weight", "float32", "(4,", "3)", "48", "B"] in [line.split() for line in text.splitlines()]
+
+
+def test_inspect_prints_json(nets: dict[str, torch.Tensor]) -> None:
+    for what in ("net.pt", factory("Net"), factory("abstract"), factory("variables")):
+        found = json.loads(run("inspect", what, "--json").stdout)
+        by_name = {line["name"]: line for line in found["tensors"]}
+        assert len(by_name) in (6, 7)
+        name = next(name for name in by_name if name.endswith(("fc.weight", "fc.kernel")))
+        assert by_name[name]["nbytes"] == 48
+        if what == factory("abstract"):
+            assert by_name[name]["layer"] == "Linear"
+
+
+def test_plan_prints_and_exits_with_1_for_faults(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+    text = run("plan", "net.pt", "--to", "flax", "--template", factory("abstract")).stdout
+    assert "fc.weight" in text
+    assert "permute(1, 0)" in text
+    save_state_dict("less.pt", {"fc.weight": nets["fc.weight"]})
+    text = run("plan", "less.pt", "--to", "flax", "--template", factory("abstract"), code=1).stdout
+    assert "missing" in text
+    left(tmp_path, "less.pt")
+
+
+def test_verify_names_the_worst_and_exits_with_1(nets: dict[str, torch.Tensor]) -> None:
+    changed = {name: tensor.clone() for name, tensor in nets.items()}
+    changed["fc.bias"][1] += 0.5
+    changed["fc.weight"] += 2
+    save_state_dict("other.safetensors", changed)
+    done = run("verify", "net.pt", "other.safetensors", "--worst", "1", code=1)
+    assert "they differ: 2 tensors, and 5 are the same" in done.stdout
+    assert "fc.weight  12 of 12 elements differ  by at most 2" in done.stdout
+    assert "and 1 more" in done.stdout
+
+
+# --- doctor, bench, the whole --------------------------------------------------------------------------
+
+
+def test_doctor_is_content_here() -> None:
+    text = run("doctor").stdout
+    assert torch.__version__ in text
+    assert "exchange path" in text
+    assert "all is well" in text
+
+
+def test_doctor_exits_with_1_when_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    share = _doctor.to_jax
+    monkeypatch.setattr(_doctor, "to_jax", lambda tensor: share(tensor, copy=True))
+    assert "broken: an aligned tensor is copied" in run("doctor", code=1).stdout
+
+
+def test_bench_measures_both_ways() -> None:
+    text = run("bench", "--size", "4kB", "--rounds", "2").stdout
+    assert "torch to jax" in text
+    assert "jax to torch" in text
+
+
+def test_the_page_is_what_the_commands_say(root: Folder) -> None:
+    spec = importlib.util.spec_from_file_location("make_cli", root / "docs" / "make_cli.py")
+    assert spec is not None
+    assert spec.loader is not None
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert (root / "docs" / "cli.md").read_text() == maker.page(), "run python docs/make_cli.py"
+
+
+@pytest.mark.parametrize("name", ["convert", "inspect", "plan", "verify", "doctor", "bench"])
+def test_every_help_has_an_example_and_the_exit_codes(name: str) -> None:
+    text = run(name, "--help").stdout
+    assert f"torchjax-bridge {name} " in text
+    assert "Example" in text
+    assert "Exit codes: 0" in text
+    assert "\x1b" not in text
+
+
+def _process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "torchjax_bridge", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    )
+
+
+def test_the_module_runs_as_a_process_with_its_exit_codes(nets: dict[str, torch.Tensor]) -> None:
+    done = _process("convert", "net.pt", "net.safetensors", "--to", "torch")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "wrote 7 tensors, 136 B, to net.safetensors\n",
+        "",
+    )
+    done = _process("convert", "no.pt", "x", "--to", "torch")
+    assert (done.returncode, done.stderr) == (1, "error: there is no checkpoint no.pt.\n")
+
+
+def test_the_shell_completes_commands() -> None:
+    done = _process(
+        _TORCHJAX_BRIDGE_COMPLETE="complete_bash",
+        COMP_WORDS="torchjax-bridge con",
+        COMP_CWORD="1",
+    )
+    assert done.stdout.split() == ["convert"]
+
+
+def test_without_its_packages_one_is_told_what_to_install(tmp_path: Folder) -> None:
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('no', name='typer')")
+    done = _process("doctor", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "error: the command line needs typer: pip install 'torchjax-bridge[cli]'\n"
+
+
+# --- words ---------------------------------------------------------------------------------------------
+
+
+def test_sizes_and_dtypes_are_read_as_people_write_them() -> None:
+    assert [as_bytes(text) for text in ("1GB", "1 GiB", "512mb", "2.5K", "7")] == [
+        10**9, 2**30, 512 * 10**6, 2500, 7,
+    ]  # fmt: skip
+    assert as_dtype("BF16") is torch.bfloat16
+    assert as_dtype("float8_e5m2") is torch.float8_e5m2
+    assert [human(size) for size in (0, 999, 1000, 4_000_000_000, 5e12, 5e15)] == [
+        "0 B", "999 B", "1.00 kB", "4.00 GB", "5.00 TB", "5000.00 TB",
+    ]  # fmt: skip
+    assert columns([["a", "b"], ["long", "c"]]) == ["a     b", "long  c"]
