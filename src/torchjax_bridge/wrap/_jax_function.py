@@ -148,12 +148,7 @@ class _Wrapped:
     # --- a new kind of call ---
 
     def _learn(self, rest: Rest, specs: tuple[Spec, ...], device: torch.device, random: bool) -> _Kind:
-        fn = self.fn
-
-        def call(*tensors: torch.Tensor) -> Any:
-            args, kwargs = rest.join(tensors)
-            return fn(*args, **kwargs)
-
+        call = _on_leaves(self.fn, rest, len(specs))
         try:
             found = inspect_call(call, specs, device, random)
         except NeedsValues as err:
@@ -211,6 +206,18 @@ class _Wrapped:
 
 
 # --- a call in torch ------------------------------------------------------------------------------------
+
+
+def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., Any]:
+    """``fn`` as a function of the dynamic leaves of its call."""
+    if rest.join(range(count)) == (tuple(range(count)), {}):
+        return fn  # each argument is a leaf
+
+    def call(*tensors: torch.Tensor) -> Any:
+        args, kwargs = rest.join(tensors)
+        return fn(*args, **kwargs)
+
+    return call
 
 
 def _pure(call: Callable[..., Any], found: Findings, count: int) -> Callable[..., Sequence[torch.Tensor]]:

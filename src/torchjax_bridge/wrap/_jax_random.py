@@ -8,6 +8,7 @@ read nor advanced. Refuses operators whose draw cannot be made of plain noise (P
 names them.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,15 +55,25 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def draw_noise(key: jax.Array, draws: Sequence[Draw]) -> list[jax.Array]:
-    """One array a draw, each from its own key; traceable by JAX."""
-    return [_drawn(jax.random.fold_in(key, i), draw) for i, draw in enumerate(draws)]
+    """One array a draw, all independent; traceable by JAX."""
+    flat = {"uniform": jax.random.uniform, "normal": jax.random.normal}
+    noise: dict[int, jax.Array] = {}
+    # All uniform noise is one draw, cut into pieces, and so is all normal noise: one generator to compile.
+    for n, (kind, sample) in enumerate(flat.items()):
+        places = [i for i, draw in enumerate(draws) if draw.kind == kind]
+        sizes = [math.prod(draws[i].shape) for i in places]
+        if places:
+            whole = sample(jax.random.fold_in(key, n), (sum(sizes),), jnp.float32)
+            ends = list(itertools.accumulate(sizes))
+            for i, size, end in zip(places, sizes, ends, strict=True):
+                noise[i] = whole[end - size : end].reshape(draws[i].shape)
+    for i, draw in enumerate(draws):
+        if draw.kind not in flat:
+            noise[i] = _whole_numbers(jax.random.fold_in(key, len(flat) + i), draw)
+    return [noise[i] for i in range(len(draws))]
 
 
-def _drawn(key: jax.Array, draw: Draw) -> jax.Array:
-    if draw.kind == "uniform":
-        return jax.random.uniform(key, draw.shape, jnp.float32)
-    if draw.kind == "normal":
-        return jax.random.normal(key, draw.shape, jnp.float32)
+def _whole_numbers(key: jax.Array, draw: Draw) -> jax.Array:
     if draw.kind == "integers":
         return jax.random.randint(key, draw.shape, draw.low, draw.high, jnp.int32)
     return jax.random.permutation(key, jnp.arange(draw.shape[0], dtype=jnp.int32))
