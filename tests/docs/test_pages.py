@@ -1,7 +1,9 @@
 """Every Python snippet of every page, and every example of every docstring, runs and holds."""
 
+import contextlib
 import doctest
 import importlib
+import io
 import pkgutil
 import re
 from pathlib import Path
@@ -17,24 +19,27 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
-_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# A block of Python; and the block of text right below it, which is what it prints.
+_BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n\n^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 
 
-def _snippets(page: Path) -> list[tuple[int, str]]:
+def _snippets(page: Path) -> list[tuple[int, str, str | None]]:
     text = page.read_text()
-    return [(text[: found.start()].count("\n") + 2, found.group(1)) for found in _BLOCK.finditer(text)]
+    return [(text[: found.start()].count("\n") + 2, *found.groups()) for found in _BLOCK.finditer(text)]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if _snippets(page)], ids=lambda page: page.name)
-def test_the_snippets_of_a_page_run_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_snippets_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__main__"}
     before = jax.config.jax_enable_x64
     try:
-        for line, code in _snippets(page):
+        for line, code, shown in _snippets(page):
             padded = "\n" * (line - 1) + code  # so that a traceback shows the line of the page
-            exec(compile(padded, str(page), "exec"), namespace)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(padded, str(page), "exec"), namespace)
+            assert shown is None or printed.getvalue() == shown, f"{page.name}:{line} prints something else"
     finally:
         jax.config.update("jax_enable_x64", before)
 
