@@ -18,6 +18,7 @@ __all__ = ["SUITES", "run"]
 SUITES = {
     "exchange": "benchmarks.exchange",
     "weights": "benchmarks.weights",
+    "wrap-jax": "benchmarks.wrap_jax",
 }
 
 
