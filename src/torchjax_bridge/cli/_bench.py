@@ -1,4 +1,4 @@
-"""``torchjax-bridge bench``."""
+"""``torchjax-bridge bench``: time a crossing here, beside the way through NumPy."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""``torchjax-bridge convert``."""
+"""``torchjax-bridge convert``: read the options, build the two sides, convert, say what came out."""
 
 from contextlib import ExitStack
 from pathlib import Path

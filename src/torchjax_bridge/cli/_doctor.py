@@ -1,4 +1,4 @@
-"""``torchjax-bridge doctor``."""
+"""``torchjax-bridge doctor``: what is installed here, and does an exchange work as it should?"""
 
 import importlib.metadata
 import platform

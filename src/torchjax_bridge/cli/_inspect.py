@@ -1,4 +1,4 @@
-"""``torchjax-bridge inspect``."""
+"""``torchjax-bridge inspect``: open or build, outline, print as a tree or as JSON."""
 
 import json
 from collections.abc import Sequence

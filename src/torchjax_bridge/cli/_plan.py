@@ -1,4 +1,4 @@
-"""``torchjax-bridge plan``."""
+"""``torchjax-bridge plan``: print the route that a conversion would take, and its faults."""
 
 from pathlib import Path
 from typing import Annotated, Literal

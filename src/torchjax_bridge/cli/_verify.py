@@ -1,4 +1,4 @@
-"""``torchjax-bridge verify``."""
+"""``torchjax-bridge verify``: compare two checkpoints and print what differs most."""
 
 from pathlib import Path
 from typing import Annotated

@@ -25,14 +25,18 @@ _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
 
 
 @contextmanager
-def whole_file(target: pathlib.Path) -> Iterator[BinaryIO]:
+def whole_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> Iterator[BinaryIO]:
     """A file to write to, which becomes ``target`` at the end, or vanishes on any error.
+
+    Args:
+        target: What it becomes.
+        within: The name to speak of in errors, where the target is itself a part of something unfinished.
 
     Raises:
         CheckpointError: The file system refuses (no space, no permission), or another process writes there.
     """
     part = part_of(target)
-    with _in_words(target):
+    with _in_words(within or target):
         descriptor = _claim(part, os.O_RDWR | os.O_CREAT)
         try:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:

@@ -148,7 +148,7 @@ def _write_shards(
                     if progress is not None:
                         progress(sum(leaf.nbytes for leaf in group))
                     continue
-                with whole_file(folder / name) as file:
+                with whole_file(folder / name, within=target / name) as file:
                     write_safetensors(group, file, pump, describe(group, framework, metadata))
                     pump.flush()
         if len(shards) > 1:
