@@ -135,7 +135,10 @@ def to_state_dict(
         )
         tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
         before = [torch_tree.state[key].detach() for key in move.torch_keys]
-        for key, tensor in zip(move.torch_keys, _back(move, tensors, _known(before)), strict=True):
+        back = _back(move, tensors, _known(before))
+        for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
+            if _WIDER.get(tensor.dtype) == old.dtype:
+                tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
             filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, key, copy)
     _settle_ties(filled, torch_tree)
     for key, twin in plan.ties:
@@ -144,6 +147,9 @@ def to_state_dict(
         key: filled[key] if key in filled else _kept(key, value, copy)
         for key, value in torch_tree.state.items()
     }
+
+
+_WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 
 
 def _back(

@@ -20,7 +20,7 @@ from ._flax_tree import FlaxNode
 from ._layout import Stack
 from ._report import Fault
 from ._siblings import pair_children
-from ._torch_tree import TorchNode
+from ._torch_tree import TorchLeaf, TorchNode
 from .rules import LOOKALIKES, Rule
 
 __all__ = ["Matcher"]
@@ -37,7 +37,7 @@ class Matcher:
                 self._by_class.setdefault(kind, []).append(rule)
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
         self._seen: dict[tuple[int, int], Match] = {}
-        self._alive: list[FlaxNode] = []  # the made-up nodes whose ids are keys above
+        self._alive: list[FlaxNode | TorchNode] = []  # the made-up nodes whose ids are keys above
 
     def match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         """All moves and faults of two subtrees that belong together."""
@@ -105,11 +105,14 @@ class Matcher:
 
     def _inside(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         """A module without a rule: its own tensors by name, its children by structure."""
+        torch_node = _emptied(torch_node, flax_node)
+        self._alive.append(torch_node)
         own = bind_raw(torch_node, dict(torch_node.leaves), dict(flax_node.leaves))
-        if own.faults and torch_node.leaves and _is_torchs_own(torch_node.kind):
+        if own.faults and torch_node.leaves and _computes(torch_node.kind):
             return Match(faults=(_no_rule(torch_node),))
         paired = pair_children(torch_node, flax_node, self._fits, self._opens)
-        match = own + Match(faults=paired.faults, notes=paired.notes)
+        pair = (torch_node.origin, flax_node.path)
+        match = own + Match(faults=paired.faults, notes=paired.notes, layers=(pair,))
         for ours, theirs in paired.pairs:
             match += self.match(ours, theirs)
         why = self._why(paired.torch_left, paired.flax_left)
@@ -127,7 +130,7 @@ class Matcher:
         return next((f"; {fault.message}" for fault in faults if fault.kind == "mismatch"), "")
 
     def _has_no_rule(self, node: TorchNode) -> bool:
-        return bool(node.leaves) and _is_torchs_own(node.kind) and self.rule_for(node) is None
+        return not node.empty and _computes(node.kind) and self.rule_for(node) is None
 
     def _fits(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
         return self.match(torch_node, flax_node).ok
@@ -161,7 +164,25 @@ class Matcher:
             keys = tuple(key for move in group for key in move.torch_keys)
             moves.append(replace(first, torch_keys=keys, layout=Stack(len(layers), first.layout)))
         keeps = tuple(key for match in matches for key in match.keeps)
-        return Match(tuple(moves), keeps, notes=tuple(note for match in matches for note in match.notes))
+        notes = tuple(note for match in matches for note in match.notes)
+        together = tuple(pair for match in matches for pair in match.layers)
+        return Match(tuple(moves), keeps, notes=notes, layers=together)
+
+
+def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
+    """The module with its ``ParameterList`` or ``ParameterDict`` emptied into it, as linen has to write them.
+
+    ``scales.0`` is then a tensor ``scales_0`` of the module, where the scope has a leaf of that name.
+    """
+    found: dict[str, TorchLeaf] = {}
+    left: dict[str | int, TorchNode] = {}
+    for name, child in torch_node.children.items():
+        inside = {f"{name}_{key}": leaf for key, leaf in child.leaves.items()}
+        if name not in flax_node.children and not child.children and inside.keys() & flax_node.leaves.keys():
+            found |= inside
+        else:
+            left[name] = child
+    return replace(torch_node, leaves=torch_node.leaves | found, children=left) if found else torch_node
 
 
 def _slice(node: FlaxNode) -> FlaxNode:
@@ -178,12 +199,15 @@ def _slice(node: FlaxNode) -> FlaxNode:
 # --- words -------------------------------------------------------------------------------------------
 
 
-def _is_torchs_own(kind: type | None) -> bool:
-    return kind is not None and kind.__module__.startswith("torch.nn.modules") and kind is not nn.Module
+def _computes(kind: type | None) -> bool:
+    """Whether it is a layer of torch's own that does something, not one that holds or composes others."""
+    if kind is None or kind is nn.Module or not kind.__module__.startswith("torch.nn.modules."):
+        return False
+    return kind.__module__.rpartition(".")[2] not in ("container", "transformer")
 
 
 def _no_rule(node: TorchNode) -> Fault:
-    names = ", ".join(node.leaves)
+    names = ", ".join(node.flat())
     kind = node.kind.__name__ if node.kind else "?"
     return Fault(
         "no rule",
