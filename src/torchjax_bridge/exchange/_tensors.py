@@ -70,7 +70,7 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
         and no 64-bit integers to narrow; else copies.
     """
     kind = type(tensor)
-    if (kind is _Tensor or kind is _Parameter) and copy is None and device is None:
+    if (kind is _Tensor or kind is _Parameter) and (copy is None or copy is False) and device is None:
         try:
             dtype = tensor.dtype
             if (
@@ -118,7 +118,7 @@ def array_to_torch(
         cannot mark memory read-only: writing to a shared result changes the JAX array. On the CPU the call
         waits until the array is computed.
     """
-    if copy is None and device is None and isinstance(array, jax.Array):
+    if (copy is None or copy is False) and device is None and isinstance(array, jax.Array):
         try:
             sharding = array.sharding
             if array.dtype in _PLAIN_JAX and (type(sharding) is _OneDevice or sharding.num_devices == 1):
