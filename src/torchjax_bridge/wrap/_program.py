@@ -6,6 +6,7 @@ gradient of a complex variable is the conjugate of JAX's; that is settled here a
 knows only which dtypes it has.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +85,16 @@ class Program:
         """What is called with what: ``f(args[0]: float32[8,64])``."""
         inputs = zip(self.names, self.inputs, strict=True)
         return f"{self.origin.title}({', '.join(f'{name}: {aval.str_short()}' for name, aval in inputs)})"
+
+    @functools.cached_property
+    def live(self) -> frozenset[int]:
+        """The positions of the arguments on which a result or an effect depends."""
+        jaxpr = self.jaxpr.jaxpr
+        needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+        for eqn in reversed(jaxpr.eqns):
+            if eqn.effects or not needed.isdisjoint(eqn.outvars):
+                needed.update(var for var in eqn.invars if not isinstance(var, Literal))
+        return frozenset(i for i, var in enumerate(jaxpr.invars) if var in needed)
 
     def linear(self, wrt: tuple[int, ...]) -> "Linear":
         """The program linearised in the arguments ``wrt``: values and residuals, then a pullback."""

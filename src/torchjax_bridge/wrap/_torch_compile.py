@@ -18,6 +18,9 @@ from ._torch_function import functions
 __all__ = ["call_in_graph"]
 
 
+_NONE = "torchjax_bridge: None"
+
+
 class _Nothing:
     """``None`` on its way through a graph, which has no constant for it."""
 
@@ -43,15 +46,35 @@ def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
     return decorate(function)
 
 
-@_nonstrict
 def call_in_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the wrapped function ``name``; the graph rebuilds its result from marked parts."""
-    args, kwargs = torch_pytree.tree_map(_specialize, (args, kwargs))
+    """Call the wrapped function ``name``. Dynamo reads this much, and takes the rest as one node."""
+    return _call(name, _veil(args), _veil(kwargs))
+
+
+def _veil(tree: Any) -> Any:
+    """The arguments with a word in the place of ``None``, which a node may not take."""
+    if tree is None:
+        return _NONE
+    if isinstance(tree, dict):
+        return {key: _veil(value) for key, value in tree.items()}
+    if type(tree) is list:
+        return [_veil(part) for part in tree]
+    if type(tree) is tuple:
+        return tuple([_veil(part) for part in tree])
+    return tree
+
+
+@_nonstrict
+def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The node; the graph rebuilds its result from marked parts."""
+    args, kwargs = torch_pytree.tree_map(_unveil, (args, kwargs))
     return _mark(functions[name].call(args, kwargs))
 
 
-def _specialize(leaf: Any) -> Any:
-    """A number in the place of a symbol: the graph is then guarded to be for that number."""
+def _unveil(leaf: Any) -> Any:
+    """``None`` again; and a number for a symbol, for which the graph is then guarded."""
+    if isinstance(leaf, str):
+        return None if leaf == _NONE else leaf
     if isinstance(leaf, torch.SymInt):
         return int(leaf)
     if isinstance(leaf, torch.SymFloat):

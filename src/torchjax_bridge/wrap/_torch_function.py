@@ -10,7 +10,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -28,7 +28,7 @@ from ._settings import settings
 from ._torch_autograd import call
 from ._torch_state import modes_active
 
-__all__ = ["TorchFunction", "as_torch_function", "functions"]
+__all__ = ["TorchFunction", "Trace", "as_torch_function", "functions", "is_value"]
 
 # How many structures, shapes, dtypes and static values one function keeps compiled.
 MAXSIZE = 256
@@ -39,7 +39,7 @@ functions: "weakref.WeakValueDictionary[str, TorchFunction]" = weakref.WeakValue
 _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
 _NUMBERS = (bool, int, float, complex)
-_DYNAMIC = (_Tensor, *_NUMBERS, np.ndarray, np.generic, jax.Array)
+_VALUES = (_Tensor, *_NUMBERS, np.ndarray, np.generic, jax.Array)
 
 
 def as_torch_function(
@@ -102,6 +102,21 @@ def as_torch_function(
     return TorchFunction(fn, static_argnums, static_argnames)
 
 
+@dataclass(frozen=True)
+class Trace:
+    """The program of one kind of call, and how its results nest."""
+
+    program: Program
+    structure: Any
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What a caller wants to remember about it."""
+
+
+def is_value(leaf: Any) -> bool:
+    """Whether a leaf is a value that JAX traces; any other is static."""
+    return isinstance(leaf, _VALUES)
+
+
 class TorchFunction:
     """What `as_torch_function` returns: call it on tensors.
 
@@ -142,7 +157,12 @@ class TorchFunction:
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`__call__`, as the graph of ``torch.compile`` runs it."""
-        leaves, rest = split_call(args, kwargs, _is_dynamic, self._static)
+        leaves, trace = self.prepare(args, kwargs)
+        return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
+        """The dynamic leaves of a call, and the program for them."""
+        leaves, rest = split_call(args, kwargs, self._is_dynamic, self._static)
         kinds: list[Any] = []
         symbolic = modes_active()
         for i, leaf in enumerate(leaves):
@@ -153,9 +173,14 @@ class TorchFunction:
                 kinds.append(kind)
         trace = self._traces.get(
             (rest.structure, rest.static, *kinds, settings()),
-            lambda: _trace(self._fn, leaves, rest, self._origin),
+            lambda: _trace(self._fn, leaves, rest, self._names(rest), self._origin),
         )
-        return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
+        return leaves, trace
+
+    _is_dynamic = staticmethod(is_value)
+
+    def _names(self, rest: Rest) -> list[str]:
+        return rest.names()
 
     def cache_info(self) -> CacheInfo:
         """How often a call found its program, in the words of ``functools.lru_cache``.
@@ -173,21 +198,9 @@ class TorchFunction:
         return f"<as_torch_function of {self._origin.title}>"
 
 
-@dataclass(frozen=True, slots=True)
-class _Trace:
-    """The program of one kind of call, and how its results nest."""
-
-    program: Program
-    structure: Any
-
-
 def _numbers(shape: torch.Size) -> torch.Size:
     """The shape in numbers: a graph traced with symbols in it is from now on for these numbers."""
     return torch.Size(map(int, shape))
-
-
-def _is_dynamic(leaf: Any) -> bool:
-    return isinstance(leaf, _DYNAMIC)
 
 
 def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:
@@ -221,9 +234,10 @@ def _from_numpy(array: np.ndarray, rest: Rest, position: int) -> jax.Array:
         ) from err
 
 
-def _trace(fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, origin: Origin) -> _Trace:
+def _trace(
+    fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, names: Sequence[str], origin: Origin
+) -> Trace:
     """Run the user's Python once, on tracers."""
-    names = rest.names()
     inputs = [_abstract(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     structures: list[Any] = []
 
@@ -236,7 +250,7 @@ def _trace(fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, origin: Or
     with _Noted(origin, names, inputs):
         program = Program.trace(flat, inputs, names, origin)
     _check_outputs(program, structures[-1])
-    return _Trace(program, structures[-1])
+    return Trace(program, structures[-1])
 
 
 def _abstract(leaf: Any, name: str) -> Any:

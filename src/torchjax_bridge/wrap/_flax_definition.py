@@ -1,0 +1,157 @@
+"""What a Flax module computes, apart from its values: what `as_torch_module` keeps of nnx and linen alike.
+
+A `Definition` names the parameters and buffers, and gives one pure function for training and one for
+evaluation. It holds no arrays, is never changed, and can be pickled together with the jax functions that it
+refers to, which plain pickle cannot find.
+"""
+
+import functools
+import importlib
+import inspect
+import io
+import pickle
+import types
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from torchjax_bridge.errors import ArgumentError, OutputError
+
+__all__ = ["Definition", "Pure", "check_changed", "keys_from_words", "mode_keywords"]
+
+Arrays = Mapping[str, Any]
+Pure = Callable[..., tuple[Any, dict[str, Any]]]
+
+# What arguments that switch a module between training and evaluation are called, and what says "training".
+_MODES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
+# Where jax and flax show the functions whose own module is private.
+_PUBLIC = (
+    "jax.numpy",
+    "jax.nn",
+    "jax.lax",
+    "jax.scipy.special",
+    "jax.nn.initializers",
+    "flax.linen",
+    "flax.nnx",
+)
+
+
+class Definition(ABC):
+    """A Flax module without its values.
+
+    Attributes:
+        title: What to call it.
+        parameters: The names of its parameters: its own paths, joined with dots.
+        buffers: The names of its other variables.
+        words: How many random 32-bit words one call takes, to make the keys of its streams.
+    """
+
+    title: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    words: int
+
+    @abstractmethod
+    def pure(self, training: bool) -> Pure:
+        """``(words, buffers, parameters, args, kwargs) -> (result, {name: new value of a changed buffer})``."""
+
+    @abstractmethod
+    def restore(self, parameters: Arrays, buffers: Arrays) -> Any:
+        """The Flax module, or the linen variables, with these values."""
+
+    def __deepcopy__(self, memo: Any) -> "Definition":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        buffer = io.BytesIO()
+        _Pickler(buffer).dump((type(self), self.__dict__))
+        return _unpickle, (buffer.getvalue(),)
+
+
+def mode_keywords(
+    function: Callable[..., Any], training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, bool]:
+    """The switches between training and evaluation that a method has and the caller left alone."""
+    parameters = inspect.signature(function).parameters
+    switches = [name for name in _MODES if name in parameters]
+    if not switches:
+        return {}
+    known = {name for name in kwargs if name in parameters}
+    given = (
+        inspect.signature(function).bind_partial(*args, **{name: kwargs[name] for name in known}).arguments
+    )
+    return {name: _MODES[name] is training for name in switches if name not in given}
+
+
+def keys_from_words(words: Any, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
+    """PRNG keys from random 32-bit words: for each ``(shape of key data, implementation)`` the next ones."""
+    bits: Any = None if words is None else jax.lax.bitcast_convert_type(words, jnp.uint32)
+    keys, start = [], 0
+    for shape, impl in shapes:
+        count = functools.reduce(lambda a, b: a * b, shape, 1)
+        data = bits[start : start + count].reshape(shape)
+        keys.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
+        start += count
+    return keys
+
+
+def check_changed(name: str, old: Any, new: Any) -> Any:
+    """A new value for a buffer, which must fit the old one; no gradient flows through it."""
+    if jnp.shape(new) != old.shape or jnp.result_type(new) != old.dtype:
+        raise OutputError(
+            f"the module changes its variable '{name}' from {old.dtype}{list(old.shape)} to "
+            f"{jnp.result_type(new)}{list(jnp.shape(new))}; a torch buffer keeps its shape and dtype. Initialise "
+            "the variable in the shape and dtype it will have."
+        )
+    return jax.lax.stop_gradient(new)
+
+
+class _Pickler(pickle.Pickler):
+    """Refers by name to functions that jax wrapped in objects of its own, as ``jax.nn.relu`` is."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        """By a public name, where there is one, or by the module and name that the function claims."""
+        name = getattr(thing, "__name__", None)
+        if not callable(thing) or isinstance(thing, type | types.FunctionType) or not isinstance(name, str):
+            return NotImplemented
+        for module in (*_PUBLIC, getattr(thing, "__module__", None)):
+            if _found(module, name, thing):
+                return _named, (module, name)
+        return NotImplemented
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+def _found(module: Any, name: str, thing: Any) -> bool:
+    try:
+        return _named(module, name) is thing
+    except (ImportError, AttributeError, TypeError):  # not there, or no module named
+        return False
+
+
+def _unpickle(data: bytes) -> Definition:
+    kind, state = pickle.loads(data)
+    definition: Definition = object.__new__(kind)
+    definition.__dict__.update(state)
+    return definition
+
+
+def split_name(name: str, what: str) -> str:
+    """Raise if a part of a path cannot be a part of a torch name."""
+    if "." in name or not name:
+        raise ArgumentError(
+            f"{what} has a variable named {name!r}, and names in torch cannot hold dots. Rename it."
+        )
+    return name

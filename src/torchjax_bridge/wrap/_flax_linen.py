@@ -1,0 +1,145 @@
+"""The definition of a linen module with its variables.
+
+The collection ``params`` holds the parameters; all other collections in the variables are buffers, and
+mutable in every call. A name is the path within the collection, as in ``batch_stats/bn1/mean`` -> ``bn1.mean``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import linen
+from flax.core import meta, unfreeze
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.exchange import from_jax_keypath, join_path
+
+from ._flax_definition import (
+    Arrays,
+    Definition,
+    Pure,
+    check_changed,
+    keys_from_words,
+    mode_keywords,
+    split_name,
+)
+
+__all__ = ["open_linen"]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    path: tuple[Any, ...]
+    name: str
+    is_parameter: bool
+
+
+def open_linen(
+    module: linen.Module, variables: Any, method: str, streams: Sequence[str]
+) -> tuple[Definition, dict[str, jax.Array], dict[str, jax.Array]]:
+    """The definition, the parameters and the buffers of a module with its variables."""
+    title = type(module).__name__
+    if variables is None:
+        if module.scope is None:
+            raise ArgumentError(
+                f"{title} is a linen module, which holds no values. Pass its variables, for one those of "
+                "module.init: as_torch_module(module, variables)."
+            )
+        module, variables = module.unbind()
+    if not isinstance(variables, Mapping):
+        raise ArgumentError(
+            f"the variables of {title} are a {type(variables).__qualname__}; pass the dict of collections that "
+            "module.init returns: {'params': ..., 'batch_stats': ...}."
+        )
+    tree = meta.unbox(unfreeze(dict(variables)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    slots: list[_Slot] = []
+    parameters: dict[str, jax.Array] = {}
+    buffers: dict[str, jax.Array] = {}
+    for keypath, leaf in leaves:
+        path = from_jax_keypath(keypath)
+        collection, *rest = path
+        name = join_path(split_name(str(part), title) for part in rest)
+        if not isinstance(leaf, jax.Array) and not hasattr(leaf, "__array__"):
+            raise ArgumentError(
+                f"'{join_path(path)}' of the variables is a {type(leaf).__qualname__}, not an array. Pass the "
+                "variables themselves, not those of jax.eval_shape."
+            )
+        if name in parameters or name in buffers:
+            raise ArgumentError(
+                f"two collections of the variables hold '{name}', and torch knows one variable of a name. Leave "
+                f"out '{collection}', or rename the variable."
+            )
+        (parameters if collection == "params" else buffers)[name] = jax.numpy.asarray(leaf)
+        slots.append(_Slot(path, name, collection == "params"))
+    definition = _LinenDefinition(module, method, structure, tuple(slots), tuple(streams))
+    return definition, parameters, buffers
+
+
+class _LinenDefinition(Definition):
+    def __init__(
+        self,
+        module: linen.Module,
+        method: str,
+        structure: Any,
+        slots: tuple[_Slot, ...],
+        streams: tuple[str, ...],
+    ) -> None:
+        self.title = type(module).__name__
+        self.parameters = tuple(slot.name for slot in slots if slot.is_parameter)
+        self.buffers = tuple(slot.name for slot in slots if not slot.is_parameter)
+        self._module, self._method, self._slots = module, method, slots
+        # As nested dicts, which pickle where a tree structure does not.
+        self._template = jax.tree_util.tree_unflatten(structure, range(len(slots)))
+        self._collections = tuple(dict.fromkeys(str(s.path[0]) for s in slots if not s.is_parameter))
+        self._stream_names = streams
+        data = jax.random.key_data(jax.random.key(0)).shape
+        self._streams = [(data, str(jax.random.key_impl(jax.random.key(0))))] * len(streams)
+        self.words = len(streams) * data[0]
+
+    def pure(self, training: bool) -> Pure:
+        module, slots = self._module, self._slots
+        function = getattr(type(module), self._method)
+
+        def call(
+            words: Any, buffers: Arrays, parameters: Arrays, args: Any, kwargs: Any
+        ) -> tuple[Any, dict[str, Any]]:
+            variables = self.restore(parameters, buffers)
+            streams = keys_from_words(words, self._streams)
+            result = module.apply(
+                variables,
+                *args,
+                rngs=dict(zip(self._stream_names, streams, strict=True)),
+                mutable=list(self._collections) or False,
+                method=function,
+                **kwargs,
+                **mode_keywords(function, training, (module, *args), kwargs),
+            )
+            if not self._collections:
+                return result, {}
+            result, after = result
+            changed = {}
+            for slot in slots:
+                if not slot.is_parameter:
+                    new = _lookup(after, slot.path)
+                    if new is not None and new is not buffers[slot.name]:
+                        changed[slot.name] = check_changed(slot.name, buffers[slot.name], new)
+            return result, changed
+
+        return call
+
+    def restore(self, parameters: Arrays, buffers: Arrays) -> Any:
+        def value(index: int) -> Any:
+            slot = self._slots[index]
+            return (parameters if slot.is_parameter else buffers)[slot.name]
+
+        return jax.tree_util.tree_map(value, self._template)
+
+
+def _lookup(tree: Any, path: tuple[Any, ...]) -> Any:
+    for part in path:
+        if not isinstance(tree, Mapping) or part not in tree:
+            return None
+        tree = tree[part]
+    return tree

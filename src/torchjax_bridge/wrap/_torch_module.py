@@ -1,0 +1,226 @@
+"""`as_torch_module`: a Flax module as an ``nn.Module``.
+
+Owns the torch side: parameters and buffers under the Flax names, what is written back after a call, and the
+random words drawn from torch's generator. What the Flax module computes is a `Definition` (``_flax_nnx``,
+``_flax_linen``), and it is called through the same door as every JAX function.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import torch
+from flax import linen, nnx
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.exchange import split_path, to_jax, to_torch
+
+from ._call import Rest
+from ._flax_definition import Definition
+from ._flax_linen import open_linen
+from ._flax_nnx import open_nnx
+from ._torch_autograd import call
+from ._torch_function import TorchFunction, Trace, is_value
+
+__all__ = ["TorchModule", "as_torch_module"]
+
+_is_compiling = torch.compiler.is_compiling
+
+
+def as_torch_module(
+    flax_module: Any,
+    variables: Any = None,
+    *,
+    method: str = "__call__",
+    rngs: str | Sequence[str] = ("dropout",),
+) -> "TorchModule":
+    """A Flax module as a torch module that trains, saves and runs like any other.
+
+    Args:
+        flax_module: An ``nnx.Module`` with values, or a ``linen.Module``. It and its arrays are copied, and
+            never written to.
+        variables: For a linen module, its variables ``{"params": ..., "batch_stats": ..., ...}``; may be left
+            out if the module is bound. For an nnx module, nothing.
+        method: The method that ``forward`` calls.
+        rngs: For a linen module, the names of the streams of random numbers that it draws from.
+
+    Returns:
+        A `TorchModule` whose ``forward`` takes what the Flax method takes, with tensors for arrays, in
+        Flax's layout (images are ``(N, H, W, C)``). In its arguments a ``bool`` is static, since Flax branches
+        on it.
+
+        * Parameters and buffers carry the Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
+          parameter is an ``nnx.Param``, in linen what is in ``params``; everything else is a buffer.
+        * ``train()`` and ``eval()`` do what they do in nnx, and pass the arguments ``train``, ``training``,
+          ``is_training``, ``deterministic`` and ``use_running_average`` of the method, where it has them and the
+          caller does not. Like every torch module it starts in training mode.
+        * A variable that a call changes (running statistics in training, a cache in decoding) is written back
+          to its buffer. Variables that a call creates, as ``sow`` does, are dropped.
+        * Keys for dropout and other draws come from torch's default generator of the parameters' device, so
+          ``torch.manual_seed`` repeats them; nothing is drawn where nothing random happens.
+
+    Raises:
+        ArgumentError: No Flax module, variables missing or not wanted, a variable that is no array, or two
+            variables of one name.
+
+    Memory:
+        Parameters and buffers are copies. Each call lends them to JAX, as for `as_torch_function`.
+
+    >>> import jax, torch
+    >>> from flax import nnx
+    >>> module = as_torch_module(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+    >>> list(module.state_dict())
+    ['bias', 'kernel']
+    >>> module(torch.ones(5, 3)).sum().backward()
+    >>> module.get_parameter("bias").grad
+    tensor([5., 5.])
+    """
+    if isinstance(flax_module, nnx.Module):
+        if variables is not None:
+            raise ArgumentError(
+                f"{type(flax_module).__name__} is an nnx module and holds its own values; pass no variables. "
+                "Call nnx.update(module, state) on it first to give it others."
+            )
+        return TorchModule(*open_nnx(flax_module, method))
+    if isinstance(flax_module, linen.Module):
+        streams = (rngs,) if isinstance(rngs, str) else tuple(rngs)
+        return TorchModule(*open_linen(flax_module, variables, method, streams))
+    raise ArgumentError(
+        f"as_torch_module wraps a flax.nnx or flax.linen module; this is a {type(flax_module).__qualname__}. "
+        "Wrap a function of arrays with as_torch_function."
+    )
+
+
+class TorchModule(nn.Module):
+    """What `as_torch_module` returns."""
+
+    def __init__(
+        self, definition: Definition, parameters: Mapping[str, jax.Array], buffers: Mapping[str, jax.Array]
+    ) -> None:
+        super().__init__()
+        self._definition = definition
+        for name, array in parameters.items():
+            tensor = to_torch(array, copy=True)
+            trainable = tensor.is_floating_point() or tensor.is_complex()
+            node, last = self._make_node(name)
+            node._parameters[last] = nn.Parameter(tensor, requires_grad=trainable)
+        for name, array in buffers.items():
+            node, last = self._make_node(name)
+            node._buffers[last] = to_torch(array, copy=True)
+        self._open()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the Flax module."""
+        function = self._functions[self.training]
+        buffers = {name: _read(node, last) for name, node, last in self._buffer_places}
+        parameters = {name: _read(node, last) for name, node, last in self._parameter_places}
+        if _is_compiling():
+            from ._torch_compile import call_in_graph
+
+            result, changed = call_in_graph(function._name, (None, buffers, parameters, args, kwargs), {})
+        else:
+            result, changed = function.call((None, buffers, parameters, args, kwargs), {})
+        if changed:
+            with torch.no_grad():
+                for name, value in changed.items():
+                    buffers[name].copy_(value)
+        return result
+
+    def to_flax(self) -> Any:
+        """The values as they are now, in Flax: a new nnx module in evaluation mode, or linen variables.
+
+        Memory:
+            Copies; what torch does to the parameters afterwards does not reach them.
+        """
+        values = {name: value.detach() for name, value in self.state_dict(keep_vars=True).items()}
+        arrays = to_jax(values, copy=True)
+        definition = self._definition
+        return definition.restore(
+            {name: arrays[name] for name in definition.parameters},
+            {name: arrays[name] for name in definition.buffers},
+        )
+
+    def extra_repr(self) -> str:
+        """The Flax module's class."""
+        return self._definition.title
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_functions", "_parameter_places", "_buffer_places"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._open()
+
+    def _open(self) -> None:
+        """What is not copied or pickled: the compiled functions, and where each variable lies."""
+        self._functions = {mode: _ModuleFunction(self._definition, mode) for mode in (True, False)}
+        self._parameter_places = [(name, *self._make_node(name)) for name in self._definition.parameters]
+        self._buffer_places = [(name, *self._make_node(name)) for name in self._definition.buffers]
+
+    def _make_node(self, name: str) -> tuple[nn.Module, str]:
+        """The submodule that holds a variable, made where it is missing, and the variable's name there."""
+        *parts, last = (str(part) for part in split_path(name))
+        node: nn.Module = self
+        for part in parts:
+            # Not through add_module, which refuses names that nn.Module has ("type", "half", ...).
+            node = node._modules.setdefault(part, _Node())  # type: ignore[assignment]
+        return node, last
+
+
+class _Node(nn.Module):
+    """A part of the tree of names; it computes nothing."""
+
+
+def _read(node: nn.Module, name: str) -> torch.Tensor:
+    for held in (node._parameters, node._buffers):
+        tensor = held.get(name)
+        if tensor is not None:
+            return tensor
+    computed: torch.Tensor = getattr(node, name)  # by a parametrization
+    return computed
+
+
+class _ModuleFunction(TorchFunction):
+    """The pure function of a definition in one mode, called on the module's variables."""
+
+    def __init__(self, definition: Definition, training: bool) -> None:
+        super().__init__(definition.pure(training))
+        self._definition = definition
+        self._origin = type(self._origin)(definition.title)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _, buffers, parameters, user_args, user_kwargs = args
+        count = self._definition.words
+        words: Any = None
+        if count:
+            device = next((tensor.device for tensor in parameters.values()), torch.device("cpu"))
+            words = torch.zeros(count, dtype=torch.int32, device=device)
+        leaves, trace = self.prepare((words, buffers, parameters, user_args, user_kwargs), kwargs)
+        if count and 0 in trace.program.live:
+            leaves[0] = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, device=words.device)
+        for position in self._changing(trace):
+            # It is written to when the call has ended, and what is saved for the gradient must stay.
+            leaves[position] = leaves[position].clone()
+        return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
+
+    def _changing(self, trace: Trace) -> Sequence[int]:
+        """The positions among the leaves of the buffers that this call changes."""
+        known: list[int] | None = trace.notes.get("changing")
+        if known is None:
+            _, changed = jax.tree_util.tree_unflatten(trace.structure, range(trace.structure.num_leaves))
+            start = 1 if self._definition.words else 0
+            names = sorted(self._definition.buffers)
+            known = trace.notes["changing"] = [start + names.index(name) for name in changed]
+        return known
+
+    @staticmethod
+    def _is_dynamic(leaf: Any) -> bool:
+        return is_value(leaf) and not isinstance(leaf, bool)
+
+    def _names(self, rest: Rest) -> list[str]:
+        roots = ("words", "buffers", "parameters", "args", "kwargs")
+        return [roots[int(name[5])] + name[7:] for name in rest.names()]
