@@ -230,7 +230,7 @@ def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], se
             entries,
             flax_types=(*cells, "RNN", "Bidirectional"),
             required=frozenset({"weight_ih_l0", "weight_hh_l0"}),
-            settings=settings,
+            settings=f"{settings}; time_major=not batch_first in the RNN around it",
         ),
         Rule(
             cell,
@@ -247,18 +247,18 @@ RULES = (
         _LSTM,
         (nn.LSTM, nn.LSTMCell),
         ("LSTMCell", "OptimizedLSTMCell"),
-        "features=hidden_size, time_major=not batch_first; the carry is (c, h)",
+        "features=hidden_size; the carry is (c, h)",
     ),
     *_rules(
         _GRU,
         (nn.GRU, nn.GRUCell),
         ("GRUCell",),
-        "features=hidden_size, time_major=not batch_first; nnx with biases: weights.layers.nnx.GRUCell",
+        "features=hidden_size; with biases in nnx weights.layers.nnx.GRUCell",
     ),
     *_rules(
         _RNN,
         (nn.RNN, nn.RNNCell),
         ("SimpleCell",),
-        "features=hidden_size, time_major=not batch_first, activation_fn=nn.relu for nonlinearity='relu'",
+        "features=hidden_size; activation_fn=nn.relu for nonlinearity='relu'",
     ),
 )

@@ -1,0 +1,30 @@
+"""The page of layers is what the table of rules says."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from torchjax_bridge.weights.rules import PLAIN
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    path = Path(__file__).resolve().parents[2] / "docs" / "make_layers.py"
+    spec = importlib.util.spec_from_file_location("make_layers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_its_maker_writes(maker: ModuleType) -> None:
+    assert maker.PAGE.read_text() == maker.page(), "run python docs/make_layers.py"
+
+
+def test_every_rule_has_an_example_and_its_settings(maker: ModuleType) -> None:
+    for rule in PLAIN:
+        assert maker.examples_of(rule), rule.name
+        assert rule.settings, rule.name
