@@ -79,6 +79,8 @@ def _over_buffers(op: Op, box: "deque[BaseException] | None") -> Callable[..., N
         return on_cpu
 
     fillers: dict[int, _Fill] = {}
+    # Closed-over tensors are written on torch's own stream, before and after; XLA's stream knows nothing of it.
+    closes_over = op.closes_over
 
     def on_gpu(context: Any, outs: list[Any], *ins: Any) -> None:
         _, index = outs[0].__dlpack_device__()
@@ -86,8 +88,14 @@ def _over_buffers(op: Op, box: "deque[BaseException] | None") -> Callable[..., N
         if fill is None:
             fill = fillers[index] = _filler(op, torch.device(op.device.type, index), box)
         # Torch's kernels queue up on XLA's stream, behind what made the operands; the host waits for nothing.
-        with torch.cuda.device(index), torch.cuda.stream(torch.cuda.ExternalStream(context.stream, index)):
-            fill([from_dlpack(out.__dlpack__()) for out in outs], [from_dlpack(x.__dlpack__()) for x in ins])
+        with torch.cuda.device(index):
+            stream = torch.cuda.ExternalStream(context.stream, index)
+            if closes_over:
+                stream.wait_stream(torch.cuda.default_stream(index))
+            with torch.cuda.stream(stream):
+                fill([from_dlpack(o.__dlpack__()) for o in outs], [from_dlpack(x.__dlpack__()) for x in ins])
+            if closes_over:
+                torch.cuda.default_stream(index).wait_stream(stream)
 
     return on_gpu
 

@@ -292,7 +292,8 @@ def _compile(graph: Graph, device: torch.device) -> _Run:
                 lines.append(f"{names[node]} = {call[0]}[{call[1]}]")
             else:
                 call += [f"{key}={text(value)}" for key, value in node.kwargs.items()]
-                lines.append(f"{names[node]} = {constant(node.target)}({', '.join(call)})")
+                target = _with_dense_rows(node.target) if "_dot_product_" in str(node.target) else node.target
+                lines.append(f"{names[node]} = {constant(target)}({', '.join(call)})")
             dead = [
                 names[parent]
                 for parent in node.all_input_nodes
@@ -304,6 +305,22 @@ def _compile(graph: Graph, device: torch.device) -> _Run:
     exec(compile(source, "<torch graph>", "exec"), scope)
     run: _Run = scope["run"]
     return run
+
+
+def _with_dense_rows(op: Any) -> Callable[..., Any]:
+    """A fused attention kernel; these take the last axis to be dense and read past it where it is not.
+
+    Strides at run time may differ from those of the trace: of a residual that crossed, or over one more axis.
+    """
+
+    def dense(value: Any) -> Any:
+        strided = isinstance(value, torch.Tensor) and value.ndim and value.stride(-1) != 1
+        return value.contiguous() if strided else value
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return op(*map(dense, args), **{key: dense(value) for key, value in kwargs.items()})
+
+    return call
 
 
 def _without_grad(run: _Run) -> _Run:

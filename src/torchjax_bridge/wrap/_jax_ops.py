@@ -163,6 +163,14 @@ class Op:
         """Whether user code sees the operands' memory, and might keep it."""
         return self.graph() is None
 
+    @property
+    def closes_over(self) -> bool:
+        """Whether it may read tensors that are no operands."""
+        graph = self.graph()
+        return (
+            self.lends or graph is None or any(isinstance(c, torch.Tensor) for c in graph.constants.values())
+        )
+
     def _used(self) -> tuple[int, ...]:
         graph = self.graph()
         if graph is None:

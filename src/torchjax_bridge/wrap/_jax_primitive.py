@@ -108,8 +108,8 @@ torch_call_p.def_impl(_impl)
 
 def _lower(context: Any, *operands: Any, op: Op, mortal: Jaxpr) -> Any:
     platforms = context.module_context.platforms
-    wanted = "cuda" if op.device.type == "cuda" else "cpu"
-    if any(platform != wanted for platform in platforms):
+    known = ("cuda", "rocm") if op.device.type == "cuda" else ("cpu",)  # torch calls both kinds of GPU cuda
+    if any(platform not in known for platform in platforms):
         raise TransformError(
             f"this torch function was traced for '{op.device}' and is now compiled for {', '.join(platforms)}. "
             "Call it on arrays of that device, or under jax.default_device(...)."

@@ -104,20 +104,20 @@ class _Fold(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, op: OpOverload, *args: Any) -> tuple[Any, Any]:
         """Fold the mapped axis into the batch axis, run once, and unfold."""
         lanes = info.batch_size
-        first = args[0] if in_dims[1] is None else args[0].movedim(in_dims[1], 0)[0]
-        count = first.shape[0]
+        count = args[0].shape[0 if in_dims[1] != 0 else 1]
+        names = [argument.name for argument in op._schema.arguments]
         folded = [
-            _folded(arg, dim, lanes, count) if isinstance(arg, torch.Tensor) else arg
-            for arg, dim in zip(args, in_dims[1:], strict=True)
+            _folded(arg, dim, lanes, count, name == "attn_mask") if isinstance(arg, torch.Tensor) else arg
+            for arg, dim, name in zip(args, in_dims[1:], names, strict=True)
         ]
         results = _Fold.apply(op, *folded)
         unfolded = tuple(r.unflatten(0, (lanes, count)) for r in _each(results))
         return unfolded, tuple(0 for _ in unfolded)
 
 
-def _folded(tensor: torch.Tensor, dim: int | None, lanes: int, count: int) -> torch.Tensor:
+def _folded(tensor: torch.Tensor, dim: int | None, lanes: int, count: int, mask: bool) -> torch.Tensor:
     tensor = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
-    while tensor.ndim < 4:  # a mask of two axes
+    while mask and tensor.ndim < 5:  # a mask without axes for batch and heads
         tensor = tensor.unsqueeze(1)
     return tensor.expand(lanes, count, *tensor.shape[2:]).flatten(0, 1)
 
