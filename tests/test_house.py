@@ -24,16 +24,18 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_report", "_memory", "layers"),
+    ("_layout", "_report", "_memory", "layers", "settings"),
     ("rules",),
     ("_torch_tree", "_flax_tree"),
-    ("_bind",),
+    ("_bind", "_live"),
     ("_siblings",),
     ("_names",),
     ("_plan",),
     ("_convert",),
-    ("_audit", "_parity", "_optimizer_kinds", "files"),
-    ("_optimizer",),
+    ("_audit", "_optimizer_kinds", "files"),
+    ("_capture", "_compare"),
+    ("_causes",),
+    ("_parity", "_optimizer"),
 )
 
 

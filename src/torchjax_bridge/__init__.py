@@ -12,6 +12,7 @@ from . import errors
 from .exchange import jax_device, jax_dtype, to_jax, to_torch, torch_device, torch_dtype
 
 if TYPE_CHECKING:
+    from .weights import audit as audit
     from .weights import plan as plan
     from .weights import to_flax as to_flax
     from .weights import to_optax as to_optax
@@ -30,6 +31,7 @@ _LAZY = {
     "as_torch_module": "wrap",
     "as_jax_function": "wrap",
     "as_jax_module": "wrap",
+    "audit": "weights",
     "plan": "weights",
     "to_flax": "weights",
     "to_optax": "weights",
@@ -42,6 +44,7 @@ __all__ = [
     "as_jax_module",
     "as_torch_function",
     "as_torch_module",
+    "audit",
     "errors",
     "jax_device",
     "jax_dtype",

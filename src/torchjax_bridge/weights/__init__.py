@@ -5,6 +5,7 @@ Needs flax (the ``flax`` extra). Other rooms import from here and not from the f
 
 from typing import TYPE_CHECKING, Any
 
+from ._audit import Audit, SettingFault, audit
 from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import Plan, plan
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RULES",
+    "Audit",
     "Each",
     "Entry",
     "Fault",
@@ -41,9 +43,11 @@ __all__ = [
     "Report",
     "Reshape",
     "Rule",
+    "SettingFault",
     "Split",
     "Stack",
     "Sum",
+    "audit",
     "compare_checkpoints",
     "convert",
     "load_flax",

@@ -1,0 +1,277 @@
+"""The settings that must agree between a torch model and its Flax twin, compared for every pair of layers.
+
+Arrays alone do not make the model: epsilon, padding, the flavour of a GELU and their like stand in constructors.
+Owns the report; what is compared stands in ``settings``, which layers belong together in the plan. Moves no
+weights and needs none.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from torchjax_bridge.errors import PlanError, SettingsError
+from torchjax_bridge.exchange import Path, join_path, split_path
+
+from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
+from ._plan import Plan, UserRule, make_plan, read_sides
+from ._torch_tree import TorchTree
+from .settings import Difference, FlaxLayer, activation_differences, differences
+
+__all__ = ["Audit", "SettingFault", "audit", "compare_settings"]
+
+
+@dataclass(frozen=True)
+class SettingFault(Difference):
+    """One setting that differs, and where.
+
+    Attributes:
+        torch_path: The dotted path of the torch layer.
+        flax_path: The dotted path of the Flax layer.
+        torch_layer: The class of the torch layer.
+        flax_layer: The class of the Flax layer; empty where a function stands in the torch layer's place.
+    """
+
+    torch_path: str
+    flax_path: str
+    torch_layer: str
+    flax_layer: str
+
+    @property
+    def in_torch(self) -> str:
+        """What torch says."""
+        return f"{self.torch_name}={self.torch_value!r}"
+
+    @property
+    def in_flax(self) -> str:
+        """What Flax says."""
+        return f"{self.setting}={self.flax_value!r}"
+
+    @property
+    def to_type(self) -> str:
+        """The fix, in the call of the constructor."""
+        return f"{self.flax_layer}(..., {self.fix})" if self.flax_layer else self.fix
+
+    def __str__(self) -> str:
+        return (
+            f"{self.in_torch} in torch, {self.in_flax} in Flax; type {self.to_type} ({_EFFECTS[self.effect]}) @ "
+            f"{self.torch_path or '(root)'} <-> {self.flax_path or '(root)'}"
+        )
+
+
+_EFFECTS = {
+    "output": "changes outputs",
+    "training": "changes training only",
+    "rounding": "changes the last digits only",
+}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The settings of two models, compared. Print it to read it as a table.
+
+    Attributes:
+        faults: Every setting that differs, in the order of the torch model.
+        layers: How many pairs of layers have settings that were compared.
+        notes: Why some layers could not be paired.
+    """
+
+    faults: tuple[SettingFault, ...]
+    layers: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing differs."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        lines = [f"audit: {_count(self.layers, 'layer')} compared, {_differ(self.faults)}"]
+        rows = [("layer", "torch", "Flax", "type", "effect")] if self.faults else []
+        rows += [
+            (_place(fault), fault.in_torch, fault.in_flax, fault.to_type, fault.effect)
+            for fault in self.faults
+        ]
+        widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]
+        for row in rows:
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+            lines.append("  " + "  ".join([*cells, row[4]]))
+        lines += [f"  not paired: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def raise_unless_ok(self) -> None:
+        """Raise one `SettingsError` that lists every difference."""
+        if self.faults:
+            lines = "\n".join(f"  {fault}" for fault in self.faults)
+            raise SettingsError(f"the two models are not set up alike: {_differ(self.faults)}\n{lines}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _differ(faults: Sequence[SettingFault]) -> str:
+    return f"{_count(len(faults), 'setting')} differ" + "s" * (len(faults) == 1)
+
+
+def _place(fault: SettingFault) -> str:
+    ours, theirs = fault.torch_path or "(root)", fault.flax_path or "(root)"
+    return ours if ours == theirs else f"{ours} <-> {theirs}"
+
+
+def audit(
+    torch_module: nn.Module,
+    flax_model: Any,
+    *inputs: Any,
+    rules: Iterable[UserRule] = (),
+    strict: bool = False,
+    flax_kwargs: Mapping[str, Any] | None = None,
+) -> Audit:
+    """Compare every setting that must agree between a torch model and its Flax twin.
+
+    Compared are epsilon, momentum (Flax's is 1 minus torch's), padding, strides, dilation, groups, masks, the axes
+    of norms, the number of groups, which statistics a norm uses where its constructor fixes that, how the variance
+    is computed, dropout rates, heads, biases, gate functions, the dtype to compute in, and activations that the
+    Flax model holds as attributes. An activation that is only written in a ``__call__`` cannot be seen from
+    outside; `parity` finds it by its numbers.
+
+    Args:
+        torch_module: The torch model.
+        flax_model: An ``nnx.Module``; a linen module; or ``(linen module, variables)``.
+        inputs: For linen, example inputs as the Flax model takes them (channels last); only their shapes matter.
+        rules: As for `to_flax`.
+        strict: Raise if anything differs.
+        flax_kwargs: For linen, keyword arguments of its call, such as ``{"train": False}``.
+
+    Returns:
+        An `Audit`; print it.
+
+    Raises:
+        SettingsError: With ``strict``, if anything differs, listing all of it. Or one side is no live module, or a
+            linen model came without inputs.
+        PlanError: No layer of the one is a layer of the other.
+
+    Memory:
+        Reads settings and shapes, and computes nothing.
+
+    >>> from torch import nn
+    >>> from flax import nnx
+    >>> print(audit(nn.LayerNorm(4), nnx.LayerNorm(4, use_fast_variance=False, rngs=nnx.Rngs(0))))
+    audit: 1 layer compared, 1 setting differs
+      layer   torch      Flax           type                           effect
+      (root)  eps=1e-05  epsilon=1e-06  LayerNorm(..., epsilon=1e-05)  output
+    """
+    if not isinstance(torch_module, nn.Module):
+        raise SettingsError(
+            f"a {type(torch_module).__name__} has no settings to audit: pass the live nn.Module."
+        )
+    linen = as_linen(flax_model)
+    template, layers = (flax_model, None) if linen is None else _trace(linen, inputs, flax_kwargs or {})
+    torch_tree, flax_tree, given = read_sides(torch_module, template, rules)
+    plan = make_plan(torch_tree, flax_tree, given)
+    if not plan.moves:
+        plan.report.raise_unless_ok("audit two models that have no layer in common", strict=True)
+        raise PlanError("the two models have no layer in common.")
+    found = compare_settings(torch_tree, layers if layers is not None else live_nnx(flax_tree), plan)
+    if strict:
+        found.raise_unless_ok()
+    return found
+
+
+def _trace(
+    linen: Linen, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Any, dict[Path, FlaxLayer]]:
+    """The variables of a linen model and its modules, from running it on shapes."""
+    module, variables = linen
+    if not inputs:
+        raise SettingsError(
+            "the modules of a linen model exist only while it runs: pass example inputs as it takes them, "
+            "audit(torch_module, linen_module, x)."
+        )
+    if variables is None:
+        return live_linen(module.init, rng_streams(), *inputs, **kwargs)
+    writable = [name for name in variables if name != "params"]
+    _, layers = live_linen(module.apply, variables, *inputs, rngs=rng_streams(), mutable=writable, **kwargs)
+    return variables, layers
+
+
+def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], plan: Plan) -> Audit:
+    """Compare the settings of every pair of layers of a plan."""
+    modules = {node.origin: node.module for node in torch_tree.root.walk() if node.module is not None}
+    faults: list[SettingFault] = []
+    count = 0
+    for torch_path, flax_path in plan.layers:
+        module, layer = modules.get(torch_path), layers.get(flax_path)
+        if module is None or layer is None:
+            continue
+        count += layer.kind not in ("Module", "Sequential", "List")
+        faults += _faults(differences(module, layer), module, torch_path, layer, flax_path)
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            for path, cell in below(layers, flax_path):
+                if path != flax_path:
+                    faults += _faults(differences(module, cell), module, torch_path, cell, path)
+        for name, child, function in _functions(module, layer):
+            place = (*torch_path, name), (*flax_path, name)
+            faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
+        for name, child, path, other in _dropouts(module, flax_path, layers):
+            faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
+    order = {path: place for place, path in enumerate(modules)}
+    faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
+    return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report))
+
+
+def _faults(
+    found: Iterable[Difference], module: nn.Module, torch_path: Path, layer: FlaxLayer | None, flax_path: Path
+) -> list[SettingFault]:
+    return [
+        SettingFault(
+            **vars(one),
+            torch_path=join_path(torch_path),
+            flax_path=join_path(flax_path),
+            torch_layer=type(module).__name__,
+            flax_layer=layer.name if layer else "",
+        )
+        for one in found
+    ]
+
+
+# --- layers without weights ----------------------------------------------------------------------------
+
+
+def _children(module: nn.Module) -> Iterator[tuple[str | int, nn.Module]]:
+    for name, child in module.named_children():
+        yield int(name) if name.isdecimal() else name, child
+
+
+def _functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, nn.Module, Any]]:
+    """The children of a torch module in whose place the Flax module holds a function."""
+    items = list(layer["layers"]) if layer.kind == "Sequential" else []
+    same = len(items) == len(list(module.children()))
+    for name, child in _children(module):
+        held = items[name] if same and isinstance(name, int) and name < len(items) else layer[str(name)]
+        if callable(held):
+            yield name, child, held
+
+
+def _dropouts(
+    module: nn.Module, flax_path: Path, layers: Mapping[Path, FlaxLayer]
+) -> Iterator[tuple[str | int, nn.Module, Path, FlaxLayer]]:
+    """The dropouts of a module beside those of its twin: by name, else in order if there are as many."""
+    scopes = (flax_path, (*flax_path, "layers"))
+    theirs = {
+        path: layer for path, layer in layers.items() if path[:-1] in scopes and layer.kind == "Dropout"
+    }
+    ours = {name: child for name, child in _children(module) if type(child) in _DROPOUTS}
+    for path in list(theirs):
+        name = path[-1]
+        if isinstance(name, str) and name.startswith("layers_") and name[7:].isdecimal():
+            name = int(name[7:])
+        if name in ours and path in theirs:
+            yield name, ours.pop(name), path, theirs.pop(path)
+    if len(ours) == len(theirs):
+        for (name, child), (path, layer) in zip(ours.items(), theirs.items(), strict=True):
+            yield name, child, path, layer
+
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

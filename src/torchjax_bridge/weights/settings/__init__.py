@@ -1,0 +1,15 @@
+"""Settings that arrays do not carry: what a torch layer says and what its Flax twin says.
+
+One file a family, as for the rules. A check is a function of one live torch layer and the settings of one Flax
+layer that yields every `Difference`; `differences` asks the right one. Flax's defaults are never torch's, and a
+model with every weight in place and one other epsilon is another model.
+
+Owns no matching of layers and moves nothing. A Flax class that it does not know has no settings to compare.
+"""
+
+from ._activation import activation_differences
+from ._difference import Difference, Effect
+from ._layer import FlaxLayer, flax_layer
+from ._table import differences
+
+__all__ = ["Difference", "Effect", "FlaxLayer", "activation_differences", "differences", "flax_layer"]

@@ -1,0 +1,99 @@
+"""Activations: a module in torch, a function in Flax, each with settings of its own.
+
+The classic difference is the GELU: torch's default is ``x * Phi(x)``, JAX's the tanh approximation
+(D. Hendrycks and K. Gimpel, "Gaussian error linear units", 2016, section 2).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from torch import nn
+
+from ._difference import Difference, differs
+
+__all__ = ["activation_differences"]
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """The JAX functions that are a torch activation.
+
+    Attributes:
+        functions: The same function under its several names.
+        settings: For an argument of the function: torch's attribute, and the function's default.
+        read: How torch's value is said in JAX.
+    """
+
+    functions: tuple[Callable[..., Any], ...]
+    settings: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    read: Callable[[Any], Any] = lambda value: value
+
+
+_TWINS: Mapping[type, _Twin] = {
+    nn.ReLU: _Twin((jax.nn.relu,)),
+    nn.ReLU6: _Twin((jax.nn.relu6,)),
+    nn.GELU: _Twin((jax.nn.gelu,), {"approximate": ("approximate", True)}, lambda value: value == "tanh"),
+    nn.SiLU: _Twin((jax.nn.silu, jax.nn.swish)),
+    nn.Sigmoid: _Twin((jax.nn.sigmoid,)),
+    nn.Tanh: _Twin((jnp.tanh, jax.nn.tanh)),
+    nn.ELU: _Twin((jax.nn.elu,), {"alpha": ("alpha", 1.0)}),
+    nn.CELU: _Twin((jax.nn.celu,), {"alpha": ("alpha", 1.0)}),
+    nn.SELU: _Twin((jax.nn.selu,)),
+    nn.LeakyReLU: _Twin((jax.nn.leaky_relu,), {"negative_slope": ("negative_slope", 0.01)}),
+    nn.Hardtanh: _Twin((jax.nn.hard_tanh,)),
+    nn.Hardswish: _Twin((jax.nn.hard_swish, jax.nn.hard_silu)),
+    nn.Hardsigmoid: _Twin((jax.nn.hard_sigmoid,)),
+    nn.Mish: _Twin((jax.nn.mish,)),
+    nn.Softplus: _Twin((jax.nn.softplus,)),
+    nn.Softsign: _Twin((jax.nn.soft_sign,)),
+    nn.LogSigmoid: _Twin((jax.nn.log_sigmoid,)),
+    nn.Softmax: _Twin((jax.nn.softmax,)),
+    nn.LogSoftmax: _Twin((jax.nn.log_softmax,)),
+}
+
+
+def activation_differences(module: nn.Module, function: Any) -> Iterator[Difference]:
+    """Compare a torch activation with what the Flax model holds in its place.
+
+    A function that is none of ``jax.nn``'s (a lambda, one of the caller's) cannot be looked into and is let pass.
+    """
+    arguments: dict[str, Any] = {}
+    while isinstance(function, partial):
+        arguments = {**function.keywords, **arguments}
+        function = function.func
+    twin = _TWINS.get(type(module))
+    known = next((other for other in _TWINS.values() if _among(function, other.functions)), None)
+    if twin is None or known is None:
+        return
+    name, said = _name(twin.functions[0]), _call(twin, module)
+    if known is not twin:
+        pair = ("activation", type(module).__name__)
+        yield from differs("activation", name, _name(known.functions[0]), torch=pair, fix=said)
+        return
+    for argument, (attribute, default) in twin.settings.items():
+        value = getattr(module, attribute)
+        have = arguments.get(argument, default)
+        yield from differs(argument, twin.read(value), have, torch=(attribute, value), fix=said)
+
+
+def _among(function: Any, functions: tuple[Callable[..., Any], ...]) -> bool:
+    return any(function is other for other in functions)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", str(function))
+
+
+def _call(twin: _Twin, module: nn.Module) -> str:
+    """How the torch activation is written in JAX."""
+    given = [
+        f"{argument}={twin.read(getattr(module, attribute))!r}"
+        for argument, (attribute, default) in twin.settings.items()
+        if twin.read(getattr(module, attribute)) != default
+    ]
+    name = f"jax.nn.{_name(twin.functions[0])}"
+    return f"partial({name}, {', '.join(given)})" if given else name

@@ -1,0 +1,203 @@
+"""Settings of convolutions and transposed convolutions.
+
+torch pads by numbers on both sides, or ``"same"`` at stride 1. Flax takes numbers too, and words: ``"SAME"``, its
+default, pads as much as makes the output ``ceil(size / stride)``, which at a stride over 1 depends on the size of
+the input and is not what any number of torch's does (``jax.lax.padtype_to_pads``). Words are turned into numbers
+here where they mean numbers, so that two ways to say the same thing are no difference.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from ._difference import Difference, differs
+from ._layer import FlaxLayer
+
+__all__ = ["convolution", "transposed_convolution"]
+
+Pads = tuple[tuple[int, int], ...]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+
+def convolution(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
+    """``ConvNd`` beside ``Conv``."""
+    rank = len(module.kernel_size)
+    ones = (1,) * rank
+    yield from _per_axis("strides", ("stride", module.stride), layer, rank)
+    yield from _per_axis("kernel_dilation", ("dilation", module.dilation), layer, rank)
+    have = _spread(layer["input_dilation"], rank)
+    yield from differs(
+        "input_dilation", ones, layer["input_dilation"], torch=("input_dilation", None), have=have
+    )
+    yield from _groups_and_mask(module, layer)
+    yield from _padding(module, layer)
+
+
+def transposed_convolution(module: Transposed, layer: FlaxLayer) -> Iterator[Difference]:
+    """``ConvTransposeNd`` beside ``ConvTranspose``, or beside the ``Conv`` that computes the same."""
+    rank = len(module.kernel_size)
+    ones = (1,) * rank
+    if layer.kind == "Conv":
+        have = _spread(layer["input_dilation"], rank)
+        yield from differs(
+            "input_dilation",
+            tuple(module.stride),
+            layer["input_dilation"],
+            torch=("stride", module.stride),
+            have=have,
+        )
+        have = _spread(layer["strides"], rank)
+        yield from differs("strides", ones, layer["strides"], torch=("stride", module.stride), have=have)
+    else:
+        yield from _per_axis("strides", ("stride", module.stride), layer, rank)
+    yield from _per_axis("kernel_dilation", ("dilation", module.dilation), layer, rank)
+    yield from _groups_and_mask(module, layer)
+    wanted = tuple(
+        (d * (k - 1) - _number(p), d * (k - 1) - _number(p) + _number(o))
+        for d, k, p, o in zip(
+            module.dilation, module.kernel_size, module.padding, module.output_padding, strict=True
+        )
+    )
+    value = _Shown(f"{module.padding}, output_padding={module.output_padding}")
+    pads = _transposed_pads(module, layer, rank)
+    yield from differs("padding", wanted, layer["padding"], torch=("padding", value), have=pads)
+
+
+def _groups_and_mask(module: Convolution | Transposed, layer: FlaxLayer) -> Iterator[Difference]:
+    if "feature_group_count" in layer.values:
+        count = layer["feature_group_count"]
+        yield from differs("feature_group_count", module.groups, count, torch=("groups", module.groups))
+    if layer["mask"] is not None:
+        yield Difference("mask", "mask", None, "an array", None, "output", "no mask")
+
+
+def _per_axis(
+    setting: str, torch: tuple[str, Sequence[int]], layer: FlaxLayer, rank: int
+) -> Iterator[Difference]:
+    wanted = tuple(torch[1])
+    have = _spread(layer[setting], rank)
+    yield from differs(setting, wanted, layer[setting], torch=(torch[0], wanted), have=have)
+
+
+def _spread(value: Any, rank: int) -> tuple[int, ...]:
+    """One number an axis, as Flax reads None, a number or a sequence."""
+    if value is None or isinstance(value, int):
+        return (value or 1,) * rank
+    return tuple(value)
+
+
+def _number(value: Any) -> int:
+    # torch's stubs allow a word here, which it refuses for a transposed convolution.
+    return int(value)
+
+
+# --- padding -----------------------------------------------------------------------------------------
+
+
+def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
+    mode, pads = _torch_pads(module)
+    shown = repr(module.padding) if mode == "zeros" else f"{module.padding!r}, padding_mode={mode!r}"
+    theirs = _flax_pads(module, layer)
+    if theirs == (mode, pads):
+        return
+    if mode != "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
+        return  # padded by hand in front of the layer, as it must be where Flax has no such mode
+    wanted, fix = _wanted(module, mode, pads)
+    yield Difference("padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix)
+
+
+class _Shown(str):
+    """Text that stands for values of several settings; shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _wanted(module: Convolution, mode: str, pads: Pads) -> tuple[Any, str]:
+    if mode == "zeros":
+        return pads, f"padding={pads!r}"
+    word = {"circular": "CIRCULAR", "reflect": "REFLECT"}.get(mode)
+    if word is not None and pads == _around(_reach(module)):
+        return word, f"padding={word!r}"
+    how = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}[mode]
+    return None, f"padding='VALID', behind jnp.pad(x, ..., mode={how!r})"
+
+
+def _torch_pads(module: Convolution) -> tuple[str, Pads]:
+    """The mode, and the numbers before and after on each axis."""
+    reach = _reach(module)
+    if module.padding == "same":
+        pads: Pads = tuple((total // 2, total - total // 2) for total in reach)
+    elif isinstance(module.padding, str):
+        pads = ((0, 0),) * len(reach)
+    else:
+        pads = tuple((_number(size), _number(size)) for size in module.padding)
+    return (module.padding_mode if any(map(any, pads)) else "zeros"), pads
+
+
+def _reach(module: Convolution | Transposed) -> tuple[int, ...]:
+    """How far the kernel reaches beyond its first element, an axis."""
+    return tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
+
+
+def _around(reach: Sequence[int]) -> Pads:
+    """What Flax's "CIRCULAR" and "REFLECT" pad, and "SAME" at stride 1."""
+    return tuple((total // 2, total - total // 2) for total in reach)
+
+
+def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]:
+    """The same of the Flax layer; no numbers where they depend on the size of the input."""
+    padding, reach = layer["padding"], _reach(module)
+    none: Pads = ((0, 0),) * len(reach)
+    if not isinstance(padding, str):
+        return "zeros", _pairs(padding, len(reach))
+    if padding == "VALID":
+        return "zeros", none
+    if padding in ("CIRCULAR", "REFLECT"):
+        return (padding.lower() if any(reach) else "zeros"), _around(reach)
+    if padding == "CAUSAL":
+        return "zeros", tuple((total, 0) for total in reach)
+    if _spread(layer["input_dilation"], len(reach)) != (1,) * len(reach):
+        return "zeros", None
+    strides = _spread(layer["strides"], len(reach))
+    if any(stride > 1 and total for stride, total in zip(strides, reach, strict=True)):
+        return "zeros", None
+    pads = _around(reach)
+    return "zeros", tuple((b, a) for a, b in pads) if padding == "SAME_LOWER" else pads
+
+
+def _pairs(padding: Any, rank: int) -> Pads | None:
+    if isinstance(padding, int):
+        return ((padding, padding),) * rank
+    if not isinstance(padding, Iterable):
+        return None
+    return tuple((size, size) if isinstance(size, int) else (size[0], size[1]) for size in padding)
+
+
+def _transposed_pads(module: Transposed, layer: FlaxLayer, rank: int) -> Pads | None:
+    padding = layer["padding"]
+    if not isinstance(padding, str):
+        return _pairs(padding, rank)
+    if layer.kind == "Conv":
+        return ((0, 0),) * rank if padding == "VALID" else None
+    if padding not in ("SAME", "VALID"):
+        return None
+    return tuple(
+        _word(padding, total + 1, stride)
+        for total, stride in zip(_reach(module), _spread(layer["strides"], rank), strict=True)
+    )
+
+
+def _word(padding: str, size: int, stride: int) -> tuple[int, int]:
+    """What ``jax.lax.conv_transpose`` makes of a word, for a kernel of this size."""
+    if padding == "VALID":
+        total = size + stride - 2 + max(size - stride, 0)
+        before = size - 1
+    else:
+        total = size + stride - 2
+        before = size - 1 if stride > size - 1 else (total + 1) // 2
+    return before, total - before

@@ -1,0 +1,59 @@
+"""One setting that differs: what each side says, and what the Flax constructor has to say."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = ["Difference", "Effect", "differs"]
+
+Effect = Literal["output", "training", "rounding"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One setting of a pair of layers that does not agree.
+
+    Attributes:
+        setting: Flax's name for it (``"epsilon"``).
+        torch_name: torch's name for it (``"eps"``).
+        torch_value: What the torch layer has.
+        flax_value: What the Flax layer has.
+        wanted: What the Flax layer needs, as its constructor takes it; None where no value does.
+        effect: ``"output"`` (the layers compute different things), ``"training"`` (they do so in training only)
+            or ``"rounding"`` (they lose different digits).
+        fix: What to type.
+    """
+
+    setting: str
+    torch_name: str
+    torch_value: Any
+    flax_value: Any
+    wanted: Any
+    effect: Effect
+    fix: str
+
+
+def differs(
+    setting: str,
+    wanted: Any,
+    flax_value: Any,
+    *,
+    torch: tuple[str, Any],
+    have: Any = None,
+    effect: Effect = "output",
+    fix: str = "",
+) -> Iterator[Difference]:
+    """Yield a `Difference` unless the Flax value is the one that is wanted.
+
+    Args:
+        setting: Flax's name.
+        wanted: The value that agrees with torch.
+        flax_value: The value of the Flax layer, as it was given.
+        torch: torch's name and value.
+        have: The Flax value in the form of ``wanted``, where several forms mean the same.
+        effect: What the difference does.
+        fix: What to type, where it is not ``setting=wanted``.
+    """
+    if (flax_value if have is None else have) != wanted:
+        name, value = torch
+        yield Difference(setting, name, value, flax_value, wanted, effect, fix or f"{setting}={wanted!r}")

@@ -1,0 +1,58 @@
+"""Which check is for which torch layer; the one way in."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from ._conv import convolution, transposed_convolution
+from ._difference import Difference
+from ._layer import FlaxLayer
+from ._norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from ._others import any_layer, attention, dense, dropout, recurrent
+
+__all__ = ["differences"]
+
+_Check = Callable[[Any, FlaxLayer], Iterator[Difference]]
+
+_CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"})
+
+# For torch classes: the Flax classes they are compared with, and the checks.
+_TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] = (
+    ((nn.Linear,), frozenset({"Linear", "Dense"}), (dense,)),
+    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), frozenset({"Conv"}), (convolution, dense)),
+    (
+        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        frozenset({"ConvTranspose", "Conv"}),
+        (transposed_convolution, dense),
+    ),
+    (
+        (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+        frozenset({"BatchNorm"}),
+        (batch_norm,),
+    ),
+    ((nn.LayerNorm,), frozenset({"LayerNorm"}), (layer_norm,)),
+    ((nn.RMSNorm,), frozenset({"RMSNorm"}), (rms_norm,)),
+    ((nn.GroupNorm,), frozenset({"GroupNorm"}), (group_norm,)),
+    (
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+        frozenset({"InstanceNorm", "GroupNorm", "BatchNorm"}),
+        (instance_norm,),
+    ),
+    (
+        (nn.MultiheadAttention,),
+        frozenset({"MultiHeadAttention", "MultiHeadDotProductAttention", "SelfAttention"}),
+        (attention,),
+    ),
+    ((nn.RNN, nn.LSTM, nn.GRU, nn.RNNCell, nn.LSTMCell, nn.GRUCell), _CELLS, (recurrent,)),
+    ((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), frozenset({"Dropout"}), (dropout,)),
+    ((nn.Embedding,), frozenset({"Embed"}), ()),
+)
+
+
+def differences(module: nn.Module, layer: FlaxLayer) -> tuple[Difference, ...]:
+    """Every setting of a pair of layers that does not agree; none where either is of no known class."""
+    for kinds, flax_kinds, checks in _TABLE:
+        if isinstance(module, kinds) and layer.kind in flax_kinds:
+            return tuple(found for check in (*checks, any_layer) for found in check(module, layer))
+    return ()
