@@ -1,6 +1,7 @@
 """Runs a plan either way. The only place where weights move."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torchjax_bridge.errors import PlanError, ShareError
+from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
 from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch, torch_dtype
 
 from ._bind import Move
@@ -69,16 +70,15 @@ def to_flax(
     plan = make_plan(torch_tree, flax_tree, given)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     _refuse_holes(plan, flax_tree)
-    laid_out: dict[str, torch.Tensor] = {}
-    paths: dict[str, Path] = {}
+    laid_out: dict[Path, torch.Tensor] = {}
     for move in plan.moves:
-        tensors = [torch_tree.state[key].detach() for key in move.torch_keys]
-        for path, tensor in zip(move.flax_paths, move.layout.forward(tensors), strict=True):
-            name = join_path(path)
-            paths[name] = path
-            laid_out[name] = _own(tensor, tensors) if copy else _view(tensor, tensors, name, copy)
-    arrays = to_jax(laid_out, copy=None if copy else copy)
-    return flax_tree.fill({paths[name]: array for name, array in arrays.items()})
+        tensors = [_bare(torch_tree.state[key]) for key in move.torch_keys]
+        # What has no source is made where the sources are.
+        with nullcontext() if tensors else torch_tree.device:
+            made = move.layout.forward(tensors)
+        for path, tensor in zip(move.flax_paths, made, strict=True):
+            laid_out[path] = _own(tensor, tensors) if copy else _view(tensor, tensors, path, copy)
+    return flax_tree.fill(_cross(laid_out, None if copy else copy))
 
 
 def to_state_dict(
@@ -134,12 +134,12 @@ def to_state_dict(
             {name: _values(leaves[path]) for name, path in zip(names, move.flax_paths, strict=True)}
         )
         tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
-        before = [torch_tree.state[key].detach() for key in move.torch_keys]
+        before = [_bare(torch_tree.state[key]) for key in move.torch_keys]
         back = _back(move, tensors, _known(before))
         for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
             if _WIDER.get(tensor.dtype) == old.dtype:
                 tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
-            filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, key, copy)
+            filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, (key,), copy)
     _settle_ties(filled, torch_tree)
     for key, twin in plan.ties:
         filled[key] = filled[twin]
@@ -166,6 +166,20 @@ def _back(
 # --- memory ------------------------------------------------------------------------------------------
 
 
+def _cross(tensors: Mapping[Path, torch.Tensor], copy: bool | None) -> dict[Path, jax.Array]:
+    """Every tensor as an array; a fault names its path."""
+    try:
+        return dict(zip(tensors, to_jax(list(tensors.values()), copy=copy), strict=True))
+    except ExchangeError:  # once more, under names
+        to_jax({join_path(path): tensor for path, tensor in tensors.items()}, copy=copy)
+        raise
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor:
+    """The values alone: converting weights is no operation of autograd."""
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
 def _own(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
     """The tensor in row-major memory that none of its sources holds."""
     if tensor.is_contiguous() and not _shares(tensor, sources):
@@ -174,9 +188,10 @@ def _own(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _view(
-    tensor: torch.Tensor, sources: Sequence[torch.Tensor], name: str, copy: bool | None
+    tensor: torch.Tensor, sources: Sequence[torch.Tensor], path: Path, copy: bool | None
 ) -> torch.Tensor:
     if copy is False and not _shares(tensor, sources):
+        name = join_path(path)
         raise ShareError(
             f"cannot share '{name}' under copy=False: its layout moves bytes. "
             "Pass copy=None to let it be copied."

@@ -8,7 +8,6 @@ that is done by the plan, before anything is built.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -145,7 +144,8 @@ def _read_nnx(module: nnx.Module) -> FlaxTree:
     tree = _read_variables(root, list(variables.values()))
 
     def fill(values: Mapping[Path, Any]) -> Any:
-        if not shared and (filled := _fill_as_pytree(module, variables.values(), values)) is not None:
+        known = (*tree.root.flat().values(), *tree.kept)
+        if not shared and (filled := _fill_as_pytree(module, known, tree.seeded, values)) is not None:
             return filled
         graphdef, state = nnx.split(module)
         filled = []
@@ -158,23 +158,23 @@ def _read_nnx(module: nnx.Module) -> FlaxTree:
 
 
 def _fill_as_pytree(
-    module: nnx.Module, variables: Iterable[tuple[Path, Any]], values: Mapping[Path, Any]
+    module: nnx.Module, known: Sequence[FlaxLeaf], seeded: frozenset[Path], values: Mapping[Path, Any]
 ) -> Any:
     """A module in which nothing is shared, filled as the pytree that it is; None where that cannot be.
 
-    Several times cheaper than taking the graph apart. The leaves of the pytree come in the order in which the
-    variables were read; that is checked, leaf by leaf.
+    Several times cheaper than taking the graph apart. A leaf of the pytree is known again by being the very
+    object that was read; where one is not, or two are one, the pytree is not understood.
     """
     leaves, structure = jax.tree.flatten(module)
+    paths = {id(leaf.value): leaf.path for leaf in known}
+    if not len(leaves) == len(known) == len(paths):
+        return None
     filled = []
-    for leaf, (path, variable) in zip_longest(leaves, variables, fillvalue=((), None)):
-        value = None if variable is None else variable.get_value()
-        if value is None or value is not leaf:
+    for leaf in leaves:
+        path = paths.get(id(leaf))
+        if path is None:
             return None
-        if path in values:
-            filled.append(values[path])
-        else:
-            filled.append(_start(value) if isinstance(variable, nnx.RngState) else value)
+        filled.append(values[path] if path in values else _start(leaf) if path in seeded else leaf)
     return jax.tree.unflatten(structure, filled)
 
 
