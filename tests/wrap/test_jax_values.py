@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function
+from torchjax_bridge.wrap._jax_graph import is_fake
 
 X = jnp.asarray(np.random.default_rng(3).normal(size=(4, 3)), jnp.float32)
 
@@ -190,3 +191,26 @@ def test_python_runs_in_every_call_for_its_value_and_once_a_trace_for_derivative
     for _ in range(3):
         jax.block_until_ready(run(X))
     assert sum(type(x) is torch.Tensor for x in calls) == 3
+
+
+def test_a_closed_over_module_records_no_autograd_graph_for_its_value():
+    modes = []
+
+    class Noting(torch.nn.Linear):
+        def forward(self, x):
+            if not is_fake(x):
+                modes.append(torch.is_grad_enabled())
+            return super().forward(x)
+
+    jax.block_until_ready(jax.jit(as_jax_function(Noting(3, 2)))(X))
+    assert modes == [False]
+
+
+def test_a_function_that_differentiates_inside_keeps_grad_mode_also_where_it_closes_over_parameters():
+    weight = torch.full((3,), 2.0, requires_grad=True)
+
+    def fn(x):
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad((weight * x**2).sum(), x, create_graph=True)[0] * weight
+
+    close(jax.jit(as_jax_function(fn))(X), 8 * X)

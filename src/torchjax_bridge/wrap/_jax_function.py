@@ -21,9 +21,10 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 
 from ._cache import Cache
 from ._call import Rest, split_call
-from ._jax_graph import NeedsValues, Spec
+from ._jax_graph import NeedsValues, Spec, without_grad
 from ._jax_inspect import Findings, flatten_output, inspect_call
-from ._jax_ops import Apply, Port
+from ._jax_ops import Apply
+from ._jax_port import Port
 from ._jax_primitive import bind
 from ._jax_program import Program
 from ._jax_random import Draw, Replay, draw_noise
@@ -168,7 +169,8 @@ class _Wrapped:
             traceable=traceable,
             save=self.save,
         )
-        as_it_is = None if found.draws else _as_it_is(call, found)
+        quiet = traceable and found.records_grad and _runs_without_grad(call, specs, device, found)
+        as_it_is = None if found.draws else _as_it_is(call, found, quiet)
         return _Kind(Apply(program, outs, as_it_is), found.structure, found.draws)
 
     def _announced(self, rest: Rest, specs: tuple[Spec, ...], why: NeedsValues) -> Findings:
@@ -233,8 +235,22 @@ def _pure(call: Callable[..., Any], found: Findings, count: int) -> Callable[...
     return pure
 
 
-def _as_it_is(call: Callable[..., Any], found: Findings) -> Callable[..., Sequence[torch.Tensor]]:
-    """The call as it runs for its value alone."""
+def _runs_without_grad(
+    call: Callable[..., Any], specs: tuple[Spec, ...], device: torch.device, found: Findings
+) -> bool:
+    """Whether a call that closes over parameters needs no autograd graph: not so if it differentiates inside."""
+    try:
+        with torch.no_grad():
+            again = inspect_call(call, specs, device, draws_allowed=False)
+    except (RuntimeError, NeedsValues):
+        return False
+    return again.outs == found.outs and again.structure == found.structure
+
+
+def _as_it_is(
+    call: Callable[..., Any], found: Findings, quiet: bool
+) -> Callable[..., Sequence[torch.Tensor]]:
+    """The call as it runs for its value alone; ``quiet``: under ``no_grad``."""
 
     def run(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         if found.copied:
@@ -247,7 +263,7 @@ def _as_it_is(call: Callable[..., Any], found: Findings) -> Callable[..., Sequen
             )
         return leaves
 
-    return run
+    return without_grad(run) if quiet else run
 
 
 # --- arguments ------------------------------------------------------------------------------------------

@@ -29,12 +29,12 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
+__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing", "without_grad"]
 
 # One trace at a time in this process, and never while a lock of ours is held by a running callback.
 _LOCK = threading.RLock()
 
-_Run = Callable[..., list[torch.Tensor]]
+_Run = Callable[..., Sequence[torch.Tensor]]
 
 # What fake tensors raise where the answer depends on values that they do not have.
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -92,7 +92,7 @@ class Graph:
         """Shape and dtype of every output."""
         return [Spec.of(node.meta["val"]) for node in self.outputs]
 
-    def __call__(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    def __call__(self, *tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         """Run it as it is, on the device it was traced on; autograd sees the operators."""
         return self._function(self.device)(*tensors)
 
@@ -100,7 +100,7 @@ class Graph:
         """The function that runs the graph on ``device`` and leaves no autograd graph behind."""
         run = self._function(device)
         if any(isinstance(v, torch.Tensor) and v.requires_grad for v in self.constants.values()):
-            return _without_grad(run)
+            return without_grad(run)
         return run
 
     def _function(self, device: torch.device) -> _Run:
@@ -323,10 +323,10 @@ def _with_dense_rows(op: Any) -> Callable[..., Any]:
     return call
 
 
-def _without_grad(run: _Run) -> _Run:
-    """For a graph that closes over parameters: no autograd graph is built."""
+def without_grad(run: _Run) -> _Run:
+    """For code that closes over parameters: no autograd graph is built."""
 
-    def guarded(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    def guarded(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         if not torch.is_grad_enabled():
             return run(*tensors)
         torch.set_grad_enabled(False)

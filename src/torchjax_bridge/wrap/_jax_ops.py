@@ -7,106 +7,20 @@ under a transform is in ``_jax_primitive``. Refuses outputs that JAX cannot hold
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import jax
-import numpy as np
 import torch
 
-from torchjax_bridge.errors import DtypeError, NarrowingError, OutputError, TransformError
-from torchjax_bridge.exchange import jax_dtype
+from torchjax_bridge.errors import TransformError
 
-from ._jax_graph import Graph, NeedsValues, Spec
+from ._jax_graph import Graph, NeedsValues
+from ._jax_port import Port
 from ._jax_program import Program, Residuals
 from ._jax_vmap import vmap_graph
-from ._settings import x64
 
-__all__ = ["Apply", "Linear", "Op", "Port", "Save", "Vmapped"]
+__all__ = ["Apply", "Linear", "Op", "Save", "Vmapped"]
 
 _Run = Callable[..., Sequence[torch.Tensor]]
-
-_NARROW = {torch.int64: torch.int32, torch.uint64: torch.uint32}
-_WIDE = (*_NARROW, torch.float64, torch.complex128)
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """How one tensor is carried by a JAX array."""
-
-    spec: Spec
-    carry: str = "plain"
-    """``"plain"``: as it is. ``"narrow"``: a 64-bit integer in 32 bits, checked when it is written. ``"bits"``:
-    the 32-bit words of a 64-bit value on a new last axis, for residuals with x64 off."""
-    name: str = ""
-
-    @classmethod
-    def of_output(cls, spec: Spec, name: str) -> "Port":
-        """For a result that the caller sees.
-
-        Raises:
-            DtypeError: JAX has no such dtype, or not with x64 off.
-        """
-        if spec.dtype in _WIDE and not x64():
-            if spec.dtype not in _NARROW:
-                half = "torch.float32" if spec.dtype is torch.float64 else "torch.complex64"
-                raise DtypeError(
-                    f"{name} of the torch function is {spec.dtype}, which needs x64, and that is off. Return "
-                    f"it as {half} (.to({half})), or set jax_enable_x64."
-                )
-            return cls(spec, "narrow", name)
-        jax_dtype(spec.dtype)
-        return cls(spec, "plain", name)
-
-    @classmethod
-    def of_residual(cls, spec: Spec) -> "Port":
-        """For a tensor that only the backward sees: kept to the bit."""
-        return cls(spec, "bits" if spec.dtype in _WIDE and not x64() else "plain", "a residual")
-
-    def struct(self) -> jax.ShapeDtypeStruct:
-        """The JAX array that carries it."""
-        if self.carry == "bits":
-            return jax.ShapeDtypeStruct((*self.spec.shape, self.spec.dtype.itemsize // 4), np.dtype("int32"))
-        dtype = _NARROW[self.spec.dtype] if self.carry == "narrow" else self.spec.dtype
-        return jax.ShapeDtypeStruct(self.spec.shape, jax_dtype(dtype))
-
-    def batched(self, dim: int | None, size: int) -> "Port":
-        if dim is None:
-            return self
-        shape = (*self.spec.shape[:dim], size, *self.spec.shape[dim:])
-        return replace(self, spec=Spec(shape, self.spec.dtype))
-
-    def decode(self, carrier: torch.Tensor) -> torch.Tensor:
-        """The tensor that ``carrier`` holds."""
-        dtype = self.spec.dtype
-        if self.carry == "plain":
-            return carrier
-        if self.carry == "narrow":
-            return carrier.to(dtype)
-        if dtype.is_complex:
-            return torch.view_as_complex(carrier.view(torch.float64))
-        return carrier.view(dtype).squeeze(-1)
-
-    def write(self, carrier: torch.Tensor, tensor: torch.Tensor) -> None:
-        """Write ``tensor`` to the memory of the JAX array.
-
-        Raises:
-            OutputError: It has another shape or dtype than was announced.
-            NarrowingError: A 64-bit integer does not fit in 32 bits.
-        """
-        if tensor.shape != self.spec.shape or tensor.dtype is not self.spec.dtype:
-            raise OutputError(
-                f"{self.name or 'a result'} of the torch function was announced as {_words(self.spec)} and is "
-                f"{_words(Spec.of(tensor))}. Correct output_shape=, or return the same shape and dtype for "
-                "the same shapes and dtypes of the arguments."
-            )
-        if self.carry == "narrow":
-            _check_fits(tensor, carrier.dtype, self.name)
-        elif self.carry == "bits":
-            tensor = tensor.resolve_conj().resolve_neg().contiguous()
-            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor.unsqueeze(-1)
-            tensor = tensor.view(torch.int32)
-        carrier.copy_(tensor.detach() if tensor.requires_grad else tensor)
 
 
 class Op:
@@ -296,9 +210,8 @@ class Linear(Op):
         return self.save.linear_map(self.wrt, not self.transposed)
 
     def graph(self) -> Graph | None:
-        return self.once(
-            "graph", self._find_graph
-        )  # not before it runs: a pushforward is mostly only transposed
+        # Not before it runs: most pushforwards are only transposed.
+        return self.once("graph", self._find_graph)
 
     def _find_graph(self) -> Graph | None:
         residuals = self.save.residuals
@@ -332,45 +245,51 @@ class Vmapped(Op):
         self.size = size
         self.device = base.device
         self.ins = tuple(port.batched(dim, size) for port, dim in zip(base.ins, dims, strict=True))
-        self.out_dims: tuple[int | None, ...] = tuple(0 for _ in base.outs)
+        self.out_dims = self._out_dims()
+        self.outs = tuple(port.batched(dim, size) for port, dim in zip(base.outs, self.out_dims, strict=True))
         self.linear = base.linear
         self.residual_outs = base.residual_outs
-        inner = base.graph() if size else None
-        self._graph: Graph | None = None
-        if inner is not None:
-            sources = [node for node, dim in zip(inner.inputs, dims, strict=True) if dim is not None]
-            moving = inner.reachable(sources)
-            self.out_dims = tuple(
-                None if i >= base.residual_outs and node not in moving else 0
-                for i, node in enumerate(inner.outputs)
-            )
-            try:
-                self._graph = vmap_graph(inner, dims, self.out_dims, [port.spec for port in self.ins])
-            except NeedsValues:
-                self._graph = None
-            if self._graph is None:
-                self.out_dims = tuple(0 for _ in base.outs)
-        self.outs = tuple(port.batched(dim, size) for port, dim in zip(base.outs, self.out_dims, strict=True))
+
+    def _out_dims(self) -> tuple[int | None, ...]:
+        """First, but for residuals that no mapped operand reaches: those all lanes share."""
+        base = self.base
+        graph = base.graph() if base.residual_outs < len(base.outs) else None
+        if graph is None:
+            return tuple(0 for _ in base.outs)
+        mapped = [node for node, dim in zip(graph.inputs, self.dims, strict=True) if dim is not None]
+        reached = graph.reachable(mapped)
+        return tuple(
+            0 if i < base.residual_outs or node in reached else None for i, node in enumerate(graph.outputs)
+        )
 
     def graph(self) -> Graph | None:
-        return self._graph
+        return self.once("graph", self._find_graph)
+
+    def _find_graph(self) -> Graph | None:
+        graph = self.base.graph() if self.size else None
+        if graph is None:
+            return None
+        try:
+            return vmap_graph(graph, self.dims, self.out_dims, [port.spec for port in self.ins])
+        except NeedsValues:
+            return None
 
     def python(self) -> _Run:
         """One lane after the other, for code that cannot be traced."""
         one, used = self.base.run(self.device), self.base.used
 
+        def lane(tensors: Sequence[torch.Tensor], i: int) -> Sequence[torch.Tensor]:
+            picked = [(tensors[k], self.dims[k]) for k in used]
+            return one(*(x if dim is None else x.select(dim, i) for x, dim in picked))
+
         def loop(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
-            lanes: list[list[torch.Tensor]] = [[] for _ in self.outs]
-            for lane in range(self.size):
-                pick = [
-                    tensors[i] if self.dims[i] is None else tensors[i].select(self.dims[i], lane)  # type: ignore[arg-type]
-                    for i in used
-                ]
-                for results, result in zip(lanes, one(*pick), strict=True):
-                    results.append(result)
+            if not self.size:
+                specs = [port.spec for port in self.outs]
+                return [torch.zeros(spec.shape, dtype=spec.dtype, device=self.device) for spec in specs]
+            lanes = zip(*(lane(tensors, i) for i in range(self.size)), strict=True)
             return [
-                torch.stack(results) if results else torch.empty(port.spec.shape, dtype=port.spec.dtype)
-                for results, port in zip(lanes, self.outs, strict=True)
+                results[0] if dim is None else torch.stack(results)
+                for results, dim in zip(lanes, self.out_dims, strict=True)
             ]
 
         return loop
@@ -379,37 +298,16 @@ class Vmapped(Op):
 # --- steps ---------------------------------------------------------------------------------------------
 
 
-def _words(spec: Spec) -> str:
-    return f"{str(spec.dtype).removeprefix('torch.')}[{','.join(map(str, spec.shape))}]"
-
-
-def _check_fits(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> None:
-    if not tensor.numel():
-        return
-    bounds = torch.iinfo(dtype)
-    # uint64 has no comparisons in torch; seen as int64, what does not fit in uint32 is negative or too large.
-    seen = tensor.view(torch.int64) if tensor.dtype is torch.uint64 else tensor
-    low, high = (int(v) for v in seen.aminmax())
-    if low < bounds.min or high > bounds.max:
-        raise NarrowingError(
-            f"{name} of the torch function is {tensor.dtype} with values in [{low}, {high}], which do not fit in "
-            f"{dtype}; JAX holds no 64-bit integers with x64 off. Set jax_enable_x64, or return "
-            "another dtype."
-        )
-
-
 def _with_unused(graph: Graph, fixed: int, total: int) -> Graph:
     """The graph with operands that it does not read after its first ``fixed``, ``total`` in all."""
     extra = total - len(graph.inputs)
     if not extra:
         return graph
-    inputs = graph.inputs
-    with graph.nodes.inserting_before(inputs[0] if inputs else None):
-        spare = [graph.nodes.placeholder(f"unused{i}") for i in range(extra)]
-    cut = graph.cut([*inputs[:fixed], *spare, *inputs[fixed:]], graph.outputs)
-    for node in spare:
-        graph.nodes.erase_node(node)
-    return cut
+    wider = graph.cut(graph.inputs, graph.outputs)  # a graph is shared; this one is not, yet
+    with wider.nodes.inserting_after(wider.inputs[fixed - 1]):
+        for i in range(extra):
+            wider.nodes.placeholder(f"unused{i}")
+    return wider
 
 
 def _differentiable(program: Program, wrt: tuple[int, ...]) -> Residuals | None:

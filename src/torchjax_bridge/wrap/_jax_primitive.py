@@ -124,12 +124,19 @@ mlir.register_lowering(torch_call_p, _lower)
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], op: Op) -> tuple[list[Any], list[Any]]:
-    moving = tuple(i for i, t in enumerate(tangents) if type(t) is not ad.Zero)
+    moving = tuple(
+        i
+        for i, (tangent, port) in enumerate(zip(tangents, op.ins, strict=True))
+        if type(tangent) is not ad.Zero and port.spec.differentiable
+    )
     if isinstance(op, Vmapped):
         return _jvp_vmapped(op, primals, tangents, moving)
     if isinstance(op, Linear):
         return _jvp_linear(op, primals, tangents, moving)
     apply: Apply = op.apply if isinstance(op, Save) else op  # type: ignore[assignment]
+    if not moving or not apply.program.live:
+        results = bind(op, primals)
+        return results, [_zero(result) for result in results]
     # A map for more inputs than move serves too; one for fewer does not.
     save = op if isinstance(op, Save) and set(moving) <= set(op.wrt) else apply.saving(moving)
     results = bind(save, primals)
