@@ -48,12 +48,12 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_state(
     room = 40_000
     write = _pump._write
 
-    def full(tensor: torch.Tensor, file: BinaryIO, progress: Any) -> None:
+    def full(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Any) -> None:
         nonlocal room
         room -= tensor.nbytes
         if room < 0:
             raise OSError(28, "No space left on device")
-        write(tensor, file, progress)
+        write(tensor, file, at, progress)
 
     monkeypatch.setattr(_pump, "_write", full)
     with pytest.raises(CheckpointError, match=f"cannot write .*/{target}.*: No space left on device"):

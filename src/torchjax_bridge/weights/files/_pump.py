@@ -1,12 +1,13 @@
-"""Leaves into a file, one after another: laid out by this thread while another one writes.
+"""Leaves into a file, one after another: laid out by some threads while another one writes.
 
 Owns the only loop that moves the values of a checkpoint, and its memory: the bytes of a leaf that is row-major go
 from where they are; another is copied into a buffer first.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -19,6 +20,8 @@ from ._leaf import Leaf, Progress
 from ._mapped import Window
 
 __all__ = ["Pump", "raw", "read_all", "window_of"]
+
+_MOST = 4  # threads that lay out: beyond, the one that writes is the limit
 
 
 def window_of(memory: int) -> Window:
@@ -35,27 +38,40 @@ class Pump:
     """
 
     def __init__(self, memory: int, progress: Progress | None = None) -> None:
-        self._share = max(memory // 8, 1)
+        # Laying out costs more than writing, so several cores lay out what one thread writes in turn.
+        self._layers = min(os.cpu_count() or 1, _MOST)
+        self._in_flight = self._layers + 1
+        self._share = max(memory // (2 * self._in_flight), 1)
         self._progress = progress
-        self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        self._free: deque[np.ndarray] = deque()
         self._pending: deque[Future[None]] = deque()
-        self._writer: ThreadPoolExecutor | None = None
-        self._turn = 0
+        self._pools: tuple[Executor, Executor] | None = None
 
     @contextmanager
     def running(self) -> Iterator["Pump"]:
         """Within this the pump may be fed; everything is written when it ends."""
-        with ThreadPoolExecutor(1, thread_name_prefix="torchjax-bridge-writer") as writer:
-            self._writer = writer
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="torchjax-bridge-writer") as writer,
+            ThreadPoolExecutor(self._layers, thread_name_prefix="torchjax-bridge-layout") as layouts,
+        ):
+            self._pools = writer, layouts
             try:
                 yield self
-                self._wait(0)
+                self.flush()
             finally:
                 for future in self._pending:
                     future.cancel()
 
-    def feed(self, leaf: Leaf, file: BinaryIO) -> None:
-        """Write the row-major bytes of a leaf; errors of an earlier write come up here too."""
+    def feed(self, leaf: Leaf, file: BinaryIO, *, at: int | None = None) -> None:
+        """Write the row-major bytes of a leaf; errors of an earlier write come up here too.
+
+        Args:
+            leaf: Read in this thread.
+            file: Written to by another, until `flush` returns.
+            at: The position in the file; by default where the leaf before ended.
+        """
+        large = leaf.nbytes > self._share
+        self._wait(0 if large else self._in_flight - 1)
         tensor = leaf.read().detach()
         if tensor.dtype != leaf.dtype or tuple(tensor.shape) != leaf.shape:
             raise CheckpointError(
@@ -63,51 +79,60 @@ class Pump:
                 "announced."
             )
         tensor = tensor.cpu().resolve_conj().resolve_neg()
-        if not tensor.is_contiguous():
-            tensor = self._lay_out(tensor)
-        elif leaf.nbytes > self._share:
+        self._submit(tensor, file, at, self._progress)
+        if large:
             self._wait(0)
-        else:
-            self._wait(1)
-        self._submit(tensor, file)
-        if leaf.nbytes > self._share:
-            self._wait(0)
+            self._free.clear()
 
     def put(self, data: bytes, file: BinaryIO) -> None:
         """Write bytes that are no leaf, in turn."""
         if data:
-            self._submit(torch.frombuffer(bytearray(data), dtype=torch.uint8), file, count=False)
+            self._submit(torch.frombuffer(bytearray(data), dtype=torch.uint8), file, None, None)
 
     def flush(self) -> None:
         """Wait until all that was fed is written."""
         self._wait(0)
 
-    def _lay_out(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A row-major copy in the buffer that no pending write reads, or in memory of its own."""
-        size = tensor.nbytes
-        if size > self._share:
-            self._wait(0)
-            buffer = np.empty(size, np.uint8)
-        else:
-            self._wait(1)
-            self._turn ^= 1
-            if self._buffers[self._turn].nbytes < size:
-                self._buffers[self._turn] = np.empty(size, np.uint8)
-            buffer = self._buffers[self._turn]
-        target = torch.from_numpy(buffer[:size]).view(tensor.dtype).view(tensor.shape)
-        return target.copy_(tensor)
-
-    def _submit(self, tensor: torch.Tensor, file: BinaryIO, count: bool = True) -> None:
-        if self._writer is None:
+    def _submit(
+        self, tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None
+    ) -> None:
+        if self._pools is None:
             raise RuntimeError("the pump is fed outside running()")
-        self._pending.append(self._writer.submit(_write, tensor, file, self._progress if count else None))
+        writer, layouts = self._pools
+        if tensor.is_contiguous():
+            self._pending.append(writer.submit(_write, tensor, file, at, progress))
+            return
+        laid_out = layouts.submit(self._lay_out, tensor)
+
+        def write() -> None:
+            buffer, ready = laid_out.result()
+            _write(ready, file, at, progress)
+            self._free.append(buffer)
+
+        self._pending.append(writer.submit(write))
+
+    def _lay_out(self, tensor: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+        """A row-major copy, in a buffer that was written out or a new one."""
+        try:
+            buffer = self._free.popleft()
+        except IndexError:
+            buffer = np.empty(0, np.uint8)
+        size = tensor.nbytes
+        if buffer.nbytes < size:
+            buffer = np.empty(
+                size, np.uint8
+            )  # warm memory is worth keeping: page faults cost more than bytes
+        target = torch.from_numpy(buffer[:size]).view(tensor.dtype).view(tensor.shape)
+        return buffer, target.copy_(tensor)
 
     def _wait(self, leave: int) -> None:
         while len(self._pending) > leave:
             self._pending.popleft().result()
 
 
-def _write(tensor: torch.Tensor, file: BinaryIO, progress: Progress | None) -> None:
+def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None) -> None:
+    if at is not None:
+        file.seek(at)
     data = memoryview(raw(tensor).numpy().data)
     while data:
         data = data[file.write(data) :]

@@ -111,9 +111,7 @@ def write_torch_file(leaves: Sequence[Leaf], file: BinaryIO, path: pathlib.Path,
     with torch.serialization.skip_data():
         torch.save(blank, file)
     for leaf, place in zip(own, _places(path, len(own)), strict=True):
-        pump.flush()
-        file.seek(place)
-        pump.feed(leaf, file)
+        pump.feed(leaf, file, at=place)
     pump.flush()
 
 
