@@ -21,13 +21,15 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 
 from ._cache import Cache
 from ._call import Rest, split_call
-from ._jax_graph import NeedsValues, Spec, without_grad
+from ._jax_code import without_grad
+from ._jax_graph import NeedsValues, Spec
 from ._jax_inspect import Findings, flatten_output, inspect_call
 from ._jax_ops import Apply
 from ._jax_port import Port
 from ._jax_primitive import bind
 from ._jax_program import Program
-from ._jax_random import Draw, Replay, draw_noise
+from ._jax_random import Replay, draw_noise
+from ._jax_samplers import Draw
 from ._settings import x64
 
 __all__ = ["as_jax_function"]
@@ -67,14 +69,14 @@ def as_jax_function(
     Raises:
         ArgumentError: An argument can neither be traced nor be static; or ``residuals`` is unknown.
         DtypeError: An argument has a dtype unknown to torch; or an output needs x64, which is off.
-        NarrowingError: x64 is off and a 64-bit integer of the result does not fit in 32 bits. OutputError:
-        The output is no pytree of dense tensors, depends on values without ``output_shape``, or is not
-            what was announced.
+        NarrowingError: x64 is off and a 64-bit integer of the result does not fit in 32 bits.
+        OutputError: The output is no pytree of dense tensors, depends on values without ``output_shape``,
+            or is not what was announced.
         TransformError: ``fn`` writes to tensors it did not receive, draws random numbers without ``key``,
             or cannot be differentiated.
 
-        What ``fn`` itself raises arrives as it is where JAX runs eagerly or traces; inside a compiled
-        function it arrives as ``jax.errors.JaxRuntimeError`` with the original traceback in its text.
+    What ``fn`` itself raises arrives as it is where JAX runs eagerly or traces; inside a compiled
+    function it arrives as ``jax.errors.JaxRuntimeError`` with the original traceback in its text.
 
     Memory:
         Inputs are lent to torch without a copy and never written: an input that ``fn`` edits in place, or

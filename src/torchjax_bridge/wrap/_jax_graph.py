@@ -29,12 +29,12 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing", "without_grad"]
+from ._jax_code import Run, straight_line, without_grad
+
+__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
 
 # One trace at a time in this process, and never while a lock of ours is held by a running callback.
 _LOCK = threading.RLock()
-
-_Run = Callable[..., Sequence[torch.Tensor]]
 
 # What fake tensors raise where the answer depends on values that they do not have.
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
@@ -42,7 +42,6 @@ _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, Unsu
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _COPY = torch.ops.aten.copy_.default
 _MKLDNN_RNN = torch.ops.aten.mkldnn_rnn_layer.default
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 
 
 class NeedsValues(Exception):  # noqa: N818 - a signal between files of this room, never seen by a caller
@@ -78,7 +77,7 @@ class Graph:
         self.nodes = nodes
         self.constants = constants
         self.device = device
-        self._compiled: dict[torch.device, _Run] = {}
+        self._compiled: dict[torch.device, Run] = {}
 
     @property
     def inputs(self) -> list[fx.Node]:
@@ -96,17 +95,18 @@ class Graph:
         """Run it as it is, on the device it was traced on; autograd sees the operators."""
         return self._function(self.device)(*tensors)
 
-    def on(self, device: torch.device) -> _Run:
+    def on(self, device: torch.device) -> Run:
         """The function that runs the graph on ``device`` and leaves no autograd graph behind."""
         run = self._function(device)
         if any(isinstance(v, torch.Tensor) and v.requires_grad for v in self.constants.values()):
             return without_grad(run)
         return run
 
-    def _function(self, device: torch.device) -> _Run:
+    def _function(self, device: torch.device) -> Run:
         run = self._compiled.get(device)
         if run is None:
-            run = self._compiled[device] = _compile(self, device)
+            run = straight_line(self.nodes, self.constants, self.device, device)
+            self._compiled[device] = run
         return run
 
     def reachable(self, sources: Iterable[fx.Node]) -> set[fx.Node]:
@@ -239,100 +239,3 @@ def _tidy(module: fx.GraphModule, device: torch.device) -> Graph:
         node.target: operator.attrgetter(node.target)(module) for node in nodes.nodes if node.op == "get_attr"
     }
     return Graph(nodes, constants, device)
-
-
-# --- the straight-line function ------------------------------------------------------------------------
-
-
-def _compile(graph: Graph, device: torch.device) -> _Run:
-    """One Python function that calls the operators in order and drops each value after its last use."""
-    scope: dict[str, Any] = {}
-    names: dict[fx.Node, str] = {}
-    last_use: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes.nodes:
-        for parent in node.all_input_nodes:
-            last_use[parent] = node
-
-    def constant(value: Any) -> str:
-        if isinstance(value, torch.device) and value.type == graph.device.type:
-            value = device
-        name = f"c{len(scope)}"
-        scope[name] = value
-        return name
-
-    def text(value: Any) -> str:
-        if isinstance(value, fx.Node):
-            return names[value]
-        if value is None or isinstance(value, bool | int | str):
-            return repr(value)
-        if isinstance(value, list | fx.immutable_collections.immutable_list):
-            return f"[{', '.join(map(text, value))}]"
-        if isinstance(value, tuple):
-            return f"({''.join(text(item) + ', ' for item in value)})"
-        if isinstance(value, slice):
-            return f"slice({text(value.start)}, {text(value.stop)}, {text(value.step)})"
-        return constant(value)
-
-    lines: list[str] = []
-    arguments: list[str] = []
-    for i, node in enumerate(graph.nodes.nodes):
-        if node.op == "placeholder":
-            names[node] = f"v{i}"
-            arguments.append(names[node])
-        elif node.op == "get_attr":
-            names[node] = constant(graph.constants[str(node.target)])
-        elif node.op == "output":
-            lines.append(f"return {text(list(node.args[0]))}")
-        else:
-            names[node] = f"v{i}"
-            call = [text(value) for value in node.args]
-            if node.target in _VIEWS:  # strides at run time may differ from those of the trace
-                lines.append(f"{names[node]} = {call[0]}.reshape({call[1]})")
-            elif node.target is operator.getitem:
-                lines.append(f"{names[node]} = {call[0]}[{call[1]}]")
-            else:
-                call += [f"{key}={text(value)}" for key, value in node.kwargs.items()]
-                target = _with_dense_rows(node.target) if "_dot_product_" in str(node.target) else node.target
-                lines.append(f"{names[node]} = {constant(target)}({', '.join(call)})")
-            dead = [
-                names[parent]
-                for parent in node.all_input_nodes
-                if last_use[parent] is node and parent.op == "call_function"
-            ]
-            if dead:
-                lines.append(f"del {', '.join(dead)}")
-    source = f"def run({', '.join(arguments)}):\n    " + "\n    ".join(lines)
-    exec(compile(source, "<torch graph>", "exec"), scope)
-    run: _Run = scope["run"]
-    return run
-
-
-def _with_dense_rows(op: Any) -> Callable[..., Any]:
-    """A fused attention kernel; these take the last axis to be dense and read past it where it is not.
-
-    Strides at run time may differ from those of the trace: of a residual that crossed, or over one more axis.
-    """
-
-    def dense(value: Any) -> Any:
-        strided = isinstance(value, torch.Tensor) and value.ndim and value.stride(-1) != 1
-        return value.contiguous() if strided else value
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return op(*map(dense, args), **{key: dense(value) for key, value in kwargs.items()})
-
-    return call
-
-
-def without_grad(run: _Run) -> _Run:
-    """For code that closes over parameters: no autograd graph is built."""
-
-    def guarded(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
-        if not torch.is_grad_enabled():
-            return run(*tensors)
-        torch.set_grad_enabled(False)
-        try:
-            return run(*tensors)
-        finally:
-            torch.set_grad_enabled(True)
-
-    return guarded

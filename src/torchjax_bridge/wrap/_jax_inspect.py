@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchjax_bridge.errors import OutputError, TransformError
 
 from ._jax_graph import Spec, fakes, tracing
-from ._jax_random import Draw, describe_draw, is_random
+from ._jax_samplers import Draw, is_random, plan_of
 
 __all__ = ["Findings", "flatten_output", "inspect_call"]
 
@@ -124,7 +124,7 @@ class _Recorder(TorchDispatchMode):
         if is_random(func, args, kwargs):
             if not self.draws_allowed:
                 raise TransformError(_needs_key(func))
-            self.draws.append(describe_draw(func, args, kwargs))
+            self.draws.append(plan_of(func, args, kwargs).draw)
         for tensor in _written(schema, _bound(schema, args, kwargs)):
             self._note_write(func, tensor)
         result = func(*args, **kwargs)

@@ -49,7 +49,7 @@ def as_jax_module(
         ExchangeError: A parameter or buffer has no JAX counterpart (``float64`` with x64 off, say). The
             message lists all of them.
         ArgumentError: By ``apply``: variables are missing or unknown.
-        As `as_jax_function`.
+        WrapError: By ``apply``: whatever `as_jax_function` refuses.
 
     Memory:
         ``variables`` are copies, and later changes of the module are not seen. Calls lend them to torch
