@@ -3,9 +3,14 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# The environments of the lanes below, one each, beside the one to develop in.
+LANES  ?= .lanes
+TORCH  ?= torch==2.13.0
+TESTS  ?= tests
+PYTEST := -m pytest -n auto -m "not slow" -p no:cacheprovider
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types clean
+.PHONY: help demo test test-slow lint format types docs coverage test-wheel test-floor test-latest clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -38,5 +43,50 @@ format: $(READY) ## mend style
 types: $(READY) ## check types
 	$(BIN)/mypy
 
-clean: ## remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist site
+docs: $(LANES)/docs/.ready ## build the manual into site/, strictly
+	NO_MKDOCS_2_WARNING=1 $(LANES)/docs/bin/mkdocs build --strict
+
+# Reads the sources without importing them, so it needs neither torch nor jax.
+$(LANES)/docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LANES)/docs
+	$(LANES)/docs/bin/python -m pip install -q 'pip==26.3'
+	$(LANES)/docs/bin/python -m pip install -q -c constraints.txt --group docs
+	@touch $@
+
+coverage: $(READY) ## run the tests, measure what they cover, list the holes
+	$(BIN)/coverage erase
+	$(BIN)/coverage run $(PYTEST) $(TESTS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# TESTS='tests/exchange tests/wrap/test_call.py' narrows any of the lanes; PYTHON=python3.13 TORCH=torch moves them.
+
+test-wheel: $(READY) ## build the wheel and test what it installs, rather than src/
+	rm -rf $(LANES)/dist
+	$(BIN)/python -m hatchling build -d $(LANES)/dist
+	$(call environment,wheel)
+	$(LANES)/wheel/bin/python -m pip install -q -c constraints.txt "$$(echo $(LANES)/dist/*.whl)[all,examples,bench]" --group dev
+	$(LANES)/wheel/bin/python -m pip install -q --no-deps --force-reinstall $(LANES)/dist/*.whl
+	cd $(LANES) && wheel/bin/python -c 'import torchjax_bridge as b; print(b.__file__)' | grep site-packages
+	$(LANES)/wheel/bin/python $(PYTEST) $(TESTS)
+
+test-floor: ## test the oldest releases that pyproject.toml admits
+	$(call environment,floor)
+	$(PYTHON) .ci/floors.py > $(LANES)/floors.txt
+	$(LANES)/floor/bin/python -m pip install -q -c $(LANES)/floors.txt -e '.[all,examples]' --group dev
+	$(LANES)/floor/bin/python $(PYTEST) $(TESTS)
+
+test-latest: ## test the newest releases that pip finds
+	$(call environment,latest)
+	$(LANES)/latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[all,examples]' --group dev
+	$(LANES)/latest/bin/python $(PYTEST) $(TESTS)
+
+# A lane's environment: torch first, as above, and which versions the lane is about last.
+define environment
+test -x $(LANES)/$(1)/bin/python || $(PYTHON) -m venv $(LANES)/$(1)
+$(LANES)/$(1)/bin/python -m pip install -q 'pip==26.3'
+$(LANES)/$(1)/bin/python -m pip install -q '$(TORCH)'
+endef
+
+clean: ## remove the environments and every cache
+	rm -rf $(VENV) $(LANES) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* dist site
