@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
@@ -106,6 +107,12 @@ class TorchTree:
     notes: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first tensor is."""
+        tensors = (value for value in self.state.values() if isinstance(value, torch.Tensor))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
 
 def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
     """Read an ``nn.Module`` or a ``state_dict``.
@@ -142,6 +149,10 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         if not isinstance(tensor, torch.Tensor):
             others.append(key)
             continue
+        if is_lazy(tensor):
+            raise PlanError(
+                f"'{key}' has no shape yet: it belongs to a lazy module. Call the module once on an example input."
+            )
         path = peel(split_path(key))
         if path is None:  # a counter that a wrapper keeps for itself
             others.append(key)

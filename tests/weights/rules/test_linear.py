@@ -72,3 +72,11 @@ def test_a_layer_without_counterpart_is_named_with_the_way_to_pass_a_rule() -> N
         and "rules=[Rule(CrossEntropyLoss, [Entry(...), ...])]" in fault.message
         for fault in faults
     )
+
+
+def test_a_lazy_layer_is_refused_until_it_has_seen_an_input() -> None:
+    module = nn.LazyLinear(3)
+    with pytest.raises(errors.PlanError, match="'weight' has no shape yet: it belongs to a lazy module"):
+        to_flax(module, template(lambda rngs: nnx.Linear(5, 3, rngs=rngs)))
+    module(draw(1, 5))
+    assert_twins(module, lambda rngs: nnx.Linear(5, 3, rngs=rngs), draw(4, 5), within=5e-7, axes=as_is)

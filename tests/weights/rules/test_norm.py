@@ -164,6 +164,13 @@ def test_batch_norm_without_statistics_fills_those_that_flax_never_reads(flavour
     assert_returns(module, trained)
 
 
+@pytest.mark.gpu
+def test_statistics_without_source_are_made_on_the_device_of_the_weights() -> None:
+    module = nn.BatchNorm2d(4, track_running_stats=False).cuda()
+    filled = to_flax(module, template(batch_norm("nnx", True)))
+    assert {leaf.device.platform for leaf in jax.tree.leaves(nnx.state(filled))} == {"gpu"}
+
+
 def test_a_cumulative_average_is_noted() -> None:
     module = nn.BatchNorm1d(4, momentum=None)
     assert_twins(module, batch_norm("nnx", False), draw(6, 4), within=1e-6)
