@@ -17,6 +17,7 @@ __all__ = ["SUITES", "run"]
 # Name on the command line -> module; imported when run, so that a suite may need flax and another not.
 SUITES = {
     "exchange": "benchmarks.exchange",
+    "files": "benchmarks.files",
     "weights": "benchmarks.weights",
     "wrap-jax": "benchmarks.wrap_jax",
 }
