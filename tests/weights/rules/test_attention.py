@@ -121,7 +121,7 @@ def test_what_was_trained_in_flax_comes_back_packed() -> None:
     module = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
     flax = ln.MultiHeadDotProductAttention(HEADS, bias_init=ln.initializers.normal())
     x = draw(2, 3, WIDTH)
-    trained = flax.init(jax.random.key(0), x.numpy())
+    trained = jax.jit(flax.init)(jax.random.key(0), x.numpy())
     module.load_state_dict(to_state_dict(trained, module))
-    assert difference(flax.apply(trained, x.numpy()), attend(module)(x).detach()) <= 1e-6
+    assert difference(jax.jit(flax.apply)(trained, x.numpy()), attend(module)(x).detach()) <= 1e-6
     assert_returns(module, trained)

@@ -1,8 +1,9 @@
 """What is known about layers: one file a family, and `RULES`, the table of them all.
 
-A rule of your own goes into the ``rules`` of `to_flax` and is asked first; a layer that has no counterpart in
-Flax is one entry here. The order matters only between rules for the same class: a layer whose weight is computed
-by a parametrization is asked for before the plain one.
+To add a family: write ``_family.py`` with a ``RULES`` tuple, add it below, add its tests, and an example to
+``docs/make_layers.py``, which writes the page of layers. Users' own rules do not come here: they go into the
+``rules`` of `to_flax` and are asked first. The order matters only between rules for the same class: a layer whose
+weight is computed by a parametrization is asked for before the plain one.
 """
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent

@@ -7,7 +7,7 @@ weight stand in.
 
 By default they are folded: the plain Flax layer gets the weight that torch uses in evaluation, ``g v / |v|``
 (T. Salimans and D. Kingma, "Weight normalization", 2016, equation 2) or ``W / (u' W v)`` (T. Miyato et al.,
-"Spectral normalization", 2018, equations 8 and 20). Folding forgets; the way back returns the parts that stood
+"Spectral normalization", 2018, equation 8 and appendix A). Folding forgets; the way back returns the parts that stood
 there before while they still fold to the same bits, and else parts that fold to the new weight. linen's wrappers
 ``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel: ``kernel/scale`` (g), or
 ``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. nnx's wrappers of the same names
@@ -29,124 +29,10 @@ from torch import Tensor, nn
 from torchjax_bridge.exchange import Path
 
 from .._layout import Layout, Reshape, then
+from ._folds import SpectralNormed, SpectralParts, WeightNormed
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["parametrized"]
-
-
-# --- layouts -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WeightNormed(Layout):
-    """``v`` and its length ``g``, folded to ``g v / |v|``; the length is over the axes where ``g`` has size 1."""
-
-    is_view = False
-    is_linear = False
-    lossless = False
-
-    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``(v, g)`` to the weight."""
-        direction, length = tensors
-        return (direction * (length / _length(direction, length)),)
-
-    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they fold to this weight, else the weight and its length."""
-        (weight,) = tensors
-        if was is None:
-            raise ValueError("weight_norm cannot be taken apart without the torch module as the template")
-        if _same(self.forward(was)[0], weight):
-            return tuple(was)
-        return weight, _length(weight, was[1])
-
-    def __str__(self) -> str:
-        return "g v / |v| (lossy)"
-
-
-@dataclass(frozen=True)
-class SpectralNormed(Layout):
-    """``W`` and its singular vectors ``u`` and ``v``, folded to ``W / (u' W v)``."""
-
-    dim: int
-    is_view = False
-    is_linear = False
-    lossless = False
-
-    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``(W, u, v)`` to the weight."""
-        original, left, right = tensors
-        return (original / sigma(original, left, right, self.dim),)
-
-    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they fold to this weight, else the weight with vectors of its own.
-
-        torch divides by the singular value again, so a weight whose singular value is not 1 has no parts.
-        """
-        (weight,) = tensors
-        if was is None:
-            raise ValueError("spectral_norm cannot be taken apart without the torch module as the template")
-        if _same(self.forward(was)[0], weight):
-            return tuple(was)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        left, values, right = torch.linalg.svd(_matrix(weight, self.dim).to(wide), full_matrices=False)
-        if not weight.is_meta and abs(float(values[0]) - 1) > 1e-4:
-            raise ValueError(
-                f"the largest singular value of the weight is {float(values[0]):.4g}, and torch's spectral_norm "
-                "would divide by it; remove it from the torch module first"
-            )
-        return weight, left[:, 0].to(weight.dtype), right[0].to(weight.dtype)
-
-    def __str__(self) -> str:
-        return "W / (u' W v) (lossy)"
-
-
-@dataclass(frozen=True)
-class SpectralParts(Layout):
-    """``W``, ``u`` and ``v`` of torch beside the kernel, ``u`` and ``sigma`` of linen's ``SpectralNorm``."""
-
-    dim: int
-    kernel: Layout
-    is_view = False
-    is_linear = False
-    lossless = False
-
-    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """``(W, u, v)`` to ``(kernel, u, sigma)``."""
-        original, left, right = tensors
-        return *self.kernel.forward((original,)), left[None], sigma(original, left, right, self.dim)
-
-    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """``(kernel, u, sigma)`` to ``(W, u, v)``: v as it was if nothing changed, else one step from u."""
-        if was is not None and all(map(_same, self.forward(was), tensors)):
-            return tuple(was)
-        kernel, left, _ = tensors
-        (original,) = self.kernel.inverse((kernel,))
-        right = torch.mv(_matrix(original, self.dim).t(), left[0])
-        return original, left[0], right / right.norm().clamp_min(1e-12)
-
-    def __str__(self) -> str:
-        return f"W by {self.kernel}, u, and sigma = u' W v for v (lossy)"
-
-
-def sigma(original: Tensor, left: Tensor, right: Tensor, dim: int) -> Tensor:
-    """``u' W v`` with the axis ``dim`` of ``W`` against all its others, as torch computes it."""
-    return torch.dot(left, torch.mv(_matrix(original, dim), right))
-
-
-def _matrix(weight: Tensor, dim: int) -> Tensor:
-    return weight.movedim(dim, 0).flatten(1)
-
-
-def _length(direction: Tensor, length: Tensor) -> Tensor:
-    """The norm of ``v``, in the shape of ``g``."""
-    if not length.ndim:
-        return direction.norm()
-    axes = [axis for axis, size in enumerate(length.shape) if size == 1]
-    return torch.linalg.vector_norm(direction, dim=axes, keepdim=True) if axes else direction.abs()
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.dtype == theirs.dtype and torch.equal(ours, theirs.to(ours.device))
 
 
 # --- which tensors make which weight -----------------------------------------------------------------
