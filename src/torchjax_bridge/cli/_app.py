@@ -1,4 +1,4 @@
-"""The table of commands."""
+"""The table of commands, and the options that belong to none of them."""
 
 from typing import Annotated
 

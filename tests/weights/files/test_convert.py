@@ -319,6 +319,17 @@ def test_a_resumed_conversion_keeps_the_finished_shards(tmp_path: Folder) -> Non
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors", ".json"}
 
 
+def test_a_kill_while_resuming_cannot_cost_what_was_finished(tmp_path: Folder) -> None:
+    """What names the work is written once and whole: written anew, a kill could leave it empty."""
+    _sharded(tmp_path / "torch")
+    _interrupted(tmp_path / "torch", tmp_path / "out", after=2)
+    state = tmp_path / ".out.part" / ".unfinished"
+    before = state.stat()
+    _interrupted(tmp_path / "torch", tmp_path / "out", after=4)
+    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert state.read_text()
+
+
 def test_what_was_begun_with_other_settings_is_not_resumed(tmp_path: Folder) -> None:
     state = _sharded(tmp_path / "torch")
     _interrupted(tmp_path / "torch", tmp_path / "out", after=6)

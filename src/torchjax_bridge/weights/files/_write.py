@@ -170,7 +170,9 @@ def _take_over(folder: pathlib.Path, work: str, shards: Mapping[str, object]) ->
             "anew without resume."
         )
     clear(folder, keep=(*shards, _STATE) if found else ())
-    state.write_text(work)
+    if not found:  # whole or not there: a kill while it is written must not cost the shards that follow
+        with whole_file(state) as file:
+            file.write(work.encode())
 
 
 def _check_names(leaves: Sequence[Leaf]) -> None:
