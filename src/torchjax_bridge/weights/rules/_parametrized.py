@@ -7,11 +7,13 @@ weight stand in.
 
 By default they are folded: the plain Flax layer gets the weight that torch uses in evaluation, ``g v / |v|``
 (T. Salimans and D. Kingma, "Weight normalization", 2016, equation 2) or ``W / (u' W v)`` (T. Miyato et al.,
-"Spectral normalization", 2018, equation 8 and appendix A). Folding forgets; the way back returns the parts that stood
-there before while they still fold to the same bits, and else parts that fold to the new weight. linen's wrappers
-``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel: ``kernel/scale`` (g), or
-``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. nnx's wrappers of the same names
-write the normalised kernel over the one they were given, so nothing can be kept in them; they are refused.
+"Spectral normalization", 2018, equation 8 and appendix A). Folding forgets; the way back returns the parts that
+stood there before while they still fold to the same bits, and else parts that fold to the new weight.
+
+linen's wrappers ``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel:
+``kernel/scale`` (g), or ``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. nnx's
+wrappers of the same names write the normalised kernel over the one they were given, so nothing can be kept in
+them; they are refused.
 
 Settings for parity: ``nn.WeightNorm(layer)`` with its ``feature_axes=-1`` where torch has ``dim=0``.
 ``nn.SpectralNorm`` iterates once more in every call, also in evaluation, so it agrees with torch only as far as
