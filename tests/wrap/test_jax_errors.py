@@ -24,11 +24,22 @@ def fails_when_run(x):
     return x * 2
 
 
-def test_eagerly_the_exception_itself_arrives():
-    with pytest.raises(CustomError, match="the cat sat on the mat") as caught:
-        as_jax_function(fails_when_run)(X)
-    frames = traceback.extract_tb(caught.value.__traceback__)
-    assert any(frame.name == "fails_when_run" for frame in frames)
+def test_eagerly_the_exception_itself_arrives_from_the_first_call_and_from_later_ones():
+    f = as_jax_function(fails_when_run)
+    for _ in range(3):
+        with pytest.raises(CustomError, match="the cat sat on the mat") as caught:
+            f(X)
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        assert any(frame.name == "fails_when_run" for frame in frames)
+
+
+def test_eagerly_the_exception_arrives_where_earlier_calls_went_well():
+    f = as_jax_function(lambda x: x if is_fake(x) or x.sum() > 0 else fails_when_run(x))
+    for _ in range(3):
+        assert (f(X) == X).all()
+    with pytest.raises(CustomError):
+        f(-X)
+    assert (f(X) == X).all()
 
 
 def test_compiled_its_type_message_and_traceback_arrive_as_text():
@@ -78,6 +89,12 @@ def test_a_missing_derivative_is_named():
     jax.grad(twice)(X + jnp.eye(2, 3))
     with pytest.raises(errors.TransformError, match="_cdist_backward"):
         jax.hessian(twice)(X + jnp.eye(2, 3))
+
+
+def test_an_index_of_32_bits_where_torch_wants_64_says_what_to_write(x64_off):
+    with pytest.raises(RuntimeError) as caught:
+        as_jax_function(torch.nn.functional.cross_entropy)(X, jnp.array([0, 1]))
+    assert "tensor.long()" in caught.value.__notes__[-1]
 
 
 def test_code_that_depends_on_values_asks_for_output_shape():

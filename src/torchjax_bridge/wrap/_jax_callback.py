@@ -52,10 +52,14 @@ def call_op_eagerly(op: Op, operands: Sequence[Any]) -> list[Any]:
         if op.device.type == "cpu":  # there is no device to keep busy meanwhile
             jax.block_until_ready(results)
         return results
-    except jax.errors.JaxRuntimeError:
+    except (
+        jax.errors.JaxRuntimeError,
+        ValueError,
+    ):  # the latter from JAX's fast path, from the second call on
         if not box:
             raise
         error = box.pop()
+        box.clear()
     # Not within the handler: the text that XLA made of this very error is no context of it.
     raise error
 

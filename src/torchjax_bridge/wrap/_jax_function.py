@@ -32,7 +32,7 @@ from ._jax_random import Replay, draw_noise
 from ._jax_samplers import Draw
 from ._settings import x64
 
-__all__ = ["as_jax_function"]
+__all__ = ["as_jax_function", "has_key", "take_key"]
 
 # How many kinds of call (structure, shapes, dtypes, static values) a wrapped function remembers.
 CACHE_SIZE = 256
@@ -75,8 +75,9 @@ def as_jax_function(
         TransformError: ``fn`` writes to tensors it did not receive, draws random numbers without ``key``,
             or cannot be differentiated.
 
-    What ``fn`` itself raises arrives as it is where JAX runs eagerly or traces; inside a compiled
-    function it arrives as ``jax.errors.JaxRuntimeError`` with the original traceback in its text.
+    What ``fn`` itself raises arrives as it is where JAX runs eagerly or traces. Inside a compiled function
+    JAX makes its own error of it (``jax.errors.JaxRuntimeError``, or ``ValueError`` on its fast path), with
+    the original type, message and traceback in its text.
 
     Memory:
         Inputs are lent to torch without a copy and never written: an input that ``fn`` edits in place, or
@@ -117,41 +118,25 @@ class _Wrapped:
         self.output_shape = output_shape
         self.save = save
         self.kinds = Cache(CACHE_SIZE)
-        self.own_key = _has_parameter(fn, "key")
+        self.own_key = has_key(fn)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        key = self._take_key(kwargs)
+        key = take_key(kwargs, self.own_key)
         leaves, rest = split_call(args, kwargs, _crosses)
         arrays, specs = _as_arrays(leaves, rest)
         device = _device_of(arrays)
-        name = (rest, specs, device, key is not None, x64())
+        name = (rest, specs, device, key is not None, x64(), _autocast_dtype(device.type))
         kind = self.kinds.get(name, lambda: self._learn(rest, specs, device, key is not None))
         if key is not None and kind.draws:
             arrays += draw_noise(key, kind.draws)
         results = bind(kind.apply, arrays)
         return jax.tree_util.tree_unflatten(kind.structure, results)
 
-    def _take_key(self, kwargs: dict[str, Any]) -> Any:
-        key = kwargs.get("key")
-        if key is None:
-            if not self.own_key:
-                kwargs.pop("key", None)
-            return None
-        if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-            return kwargs.pop("key")
-        if self.own_key:
-            return None
-        raw = kwargs.pop("key")
-        if not hasattr(raw, "dtype") or raw.dtype != np.uint32:
-            raise ArgumentError(
-                f"key= takes a JAX PRNG key (jax.random.key(0)), and got a {type(raw).__qualname__}."
-            )
-        return jax.random.wrap_key_data(jnp.asarray(raw))
-
     # --- a new kind of call ---
 
     def _learn(self, rest: Rest, specs: tuple[Spec, ...], device: torch.device, random: bool) -> _Kind:
-        call = _on_leaves(self.fn, rest, len(specs))
+        call = _explained(_on_leaves(self.fn, rest, len(specs)), specs)
+        call = _under_autocast(call, device.type)
         try:
             found = inspect_call(call, specs, device, random)
         except NeedsValues as err:
@@ -212,6 +197,17 @@ class _Wrapped:
 # --- a call in torch ------------------------------------------------------------------------------------
 
 
+def _autocast_dtype(kind: str) -> torch.dtype | None:
+    """The dtype of the autocast that is active around the call; None where there is none."""
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _under_autocast(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
+    """The call under the autocast of now, as callbacks run in other threads and at other times."""
+    dtype = _autocast_dtype(kind)
+    return call if dtype is None else torch.autocast(kind, dtype)(call)
+
+
 def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., Any]:
     """``fn`` as a function of the dynamic leaves of its call."""
     if rest.join(range(count)) == (tuple(range(count)), {}):
@@ -222,6 +218,22 @@ def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., 
         return fn(*args, **kwargs)
 
     return call
+
+
+def _explained(call: Callable[..., Any], specs: tuple[Spec, ...]) -> Callable[..., Any]:
+    """The call, whose complaints about 32-bit indices say what to write."""
+    if not any(spec.dtype is torch.int32 for spec in specs):
+        return call
+
+    def explaining(*tensors: torch.Tensor) -> Any:
+        try:
+            return call(*tensors)
+        except (RuntimeError, IndexError) as err:
+            if "Long" in str(err) or "int64" in str(err):
+                err.add_note("JAX passed 32-bit integers; write tensor.long() in the torch code.")
+            raise
+
+    return explaining
 
 
 def _pure(call: Callable[..., Any], found: Findings, count: int) -> Callable[..., Sequence[torch.Tensor]]:
@@ -325,11 +337,33 @@ def _only_cpu() -> bool:
     return {device.platform for device in jax.local_devices()} == {"cpu"}
 
 
-def _has_parameter(fn: Callable[..., Any], name: str) -> bool:
+def has_key(fn: Callable[..., Any]) -> bool:
+    """Whether torch code has an argument of its own that is named ``key``."""
     try:
-        return name in inspect.signature(fn).parameters
+        return "key" in inspect.signature(fn).parameters
     except (ValueError, TypeError):
         return False
+
+
+def take_key(kwargs: dict[str, Any], own: bool) -> Any:
+    """Take the PRNG key out of the keyword arguments; ``own``: the code has an argument of that name.
+
+    Raises:
+        ArgumentError: It is no key, and the code has no such argument.
+    """
+    key = kwargs.get("key")
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return kwargs.pop("key")
+    if own:
+        return None
+    raw = kwargs.pop("key", None)
+    if raw is None:
+        return None
+    if getattr(raw, "dtype", None) != np.uint32:
+        raise ArgumentError(
+            f"key= takes a JAX PRNG key (jax.random.key(0)), and got a {type(raw).__qualname__}."
+        )
+    return jax.random.wrap_key_data(jnp.asarray(raw))
 
 
 def _output_names(structure: Any) -> list[str]:

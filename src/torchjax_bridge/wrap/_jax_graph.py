@@ -12,7 +12,7 @@ torch.compile uses (https://docs.pytorch.org/docs/stable/torch.compiler_fake_ten
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,11 @@ _LOCK = threading.RLock()
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_STRIDED = (
+    torch.ops.aten.as_strided.default,
+    torch.ops.aten.as_strided_copy.default,
+    torch.ops.aten.as_strided_scatter.default,
+)
 _COPY = torch.ops.aten.copy_.default
 _MKLDNN_RNN = torch.ops.aten.mkldnn_rnn_layer.default
 
@@ -109,6 +114,11 @@ class Graph:
             self._compiled[device] = run
         return run
 
+    @property
+    def looks_at_strides(self) -> bool:
+        """Whether some operator sees memory by strides, so that its operands must be strided as in the trace."""
+        return any(node.target in _STRIDED for node in self.nodes.nodes)
+
     def reachable(self, sources: Iterable[fx.Node]) -> set[fx.Node]:
         """``sources`` and every node computed from one of them."""
         found = set(sources)
@@ -146,8 +156,15 @@ def tracing(device: torch.device) -> Iterator[None]:
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
     """
-    # The Python dispatcher picks operators whose schemas tell the truth (batch norm with its statistics).
-    with _LOCK, enable_python_dispatcher(), FakeTensorMode(allow_non_fake_inputs=True):
+    # Compiled functions run as the Python they were compiled from. The Python dispatcher picks operators whose
+    # schemas tell the truth (batch norm with its statistics).
+    with (
+        _LOCK,
+        torch.compiler.set_stance("force_eager"),
+        _through_compiled_functions(),
+        enable_python_dispatcher(),
+        FakeTensorMode(allow_non_fake_inputs=True),
+    ):
         try:
             yield
         except _NEEDS_VALUES as err:
@@ -156,6 +173,14 @@ def tracing(device: torch.device) -> Iterator[None]:
             if ".numpy() is not supported for tensor subclasses" in str(err):
                 raise NeedsValues from err
             raise
+
+
+def _through_compiled_functions() -> AbstractContextManager[Any]:
+    """By default Dynamo refuses to be met by a tracer; where it cannot be told not to, it says so itself."""
+    config: Any = torch._dynamo.config  # the first trace loads it in any case
+    if hasattr(config, "error_on_nested_fx_trace"):
+        return config.patch(error_on_nested_fx_trace=False)
+    return nullcontext()
 
 
 def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import to_jax
 
-from ._jax_function import as_jax_function
+from ._jax_function import as_jax_function, has_key, take_key
 from ._jax_graph import is_fake
 
 __all__ = ["as_jax_module"]
@@ -84,11 +84,11 @@ def as_jax_module(
 
     call = as_jax_function(run, residuals=residuals)
 
-    def apply(
-        variables: Mapping[str, Any], *args: Any, train: bool = False, key: Any = None, **kwargs: Any
-    ) -> Any:
-        given = _checked(variables, names)
-        return call(given, args, kwargs, bool(train), key=key)
+    own_key = has_key(module.forward)
+
+    def apply(variables: Mapping[str, Any], *args: Any, train: bool = False, **kwargs: Any) -> Any:
+        key = take_key(kwargs, own_key)
+        return call(_checked(variables, names), args, kwargs, bool(train), key=key)
 
     return apply, variables
 

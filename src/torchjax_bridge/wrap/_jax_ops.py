@@ -267,20 +267,21 @@ class Vmapped(Op):
 
     def _find_graph(self) -> Graph | None:
         graph = self.base.graph() if self.size else None
-        if graph is None:
+        if graph is None or graph.looks_at_strides:
             return None
         try:
             return vmap_graph(graph, self.dims, self.out_dims, [port.spec for port in self.ins])
-        except NeedsValues:
+        except (NeedsValues, RuntimeError):  # an operator that torch cannot batch; its lanes run one by one
             return None
 
     def python(self) -> _Run:
-        """One lane after the other, for code that cannot be traced."""
+        """One lane after the other, for what cannot be traced or batched."""
         one, used = self.base.run(self.device), self.base.used
 
         def lane(tensors: Sequence[torch.Tensor], i: int) -> Sequence[torch.Tensor]:
             picked = [(tensors[k], self.dims[k]) for k in used]
-            return one(*(x if dim is None else x.select(dim, i) for x, dim in picked))
+            # Row-major, as in the trace: code that looks at strides sees what it saw there.
+            return one(*(x if dim is None else x.select(dim, i).contiguous() for x, dim in picked))
 
         def loop(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
             if not self.size:

@@ -296,12 +296,6 @@ def _saved(
             need(grad)
     if not all(isinstance(node.meta.get("val"), torch.Tensor) for node in saved):
         raise NeedsValues
-    if any(node in backward and node.target in _STRIDED for node in whole.nodes.nodes) and not all(
-        node.meta["val"].is_contiguous() for node in saved
-    ):
+    if whole.looks_at_strides and not all(node.meta["val"].is_contiguous() for node in saved):
         raise NeedsValues
     return saved
-
-
-# Operators that look at memory by strides, which a tensor that crossed to JAX and back may not have kept.
-_STRIDED = (torch.ops.aten.as_strided.default, torch.ops.aten.as_strided_copy.default)

@@ -37,13 +37,15 @@ def vmap_graph(
     while table := _decompositions(graph, taken_apart):
         taken_apart |= set(table)
         graph = trace(graph, one_lane, graph.device, table)
-    if any(node.target in _FOLDED for node in graph.nodes.nodes):
-        graph = graph.cut(graph.inputs, graph.outputs)
-        for node in graph.nodes.nodes:
-            if node.target in _FOLDED:
-                node.args = (node.target, *_positional(node))
-                node.kwargs = {}
-                node.target = _fold
+    graph = graph.cut(graph.inputs, graph.outputs)  # a copy, to be changed
+    for node in graph.nodes.nodes:
+        if node.target in _FOLDED:
+            node.args = (node.target, *_positional(node))
+            node.kwargs = {}
+            node.target = _fold
+    for node in graph.nodes.nodes:
+        # A layout in memory is no value, and formats like channels-last are bound to a number of axes.
+        node.kwargs = {key: value for key, value in node.kwargs.items() if key != "memory_format"}
     batched: Callable[..., Any] = torch.func.vmap(
         lambda *tensors: tuple(graph(*tensors)),
         in_dims=tuple(in_dims),
