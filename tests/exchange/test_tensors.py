@@ -739,16 +739,21 @@ def test_copying_a_borrowed_array_is_done_when_the_call_returns():
         assert float(array.min()) == 1.0
 
 
-def test_moving_a_borrowed_array_is_done_when_the_call_returns():
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda tensor: to_jax(tensor, device=jax.devices()[1]),
+        lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[2]),
+        lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[3], copy=True),
+    ],
+    ids=["tensor", "borrowed array", "borrowed array, copy=True"],
+)
+def test_moving_borrowed_memory_is_done_when_the_call_returns(move):
     for _ in range(20):
-        tensor = torch.ones(1_000_000)
-        for array in (
-            to_jax(tensor, device=jax.devices()[1]),
-            to_jax(to_jax(tensor), device=jax.devices()[2]),
-            to_jax(to_jax(tensor), device=jax.devices()[3], copy=True),
-        ):
-            assert not shares(tensor, array)
+        tensor = torch.ones(2_000_000)
+        array = move(tensor)
         tensor.zero_()
+        assert not shares(tensor, array)
         assert float(array.min()) == 1.0
 
 

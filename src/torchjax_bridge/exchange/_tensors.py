@@ -349,9 +349,8 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
         return array
     if moves and copy is False:
         _cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
-    # 64-bit values stay whole. The copy runs in the background and may read memory that torch lent us.
-    with jax.enable_x64(True):
-        copied = jax.device_put(array, target) if moves else jnp.array(array, copy=True)
+    copied = jax.device_put(array, target) if moves else jnp.array(array, copy=True)
+    # The copy runs in the background and may read memory that torch lent us.
     return jax.block_until_ready(copied)
 
 
