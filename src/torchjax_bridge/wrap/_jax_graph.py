@@ -12,32 +12,29 @@ torch.compile uses (https://docs.pytorch.org/docs/stable/torch.compiler_fake_ten
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from . import _jax_torch
 from ._jax_code import Run, straight_line, without_grad
+from ._jax_torch import (
+    NEEDS_VALUES,
+    FakeTensor,
+    OpOverload,
+    fake_tensors,
+    make_fx,
+    through_compiled_functions,
+    truthful_schemas,
+)
 
 __all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
 
 # One trace at a time in this process, and never while a lock of ours is held by a running callback.
 _LOCK = threading.RLock()
-
-# What fake tensors raise where the answer depends on values that they do not have.
-_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 _STRIDED = (
@@ -156,31 +153,24 @@ def tracing(device: torch.device) -> Iterator[None]:
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
     """
-    # Compiled functions run as the Python they were compiled from. The Python dispatcher picks operators whose
-    # schemas tell the truth (batch norm with its statistics).
+    if _jax_torch.MISSING is not None:
+        raise NeedsValues from _jax_torch.MISSING
+    # Compiled functions run as the Python that they were compiled from.
     with (
         _LOCK,
         torch.compiler.set_stance("force_eager"),
-        _through_compiled_functions(),
-        enable_python_dispatcher(),
-        FakeTensorMode(allow_non_fake_inputs=True),
+        through_compiled_functions(),
+        truthful_schemas(),
+        fake_tensors(),
     ):
         try:
             yield
-        except _NEEDS_VALUES as err:
+        except NEEDS_VALUES as err:
             raise NeedsValues from err
         except RuntimeError as err:
             if ".numpy() is not supported for tensor subclasses" in str(err):
                 raise NeedsValues from err
             raise
-
-
-def _through_compiled_functions() -> AbstractContextManager[Any]:
-    """By default Dynamo refuses to be met by a tracer; where it cannot be told not to, it says so itself."""
-    config: Any = torch._dynamo.config  # the first trace loads it in any case
-    if hasattr(config, "error_on_nested_fx_trace"):
-        return config.patch(error_on_nested_fx_trace=False)
-    return nullcontext()
 
 
 def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:

@@ -13,13 +13,12 @@ from typing import Any
 
 import jax
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjax_bridge.errors import OutputError, TransformError
 
 from ._jax_graph import Spec, fakes, tracing
 from ._jax_samplers import Draw, is_random, plan_of
+from ._jax_torch import FakeTensor, TorchDispatchMode
 
 __all__ = ["Findings", "flatten_output", "inspect_call"]
 

@@ -15,13 +15,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchjax_bridge.errors import TransformError
 
 from ._jax_graph import Graph
 from ._jax_samplers import Draw, is_random, plan_of
+from ._jax_torch import OpOverload, TorchDispatchMode
 
 __all__ = ["Replay", "draw_noise", "without_draws"]
 

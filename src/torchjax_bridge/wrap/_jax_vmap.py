@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._decomp import get_decompositions
-from torch._ops import OpOverload
 
 from ._jax_graph import Graph, Spec, trace
+from ._jax_torch import OpOverload, decompositions, has_batching_rule
 
 __all__ = ["vmap_graph"]
 
@@ -56,16 +55,8 @@ def vmap_graph(
 
 def _decompositions(graph: Graph, known: set[Any]) -> dict[Any, Callable[..., Any]]:
     """How to take apart the operators without a batching rule, but for the known ones."""
-    missing = {node.target for node in graph.nodes.nodes if _lacks_rule(node.target)}
-    return dict(get_decompositions(list(missing - known)))
-
-
-def _lacks_rule(target: Any) -> bool:
-    """Whether ``torch.func.vmap`` would run this operator lane by lane."""
-    has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", None)
-    if not isinstance(target, OpOverload) or has_kernel is None:
-        return False
-    return not has_kernel(target.name(), "FuncTorchBatched")
+    missing = {node.target for node in graph.nodes.nodes if not has_batching_rule(node.target)}
+    return decompositions(missing - known)
 
 
 def _positional(node: fx.Node) -> list[Any]:
