@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import torch
+from jaxlib import _jax
 
 from torchjax_bridge.errors import ExchangeError
 from torchjax_bridge.exchange import _dlpack, choice, to_jax, to_torch
@@ -74,6 +75,18 @@ def test_a_private_export_with_wrong_values_is_not_taken(monkeypatch):
 def test_a_private_import_of_another_signature_is_not_taken(monkeypatch):
     monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", lambda capsule: None)
     assert _dlpack.use("").path == "public"
+
+
+def test_a_private_import_that_is_not_told_the_kind_of_memory_is_taken(monkeypatch):
+    now = _jax.dlpack_managed_tensor_to_buffer
+
+    def before_jaxlib_0_10_2(capsule, device, stream, copy=None):
+        return now(capsule, device, stream, copy)
+
+    monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", before_jaxlib_0_10_2)
+    assert _dlpack.use("").path == "fast"
+    tensor = torch.arange(16.0)
+    assert to_jax(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
 
 
 def test_asking_for_a_fast_path_that_does_not_work_raises(monkeypatch):

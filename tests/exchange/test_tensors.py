@@ -730,6 +730,23 @@ def test_copy_true_copies_a_leaf_already_there():
     assert again.tolist() == array.tolist()
 
 
+@pytest.mark.parametrize("copy", [None, True])
+def test_what_is_moved_arrives_row_major(copy):
+    tensor = aligned(6, 10).t()
+    for leaf in (tensor, to_jax(tensor)):
+        moved = to_jax(leaf, device=jax.devices()[1], copy=copy)
+        assert moved.format.layout.major_to_minor == (0, 1)
+        assert array_bits(moved) == bits(tensor)
+
+
+@pytest.mark.parametrize("memory", ["device", "pinned_host", "unpinned_host"])
+def test_every_memory_of_the_host_is_shared(memory):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0], memory_kind=memory)
+    array = jax.device_put(jnp.arange(16.0), sharding)
+    assert shares(to_torch(array), array)
+    assert to_torch(array).tolist() == list(range(16))
+
+
 def test_copying_a_borrowed_array_is_done_when_the_call_returns():
     # The copy runs in the background; torch may write to the source as soon as to_jax returns.
     for _ in range(20):

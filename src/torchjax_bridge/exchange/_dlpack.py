@@ -192,15 +192,26 @@ def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Calla
     to_tensor: Any = torch._C._from_dlpack
     host = jax_device("cpu")
 
-    def borrow(tensor: torch.Tensor) -> jax.Array:
-        return to_array(to_torch_capsule(tensor), host, None, None, _KDL_CPU)
+    # Before 0.10.2 jaxlib was not told the kind of memory, and read it off the capsule.
+    if "dl_device_type" in (to_array.__doc__ or ""):
+
+        def borrow(tensor: torch.Tensor) -> jax.Array:
+            return to_array(to_torch_capsule(tensor), host, None, None, _KDL_CPU)
+
+        on_gpu: tuple[int, ...] = (_KDL_CUDA,)
+    else:
+
+        def borrow(tensor: torch.Tensor) -> jax.Array:
+            return to_array(to_torch_capsule(tensor), host, None, None)
+
+        on_gpu = ()
 
     def borrow_gpu(tensor: torch.Tensor) -> jax.Array:
         device: Any = jax_device(tensor.device)
         stream = device.get_stream_for_external_ready_events()
         with torch.cuda.device(tensor.device):  # torch hands out memory of its current device only
             capsule = tensor.__dlpack__(stream=stream)
-        return to_array(capsule, device, stream, None, _KDL_CUDA)
+        return to_array(capsule, device, stream, None, *on_gpu)
 
     # The capsule must hold a handle of its own: were it made of the caller's array, array.delete() while
     # torch still reads would abort the process ("Non-zero type 1 hold on destruction").

@@ -1,0 +1,100 @@
+"""A tensor's memory: whether XLA can read it as it lies, and the copy that it can read.
+
+Owns layout, alignment, conj and neg bits and the narrowing of integers. A copy is always row-major.
+"""
+
+import torch
+
+from torchjax_bridge.errors import NarrowingError
+
+from ._dlpack import ALIGNMENT
+from ._paths import Path
+from ._refusals import leaf_name
+
+__all__ = ["narrow", "row_major_copy", "why_copy", "with_row_major_strides"]
+
+
+def why_copy(tensor: torch.Tensor) -> str:
+    """Why this tensor's memory cannot be read by XLA as it lies; empty when it can."""
+    if tensor.is_conj():
+        return "its conjugate bit is set, and JAX would read the unconjugated memory"
+    if tensor.is_neg():
+        return "its negative bit is set, and JAX would read the memory without the sign"
+    if tensor.numel() == 0:
+        return ""
+    if not _is_dense(tensor):
+        return (
+            f"its strides {tuple(tensor.stride())} for shape {tuple(tensor.shape)} leave gaps or overlap, "
+            "and XLA reads only gap-free layouts"
+        )
+    if offset := tensor.data_ptr() % ALIGNMENT:
+        return (
+            f"its address is {offset} bytes past a multiple of {ALIGNMENT}, "
+            "and XLA reads only aligned buffers"
+        )
+    return ""
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether some permutation of the axes makes this tensor row-major without gaps."""
+    if tensor.is_contiguous():
+        return True
+    expected = 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
+    ):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, with the strides of size-1 axes set as in a row-major array.
+
+    torch ignores the stride of an axis of size 1; XLA would read it as a permuted layout, and every new
+    layout costs a compilation (https://github.com/jax-ml/jax/issues/24680).
+    """
+    strides, step = [], 1
+    for size in reversed(tensor.shape):
+        strides.append(step)
+        step *= max(size, 1)
+    strides.reverse()
+    return tensor if tensor.stride() == tuple(strides) else tensor.as_strided(tensor.shape, strides)
+
+
+def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
+    """Fresh row-major memory with the tensor's values, its conj and neg bits resolved."""
+    if tensor.is_complex() and tensor.data_ptr() % tensor.element_size():
+        return _copy_by_parts(tensor)
+    return tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+
+
+def _copy_by_parts(tensor: torch.Tensor) -> torch.Tensor:
+    """The same for a complex tensor whose address is not a multiple of its element size.
+
+    Only memory that torch did not allocate (a mapped file) lies so. Some of torch's complex128 loops, clone
+    among them, read 16 aligned bytes at once and end in a segmentation fault there; its float64 loops do not.
+    """
+    conj = tensor.is_conj()
+    parts = torch.view_as_real(tensor.conj() if conj else tensor)
+    copied = torch.view_as_complex(parts.resolve_neg().clone(memory_format=torch.contiguous_format))
+    return copied.conj_physical() if conj else copied
+
+
+def narrow(tensor: torch.Tensor, dtype: torch.dtype, path: Path) -> torch.Tensor:
+    """A row-major 32-bit copy, if every value fits."""
+    if tensor.numel():
+        if tensor.dtype is torch.uint64:
+            # As int64, values of 2**63 and above are negative.
+            low, high = (int(v) for v in torch.aminmax(tensor.view(torch.int64)))
+            worst = high if low >= 0 and high >= 2**32 else (low % 2**64 if low < 0 else None)
+        else:
+            low, high = (int(v) for v in torch.aminmax(tensor))
+            worst = low if low < -(2**31) else (high if high >= 2**31 else None)
+        if worst is not None:
+            raise NarrowingError(
+                f"cannot share {leaf_name(path)} with JAX: x64 is off, so {tensor.dtype} becomes {dtype}, which "
+                f"cannot hold {worst}. Set jax_enable_x64, or bring the values into range first."
+            )
+    return tensor.to(dtype, memory_format=torch.contiguous_format)
