@@ -189,3 +189,12 @@ def test_dropout_inside_torch_s_own_checkpoint_is_refused_and_never_redrawn():
     f = as_jax_function(lambda x: checkpoint(lambda y: F.dropout(y.sin(), 0.5), x, use_reentrant=False).sum())
     with pytest.raises(errors.TransformError, match=r"torch\.utils\.checkpoint"):
         jax.grad(lambda x: f(x, key=KEY))(X)
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_code_that_depends_on_values_and_draws_is_refused_with_a_key_and_without(key):
+    f = as_jax_function(lambda x: F.dropout(x, 0.5) if x.sum() > -1e9 else x, output_shape=lambda x: x)
+    with pytest.raises(errors.TransformError, match=r"depends on values.*jax\.random"):
+        f(X, key=key)
+    quiet = as_jax_function(lambda x: F.dropout(x, 0.0) if x.sum() > -1e9 else x, output_shape=lambda x: x)
+    np.testing.assert_array_equal(quiet(X), X)

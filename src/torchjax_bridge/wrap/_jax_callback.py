@@ -52,10 +52,7 @@ def call_op_eagerly(op: Op, operands: Sequence[Any]) -> list[Any]:
         if op.device.type == "cpu":  # there is no device to keep busy meanwhile
             jax.block_until_ready(results)
         return results
-    except (
-        jax.errors.JaxRuntimeError,
-        ValueError,
-    ):  # the latter from JAX's fast path, from the second call on
+    except (jax.errors.JaxRuntimeError, ValueError):  # ValueError: JAX's fast path, from the second call on
         if not box:
             raise
         error = box.pop()

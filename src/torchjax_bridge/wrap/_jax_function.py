@@ -28,7 +28,7 @@ from ._jax_ops import Apply
 from ._jax_port import Port
 from ._jax_primitive import bind
 from ._jax_program import Program
-from ._jax_random import Replay, draw_noise
+from ._jax_random import Replay, draw_noise, no_draws
 from ._jax_samplers import Draw
 from ._settings import x64
 
@@ -142,6 +142,7 @@ class _Wrapped:
         except NeedsValues as err:
             found = self._announced(rest, specs, err)
             traceable = False
+            call = _without_draws(call)
         else:
             traceable = True
             if self.output_shape is not None:
@@ -218,6 +219,16 @@ def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., 
         return fn(*args, **kwargs)
 
     return call
+
+
+def _without_draws(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call, which raises where it draws random numbers."""
+
+    def guarded(*tensors: torch.Tensor) -> Any:
+        with no_draws():
+            return call(*tensors)
+
+    return guarded
 
 
 def _explained(call: Callable[..., Any], specs: tuple[Spec, ...]) -> Callable[..., Any]:

@@ -10,6 +10,7 @@ advanced. Owns the drawing and the handing out. What each operator makes of its 
 import itertools
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -20,9 +21,9 @@ from torchjax_bridge.errors import TransformError
 
 from ._jax_graph import Graph
 from ._jax_samplers import Draw, is_random, plan_of
-from ._jax_torch import OpOverload, TorchDispatchMode
+from ._jax_torch import MISSING, OpOverload, TorchDispatchMode
 
-__all__ = ["Replay", "draw_noise", "without_draws"]
+__all__ = ["Replay", "draw_noise", "no_draws", "without_draws"]
 
 
 def draw_noise(key: jax.Array, draws: Sequence[Draw]) -> list[jax.Array]:
@@ -80,6 +81,24 @@ def without_draws(graph: Graph) -> Graph:
         if isinstance(node.target, OpOverload) and is_random(node.target, node.args, node.kwargs):
             raise _other_draws(node.target)
     return graph
+
+
+def no_draws() -> AbstractContextManager[Any]:
+    """Random operators raise: for code that runs as Python, where no noise can be handed out beforehand."""
+    return nullcontext() if MISSING is not None else _NoDraws()
+
+
+class _NoDraws(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if is_random(func, args, kwargs):
+            raise TransformError(
+                f"the torch function draws random numbers ({func}) and depends on values, so that they cannot be "
+                "taken from a key. Draw them outside with jax.random and pass them as an argument."
+            )
+        return func(*args, **kwargs)
 
 
 def _other_draws(func: Any) -> TransformError:
