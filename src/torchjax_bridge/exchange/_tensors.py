@@ -210,7 +210,7 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
 
 
 def _is_row_major(array: jax.Array) -> bool:
-    layout = array.format.layout
+    layout = array.format.layout  # type: ignore[attr-defined]  # a property of the concrete class
     return layout is None or tuple(layout.major_to_minor) == tuple(range(array.ndim))
 
 
