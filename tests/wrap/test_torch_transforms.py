@@ -66,7 +66,11 @@ def test_the_transform_agrees_with_native_torch(name, x64_on):
     same(TRANSFORMS[name], scalar, scalar_native, *arrays((3,), (3, 2)))
 
 
-@pytest.mark.parametrize("transform", [jacrev, jacfwd, lambda f: vmap(jacrev(f), (None, -1))], ids=str)
+@pytest.mark.parametrize(
+    "transform",
+    [jacrev, jacfwd, lambda f: vmap(jacrev(f), (None, -1))],
+    ids=["jacrev", "jacfwd", "vmap of jacrev"],
+)
 def test_a_vector_valued_function_agrees_with_native_torch(transform, x64_on):
     x, w = arrays((3,), (3, 2))
     same(
