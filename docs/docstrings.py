@@ -1,4 +1,4 @@
-"""Our docstrings as mkdocstrings reads them: examples as code, and results with the type of the signature.
+"""Our docstrings as mkdocstrings reads them: examples and drawings as code, results with the type of the signature.
 
 A bare ``>>>`` is Markdown for a threefold quotation, and the colon in "A new thing: ..." would end a type.
 Loaded by mkdocs.yml; needs griffe alone.
@@ -10,6 +10,7 @@ from typing import Any
 import griffe
 
 _EXAMPLE = re.compile(r"(?m)^([ ]*)>>> (?:.+\n?)+")
+_DRAWING = re.compile(r"(?m)^::\n\n((?:    .+\n)+)")
 _RETURNS = re.compile(r"(?m)^Returns:\n    (?=\S)")
 
 
@@ -21,6 +22,7 @@ class Docstrings(griffe.Extension):
         if obj.docstring is None:
             return
         text = _EXAMPLE.sub(_as_code, obj.docstring.value)
+        text = _DRAWING.sub(r"```text\n\1```\n", text)
         returns = getattr(obj, "returns", None)
         if returns is not None:
             text = _RETURNS.sub(lambda found: f"{found[0]}{returns}: ", text)
