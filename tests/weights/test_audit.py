@@ -272,7 +272,7 @@ def _act(activation: nn.Module, function: Any, flavour: str, *, attribute: bool)
         (nn.ReLU(), ln.silu, "activation"),
         (nn.ReLU(), lambda x: x, None),
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_an_activation_of_another_flavour_is_found_where_it_can_be_seen(
     flavour: str, attribute: bool, activation: nn.Module, function: Any, setting: str | None
