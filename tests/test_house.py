@@ -33,9 +33,7 @@ WEIGHTS = (
     ("_plan",),
     ("_convert",),
     ("_audit", "_optimizer_kinds", "files"),
-    ("_capture", "_compare"),
-    ("_causes",),
-    ("_parity", "_optimizer"),
+    ("compare", "_optimizer"),
 )
 
 

@@ -13,6 +13,7 @@ from .exchange import jax_device, jax_dtype, to_jax, to_torch, torch_device, tor
 
 if TYPE_CHECKING:
     from .weights import audit as audit
+    from .weights import parity as parity
     from .weights import plan as plan
     from .weights import to_flax as to_flax
     from .weights import to_optax as to_optax
@@ -32,6 +33,7 @@ _LAZY = {
     "as_jax_function": "wrap",
     "as_jax_module": "wrap",
     "audit": "weights",
+    "parity": "weights",
     "plan": "weights",
     "to_flax": "weights",
     "to_optax": "weights",
@@ -48,6 +50,7 @@ __all__ = [
     "errors",
     "jax_device",
     "jax_dtype",
+    "parity",
     "plan",
     "to_flax",
     "to_jax",

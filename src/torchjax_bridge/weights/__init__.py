@@ -10,6 +10,7 @@ from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import Plan, plan
 from ._report import Fault, Report
+from .compare import Cause, Parity, ParityRow, parity
 from .files import (
     compare_checkpoints,
     convert,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "RULES",
     "Audit",
+    "Cause",
     "Each",
     "Entry",
     "Fault",
@@ -37,6 +39,8 @@ __all__ = [
     "Layer",
     "LayerType",
     "Layout",
+    "Parity",
+    "ParityRow",
     "Permute",
     "Plan",
     "Rename",
@@ -53,6 +57,7 @@ __all__ = [
     "load_flax",
     "load_state_dict",
     "open_checkpoint",
+    "parity",
     "plan",
     "save_flax",
     "save_state_dict",

@@ -17,7 +17,7 @@ from torchjax_bridge.exchange import Path
 from ._flax_tree import FlaxTree
 from .settings import FlaxLayer, flax_layer
 
-__all__ = ["Linen", "as_linen", "linen_path", "live_linen", "live_nnx", "rng_streams"]
+__all__ = ["Linen", "as_linen", "below", "linen_path", "live_linen", "live_nnx", "rng_streams"]
 
 Linen = tuple[flax.linen.Module, Mapping[str, Any] | None]
 
@@ -69,7 +69,7 @@ def linen_path(module: flax.linen.Module) -> Path:
     return tuple(int(name) if name.isdecimal() else name for name in module.path)
 
 
-def rng_streams() -> Mapping[str, jax.Array]:
+def rng_streams() -> dict[str, jax.Array]:
     """Random streams for a linen module that may ask for some: a name that is missing falls back to params."""
     return {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 

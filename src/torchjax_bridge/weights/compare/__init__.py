@@ -1,0 +1,12 @@
+"""Two models side by side: run on the same inputs, compared layer by layer, and the first difference explained.
+
+In running order: `_twins` reads and pairs the models, `_inputs` hands both the same, `_record` runs them and
+keeps what their layers were given and gave, `_steps` puts call beside call, `_causes` says why the first that
+differs does (with `_wrong_weights`, `_rerun`, `_probes` and `_pooling` for its hypotheses, `_statistics` for a
+step of training), `_parity` is the way in and the result.
+"""
+
+from ._causes import Cause
+from ._parity import Parity, ParityRow, parity
+
+__all__ = ["Cause", "Parity", "ParityRow", "parity"]

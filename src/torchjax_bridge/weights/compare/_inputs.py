@@ -1,0 +1,138 @@
+"""The inputs of a comparison: the same for both models, with the channels where each has them."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.exchange import to_jax
+
+from ._record import Record
+from ._steps import Bounds, Step
+from ._values import channels_in_front
+
+__all__ = ["check_call", "choose_layout", "to_flax_inputs"]
+
+
+def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise one clear error if a model does not take so many inputs.
+
+    Raises:
+        ArgumentError: It does not; or an input is an array of numpy's or JAX's.
+    """
+    for place, value in enumerate(args):
+        for leaf in jax.tree.leaves(value):
+            if name == "torch" and isinstance(leaf, jax.Array | np.ndarray):
+                raise ArgumentError(
+                    f"input {place} is a {type(leaf).__name__}: pass torch tensors as the torch model takes them; "
+                    "the Flax model is given the same."
+                )
+    try:
+        signature = inspect.signature(call)
+    except ValueError:  # written in C: it speaks for itself when it is called
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as err:
+        count = "1 input" if len(args) == 1 else f"{len(args)} inputs"
+        raise ArgumentError(
+            f"the {name} model takes {signature} and was given {count}"
+            f"{' and ' + ', '.join(kwargs) if kwargs else ''}: {err}. Pass keyword arguments as "
+            "torch_kwargs={...} and flax_kwargs={...}."
+        ) from err
+
+
+def to_flax_inputs(values: Mapping[str, Any], last: Mapping[str, bool], like: Any) -> dict[str, Any]:
+    """Inputs by name as JAX arrays, those that are said so with their channels last.
+
+    Args:
+        values: Trees of tensors, and whatever else a model takes, which is passed on as it is.
+        last: Whether the tensors of an input go from ``(N, C, *space)`` to ``(N, *space, C)``.
+        like: A tree of arrays, on whose device the inputs are put.
+    """
+    leaves, structure = jax.tree.flatten(dict(values))
+    names = [name for name, value in sorted(values.items()) for _ in jax.tree.leaves(value)]
+    tensors = {
+        f"{place}: {name}": _moved(leaf.detach(), last.get(name, False))
+        for place, (name, leaf) in enumerate(zip(names, leaves, strict=True))
+        if isinstance(leaf, torch.Tensor)
+    }
+    arrays = to_jax(tensors, copy=True, device=_device(like))
+    for name, array in arrays.items():
+        leaves[int(name.partition(":")[0])] = array
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _moved(tensor: torch.Tensor, last: bool) -> torch.Tensor:
+    return tensor.movedim(1, -1) if last and tensor.ndim > 2 else tensor
+
+
+def _device(like: Any) -> jax.Device | None:
+    for leaf in jax.tree.leaves(like):
+        if isinstance(leaf, jax.Array) and len(leaf.devices()) == 1:
+            return next(iter(leaf.devices()))
+    return None
+
+
+def choose_layout(
+    inputs: Mapping[str, Any],
+    said: bool | Sequence[bool] | None,
+    ours: Record,
+    run: Callable[[Mapping[str, bool]], Record],
+    lay: Callable[[Record], Sequence[Step]],
+) -> tuple[Record, Mapping[str, bool]]:
+    """Run the Flax model with the channels where it has them.
+
+    Args:
+        inputs: The torch inputs by name.
+        said: What the caller said; None to find out.
+        ours: The run in torch.
+        run: Runs the Flax model, with the channels of the named inputs last.
+        lay: Puts a run beside torch's.
+
+    Returns:
+        The run, and which inputs went in with their channels last.
+
+    Raises:
+        ArgumentError: The caller said one thing for each of another number of inputs.
+    """
+    if said is not None:
+        each = [said] * len(inputs) if isinstance(said, bool) else list(said)
+        if len(each) != len(inputs):
+            raise ArgumentError(f"channels_last says {len(each)} things about {len(inputs)} inputs.")
+        last = dict(zip(inputs, each, strict=True))
+        return run(last), last
+    ranks = {
+        call.inputs[0].array.ndim
+        for call in ours.calls
+        if isinstance(call.module, nn.Module) and channels_in_front(call.module) and call.inputs
+    }
+    ranks &= {3, 4, 5}
+    images = {
+        name: any(_rank(leaf) in ranks for leaf in jax.tree.leaves(value)) for name, value in inputs.items()
+    }
+    first = run(images)
+    if not any(images.values()) or (nearest := _apart(lay(first), first)) <= 1e-6:
+        return first, images
+    plain = dict.fromkeys(inputs, False)
+    other = run(plain)
+    return (other, plain) if _apart(lay(other), other) < nearest else (first, images)
+
+
+def _rank(leaf: Any) -> int:
+    return leaf.ndim if isinstance(leaf, torch.Tensor) else 0
+
+
+def _apart(steps: Sequence[Step], record: Record) -> float:
+    """How far the input of the first layer with channels is from torch's."""
+    for step in steps:
+        if channels_in_front(step.module) and step.flax is not None:
+            inputs = step.inputs(Bounds())
+            if inputs is not None and len(inputs.shapes[0]) > 2:
+                return inputs.gap.relative
+    return float("inf") if record.error is not None else 0.0

@@ -1,0 +1,265 @@
+"""Runs a torch model and its Flax twin on the same inputs and says where they part, and why.
+
+Owns the result and the running of both sides; which layers belong together is the plan's, what they gave
+is recorded by ``_record``, put side by side by ``_steps`` and explained by ``_causes``. Changes neither model.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from torchjax_bridge.exchange import join_path
+
+from .._audit import SettingFault
+from .._plan import UserRule
+from ._causes import Cause, Evidence, find_cause
+from ._inputs import check_call, choose_layout, to_flax_inputs
+from ._record import Call, Record, record_torch
+from ._statistics import Statistic, statistics
+from ._steps import Bounds, Step, align, compare
+from ._twins import Twins, read_twins
+
+__all__ = ["Parity", "ParityRow", "parity"]
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One call of one layer, compared.
+
+    Attributes:
+        layer: The class of the torch layer.
+        torch_path: Its dotted path; empty for the whole model.
+        flax_path: The dotted path of its Flax twin.
+        call: Which call of the layer it is, from 0.
+        shape: The shape of torch's output; None where there is none.
+        difference: The largest ``|torch - Flax|``.
+        relative: The same, divided by the largest ``|torch|``.
+        ok: Whether that is rounding; None where the outputs could not be compared.
+        note: Why they could not.
+    """
+
+    layer: str
+    torch_path: str
+    flax_path: str
+    call: int
+    shape: tuple[int, ...] | None
+    difference: float
+    relative: float
+    ok: bool | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Two models, compared layer by layer. Print it to read it as a table.
+
+    Attributes:
+        rows: Every call of every layer that both have, in the order in which torch's ended; the model's own output,
+            of which ``torch_path`` is empty, is among them.
+        cause: The likely cause of the first row that differs; None where none does.
+        max_difference: The largest ``|torch - Flax|`` of the models' outputs.
+        settings: Every setting that differs, also where it does not change these outputs.
+        notes: What could not be compared, and how the inputs were laid out.
+    """
+
+    rows: tuple[ParityRow, ...]
+    cause: Cause | None
+    max_difference: float
+    settings: tuple[SettingFault, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether every layer that could be compared, and the output, agree."""
+        return self.cause is None
+
+    @property
+    def first(self) -> ParityRow | None:
+        """The first row that differs, in the order in which torch runs."""
+        return next((row for row in self.rows if row.ok is False), None)
+
+    def __str__(self) -> str:
+        if self.ok:
+            title = (
+                f"parity: {len(self.rows)} outputs agree, the models' own within {self.max_difference:.2g}"
+            )
+        else:
+            title = f"parity: the models differ, by up to {self.max_difference:.2g} in their outputs"
+        table: list[tuple[str, ...]] = [("", "layer", "torch", "Flax", "shape", "difference", "relative")]
+        table += [_cells(row, first=row is self.first) for row in self.rows]
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        lines = [title]
+        lines += [
+            ("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))).rstrip()
+            for line in table
+        ]
+        lines += [f"  cause: {self.cause}"] if self.cause else []
+        lines += [f"  setting: {fault}" for fault in self.settings if fault.effect != "rounding"]
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _cells(row: ParityRow, *, first: bool) -> tuple[str, ...]:
+    mark = {True: "ok", False: "differs", None: "?"}[row.ok]
+    name = row.torch_path or "(output)"
+    call = f" [{row.call}]" if row.call else ""
+    numbers = (f"{row.difference:.2e}", f"{row.relative:.2e}") if not row.note else (row.note, "")
+    shape = str(row.shape) if row.shape is not None else ""
+    return ("first" if first else mark, row.layer, name + call, row.flax_path or "(output)", shape, *numbers)
+
+
+def parity(
+    torch_module: nn.Module,
+    flax_model: Any,
+    *inputs: Any,
+    rules: Iterable[UserRule] = (),
+    atol: float | None = None,
+    rtol: float | None = None,
+    channels_last: bool | Sequence[bool] | None = None,
+    torch_kwargs: Mapping[str, Any] | None = None,
+    flax_kwargs: Mapping[str, Any] | None = None,
+) -> Parity:
+    """Run a torch model and its Flax twin on the same inputs, and compare them layer by layer.
+
+    Both run in the mode they are in (call ``eval()`` on both for a comparison without dropout), without gradients,
+    and with exact float32 matrix products. Every call of every layer that the two have in common is compared with
+    torch's, in torch's order of execution. For the first that differs the likely cause is looked for and, where
+    it can be, proved: its layer is run again with the setting of the other side, its weights are looked for in
+    other layers, what lies in front of it is compared with what activations, flattenings, residual connections
+    and dropouts would give.
+
+    Args:
+        torch_module: The torch model.
+        flax_model: An ``nnx.Module``, or ``(linen module, variables)``, with the converted weights.
+        inputs: The arguments of the torch model: tensors, trees of tensors, and whatever else it takes.
+        rules: As for `to_flax`.
+        atol: The largest absolute difference that is taken for rounding.
+        rtol: The same, as a part of the largest absolute value of torch's output. If neither is given, what
+            rounding explains in the dtype: 1e-5 for float32.
+        channels_last: Whether tensors ``(N, C, *space)`` are given to Flax as ``(N, *space, C)``; one answer, or
+            one for each input. By default this is found out: where torch's convolutions take inputs of as many
+            axes, both are tried, and the one in which the first convolution is given the same in both stays.
+        torch_kwargs: Keyword arguments for the torch model.
+        flax_kwargs: Keyword arguments for the Flax model, such as ``{"train": False}``.
+
+    Returns:
+        A `Parity`; print it.
+
+    Raises:
+        PlanError: The two have no layer in common.
+        SettingsError: One of them is no live model.
+        ArgumentError: The models do not take these inputs.
+
+    Memory:
+        Holds a copy of the inputs and outputs of every layer, of both models. Parameters are not copied. Buffers,
+        random states and modes of both are afterwards what they were.
+
+    >>> import torch
+    >>> from flax import nnx
+    >>> from torchjax_bridge import to_flax
+    >>> module = torch.nn.Linear(2, 3)
+    >>> twin = to_flax(module, nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    >>> parity(module, twin, torch.ones(1, 2)).ok
+    True
+    """
+    twins = read_twins(torch_module, flax_model, rules)
+    named = {f"input {place}": value for place, value in enumerate(inputs)}
+    ours_kwargs, theirs_kwargs = dict(torch_kwargs or {}), dict(flax_kwargs or {})
+    check_call("torch", twins.root.forward, inputs, ours_kwargs)
+    check_call("Flax", twins.flax_call, inputs, theirs_kwargs)
+    bounds = Bounds(atol, rtol)
+    ours = record_torch(twins.root, twins.modules.items(), inputs, ours_kwargs)
+
+    def run(last: Mapping[str, bool]) -> Record:
+        arrays = to_flax_inputs(named, last, twins.arrays)
+        extra = to_flax_inputs(theirs_kwargs, {}, twins.arrays)
+        return twins.run_flax(tuple(arrays[name] for name in named), extra)
+
+    def lay(theirs: Record) -> list[Step]:
+        return align(twins.plan.layers, twins.modules, twins.names, twins.features, ours, theirs, bounds)
+
+    theirs, last = choose_layout(named, channels_last, ours, run, lay)
+    steps = lay(theirs)
+    if not any(step.torch.path == () for step in steps):  # the models themselves are no pair of the plan
+        steps.append(_whole(twins.root, ours, theirs, bounds))
+    audit = twins.settings(theirs)
+    paired = [(step, row) for step in steps if (row := _row(step, theirs.error)) is not None]
+    rows = [row for _, row in paired]
+    bad = next((step for step, row in paired if row.ok is False), None)
+    if theirs.error is not None and bad is None:
+        theirs.error.add_note("raised by the Flax model; every layer that ran before agreed with torch's")
+        raise theirs.error
+    cause = None
+    if bad is not None:
+        evidence = Evidence(steps, ours, bounds, audit, twins.moves, twins.values, twins.rerun())
+        cause = find_cause(bad, evidence)
+    elif twins.root.training:
+        found = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
+        rows += [_statistic_row(one) for one in found]
+        cause = next((one.cause for one in found if one.cause is not None), None)
+    whole = next(step for step in reversed(steps) if step.torch.path == ()).output
+    return Parity(
+        tuple(rows),
+        cause,
+        whole.gap.difference if whole is not None else float("inf"),
+        audit.faults,
+        tuple(_notes(twins, steps, last, theirs.error)),
+    )
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
+def _whole(root: nn.Module, ours: Record, theirs: Record, bounds: Bounds) -> Step:
+    """The two models as one step."""
+    call = Call((), (), ours.output, module=root)
+    output = compare(root, ours.output, theirs.output, bounds)
+    return Step(call, Call((), (), theirs.output), root, 0, output, (1, 1))
+
+
+def _row(step: Step, error: BaseException | None) -> ParityRow | None:
+    """A step as a row; None where there is nothing to compare."""
+    shape = step.torch.outputs[0].array.shape if step.torch.outputs else None
+    where = (type(step.module).__name__, join_path(step.torch.path), *_flax_path(step), step.number, shape)
+    nothing = (float("nan"), float("nan"))
+    if step.flax is None:
+        # A container may be called on one side and looped over on the other.
+        return (
+            None if list(step.module.children()) else ParityRow(*where, *nothing, None, "not called in Flax")
+        )
+    if error is not None and not step.flax.outputs:
+        return ParityRow(*where, *nothing, False, f"raised {type(error).__name__}")
+    if step.output is None:
+        return None
+    if step.output.ours is None:
+        ours, theirs = step.output.shapes
+        note = f"{theirs} in Flax"
+        return ParityRow(*where[:4], ours, *nothing, False, note)
+    numbers = (step.output.gap.difference, step.output.gap.relative)
+    return ParityRow(*where[:4], step.output.shapes[0], *numbers, step.output.ok)
+
+
+def _flax_path(step: Step) -> tuple[str]:
+    return (join_path(step.flax.path) if step.flax is not None else "",)
+
+
+def _statistic_row(one: Statistic) -> ParityRow:
+    name = f"{type(one.step.module).__name__} {one.name}"
+    torch_path, (flax_path,) = join_path(one.step.torch.path), _flax_path(one.step)
+    return ParityRow(name, torch_path, flax_path, 0, one.shape, one.gap.difference, one.gap.relative, one.ok)
+
+
+def _notes(
+    twins: Twins, steps: Sequence[Step], last: Mapping[str, bool], error: BaseException | None
+) -> Iterator[str]:
+    yield from (f"{name} went into Flax with its channels last" for name, moved in last.items() if moved)
+    for step in steps:
+        ours, theirs = step.counts
+        if step.number == 0 and ours != theirs and not list(step.module.children()):
+            name = join_path(step.torch.path)
+            yield f"'{name}' is called {ours} times in torch and {theirs} times in Flax"
+    if error is not None:
+        yield f"the Flax model raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    yield from (f"the plan says {fault}" for fault in twins.plan.report)

@@ -1,0 +1,288 @@
+"""Questions to two arrays that should be equal: what was done to one and not to the other?
+
+Each probe is a computation: it names a relation only where the numbers have it, and not by what is usual. Both
+arrays lie as the Flax model has them (channels last), the first is torch's. Owns no knowledge of models.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import isqrt
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+__all__ = ["Finding", "Known", "find", "moved_rows", "permuted"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A relation between two arrays.
+
+    Attributes:
+        kind: One word for it, as `Cause` has it.
+        message: What it is, as the end of a sentence on the place where it was found.
+        fix: What to do.
+    """
+
+    kind: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """An array from farther in front, where both models agree.
+
+    Attributes:
+        name: What it is.
+        array: Its values.
+        reach: What the models do with it, beside an activation, until it is one of the two arrays; None where
+            nothing is known to be done.
+    """
+
+    name: str
+    array: np.ndarray
+    reach: Callable[[np.ndarray], np.ndarray | None] = lambda array: array
+
+
+Close = Callable[[np.ndarray, np.ndarray], bool]
+Earlier = Sequence[Known]
+
+
+def find(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    earlier: Earlier,
+    maps: Sequence[tuple[int, ...]],
+    close: Close,
+) -> Finding | None:
+    """The first relation that two different arrays have.
+
+    Args:
+        ours: torch's array.
+        theirs: Flax's, of the same shape.
+        earlier: What earlier layers took and gave, where both models agreed; the latest first.
+        maps: The shapes ``(C, *space)`` of earlier feature maps; the latest first.
+        close: Whether two arrays of one shape are equal but for rounding.
+    """
+    if not ours.size or ours.dtype.kind not in "fc" or theirs.dtype.kind not in "fc":
+        return None
+    probes = (
+        lambda: _flattened(ours, theirs, maps, close),
+        lambda: _activated(ours, theirs, earlier, close),
+        lambda: _dropped(ours, theirs, close),
+        lambda: _scaled(ours, theirs, close),
+        lambda: _added(ours, theirs, earlier, close),
+        lambda: _reordered(ours, theirs, close),
+    )
+    for probe in probes:
+        if (found := probe()) is not None:
+            return found
+    return None
+
+
+# --- order -------------------------------------------------------------------------------------------
+
+
+def _flattened(
+    ours: np.ndarray, theirs: np.ndarray, maps: Sequence[tuple[int, ...]], close: Close
+) -> Finding | None:
+    """The order of flattened features: ``(C, *space)`` in torch, ``(*space, C)`` in Flax."""
+    if ours.ndim != 2:
+        return None
+    width = ours.shape[1]
+    shapes = [shape for shape in maps if np.prod(shape) == width]
+    shapes += [_square(channels, width // channels) for channels in range(2, width) if width % channels == 0]
+    for channels, *space in shapes:
+        shape = (channels, *space)
+        turned = ours.reshape(len(ours), channels, -1).swapaxes(1, 2).reshape(ours.shape)
+        if close(turned, theirs):
+            return Finding(
+                "flatten order",
+                f"torch flattens {shape}, channels first, and Flax flattens the same map channels last",
+                f'convert with rules=[Flatten("{{layer}}", {shape})], or move the channels to the front in Flax '
+                "before flattening",
+            )
+    return None
+
+
+def _square(channels: int, positions: int) -> tuple[int, ...]:
+    side = isqrt(positions)
+    return (channels, side, side) if side * side == positions else (channels, positions)
+
+
+def _reordered(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+    """The same values in another order."""
+    axes = permuted(ours, theirs, close)
+    if axes is not None:
+        return Finding(
+            "axes",
+            f"Flax has torch's values with the axes {axes}",
+            "transpose them back, or do not transpose them",
+        )
+    for axis in range(ours.ndim):
+        if close(np.flip(ours, axis), theirs):
+            return Finding(
+                "axes", f"Flax has torch's values in reverse along axis {axis}", "do not turn them round"
+            )
+    if ours.dtype.kind == "f" and close(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
+        return Finding(
+            "order",
+            "Flax has the same values in another order",
+            "look at the reshapes and transposes in front",
+        )
+    return None
+
+
+def permuted(ours: np.ndarray, theirs: np.ndarray, close: Close) -> tuple[int, ...] | None:
+    """The order of axes that makes the one array the other, if there is one other than none."""
+    if ours.ndim > 5:
+        return None
+    for axes in permutations(range(ours.ndim)):
+        turned = ours.transpose(axes)
+        if axes != tuple(range(ours.ndim)) and turned.shape == theirs.shape and close(turned, theirs):
+            return axes
+    return None
+
+
+def moved_rows(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two matrices have the same rows in another order."""
+    if ours.ndim != 2 or ours.shape != theirs.shape or np.array_equal(ours, theirs):
+        return False
+    first, other = (rows[np.lexsort(rows.T[::-1])] for rows in (ours, theirs))
+    return np.array_equal(first, other)
+
+
+# --- values ------------------------------------------------------------------------------------------
+
+_GELU, _TANH_GELU = "gelu(approximate=False)", "gelu(approximate=True)"
+
+_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    _GELU: functional.gelu,
+    _TANH_GELU: lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "leaky_relu(negative_slope=0.01)": functional.leaky_relu,
+    "leaky_relu(negative_slope=0.1)": lambda x: functional.leaky_relu(x, 0.1),
+    "leaky_relu(negative_slope=0.2)": lambda x: functional.leaky_relu(x, 0.2),
+    "elu": functional.elu,
+    "selu": functional.selu,
+    "relu6": functional.relu6,
+    "softplus": functional.softplus,
+    "mish": functional.mish,
+    "hard_swish": functional.hardswish,
+    "hard_sigmoid": functional.hardsigmoid,
+    "log_sigmoid": functional.logsigmoid,
+    "soft_sign": functional.softsign,
+    "softmax": lambda x: x.softmax(-1),
+    "log_softmax": lambda x: x.log_softmax(-1),
+}
+
+
+def _activated(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close) -> Finding | None:
+    """An activation on one side alone, or another one on each side of what came before."""
+    if ours.dtype.kind == "c" or theirs.dtype.kind == "c" or not ours.ndim:
+        return None
+    for name, result in _activations(theirs, ours.shape):
+        if close(ours, result):
+            return _activation_finding(name, None)
+    for name, result in _activations(ours, theirs.shape):
+        if close(result, theirs):
+            return _activation_finding(None, name)
+    for before in earlier:
+        if before.array.dtype.kind == "f":
+            results = list(_activations(before.array, ours.shape, before.reach))
+            here = next((name for name, result in results if close(ours, result)), None)
+            there = next((name for name, result in results if close(result, theirs)), None)
+            if here and there and here != there:
+                return _activation_finding(here, there)
+    return None
+
+
+def _activations(
+    before: np.ndarray,
+    shape: tuple[int, ...],
+    reach: Callable[[np.ndarray], np.ndarray | None] = lambda array: array,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every activation of an array, where that reaches the shape that is looked for."""
+    tensor = torch.from_numpy(np.array(before))
+    if (reached := reach(tensor.numpy())) is None or reached.shape != shape:
+        return
+    for name, function in _ACTIVATIONS.items():
+        result = reach(function(tensor).numpy())
+        if result is not None:
+            yield name, result
+
+
+def _activation_finding(ours: str | None, theirs: str | None) -> Finding:
+    if {ours, theirs} == {_GELU, _TANH_GELU}:
+        return Finding("gelu", f"torch computes {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
+    if theirs is None:
+        return Finding("activation", f"torch applies {ours} and Flax does not", f"call jax.nn.{ours} in Flax")
+    if ours is None:
+        return Finding(
+            "activation", f"Flax applies {theirs} and torch does not", f"take {theirs} out of Flax"
+        )
+    return Finding("activation", f"torch applies {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
+
+
+def _dropped(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+    """Zeros on one side, and all the rest larger by one factor, is an active dropout."""
+    for here, there, side, switch in (
+        (theirs, ours, "Flax", "call flax_model.eval(), or pass deterministic=True"),
+        (ours, theirs, "torch", "call torch_module.eval()"),
+    ):
+        gone, kept = (here == 0) & (there != 0), (here != 0) & (there != 0)
+        factor = _ratio(here, there, kept)
+        other = (there == 0) & (here != 0)  # then the other side drops elements too
+        if factor is None or factor < _LEAST or not gone.any() or other.any():
+            continue
+        if close(np.where(kept, here / factor, 0), np.where(kept, there, 0)):
+            rate = 1 - 1 / factor
+            return Finding("dropout", f"a dropout of rate {rate:.2g} is active in {side}", switch)
+    both = (ours != 0) & (theirs != 0)
+    other = (ours == 0) != (theirs == 0)
+    if both.any() and other.any() and close(np.where(both, ours, 0), np.where(both, theirs, 0)):
+        return Finding(
+            "dropout",
+            "a dropout is active in both, and each draws a mask of its own",
+            "call eval() on both models; masks of two frameworks never agree",
+        )
+    return None
+
+
+_LEAST = 1.001  # a dropout of a rate of a thousandth
+
+
+def _ratio(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | None:
+    """One array as a multiple of the other, by their largest element."""
+    if not where.any():
+        return None
+    place = np.argmax(np.where(where, np.abs(other), 0))
+    return float(np.real(one.ravel()[place] / other.ravel()[place]))
+
+
+def _added(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close) -> Finding | None:
+    """The output of an earlier layer, added on one side alone: a residual connection."""
+    for one in earlier:
+        before, name = one.array, one.name
+        if before.shape == ours.shape and before.dtype.kind == "f" and before.any():
+            if close(ours, theirs + before):
+                return Finding("residual", f"torch adds {name}, and Flax does not", f"add {name} in Flax")
+            if close(ours + before, theirs):
+                return Finding(
+                    "residual", f"Flax adds {name}, and torch does not", f"do not add {name} in Flax"
+                )
+    return None
+
+
+def _scaled(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+    """One array is a multiple of the other."""
+    factor = _ratio(theirs, ours, ours != 0)
+    if ours.size < 2 or not factor or not np.isfinite(factor) or not close(ours * factor, theirs):
+        return None
+    return Finding("scale", f"Flax has {factor:.6g} times torch's values", f"divide by {factor:.6g} in Flax")

@@ -1,0 +1,81 @@
+"""Runs one Flax layer once more on what it was given, with other settings."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from torchjax_bridge.exchange import Path
+
+from .._live import rng_streams
+from ._record import MODEL_ERRORS, Call
+from ._values import Value, values_in
+
+__all__ = ["rerun_linen", "rerun_nnx"]
+
+Rerun = Callable[[Call, Mapping[str, Any]], tuple[Value, ...] | None]
+
+
+def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
+    """Run copies of the layers of an nnx model; gives None where a layer has no such setting, or cannot run."""
+
+    def rerun(call: Call, settings: Mapping[str, Any]) -> tuple[Value, ...] | None:
+        module = modules.get(call.path)
+        if module is None or not all(hasattr(module, name) for name in settings):
+            return None
+        layer: Any = nnx.clone(module)
+        for name, value in settings.items():
+            if name == "num_groups":  # nnx keeps the size of a group beside their number
+                layer.group_size = layer.group_size * layer.num_groups // value
+            setattr(layer, name, value)
+        return _run(layer, call, settings)
+
+    return rerun
+
+
+def rerun_linen(variables: Mapping[str, Any]) -> Rerun:
+    """Run layers of a linen model on their part of the variables; gives None where that cannot be."""
+
+    def rerun(call: Call, settings: Mapping[str, Any]) -> tuple[Value, ...] | None:
+        if not isinstance(call.module, flax.linen.Module):
+            return None
+        if not all(hasattr(call.module, name) for name in settings):
+            return None
+        own = {name: part for name, tree in variables.items() if (part := _part(tree, call.path)) is not None}
+        layer = call.module.clone(**settings)
+
+        def apply(*args: Any, **kwargs: Any) -> Any:
+            writable = [name for name in own if name != "params"]
+            return layer.apply(own, *args, rngs=rng_streams(), mutable=writable, **kwargs)[0]
+
+        return _run(apply, call, settings)
+
+    return rerun
+
+
+def _part(tree: Any, path: Path) -> Any:
+    for name in path:
+        if not isinstance(tree, Mapping) or str(name) not in tree:
+            return None
+        tree = tree[str(name)]
+    return tree
+
+
+def _run(layer: Callable[..., Any], call: Call, settings: Mapping[str, Any]) -> tuple[Value, ...] | None:
+    args, kwargs = jax.tree.map(_array, call.arguments)
+    kwargs = {
+        name: value for name, value in kwargs.items() if name not in settings
+    }  # said in the constructor now
+    try:
+        with jax.default_matmul_precision("highest"):
+            return values_in(layer(*args, **kwargs))
+    except MODEL_ERRORS:  # another input than its settings want, or a layer that lives in a scan
+        return None
+
+
+def _array(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf

@@ -1,0 +1,193 @@
+"""Two runs side by side: which call of a torch layer is which call of its Flax twin, and how far they are apart.
+
+The plan says which layers belong together. A layer that is called several times is compared call by call; layers
+that are one on the other side (tied, or stacked in a scan) are taken together, in the order of their calls.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from torchjax_bridge.exchange import Path
+
+from ._record import Call, Record
+from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance
+
+__all__ = ["Bounds", "Comparison", "Step", "align", "channels_last", "compare"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is taken for rounding: ``atol``, or ``rtol`` of the largest value, or what the dtype explains."""
+
+    atol: float | None = None
+    rtol: float | None = None
+
+    def allow(self, found: Gap, *dtypes: str) -> bool:
+        """Whether a difference is within the bounds."""
+        rtol = self.rtol
+        if rtol is None:
+            rtol = tolerance(*dtypes) if self.atol is None else 0.0
+        return found.difference <= (self.atol or 0.0) or found.relative <= rtol
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The outputs (or the inputs) of two layers.
+
+    Attributes:
+        ours: torch's array, as it lies in Flax; None where no layout makes the two alike.
+        theirs: Flax's array.
+        gap: How far they are apart.
+        ok: Whether that is within the bounds.
+        shapes: Both shapes.
+    """
+
+    ours: np.ndarray | None
+    theirs: np.ndarray
+    gap: Gap
+    ok: bool
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a pair of layers.
+
+    Attributes:
+        torch: The call in torch.
+        flax: The call in Flax, or None where there is none.
+        module: The torch layer.
+        number: Which call of the layer it is, from 0.
+        output: The outputs, compared.
+        counts: How often the pair was called on each side.
+        features: The ``(C, *space)`` whose flattening feeds the layer, channels first in torch and last in Flax.
+    """
+
+    torch: Call
+    flax: Call | None
+    module: nn.Module
+    number: int
+    output: Comparison | None
+    counts: tuple[int, int]
+    features: tuple[int, ...] | None = None
+
+    @property
+    def given(self) -> tuple[Value, ...]:
+        """Torch's inputs, as the Flax layer is to be given them."""
+        ours = self.torch.inputs
+        if self.features is None or len(ours) != 1:
+            return ours
+        return (Value(channels_last(ours[0].array, self.features), ours[0].dtype),)
+
+    def inputs(self, bounds: Bounds) -> Comparison | None:
+        """The inputs, compared; None where there is nothing to compare."""
+        if self.flax is None:
+            return None
+        return compare(self.module, self.given, self.flax.inputs, bounds)
+
+
+def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
+    """A flattened ``(C, *space)`` on the last axis, as a flattened ``(*space, C)``."""
+    apart = array.reshape(*array.shape[:-1], features[0], -1)
+    return apart.swapaxes(-1, -2).reshape(array.shape)
+
+
+def compare(
+    module: nn.Module, ours: Sequence[Value], theirs: Sequence[Value], bounds: Bounds
+) -> Comparison | None:
+    """Compare what two layers took or gave: array by array, or torch's first with the one that it fits."""
+    if not ours or not theirs:
+        return None
+    if len(ours) == len(theirs) and not isinstance(module, _SEQUENCES):
+        pairs = [_pair(module, one, other, bounds) for one, other in zip(ours, theirs, strict=True)]
+        bad = [pair for pair in pairs if not pair.ok]
+        return bad[0] if bad else max(pairs, key=lambda pair: pair.gap.relative)
+    tried = [_pair(module, ours[0], other, bounds) for other in theirs]
+    return min(tried, key=lambda pair: pair.gap.difference)
+
+
+# What these return beside their first output (states, attention weights), Flax's return elsewhere or not at all.
+_SEQUENCES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
+
+
+def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds) -> Comparison:
+    ways = laid_out(one.array, module, other.array.shape)
+    if has_one_layout(module):
+        ways = ways[:1]
+    found = best(ways, other.array)
+    shapes = (one.array.shape, other.array.shape)
+    if found is None:
+        return Comparison(None, other.array, Gap(float("inf"), float("inf")), False, shapes)
+    way, apart = found
+    return Comparison(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
+
+
+# --- which call is which -------------------------------------------------------------------------------
+
+
+def align(
+    layers: Sequence[tuple[Path, Path]],
+    modules: Mapping[Path, nn.Module],
+    names: Mapping[Path, Path],
+    features: Mapping[Path, tuple[int, ...]],
+    ours: Record,
+    theirs: Record,
+    bounds: Bounds,
+) -> list[Step]:
+    """The steps of two runs, in the order in which torch's calls ended.
+
+    Args:
+        layers: The pairs of the plan.
+        modules: The torch modules by path.
+        names: For a path of a Flax module that has several: the one under which its calls were recorded.
+        features: For a torch path: the shape whose flattening feeds the layer, where the caller said so.
+        ours: The run in torch.
+        theirs: The run in Flax.
+        bounds: What is taken for rounding.
+    """
+    order = {id(call): place for place, call in enumerate(ours.calls)}
+    steps: list[Step] = []
+    for torch_side, flax_side in _groups(layers, modules, names):
+        first = [call for call in ours.calls if call.module in torch_side]
+        other = [call for call in theirs.calls if call.path in flax_side]
+        if first and isinstance(first[0].module, nn.RNNBase) and len(other) > len(first):
+            other = list(_over_time(first, other))
+        counts = (len(first), len(other))
+        for number, call in enumerate(first):
+            twin = other[number] if number < len(other) else None
+            output = compare(call.module, call.outputs, twin.outputs, bounds) if twin else None
+            steps.append(Step(call, twin, call.module, number, output, counts, features.get(call.path)))
+    return sorted(steps, key=lambda step: order[id(step.torch)])
+
+
+def _groups(
+    layers: Sequence[tuple[Path, Path]], modules: Mapping[Path, nn.Module], names: Mapping[Path, Path]
+) -> Iterator[tuple[list[nn.Module], set[Path]]]:
+    """Pairs that share a module on either side, taken together."""
+    groups: list[tuple[list[nn.Module], set[Path]]] = []
+    for torch_path, flax_path in layers:
+        if torch_path not in modules:
+            continue
+        torch_side, flax_side = [modules[torch_path]], {names.get(flax_path, flax_path)}
+        touching = [g for g in groups if flax_side & g[1] or any(m is torch_side[0] for m in g[0])]
+        for group in touching:
+            torch_side += group[0]
+            flax_side |= group[1]
+            groups.remove(group)
+        groups.append((torch_side, flax_side))
+    yield from groups
+
+
+def _over_time(first: Sequence[Call], steps: Sequence[Call]) -> Iterator[Call]:
+    """The calls of a cell as calls of its layer: a linen cell is recorded step by step."""
+    length, rest = divmod(len(steps), len(first))
+    for number, call in enumerate(first):
+        part = steps[number * length : (number + 1) * length]
+        if rest or not call.outputs or any(not step.outputs for step in part):
+            return
+        axis = 1 if call.module.batch_first else 0
+        outputs = np.stack([step.outputs[-1].array for step in part], axis)
+        yield Call(part[0].path, (), (Value(outputs, part[0].outputs[-1].dtype),))

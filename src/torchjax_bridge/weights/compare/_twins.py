@@ -1,0 +1,159 @@
+"""A torch model and its Flax twin: read, paired by the plan, and ready to run.
+
+Owns what differs between nnx and linen for the comparison. Runs nothing by itself.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import numpy as np
+from torch import nn
+
+from torchjax_bridge.errors import PlanError, SettingsError
+from torchjax_bridge.exchange import Path
+
+from .._audit import Audit, compare_settings
+from .._bind import Move
+from .._flax_tree import FlaxTree
+from .._live import Linen, as_linen, live_nnx
+from .._plan import Plan, UserRule, make_plan, read_sides
+from .._torch_tree import TorchTree
+from ._record import Record, record_linen, record_nnx
+from ._rerun import Rerun, rerun_linen, rerun_nnx
+from ._values import values_in
+
+__all__ = ["Twins", "read_twins"]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Both models and the plan between them.
+
+    Attributes:
+        torch_tree: The torch side, as read.
+        flax_tree: The Flax side, as read.
+        plan: Which layers and tensors belong together.
+        model: The nnx model; or the linen module.
+        variables: The variables of a linen module, else None.
+    """
+
+    torch_tree: TorchTree
+    flax_tree: FlaxTree
+    plan: Plan
+    model: Any
+    variables: Mapping[str, Any] | None
+
+    @cached_property
+    def modules(self) -> dict[Path, nn.Module]:
+        """The torch modules by path, wrappers looked through."""
+        return {node.origin: node.module for node in self.torch_tree.root.walk() if node.module is not None}
+
+    @cached_property
+    def features(self) -> dict[Path, tuple[int, ...]]:
+        """The shapes whose flattening feeds a layer, where the caller said so."""
+        nodes = self.torch_tree.root.walk()
+        return {node.origin: node.features for node in nodes if node.features is not None}
+
+    @property
+    def root(self) -> nn.Module:
+        """The torch model, without its wrappers."""
+        return self.modules[()]
+
+    @cached_property
+    def names(self) -> dict[Path, Path]:
+        """For the path of an nnx module that has several paths: the one under which it is recorded."""
+        first: dict[int, Path] = {}
+        parts = [node for node in self.flax_tree.root.walk() if node.module is not None]
+        return {node.path: first.setdefault(id(node.module), node.path) for node in parts}
+
+    @property
+    def arrays(self) -> Any:
+        """The arrays of the Flax model."""
+        return [leaf.value for leaf in self.flax_tree.root.flat().values()]
+
+    @property
+    def flavour(self) -> str:
+        """``"nnx"`` or ``"linen"``."""
+        return self.flax_tree.flavour
+
+    # --- running -------------------------------------------------------------------------------------
+
+    @property
+    def flax_call(self) -> Callable[..., Any]:
+        """The method that a call of the Flax model ends in."""
+        return self.model.__call__
+
+    def run_flax(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Record:
+        """Run the Flax model and record every layer that has a twin."""
+        watched = frozenset(self.names.get(path, path) for _, path in self.plan.layers)
+        if self.variables is None:
+            return record_nnx(self.model, watched, args, kwargs)
+        return record_linen(self.model, self.variables, watched, args, kwargs)
+
+    def rerun(self) -> Rerun:
+        """Runs one Flax layer again with other settings."""
+        if self.variables is not None:
+            return rerun_linen(self.variables)
+        live = {node.path: node.module for node in self.flax_tree.root.walk() if node.module is not None}
+        return rerun_nnx(live)
+
+    def settings(self, record: Record) -> Audit:
+        """The settings that differ; linen's are known from the run."""
+        layers = record.layers if self.variables is not None else live_nnx(self.flax_tree)
+        return compare_settings(self.torch_tree, layers, self.plan)
+
+    # --- weights -------------------------------------------------------------------------------------
+
+    @cached_property
+    def moves(self) -> dict[Path, list[Move]]:
+        """What the plan moves, by the torch layer whose it is."""
+        owners = {
+            leaf.key: node.origin for node in self.torch_tree.root.walk() for leaf in node.leaves.values()
+        }
+        layers = {path for path, _ in self.plan.layers}
+        found: dict[Path, list[Move]] = {}
+        for move in self.plan.moves:
+            path = owners[move.torch_keys[0]] if move.torch_keys else ()
+            while path not in layers and path:
+                path = path[:-1]
+            found.setdefault(path, []).append(move)
+        return found
+
+    def values(self, move: Move) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The arrays of a move: torch's, as they lie in Flax, and Flax's own."""
+        tensors = [self.torch_tree.state[key].detach() for key in move.torch_keys]
+        ours = values_in(move.layout.forward(tensors))
+        theirs = values_in([self._leaves[path] for path in move.flax_paths])
+        return [value.array for value in ours], [value.array for value in theirs]
+
+    @cached_property
+    def _leaves(self) -> dict[Path, Any]:
+        return {leaf.path: leaf.value for leaf in self.flax_tree.root.flat().values()}
+
+
+def read_twins(torch_module: Any, flax_model: Any, rules: Iterable[UserRule]) -> Twins:
+    """Read both models and make the plan between them.
+
+    Raises:
+        SettingsError: One of them is no live model.
+        PlanError: They have no layer in common.
+    """
+    if not isinstance(torch_module, nn.Module):
+        raise SettingsError(f"a {type(torch_module).__name__} cannot run: pass the live nn.Module.")
+    linen: Linen | None = as_linen(flax_model)
+    model, variables = linen if linen is not None else (flax_model, None)
+    if linen is not None and variables is None:
+        raise SettingsError("a linen module without its variables cannot run: pass (module, variables).")
+    template = model if variables is None else variables
+    torch_tree, flax_tree, given = read_sides(torch_module, template, rules)
+    plan = make_plan(torch_tree, flax_tree, given)
+    if not plan.moves:
+        plan.report.raise_unless_ok("compare two models that have no layer in common", strict=True)
+        raise PlanError("the two models have no layer in common.")
+    hollow = [leaf for leaf in flax_tree.root.flat().values() if isinstance(leaf.value, jax.ShapeDtypeStruct)]
+    if hollow:
+        raise SettingsError("an abstract Flax model cannot run: fill it first, with to_flax.")
+    return Twins(torch_tree, flax_tree, plan, model, variables)

@@ -1,0 +1,166 @@
+"""The arrays in what a layer takes or gives, of either framework, as numpy arrays that nobody else holds.
+
+Also how a torch array lies when it is laid out as the Flax layer has it, and how far two arrays are apart. Owns no
+knowledge of layers beyond which of torch's have their channels in front.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = [
+    "Gap",
+    "Value",
+    "best",
+    "channels_in_front",
+    "gap",
+    "has_one_layout",
+    "laid_out",
+    "tolerance",
+    "values_in",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """One array, and the name of the dtype it had; what numpy cannot compute with is held as float32."""
+
+    array: np.ndarray
+    dtype: str
+
+
+def values_in(tree: Any) -> tuple[Value, ...]:
+    """The arrays in tuples, lists, mappings (by sorted keys), dataclasses and pytrees, copied."""
+    return tuple(_values(tree))
+
+
+def _values(tree: Any) -> Iterator[Value]:
+    if isinstance(tree, torch.Tensor):
+        if not tree.is_meta and tree.layout == torch.strided:
+            tensor = tree.detach().resolve_conj().resolve_neg()
+            wide = tensor.float() if tensor.is_floating_point() and tensor.dtype not in _NATIVE else tensor
+            yield Value(wide.cpu().numpy().copy(), str(tree.dtype).removeprefix("torch."))
+    elif isinstance(tree, jax.Array | np.ndarray):
+        if jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key):
+            return
+        array = np.asarray(tree)
+        yield Value(array if array.dtype.kind in "fciub" else array.astype(np.float32), tree.dtype.name)
+    elif isinstance(tree, Mapping):
+        for name in sorted(tree, key=str):
+            yield from _values(tree[name])
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _values(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from _values(getattr(tree, field.name, None))
+
+
+_NATIVE = (torch.float16, torch.float32, torch.float64)
+
+
+# --- layouts -----------------------------------------------------------------------------------------
+
+# torch classes whose second axis is the channels, where Flax has them last.
+_IN_FRONT = (
+    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU,
+)  # fmt: skip
+_BATCH_SECOND = (nn.RNNBase, nn.MultiheadAttention)  # unless batch_first
+_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNCellBase)
+
+
+def channels_in_front(module: nn.Module) -> bool:
+    """Whether a torch layer has its channels on the second axis."""
+    return isinstance(module, _IN_FRONT)
+
+
+def has_one_layout(module: nn.Module) -> bool:
+    """Whether the class of a torch layer says how its arrays lie in Flax."""
+    return isinstance(module, (*_IN_FRONT, *_LAST))
+
+
+def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The ways in which a torch array can lie in a Flax array of this shape, the likeliest first.
+
+    For a layer of known class the first is the one; for a module of the caller's any may be. Leading axes may be
+    merged on one side (a Linear takes ``(N, L, C)`` as well as ``(N * L, C)``).
+    """
+    ways = [array]
+    if array.ndim > 2:
+        last, second = np.moveaxis(array, 1, -1), np.swapaxes(array, 0, 1)
+        ways = [array, last, second]
+        if module is None or not isinstance(module, (*_LAST, *_BATCH_SECOND, *_IN_FRONT)):
+            ways = [array, last, np.moveaxis(array, 0, -1)]
+        elif isinstance(module, _IN_FRONT):
+            ways = [last, np.moveaxis(array, 0, -1), array]
+        elif isinstance(module, _BATCH_SECOND) and not module.batch_first:
+            ways = [second, array]
+        elif isinstance(module, _LAST):
+            ways = [array]
+    fitting = [way for way in ways if way.shape == shape]
+    if fitting:
+        return fitting
+    return [
+        way.reshape(shape)
+        for way in ways
+        if way.size == np.prod(shape) and shape and way.ndim and way.shape[-1] == shape[-1]
+    ]
+
+
+# --- distances ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far two arrays are apart.
+
+    Attributes:
+        difference: The largest ``|x - y|``; infinite where one is finite and the other is not.
+        relative: The same, divided by the largest ``|x|``.
+    """
+
+    difference: float
+    relative: float
+
+
+def gap(ours: np.ndarray, theirs: np.ndarray) -> Gap:
+    """The largest difference of two arrays of one shape, and its part of the largest finite ``|ours|``."""
+    if not ours.size:
+        return Gap(0.0, 0.0)
+    wide = np.complex128 if "c" in (ours.dtype.kind, theirs.dtype.kind) else np.float64
+    x, y = ours.astype(wide), theirs.astype(wide)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(x - y)
+    same = (x == y) | (np.isnan(x) & np.isnan(y))
+    apart = np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
+    finite = np.abs(x[np.isfinite(x)])
+    difference, scale = float(apart.max()), float(finite.max()) if finite.size else 0.0
+    if not difference:
+        return Gap(0.0, 0.0)
+    return Gap(difference, difference / scale if scale else float("inf"))
+
+
+def best(ways: Sequence[np.ndarray], theirs: np.ndarray) -> tuple[np.ndarray, Gap] | None:
+    """The layout of the torch array that is nearest to the Flax array; None where none fits."""
+    tried = [(way, gap(way, theirs)) for way in ways]
+    return min(tried, key=lambda one: one[1].difference, default=None)
+
+
+# The part of the largest value that is taken for rounding: of every layer in front, in either framework.
+_ROUNDING = {"float64": 1e-11, "complex128": 1e-11, "float32": 1e-5, "complex64": 1e-5, "float16": 4e-3}
+
+
+def tolerance(*dtypes: str) -> float:
+    """The relative difference that rounding explains, by the coarsest of the dtypes."""
+    return max(
+        (0.0 if name.startswith(("int", "uint", "bool")) else _ROUNDING.get(name, 3e-2) for name in dtypes),
+        default=0.0,
+    )
