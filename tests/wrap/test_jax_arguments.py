@@ -158,7 +158,9 @@ Z = jnp.asarray(X[:, 0] + 1j * X[:, 1], jnp.complex64)
         lambda f: jax.grad(lambda z: jnp.abs(f(z)).sum())(Z),
         lambda f: jax.vmap(jax.grad(lambda z: jnp.real(f(z))))(Z),
         lambda f: jax.jacfwd(lambda r: jnp.real(f(r + 0j)))(X[0]),
-        lambda f: jax.hessian(lambda r: jnp.imag(f(r * (1 + 1j))).sum())(X[0]),
+        pytest.param(
+            lambda f: jax.hessian(lambda r: jnp.imag(f(r * (1 + 1j))).sum())(X[0]), marks=pytest.mark.slow
+        ),
         lambda f: jax.grad(lambda z: jnp.real(jax.vjp(f, z)[1](z)[0]).sum())(Z),
     ],
     ids=["vjp", "jvp", "grad", "vmap-grad", "jacfwd", "hessian", "grad-of-vjp"],

@@ -76,7 +76,7 @@ OPERATORS = {
         x.view(6, 8)
     ),
 }
-SLOW = {"inverse", "fft", "interpolate", "instance norm", "conjugate constant"}
+SLOW = {"inverse", "fft", "interpolate", "instance norm", "conjugate constant", "assignment"}
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,7 @@ def test_value_gradient_and_lanes_are_those_of_torch(name):
             np.testing.assert_allclose(got, np.stack(right), **tolerance)
 
 
+@pytest.mark.slow
 def test_the_hessian_of_attention_is_that_of_torch():
     x = RNG.normal(size=48).astype(np.float32) * 0.5
     got = jax.hessian(lambda x: (as_jax_function(heads)(x) ** 2).sum())(jnp.asarray(x))

@@ -73,6 +73,7 @@ def test_hessian_in_all_four_compositions(wrapped, x):
     agree(lambda f: jax.jacrev(jax.jacfwd(f))(x), wrapped, jit=False)
 
 
+@pytest.mark.slow
 def test_third_derivatives(wrapped, x):
     agree(lambda f: jax.jacfwd(jax.hessian(f))(x[0]), wrapped, jit=False)
     agree(lambda f: jax.jacrev(jax.jacrev(jax.grad(f)))(x[0]), wrapped, jit=False)
