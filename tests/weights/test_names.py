@@ -550,6 +550,48 @@ def test_wrong_features_are_a_fault_and_so_is_a_flatten_that_names_no_linear() -
         to_flax(Flat(), template, rules=[Flatten("fc", (4, 3, 3)), Flatten("fc9", (4, 3, 3))])
 
 
+class Heads(nn.Module):
+    """Two layers that read one flattened map, defined before the convolution that makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(36, 2)
+        self.fc2 = nn.Linear(36, 3)
+        self.conv = nn.Conv2d(1, 4, 3)
+
+
+class NnxHeads(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc1 = nnx.Linear(36, 2, rngs=rngs)
+        self.fc2 = nnx.Linear(36, 3, rngs=rngs)
+        self.conv = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+
+
+@pytest.mark.parametrize(
+    "source", [Heads(), Heads().state_dict(), dict(sorted(Heads().state_dict().items()))]
+)
+def test_no_order_of_keys_or_definitions_hides_a_flatten(source: Any) -> None:
+    made = plan(source, NnxHeads(nnx.Rngs(0)))
+    assert [fault.path for fault in made.faults] == ["fc1", "fc2"]
+    rules = [Flatten("fc1", (4, 3, 3)), Flatten("fc2", None)]
+    assert plan(source, NnxHeads(nnx.Rngs(0)), rules=rules).ok
+
+
+def test_names_that_count_from_another_number_are_refused() -> None:
+    module = TorchNamed(fc1=(4, 4), fc2=(4, 4))
+    template = Named(nnx.Rngs(0), fc0=(4, 4), fc1=(4, 4))
+    with pytest.raises(errors.PlanError, match="count from different numbers"):
+        to_flax(module, template)
+    pairs = _pairs(module, template, rules=[Rename("fc1", "fc0"), Rename("fc2", "fc1")])
+    assert pairs["fc2.weight"] == "fc1.kernel"
+
+
+def test_a_sparse_tensor_of_a_state_dict_is_named() -> None:
+    state = {"weight": torch.eye(3).to_sparse(), "bias": torch.zeros(3)}
+    with pytest.raises(errors.BridgeError, match="sparse"):
+        to_flax(state, nnx.Linear(3, 3, rngs=nnx.Rngs(0)))
+
+
 def test_a_linear_behind_a_pooled_map_needs_nothing_said() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:

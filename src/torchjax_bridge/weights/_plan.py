@@ -126,7 +126,7 @@ def read_sides(
     torch_side: Any, flax_side: Any, rules: Iterable[UserRule]
 ) -> tuple[TorchTree, FlaxTree, tuple[UserRule, ...]]:
     """Read both sides, with the caller's renames applied."""
-    given = tuple(rules)
+    given = (rules,) if isinstance(rules, UserRule) else tuple(rules)
     for rule in given:
         if not isinstance(rule, UserRule):
             raise PlanError(
@@ -227,22 +227,33 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
 
 
 def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]) -> Iterable[Fault]:
-    """A Linear behind a convolution, wider than its channels, whose flattening the caller did not explain."""
+    """Every Linear of a model with feature maps whose input width nothing in the model explains.
+
+    A width is explained when another matrix gives it, or when it is the number of channels of a convolution
+    (a map pooled to one position). The order of keys and of definitions says nothing, and is not asked.
+    """
     nodes = dict(_owners(tree.root, tree.root))
     said = [rule for rule in rules if isinstance(rule, Flatten)]
-    channels = 0  # of the last convolution, while nothing but norms came after it
+    channels: list[int] = []
+    explained: set[int] = set()
+    linears: list[tuple[TorchNode, int]] = []
     for move in moves:
-        shape = tuple(tree.state[move.torch_keys[0]].shape) if move.torch_keys else ()
-        if move.rule in _CONVOLUTIONS and len(shape) > 2:
-            channels = _channels(nodes[move.torch_keys[0]], move, shape)
-        elif move.rule == "Linear" and len(shape) == 2:
-            node = nodes[move.torch_keys[0]]
-            positions, rest = divmod(shape[1], channels) if channels else (0, 0)
-            if positions > 1 and not rest and not any(rule.names(node.origin) for rule in said):
-                yield _say_how(node, shape[1], channels, positions)
-            channels = 0
-        elif len(shape) != 1:
-            channels = 0
+        for key in move.torch_keys:
+            shape, node = tuple(tree.state[key].shape), nodes[key]
+            if move.rule in _CONVOLUTIONS and len(shape) > 2:
+                channels.append(_channels(node, move, shape))
+            elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
+                channels.append(shape[0])
+            elif move.rule == "Linear" and len(shape) == 2:
+                linears.append((node, shape[1]))
+                explained.add(shape[0])
+            elif len(shape) == 2:  # a table, or the matrices of a recurrence, in both directions
+                explained |= {*shape, 2 * shape[1]}
+    explained.update(channels)
+    for node, width in linears:
+        if channels and width not in explained and not any(rule.names(node.origin) for rule in said):
+            fitting = [count for count in reversed(channels) if width % count == 0]
+            yield _say_how(node, width, fitting[0] if fitting else 0)
 
 
 _CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
@@ -262,16 +273,18 @@ def _channels(node: TorchNode, move: Move, shape: tuple[int, ...]) -> int:
     return given or (shape[1] if "Transpose" in move.rule else shape[0])
 
 
-def _say_how(node: TorchNode, width: int, channels: int, positions: int) -> Fault:
-    side = isqrt(positions)
-    features = f"({channels}, {side}, {side})" if side * side == positions else f"({channels}, H, W)"
+def _say_how(node: TorchNode, width: int, channels: int) -> Fault:
+    side = isqrt(width // channels) if channels else 0
+    square = bool(channels) and side * side * channels == width
+    features = f"({channels}, {side}, {side})" if square else f"({channels or 'C'}, ...)"
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
-        f"{node.where} takes {width} = {channels} channels x {positions} positions from a convolution, and "
-        "torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax model does: "
-        f'rules=[Flatten("{path}", {features})] if it flattens its own channels-last map, or '
-        f'Flatten("{path}", None) if it moves the channels to the front first',
+        f"{node.where} takes {width} inputs in a model with feature maps, and no other layer gives that many: if "
+        "they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax model "
+        f'does: rules=[Flatten("{path}", {features})], with what torch flattens, if it flattens its own '
+        f'channels-last map, or Flatten("{path}", None) if it moves the channels to the front first, or if '
+        "nothing is flattened (a map pooled to one position)",
         path,
     )
 
@@ -281,6 +294,9 @@ def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
     for move in moves:
         for key in move.torch_keys:
             dtype = tree.state[key].dtype
+            if tree.state[key].layout is not torch.strided:
+                yield Fault("dtype", "it is a sparse tensor; call .to_dense() first", key, key)
+                continue
             try:
                 wanted = jax_dtype(dtype)
             except DtypeError as err:

@@ -86,6 +86,9 @@ def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens
     search = _Search(fits, opens, flax_node)
     search.run(list(ours.values()), list(theirs.values()))
     done = search.done
+    shifted = [pair for pair in search.pairs if _is_shifted(pair, pairs, fits)]
+    search.faults += [_shift(pair) for pair in shifted]
+    search.pairs = [pair for pair in search.pairs if pair not in shifted]
     return Pairing(
         (*pairs, *search.pairs),
         tuple(part for node in ours.values() for part in _without(node, done)),
@@ -144,6 +147,39 @@ def _group(theirs: dict[_Name, FlaxNode], parent: FlaxNode) -> dict[str, FlaxNod
             group = groups.setdefault(prefix, FlaxNode((*parent.path, prefix)))
             group.children[int(number)] = node
     return groups
+
+
+# --- a numbering that is off by some ---------------------------------------------------------------------
+
+
+def _is_shifted(pair: tuple[TorchNode, FlaxNode], named: _Pairs, fits: _Fits) -> bool:
+    """Whether a pair found by shape alone belongs to a row of names that both sides may number differently.
+
+    ``conv1, conv2`` here and ``conv0, conv1`` there: ``conv1`` is in both, and need not be the same layer.
+    """
+    one, other = pair
+    stem, theirs = _stem(one), _stem(other)
+    if not stem or stem != theirs:
+        return False
+    return any(_stem(a) == stem == _stem(b) and fits(a, other) and fits(one, b) for a, b in named)
+
+
+def _stem(node: TorchNode | FlaxNode) -> str:
+    """A name without the number at its end; empty where it has none."""
+    name = str(node.path[-1]) if node.path else ""
+    return name.rstrip("0123456789") if name[-1:].isdigit() else ""
+
+
+def _shift(pair: tuple[TorchNode, FlaxNode]) -> Fault:
+    one, other = pair
+    path = join_path(one.origin)
+    return Fault(
+        "ambiguous",
+        f"{one.where} has no partner of its name, and {other.where} none either, but their equal siblings share "
+        "names: the two sides may count from different numbers. Say which is which for all of them, for example "
+        f'rules=[Rename("{path}", "{join_path(other.path)}"), ...]',
+        path,
+    )
 
 
 # --- by what alone fits --------------------------------------------------------------------------------

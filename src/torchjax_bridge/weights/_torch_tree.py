@@ -306,6 +306,8 @@ def _find_ties(state: dict[str, Any]) -> dict[str, str]:
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
             continue
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            continue  # nothing that could cross; the exchange says so
         same = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.device)
         if same in first:
             ties[key] = first[same]
