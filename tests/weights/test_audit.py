@@ -411,4 +411,4 @@ def test_what_is_no_live_model_is_refused() -> None:
 def test_what_could_not_be_paired_is_said() -> None:
     found = audit(models.net(), models.abstract_nnx_net())
     assert found.ok
-    assert "not paired: ambiguous: 'fc1' (Linear) takes 16 = 4 channels x 4" in str(found)
+    assert "not paired: ambiguous: 'fc1' (Linear) takes 16 inputs in a model with feature maps" in str(found)
