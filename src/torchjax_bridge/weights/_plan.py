@@ -244,7 +244,7 @@ def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]
                 channels.append(_channels(node, move, shape))
             elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
                 channels.append(shape[0])
-            elif move.rule == "Linear" and len(shape) == 2:
+            elif move.rule == "Linear" and len(shape) == 2 and shape[1] > 1:  # one input has no order
                 linears.append((node, shape[1]))
                 explained.add(shape[0])
             elif len(shape) == 2:  # a table, or the matrices of a recurrence, in both directions
