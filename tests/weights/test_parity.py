@@ -451,6 +451,30 @@ def test_jitted_parts_of_an_nnx_model_are_recorded_in_every_run() -> None:
         assert [row.torch_path for row in found.rows] == ["fc", "fc", "head", ""]
 
 
+def test_jitted_parts_of_a_linen_model_are_recorded_in_every_run() -> None:
+    class Linen(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            body = ln.jit(LinenShared)(2, name="body")
+            return body(x)
+
+    class Torch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Shared()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x)
+
+    module, linen, x = Torch(), Linen(), torch.randn(4, 3)
+    variables = to_flax(module, linen.init(jax.random.key(0), jnp.zeros((1, 3))))
+    linen.apply(variables, jnp.zeros((4, 3)))  # compiled without being watched
+    for _ in range(2):
+        found = parity(module, (linen, variables), x)
+        assert found.ok
+        assert [row.torch_path for row in found.rows] == ["body.fc", "body.fc", "body.head", "body", ""]
+
+
 # --- kinds of inputs and outputs -------------------------------------------------------------------------
 
 

@@ -199,6 +199,10 @@ def _trace(
 def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], plan: Plan) -> Audit:
     """Compare the settings of every pair of layers of a plan."""
     modules = {node.origin: node.module for node in torch_tree.root.walk() if node.module is not None}
+    dropouts: dict[Path, dict[Path, FlaxLayer]] = {}
+    for path, other in layers.items():
+        if other.kind == "Dropout":
+            dropouts.setdefault(path[:-1], {})[path] = other
     faults: list[SettingFault] = []
     count = 0
     for torch_path, flax_path in plan.layers:
@@ -214,7 +218,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
         for name, child, function in _functions(module, layer):
             place = (*torch_path, name), (*flax_path, name)
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
-        for name, child, path, other in _dropouts(module, flax_path, layers):
+        for name, child, path, other in _dropouts(module, flax_path, dropouts):
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
@@ -255,13 +259,12 @@ def _functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int,
 
 
 def _dropouts(
-    module: nn.Module, flax_path: Path, layers: Mapping[Path, FlaxLayer]
+    module: nn.Module, flax_path: Path, dropouts: Mapping[Path, Mapping[Path, FlaxLayer]]
 ) -> Iterator[tuple[str | int, nn.Module, Path, FlaxLayer]]:
     """The dropouts of a module beside those of its twin: by name, else in order if there are as many."""
-    scopes = (flax_path, (*flax_path, "layers"))
-    theirs = {
-        path: layer for path, layer in layers.items() if path[:-1] in scopes and layer.kind == "Dropout"
-    }
+    if not dropouts:
+        return
+    theirs = {**dropouts.get(flax_path, {}), **dropouts.get((*flax_path, "layers"), {})}
     ours = {name: child for name, child in _children(module) if type(child) in _DROPOUTS}
     for path in list(theirs):
         name = path[-1]

@@ -6,7 +6,7 @@ differs does (with `_wrong_weights`, `_rerun`, `_probes` and `_pooling` for its 
 step of training), `_parity` is the way in and the result.
 """
 
-from ._causes import Cause
+from ._evidence import Cause
 from ._parity import Parity, ParityRow, parity
 
 __all__ = ["Cause", "Parity", "ParityRow", "parity"]

@@ -16,7 +16,12 @@ from ._record import Record
 from ._steps import Bounds, Step
 from ._values import channels_in_front
 
-__all__ = ["check_call", "choose_layout", "to_flax_inputs"]
+Moves = Mapping[str, frozenset[int]]
+
+# The axes of what convolutions over one, two and three axes of space take.
+_IMAGES = frozenset({3, 4, 5})
+
+__all__ = ["Moves", "check_call", "choose_layout", "to_flax_inputs"]
 
 
 def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -47,18 +52,19 @@ def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs:
         ) from err
 
 
-def to_flax_inputs(values: Mapping[str, Any], last: Mapping[str, bool], like: Any) -> dict[str, Any]:
+def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[str, Any]:
     """Inputs by name as JAX arrays, those that are said so with their channels last.
 
     Args:
         values: Trees of tensors, and whatever else a model takes, which is passed on as it is.
-        last: Whether the tensors of an input go from ``(N, C, *space)`` to ``(N, *space, C)``.
+        last: The numbers of axes with which a tensor of an input goes from ``(N, C, *space)`` to
+            ``(N, *space, C)``.
         like: A tree of arrays, on whose device the inputs are put.
     """
     leaves, structure = jax.tree.flatten(dict(values))
     names = [name for name, value in sorted(values.items()) for _ in jax.tree.leaves(value)]
     tensors = {
-        f"{place}: {name}": _moved(leaf.detach(), last.get(name, False))
+        f"{place}: {name}": _moved(leaf.detach(), last.get(name, frozenset()))
         for place, (name, leaf) in enumerate(zip(names, leaves, strict=True))
         if isinstance(leaf, torch.Tensor)
     }
@@ -68,8 +74,8 @@ def to_flax_inputs(values: Mapping[str, Any], last: Mapping[str, bool], like: An
     return jax.tree.unflatten(structure, leaves)
 
 
-def _moved(tensor: torch.Tensor, last: bool) -> torch.Tensor:
-    return tensor.movedim(1, -1) if last and tensor.ndim > 2 else tensor
+def _moved(tensor: torch.Tensor, ranks: frozenset[int]) -> torch.Tensor:
+    return tensor.movedim(1, -1) if tensor.ndim in ranks else tensor
 
 
 def _device(like: Any) -> jax.Device | None:
@@ -83,20 +89,20 @@ def choose_layout(
     inputs: Mapping[str, Any],
     said: bool | Sequence[bool] | None,
     ours: Record,
-    run: Callable[[Mapping[str, bool]], Record],
+    run: Callable[[Moves], Record],
     lay: Callable[[Record], Sequence[Step]],
-) -> tuple[Record, Mapping[str, bool]]:
+) -> tuple[Record, Moves]:
     """Run the Flax model with the channels where it has them.
 
     Args:
         inputs: The torch inputs by name.
         said: What the caller said; None to find out.
         ours: The run in torch.
-        run: Runs the Flax model, with the channels of the named inputs last.
+        run: Runs the Flax model, with the channels of the named inputs last where they have so many axes.
         lay: Puts a run beside torch's.
 
     Returns:
-        The run, and which inputs went in with their channels last.
+        The run, and with which axes which inputs went in with their channels last.
 
     Raises:
         ArgumentError: The caller said one thing for each of another number of inputs.
@@ -105,21 +111,20 @@ def choose_layout(
         each = [said] * len(inputs) if isinstance(said, bool) else list(said)
         if len(each) != len(inputs):
             raise ArgumentError(f"channels_last says {len(each)} things about {len(inputs)} inputs.")
-        last = dict(zip(inputs, each, strict=True))
+        last = {name: _IMAGES if yes else frozenset[int]() for name, yes in zip(inputs, each, strict=True)}
         return run(last), last
-    ranks = {
+    ranks = _IMAGES & {
         call.inputs[0].array.ndim
         for call in ours.calls
         if isinstance(call.module, nn.Module) and channels_in_front(call.module) and call.inputs
     }
-    ranks &= {3, 4, 5}
     images = {
-        name: any(_rank(leaf) in ranks for leaf in jax.tree.leaves(value)) for name, value in inputs.items()
+        name: ranks & {_rank(leaf) for leaf in jax.tree.leaves(value)} for name, value in inputs.items()
     }
     first = run(images)
     if not any(images.values()) or (nearest := _apart(lay(first), first)) <= 1e-6:
         return first, images
-    plain = dict.fromkeys(inputs, False)
+    plain = dict.fromkeys(inputs, frozenset[int]())
     other = run(plain)
     return (other, plain) if _apart(lay(other), other) < nearest else (first, images)
 

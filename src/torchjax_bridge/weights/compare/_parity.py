@@ -14,8 +14,9 @@ from torchjax_bridge.exchange import join_path
 
 from .._audit import SettingFault
 from .._plan import UserRule
-from ._causes import Cause, Evidence, find_cause
-from ._inputs import check_call, choose_layout, to_flax_inputs
+from ._causes import find_cause
+from ._evidence import Cause, Evidence
+from ._inputs import Moves, check_call, choose_layout, to_flax_inputs
 from ._record import Call, Record, record_torch
 from ._statistics import Statistic, statistics
 from ._steps import Bounds, Step, align, compare
@@ -59,7 +60,8 @@ class Parity:
         rows: Every call of every layer that both have, in the order in which torch's ended; the model's own output,
             of which ``torch_path`` is empty, is among them.
         cause: The likely cause of the first row that differs; None where none does.
-        max_difference: The largest ``|torch - Flax|`` of the models' outputs.
+        max_difference: The largest ``|torch - Flax|`` of the models' outputs; not a number where one of them
+            gives no arrays.
         settings: Every setting that differs, also where it does not change these outputs.
         notes: What could not be compared, and how the inputs were laid out.
     """
@@ -172,7 +174,7 @@ def parity(
     bounds = Bounds(atol, rtol)
     ours = record_torch(twins.root, twins.modules.items(), inputs, ours_kwargs)
 
-    def run(last: Mapping[str, bool]) -> Record:
+    def run(last: Moves) -> Record:
         arrays = to_flax_inputs(named, last, twins.arrays)
         extra = to_flax_inputs(theirs_kwargs, {}, twins.arrays)
         return twins.run_flax(tuple(arrays[name] for name in named), extra)
@@ -203,7 +205,7 @@ def parity(
     return Parity(
         tuple(rows),
         cause,
-        whole.gap.difference if whole is not None else float("inf"),
+        whole.gap.difference if whole is not None else float("nan"),
         audit.faults,
         tuple(_notes(twins, steps, last, theirs.error)),
     )
@@ -251,9 +253,7 @@ def _statistic_row(one: Statistic) -> ParityRow:
     return ParityRow(name, torch_path, flax_path, 0, one.shape, one.gap.difference, one.gap.relative, one.ok)
 
 
-def _notes(
-    twins: Twins, steps: Sequence[Step], last: Mapping[str, bool], error: BaseException | None
-) -> Iterator[str]:
+def _notes(twins: Twins, steps: Sequence[Step], last: Moves, error: BaseException | None) -> Iterator[str]:
     yield from (f"{name} went into Flax with its channels last" for name, moved in last.items() if moved)
     for step in steps:
         ours, theirs = step.counts

@@ -1,42 +1,32 @@
-"""Runs a model once and records what its layers were given and what they gave.
+"""What a run of a model is: its calls, in order; and a run of a torch model, watched through forward hooks.
 
-torch is watched through forward hooks; an nnx model through a copy whose modules have a recording ``__call__``, and
-a linen model through ``nn.intercept_methods``. What runs inside a JAX transformation (scan, remat, vmap, jit) is
-recorded as it runs, by callbacks. The caller's modules are left as they were: hooks are taken off, buffers, random
-states and flags put back, also when the model raises.
-
-Keeps copies of the inputs and outputs of the layers that it is told to watch. Compares nothing.
+The caller's modules are left as they were: hooks are taken off, buffers, random states and flags put back, also
+when the model raises. Keeps copies of the inputs and outputs of the layers that it is told to watch. Compares
+nothing.
 """
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import flax.errors
 import flax.linen
-import jax
-import numpy as np
 import torch
-from flax import nnx
 from torch import nn
 
 from torchjax_bridge.exchange import Path
 
-from .._flax_tree import FlaxLeaf, read_flax
-from .._live import linen_path, rng_streams
-from ..settings import FlaxLayer, flax_layer
+from ..settings import FlaxLayer
 from ._values import Value, values_in
 
-__all__ = ["MODEL_ERRORS", "Call", "Record", "record_linen", "record_nnx", "record_torch"]
+__all__ = ["MODEL_ERRORS", "Call", "Record", "record_torch"]
 
 # What a model raises when it is given what it cannot take.
 MODEL_ERRORS = (TypeError, ValueError, AttributeError, LookupError, flax.errors.FlaxError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of one module.
 
@@ -145,160 +135,3 @@ def _put_back(buffers: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) 
             if getattr(module, name) is not buffer:
                 setattr(module, name, buffer)
             buffer.copy_(before)
-
-
-# --- Flax --------------------------------------------------------------------------------------------
-
-
-class _Recorder:
-    """Takes calls in, whether their arrays are there or still traced."""
-
-    def __init__(self, watched: frozenset[Path]) -> None:
-        self.record = Record()
-        self.watched = watched
-        self.key = next(_KEYS)
-
-    def __enter__(self) -> "_Recorder":
-        _RUNNING[self.key] = self
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        jax.effects_barrier()
-        del _RUNNING[self.key]
-
-    def note(self, path: Path, arguments: Any, output: Any, module: Any = None) -> None:
-        """Record one call, now or when its values are known."""
-        leaves, structure = jax.tree.flatten((arguments, output), is_leaf=_is_module)
-        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
-        arrays = [leaves[place] for place in places]
-        frame = [None if place in places else leaf for place, leaf in enumerate(leaves)]
-        store = partial(_store, self.key, path, module, frame, structure, places)
-        if any(isinstance(array, jax.core.Tracer) for array in arrays):
-            jax.debug.callback(store, *arrays, ordered=True)
-        else:
-            for array in arrays:
-                jax.block_until_ready(array)
-            jax.effects_barrier()  # so that what was traced before has been recorded before
-            store(*arrays)
-
-    def run(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """Call the model; keep what it raises, since what it did until then says why."""
-        with jax.default_matmul_precision("highest"):
-            try:
-                output = model(*args, **kwargs)
-            except MODEL_ERRORS as err:
-                self.record.error = err
-                return None
-        return jax.block_until_ready(output)
-
-
-def _store(
-    key: int, path: Path, module: Any, frame: list[Any], structure: Any, places: list[int], *arrays: Any
-) -> None:
-    running = _RUNNING.get(key)
-    if running is None:  # a compiled function has outlived the run that traced it
-        return
-    leaves = list(frame)
-    for place, array in zip(places, arrays, strict=True):
-        leaves[place] = (
-            array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
-        )
-    given, gave = jax.tree.unflatten(structure, leaves)
-    running.record.calls.append(Call(path, values_in(given), values_in(gave), given, module))
-
-
-def _is_module(thing: Any) -> bool:
-    return isinstance(thing, nnx.Module | flax.linen.Module)
-
-
-_KEYS = itertools.count()
-_RUNNING: dict[int, _Recorder] = {}
-
-
-def record_nnx(
-    module: nnx.Module, watched: frozenset[Path], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Record:
-    """Run a copy of an nnx model, in the mode it is in."""
-    copy = nnx.clone(module)
-    with _Recorder(watched) as recorder:
-        for node in read_flax(copy).root.walk():
-            part = node.module
-            if node.path in watched and callable(part) and not hasattr(part, _WHERE):
-                # Past nnx's own __setattr__. The pair is static to nnx, and new in every run, so nothing that was
-                # compiled for another run is taken for this one.
-                object.__setattr__(part, _WHERE, (recorder.key, node.path))
-                object.__setattr__(part, "__class__", _recording(type(part)))
-        output = recorder.run(copy, args, kwargs)
-    recorder.record.output = values_in(output)
-    leaves = read_flax(copy).root.flat().values()
-    recorder.record.state = {leaf.path: leaf.value for leaf in leaves if leaf.collection == "batch_stats"}
-    return recorder.record
-
-
-_WHERE = "_torchjax_bridge_recorded_as"
-_CLASSES: dict[type, type] = {}
-
-
-def _recording(kind: type) -> type:
-    """The class with a ``__call__`` that records; one for each class, since nnx keeps every class it sees."""
-    if kind not in _CLASSES:
-
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            key, path = getattr(self, _WHERE)
-            running = _RUNNING.get(key)
-            try:
-                output = kind.__call__(self, *args, **kwargs)
-            except MODEL_ERRORS:
-                if running is not None:
-                    running.note(path, (args, kwargs), ())
-                raise
-            if running is not None:
-                running.note(path, (args, kwargs), output)
-            return output
-
-        names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
-        _CLASSES[kind] = type(kind)(kind.__name__, (kind,), names)
-    return _CLASSES[kind]
-
-
-def record_linen(
-    module: flax.linen.Module,
-    variables: Mapping[str, Any],
-    watched: frozenset[Path],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Record:
-    """Run a linen model; its dropouts, if any are active, draw from streams of our own."""
-    writable = [name for name in variables if name != "params"]
-    rngs = rng_streams()
-
-    def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        path = linen_path(context.module)
-        if context.method_name == "__call__":
-            recorder.record.layers.setdefault(path, flax_layer(context.module))
-        if context.method_name != "__call__" or path not in watched:
-            return call(*args, **kwargs)
-        bare = context.module.clone(parent=None)
-        try:
-            output = call(*args, **kwargs)
-        except MODEL_ERRORS:
-            recorder.note(path, (args, kwargs), (), bare)
-            raise
-        recorder.note(path, (args, kwargs), output, bare)
-        return output
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return module.apply(variables, *args, rngs=rngs, mutable=writable, **kwargs)
-
-    with _Recorder(watched) as recorder, flax.linen.intercept_methods(look):
-        result = recorder.run(run, args, kwargs)
-    if result is not None:
-        output, state = result
-        recorder.record.output = values_in(output)
-        recorder.record.state = {leaf.path: leaf.value for leaf in _changed(state)}
-    return recorder.record
-
-
-def _changed(state: Mapping[str, Any]) -> Iterable[FlaxLeaf]:
-    statistics = {name: tree for name, tree in state.items() if name == "batch_stats"}
-    return read_flax({"params": {}, **statistics}).root.flat().values()

@@ -15,7 +15,7 @@ from torchjax_bridge.exchange import Path, join_path
 
 from .._audit import SettingFault
 from .._bind import Move
-from ._causes import Cause
+from ._evidence import Cause
 from ._record import Record
 from ._steps import Bounds, Step
 from ._values import Gap, gap, values_in

@@ -33,7 +33,7 @@ class Bounds:
         return found.difference <= (self.atol or 0.0) or found.relative <= rtol
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """The outputs (or the inputs) of two layers.
 
@@ -52,7 +52,7 @@ class Comparison:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One call of a pair of layers.
 
@@ -149,10 +149,19 @@ def align(
         bounds: What is taken for rounding.
     """
     order = {id(call): place for place, call in enumerate(ours.calls)}
+    by_module: dict[nn.Module, list[Call]] = {}
+    by_path: dict[Path, list[Call]] = {}
+    for call in ours.calls:
+        by_module.setdefault(call.module, []).append(call)
+    for place, call in enumerate(theirs.calls):
+        order[id(call)] = place
+        by_path.setdefault(call.path, []).append(call)
     steps: list[Step] = []
     for torch_side, flax_side in _groups(layers, modules, names):
-        first = [call for call in ours.calls if call.module in torch_side]
-        other = [call for call in theirs.calls if call.path in flax_side]
+        first = [call for module in torch_side for call in by_module.get(module, ())]
+        other = [call for path in flax_side for call in by_path.get(path, ())]
+        first.sort(key=lambda call: order[id(call)])
+        other.sort(key=lambda call: order[id(call)])
         if first and isinstance(first[0].module, nn.RNNBase) and len(other) > len(first):
             other = list(_over_time(first, other))
         counts = (len(first), len(other))
@@ -163,22 +172,30 @@ def align(
     return sorted(steps, key=lambda step: order[id(step.torch)])
 
 
+_Group = tuple[dict[nn.Module, None], dict[Path, None]]
+
+
 def _groups(
     layers: Sequence[tuple[Path, Path]], modules: Mapping[Path, nn.Module], names: Mapping[Path, Path]
-) -> Iterator[tuple[list[nn.Module], set[Path]]]:
+) -> list[_Group]:
     """Pairs that share a module on either side, taken together."""
-    groups: list[tuple[list[nn.Module], set[Path]]] = []
+    groups: dict[int, _Group] = {}
+    owner: dict[nn.Module | Path, _Group] = {}
     for torch_path, flax_path in layers:
         if torch_path not in modules:
             continue
-        torch_side, flax_side = [modules[torch_path]], {names.get(flax_path, flax_path)}
-        touching = [g for g in groups if flax_side & g[1] or any(m is torch_side[0] for m in g[0])]
-        for group in touching:
-            torch_side += group[0]
-            flax_side |= group[1]
-            groups.remove(group)
-        groups.append((torch_side, flax_side))
-    yield from groups
+        module, path = modules[torch_path], names.get(flax_path, flax_path)
+        group: _Group = ({}, {})
+        for known in (owner.get(module), owner.get(path)):
+            if known is not None and known is not group:
+                group[0].update(known[0])
+                group[1].update(known[1])
+                groups.pop(id(known), None)
+        group[0][module] = None
+        group[1][path] = None
+        groups[id(group)] = group
+        owner.update(dict.fromkeys((*group[0], *group[1]), group))
+    return list(groups.values())
 
 
 def _over_time(first: Sequence[Call], steps: Sequence[Call]) -> Iterator[Call]:

@@ -1,0 +1,158 @@
+"""What was done between layers that agree and a layer whose input differs.
+
+Flax writes activations, poolings and flattenings into a ``__call__``, where nothing shows them. They show in what
+they did to the recorded arrays.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from torchjax_bridge.exchange import join_path
+
+from ._evidence import Cause, Evidence, as_cause, not_called, place
+from ._pooling import is_pooling, pooled_otherwise
+from ._probes import Known, find
+from ._record import MODEL_ERRORS, Call
+from ._steps import Comparison, Step, channels_last, compare
+from ._values import laid_out
+
+__all__ = ["between", "relation"]
+
+
+def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
+    """Causes in front of a step whose input differs, the likeliest first."""
+    if inputs is None:
+        return
+    before = evidence.agreeing(step)
+    where = f"between {place(before[0])} and {place(step)} " if before else f"in front of {place(step)} "
+    yield from _swapped_calls(step, inputs, evidence)
+    yield from _front(step, call, evidence)
+    if inputs.ours is None:
+        ours, theirs = inputs.shapes
+        yield Cause("shape", f"{where}torch has {ours}, Flax {theirs}", "", proved=False)
+        return
+    yield from _pooling(step, inputs, evidence, where)
+    yield from relation(step, inputs, evidence, where)
+    for other in evidence.steps[: evidence.steps.index(step)]:
+        if other.flax is None and not list(other.module.children()):
+            yield replace(not_called(other), proved=False)
+    names = ", ".join(f"'{join_path(c.path)}' ({type(c.module).__name__})" for c in _unpaired(step, evidence))
+    ran = f"; between them torch runs {names}" if names else ""
+    yield Cause("unknown", f"{where}the two models compute different things{ran}", "", proved=False)
+
+
+def _front(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+    """Features that are to be flattened channels last, and are flattened channels first."""
+    plain = compare(step.module, step.torch.inputs, call.inputs, evidence.bounds)
+    if step.features is not None and plain is not None and plain.ok:
+        path = join_path(step.torch.path)
+        message = (
+            f"in front of {place(step)} Flax flattens {step.features} channels first, as torch does, and "
+            f'Flatten("{path}", {step.features}) laid its kernel out for channels last'
+        )
+        fix = f'convert with rules=[Flatten("{path}", None)], or leave the channels last when flattening'
+        yield Cause("flatten order", message, fix, proved=True)
+
+
+def _maps(step: Step, evidence: Evidence) -> list[tuple[int, ...]]:
+    """The shapes ``(C, *space)`` that torch had in front of a step, the latest first."""
+    shapes: list[tuple[int, ...]] = []
+    for call in evidence.torch.calls:
+        if call is step.torch:
+            break
+        shapes += [value.array.shape[1:] for value in call.outputs if value.array.ndim > 2]
+    return shapes[::-1]
+
+
+def _on_the_way(step: Step, compared: Comparison, evidence: Evidence) -> Iterator[Known]:
+    """The output of the last layer that agrees, which torch pools and flattens before it is this input."""
+    for other in evidence.agreeing(step)[:1]:
+        for value in other.torch.outputs[:1]:
+            modules = [one.module for one in _unpaired(step, evidence) if is_pooling(one.module)]
+
+            def reach(array: np.ndarray, modules: Sequence[nn.Module] = tuple(modules)) -> np.ndarray | None:
+                return _arrived(array, step, compared.theirs.shape, modules)
+
+            yield Known(f"the output of '{join_path(other.torch.path)}'", value.array, reach)
+
+
+def _arrived(
+    array: np.ndarray, step: Step, shape: tuple[int, ...], modules: Sequence[nn.Module] = ()
+) -> np.ndarray | None:
+    """An array of torch's, pooled and flattened, as the input of a step in Flax."""
+    with torch.no_grad():
+        tensor = torch.from_numpy(np.array(array))
+        try:
+            for module in modules:
+                tensor = module(tensor)
+        except MODEL_ERRORS:
+            return None
+    array = tensor.numpy()
+    if array.ndim > 2 and len(shape) == 2:
+        array = array.reshape(len(array), -1)
+    if step.features is not None and array.shape == shape:
+        array = channels_last(array, step.features)
+    return next(iter(laid_out(array, step.module, shape)), None)
+
+
+def _known(step: Step, evidence: Evidence) -> Iterator[Known]:
+    """What the layers in front of a step gave and took, where both sides agree, the latest first."""
+    for other in evidence.agreeing(step)[:_FAR]:
+        name = join_path(other.torch.path)
+        for what, compared in (("output", other.output), ("input", other.inputs(evidence.bounds))):
+            if compared is not None and compared.ok and compared.ours is not None:
+                yield Known(f"the {what} of '{name}'", compared.ours)
+
+
+_FAR = 12  # layers that are looked back: farther connections are rare, and each costs a pass over every activation
+
+
+def _swapped_calls(step: Step, inputs: Comparison, evidence: Evidence) -> Iterator[Cause]:
+    """Another Flax layer of the same kind was given what torch gives to this one."""
+    for other in evidence.steps:
+        if other is step or other.flax is None or type(other.module) is not type(step.module):
+            continue
+        theirs = compare(step.module, step.given, other.flax.inputs, evidence.bounds)
+        own = other.inputs(evidence.bounds)
+        if theirs is not None and theirs.ok and own is not None and not own.ok:
+            name = join_path(other.flax.path)
+            message = f"Flax gives to '{name}' what torch gives to {place(step)}"
+            yield Cause("swapped siblings", message, "call the two in torch's order", proved=True)
+
+
+def _unpaired(step: Step, evidence: Evidence) -> list[Call]:
+    """The torch layers without weights that ran since the last layer in front of this one."""
+    paired = {id(other.torch) for other in evidence.steps}
+    found: list[Call] = []
+    for call in evidence.torch.calls:
+        if call is step.torch:
+            break
+        if id(call) in paired:
+            found = []
+        elif not list(call.module.children()):
+            found.append(call)
+    return found
+
+
+def _pooling(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
+    """A pooling layer of torch's, with another padding in Flax."""
+    for call in _unpaired(step, evidence):
+        for text, fix, result in pooled_otherwise(call.module, call.inputs):
+            arrived = _arrived(result, step, inputs.theirs.shape)
+            if arrived is not None and evidence.close(arrived, inputs.theirs):
+                name = f"'{join_path(call.path)}' ({type(call.module).__name__})"
+                yield Cause("pooling", f"{where}{text} where torch runs {name}", fix, proved=True)
+
+
+def relation(step: Step, compared: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
+    """A relation between what torch has and what Flax has, found by its numbers."""
+    if compared.ours is None:
+        return
+    known = [*_known(step, evidence), *_on_the_way(step, compared, evidence)]
+    finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), evidence.close)
+    if finding is not None:
+        yield as_cause(finding, step, where)

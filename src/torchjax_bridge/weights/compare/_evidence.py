@@ -1,0 +1,97 @@
+"""What is known about two runs when a cause is looked for, and what a cause is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torchjax_bridge.exchange import Path, join_path
+
+from .._audit import Audit
+from .._bind import Move
+from ._probes import Finding
+from ._record import Call, Record
+from ._steps import Bounds, Step
+from ._values import Value, gap
+
+__all__ = ["Cause", "Evidence", "as_cause", "not_called", "place"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why two models differ.
+
+    Attributes:
+        kind: One word for it: the name of a setting (``"padding"``, ``"epsilon"``, ...), or ``"train mode"``,
+            ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
+            ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
+            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"calls"``, ``"shape"`` or ``"unknown"``.
+        message: What is the matter, and where.
+        fix: What to do.
+        proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.
+    """
+
+    kind: str
+    message: str
+    fix: str
+    proved: bool
+
+    def __str__(self) -> str:
+        doubt = "" if self.proved else " (not proved)"
+        return f"{self.kind}: {self.message}{doubt}" + (f"; {self.fix}" if self.fix else "")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known when a cause is looked for.
+
+    Attributes:
+        steps: Every call of every pair, in the order of torch's.
+        torch: The run in torch, with the calls of layers without a twin.
+        bounds: What is taken for rounding.
+        settings: The settings that differ.
+        moves: For a torch path: what the plan moves for it.
+        values: For a move: the tensors as torch says and the arrays that Flax holds.
+        rerun: Runs a Flax layer once more on what it was given, with other settings; None where it cannot.
+    """
+
+    steps: Sequence[Step]
+    torch: Record
+    bounds: Bounds
+    settings: Audit
+    moves: Mapping[Path, Sequence[Move]]
+    values: Callable[[Move], tuple[list[np.ndarray], list[np.ndarray]]]
+    rerun: Callable[[Call, Mapping[str, Any]], tuple[Value, ...] | None]
+
+    def close(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two arrays of one shape are equal but for rounding."""
+        return self.bounds.allow(gap(one, other), one.dtype.name, other.dtype.name)
+
+    def agreeing(self, step: Step) -> list[Step]:
+        """The steps in front of one whose outputs agree, the latest first."""
+        before = self.steps[: self.steps.index(step)]
+        return [other for other in reversed(before) if other.output is not None and other.output.ok]
+
+
+def place(step: Step) -> str:
+    """The name of a torch layer in a message."""
+    ours = join_path(step.torch.path) or "(root)"
+    return f"'{ours}' ({type(step.module).__name__})"
+
+
+def as_cause(finding: Finding, step: Step, where: str) -> Cause:
+    """What a probe found, at its place."""
+    fix = finding.fix.replace("{layer}", join_path(step.torch.path))
+    return Cause(finding.kind, f"{where}{finding.message}", fix, proved=True)
+
+
+def not_called(step: Step) -> Cause:
+    """A layer that Flax calls less often."""
+    ours, theirs = step.counts
+    message = f"{place(step)} is called {_times(ours)} in torch and {_times(theirs)} in Flax"
+    return Cause("calls", message, "", proved=True)
+
+
+def _times(count: int) -> str:
+    return f"{count} time" + "s" * (count != 1)
