@@ -20,6 +20,7 @@ SUITES = {
     "files": "benchmarks.files",
     "weights": "benchmarks.weights",
     "wrap-jax": "benchmarks.wrap_jax",
+    "wrap-torch": "benchmarks.wrap_torch",
 }
 
 

@@ -1,10 +1,12 @@
 """A JAX function called on tensors: what goes in, what comes out, what is compiled, what an error says."""
 
+import copy
 import dataclasses
 import doctest
 import enum
 import functools
 import gc
+import pickle
 import threading
 import traceback
 import weakref
@@ -526,3 +528,23 @@ def test_the_wrapper_keeps_the_name_and_the_documentation():
 def test_the_examples_in_the_docstrings_run():
     for module in (_torch_function, _cache):
         assert doctest.testmod(module).failed == 0
+
+
+@as_torch_function
+def decorated(x):
+    return x + 1
+
+
+def plain(x, n):
+    return x * n
+
+
+def test_a_wrapper_is_copied_as_functions_are_and_pickled_by_name():
+    assert copy.deepcopy(decorated) is decorated
+    layer = torch.nn.Sequential()
+    layer.act = as_torch_function(plain, static_argnames="n")
+    assert copy.deepcopy(layer).act is layer.act
+    assert pickle.loads(pickle.dumps(decorated)) is decorated
+    again = pickle.loads(pickle.dumps(layer.act))
+    assert again(torch.ones(2), n=3).tolist() == [3.0, 3.0]
+    assert again is not layer.act

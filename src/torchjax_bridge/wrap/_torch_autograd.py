@@ -25,18 +25,17 @@ from ._torch_state import dual_level_active, functorch_active
 __all__ = ["call"]
 
 _Tensor = torch.Tensor
+is_grad_enabled = torch.is_grad_enabled
 
 
 def call(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
     """The results of ``program`` on tensors, arrays and numbers, under whatever transforms are active."""
     if functorch_active() or dual_level_active():
         return _Transformed.apply(program, *leaves)
-    if (
-        torch.is_grad_enabled()
-        and program.smooth_outputs
-        and any(leaf.requires_grad for leaf in leaves if isinstance(leaf, _Tensor))
-    ):
-        return _Reverse.apply(program, *leaves)
+    if program.smooth_outputs and is_grad_enabled():
+        for leaf in leaves:
+            if isinstance(leaf, _Tensor) and leaf.requires_grad:
+                return _Reverse.apply(program, *leaves)
     return run(program, leaves)
 
 
@@ -72,7 +71,7 @@ class _Reverse(torch.autograd.Function):
         values = _unpack(ctx)
         given = [cotangents[i] for i in seen]
         with x64_as(program.x64):
-            if torch.is_grad_enabled():
+            if is_grad_enabled():
                 found = call(program.vjp(linear.wrt, seen), [*values[:count], *given])
             else:
                 found = run(linear.pullback(seen), [*(values[i] for i in linear.places), *given])

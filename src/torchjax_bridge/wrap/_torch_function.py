@@ -6,6 +6,7 @@ computes is in ``_program``, how tensors cross in ``_torch_run``, how derivative
 """
 
 import functools
+import sys
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
@@ -38,6 +39,7 @@ functions: "weakref.WeakValueDictionary[str, TorchFunction]" = weakref.WeakValue
 
 _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
+_Parameter = torch.nn.Parameter
 _NUMBERS = (bool, int, float, complex)
 _VALUES = (_Tensor, *_NUMBERS, np.ndarray, np.generic, jax.Array)
 
@@ -108,6 +110,8 @@ class Trace:
 
     program: Program
     structure: Any
+    bare: bool
+    """Whether the result is one tensor, in no container."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What a caller wants to remember about it."""
 
@@ -158,24 +162,39 @@ class TorchFunction:
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`__call__`, as the graph of ``torch.compile`` runs it."""
         leaves, trace = self.prepare(args, kwargs)
-        return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
+        results = call(trace.program, leaves)
+        if trace.bare:
+            return results[0]
+        return jax.tree_util.tree_unflatten(trace.structure, results)
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
         """The dynamic leaves of a call, and the program for them."""
+        symbolic = modes_active()
+        if not kwargs and not symbolic and not self._static:
+            # The plainest call, tensors by position, is told from others before anything is taken apart.
+            key: list[Any] = []
+            for leaf in args:
+                if type(leaf) is not _Tensor and type(leaf) is not _Parameter:
+                    break
+                key += (leaf.dtype, leaf.shape)
+            else:
+                key.append(settings())
+                return list(args), self._traces.get(tuple(key), lambda: self._trace(args))
         leaves, rest = split_call(args, kwargs, self._is_dynamic, self._static)
         kinds: list[Any] = []
-        symbolic = modes_active()
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
                 kinds.append((leaf.dtype, _numbers(leaf.shape) if symbolic else leaf.shape))
             else:
                 leaves[i], kind = _constant(leaf, rest, i)
                 kinds.append(kind)
-        trace = self._traces.get(
-            (rest.structure, rest.static, *kinds, settings()),
-            lambda: _trace(self._fn, leaves, rest, self._names(rest), self._origin),
-        )
-        return leaves, trace
+        key = [rest.structure, rest.static, *kinds, settings()]
+        return leaves, self._traces.get(tuple(key), lambda: self._trace(leaves, rest))
+
+    def _trace(self, leaves: Sequence[Any], rest: Rest | None = None) -> "Trace":
+        if rest is None:
+            rest = split_call(tuple(leaves), {}, self._is_dynamic, self._static)[1]
+        return _trace(self._fn, leaves, rest, self._names(rest), self._origin)
 
     _is_dynamic = staticmethod(is_value)
 
@@ -193,6 +212,18 @@ class TorchFunction:
     def cache_clear(self) -> None:
         """Forget every program, and the counts."""
         self._traces.clear()
+
+    def __deepcopy__(self, memo: Any) -> "TorchFunction":
+        return self  # as Python copies functions
+
+    def __reduce__(self) -> Any:
+        name = getattr(self, "__qualname__", "")
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is self:  # a decorated function, found by its name
+            return name
+        return type(self), (self._fn, tuple(self._static.argnums), tuple(self._static.argnames))
 
     def __repr__(self) -> str:
         return f"<as_torch_function of {self._origin.title}>"
@@ -250,7 +281,9 @@ def _trace(
     with _Noted(origin, names, inputs):
         program = Program.trace(flat, inputs, names, origin)
     _check_outputs(program, structures[-1])
-    return Trace(program, structures[-1])
+    structure = structures[-1]
+    bare = structure == jax.tree_util.tree_structure(0)
+    return Trace(program, structure, bare)
 
 
 def _abstract(leaf: Any, name: str) -> Any:

@@ -100,21 +100,23 @@ class TorchModule(nn.Module):
     ) -> None:
         super().__init__()
         self._definition = definition
-        for name, array in parameters.items():
-            tensor = to_torch(array, copy=True)
-            trainable = tensor.is_floating_point() or tensor.is_complex()
-            node, last = self._make_node(name)
-            node._parameters[last] = nn.Parameter(tensor, requires_grad=trainable)
-        for name, array in buffers.items():
-            node, last = self._make_node(name)
-            node._buffers[last] = to_torch(array, copy=True)
-        self._open()
+        places: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for group in (parameters, buffers):
+            for name, array in group.items():
+                tensor = to_torch(array, copy=True)
+                if group is parameters:
+                    trainable = tensor.is_floating_point() or tensor.is_complex()
+                    tensor = nn.Parameter(tensor, requires_grad=trainable)
+                parts, last = _place(self, name, tensor)
+                places.setdefault(parts, []).append((name, last))
+        # One walk for all variables of one submodule.
+        self._places = list(places.items())
+        self._functions = _functions(definition)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the Flax module."""
         function = self._functions[self.training]
-        buffers = {name: _read(node, last) for name, node, last in self._buffer_places}
-        parameters = {name: _read(node, last) for name, node, last in self._parameter_places}
+        parameters, buffers = self._values()
         if _is_compiling():
             from ._torch_compile import call_in_graph
 
@@ -133,13 +135,11 @@ class TorchModule(nn.Module):
         Memory:
             Copies; what torch does to the parameters afterwards does not reach them.
         """
-        values = {name: value.detach() for name, value in self.state_dict(keep_vars=True).items()}
-        arrays = to_jax(values, copy=True)
-        definition = self._definition
-        return definition.restore(
-            {name: arrays[name] for name in definition.parameters},
-            {name: arrays[name] for name in definition.buffers},
+        parameters, buffers = (
+            to_jax({name: value.detach() for name, value in values.items()}, copy=True)
+            for values in self._values()
         )
+        return self._definition.restore(parameters, buffers)
 
     def extra_repr(self) -> str:
         """The Flax module's class."""
@@ -147,32 +147,41 @@ class TorchModule(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_functions", "_parameter_places", "_buffer_places"):
-            del state[name]
+        del state["_functions"]  # compiled, and made again
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._open()
+        self._functions = _functions(self._definition)
 
-    def _open(self) -> None:
-        """What is not copied or pickled: the compiled functions, and where each variable lies."""
-        self._functions = {mode: _ModuleFunction(self._definition, mode) for mode in (True, False)}
-        self._parameter_places = [(name, *self._make_node(name)) for name in self._definition.parameters]
-        self._buffer_places = [(name, *self._make_node(name)) for name in self._definition.buffers]
-
-    def _make_node(self, name: str) -> tuple[nn.Module, str]:
-        """The submodule that holds a variable, made where it is missing, and the variable's name there."""
-        *parts, last = (str(part) for part in split_path(name))
-        node: nn.Module = self
-        for part in parts:
-            # Not through add_module, which refuses names that nn.Module has ("type", "half", ...).
-            node = node._modules.setdefault(part, _Node())  # type: ignore[assignment]
-        return node, last
+    def _values(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Parameters and buffers as they are now, found by their place, so that torch may put others there."""
+        values: dict[str, torch.Tensor] = {}
+        for parts, variables in self._places:
+            node: Any = self
+            for part in parts:
+                node = node._modules[part]
+            for name, last in variables:
+                values[name] = _read(node, last)
+        definition = self._definition
+        return {name: values[name] for name in definition.parameters}, {
+            name: values[name] for name in definition.buffers
+        }
 
 
 class _Node(nn.Module):
     """A part of the tree of names; it computes nothing."""
+
+
+def _place(root: nn.Module, name: str, value: torch.Tensor) -> tuple[tuple[str, ...], str]:
+    """Put a variable where its name says, and return that place and the variable's own name there."""
+    *parts, last = (str(part) for part in split_path(name))
+    node: Any = root
+    for part in parts:
+        # Not through add_module and its like, which refuse names that nn.Module has ("type", "half", ...).
+        node = node._modules.setdefault(part, _Node())
+    (node._parameters if isinstance(value, nn.Parameter) else node._buffers)[last] = value
+    return tuple(parts), last
 
 
 def _read(node: nn.Module, name: str) -> torch.Tensor:
@@ -182,6 +191,10 @@ def _read(node: nn.Module, name: str) -> torch.Tensor:
             return tensor
     computed: torch.Tensor = getattr(node, name)  # by a parametrization
     return computed
+
+
+def _functions(definition: Definition) -> dict[bool, "_ModuleFunction"]:
+    return {training: _ModuleFunction(definition, training) for training in (True, False)}
 
 
 class _ModuleFunction(TorchFunction):

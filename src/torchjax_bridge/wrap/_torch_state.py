@@ -13,16 +13,6 @@ from torch.autograd import forward_ad
 __all__ = ["dual_level_active", "functorch_active", "lies_elsewhere", "modes_active"]
 
 
-def functorch_active() -> bool:
-    """Whether a ``torch.func`` transform (grad, vjp, jvp, vmap, functionalize) is running."""
-    return bool(_functorch_active())
-
-
-def modes_active() -> bool:
-    """Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
-    return bool(_modes_active())
-
-
 def dual_level_active() -> bool:
     """Whether a ``torch.autograd.forward_ad`` level is open."""
     level = getattr(forward_ad, "_current_level", 0)  # missing: take one to be open
@@ -45,5 +35,8 @@ def _probe(name: str, missing: Any) -> Callable[[], Any]:
     return found if callable(found) else lambda: missing
 
 
-_functorch_active = _probe("_are_functorch_transforms_active", True)
-_modes_active = _probe("_len_torch_dispatch_stack", True)
+functorch_active = _probe("_are_functorch_transforms_active", True)
+"""Whether a ``torch.func`` transform (grad, vjp, jvp, vmap, functionalize) is running."""
+
+modes_active = _probe("_len_torch_dispatch_stack", True)
+"""Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
