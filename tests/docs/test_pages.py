@@ -60,3 +60,11 @@ def test_the_examples_of_a_module_hold(name: str) -> None:
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert not failed
+
+
+def test_every_public_name_has_its_entry_in_the_reference() -> None:
+    overview = (ROOT / "docs/api/index.md").read_text()
+    entries = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
+    for name in torchjax_bridge.__all__:
+        assert f"[`{name}`]" in overview, name
+        assert re.search(rf"(?m)^::: torchjax_bridge\.(\w+\.)?{name}$", entries), name
