@@ -183,6 +183,7 @@ class Linear:
         sources: Where the pullback finds each of its residuals.
         kept: The results that are residuals, too.
         places: Where the pullback's arguments lie in ``[*arguments, *kept results, *residuals]``.
+        array_places: Where they lie in ``[*arguments, *results, *residuals]``.
     """
 
     def __init__(self, program: Program, wrt: tuple[int, ...]) -> None:
@@ -215,7 +216,14 @@ class Linear:
         self.forward = Program.trace(select, program.inputs, program.names, program.origin)
         self.kept = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
         self.places = tuple(self._place(s) for s in self.sources if s.kind != "constant")
+        self.array_places = tuple(self._array_place(s) for s in self.sources if s.kind != "constant")
         self._pullbacks = Cache(DERIVED)
+
+    def _array_place(self, source: Source) -> int:
+        start = len(self.program.inputs)
+        if source.kind == "residual":
+            start += len(self.program.outputs)
+        return source.index if source.kind == "input" else start + source.index
 
     def _place(self, source: Source) -> int:
         if source.kind == "input":

@@ -19,8 +19,8 @@ import torch
 
 from ._program import Linear, Program
 from ._settings import x64_as
-from ._torch_run import run
-from ._torch_state import dual_level_active, functorch_active
+from ._torch_run import run, run_keeping
+from ._torch_state import dual_level_active, functorch_active, saving_hooks_active
 
 __all__ = ["call"]
 
@@ -47,10 +47,14 @@ class _Reverse(torch.autograd.Function):
         """Run the forward pass and save its residuals where torch can see them."""
         ctx.set_materialize_grads(False)
         linear = program.linear(tuple(i for i, n in enumerate(ctx.needs_input_grad[1:]) if n))
-        everything = run(linear.forward, leaves)
+        everything, arrays = run_keeping(linear.forward, leaves)
         count = len(program.outputs)
         results, residuals = everything[:count], everything[count:]
         ctx.linear = linear
+        # The same memory as JAX sees it, which saves lending it again; not where hooks move it elsewhere.
+        ctx.arrays = None
+        if arrays is not None and not saving_hooks_active():
+            ctx.arrays = [arrays[i] for i in linear.array_places]
         # Tensors are saved by torch, which checks that nobody writes to them; the rest is immutable.
         values = [*leaves, *(results[i] for i in linear.kept), *residuals]
         ctx.others = [None if isinstance(value, _Tensor) else value for value in values]
@@ -74,7 +78,11 @@ class _Reverse(torch.autograd.Function):
             if is_grad_enabled():
                 found = call(program.vjp(linear.wrt, seen), [*values[:count], *given])
             else:
-                found = run(linear.pullback(seen), [*(values[i] for i in linear.places), *given])
+                residuals = [values[i] for i in linear.places]
+                if ctx.arrays is not None:
+                    residuals = list(map(_same_memory, residuals, ctx.arrays))
+                    ctx.arrays = None  # torch frees what it saved after this pass, or keeps it without our help
+                found = run(linear.pullback(seen), [*residuals, *given])
         for position, gradient in zip(linear.wrt, found, strict=True):
             gradients[position + 1] = gradient
         return tuple(gradients)
@@ -135,6 +143,13 @@ class _Transformed(torch.autograd.Function):
         )
         results = tuple(call(program.vmap(axes, info.batch_size), leaves))
         return results, tuple(0 if isinstance(result, _Tensor) else None for result in results)
+
+
+def _same_memory(value: Any, array: Any) -> Any:
+    """The array in the place of the saved tensor, unless torch has moved the tensor's memory meanwhile."""
+    if isinstance(value, _Tensor) and value.data_ptr() != array.unsafe_buffer_pointer():
+        return value
+    return array
 
 
 def _unpack(ctx: Any) -> list[Any]:

@@ -23,15 +23,20 @@ from ._program import Program
 from ._torch_batch import LegacyBatch
 from ._torch_state import lies_elsewhere, modes_active
 
-__all__ = ["execute", "run"]
+__all__ = ["execute", "run", "run_keeping"]
 
 _Tensor = torch.Tensor
 
 
 def run(program: Program, leaves: Sequence[Any]) -> list[Any]:
     """The results of ``program`` on tensors (and arrays and numbers)."""
+    return run_keeping(program, leaves)[0]
+
+
+def run_keeping(program: Program, leaves: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
+    """`run`, and the arguments and results as JAX holds them; None where JAX was not called directly."""
     if modes_active():
-        return _run_op(program, leaves)
+        return _run_op(program, leaves), None
     try:
         arrays = [
             tensor_to_jax(leaf.detach() if leaf.requires_grad else leaf)
@@ -40,8 +45,8 @@ def run(program: Program, leaves: Sequence[Any]) -> list[Any]:
             for leaf in leaves
         ]
     except (ExchangeError, RuntimeError) as err:
-        return _run_otherwise(program, leaves, err)
-    return _run_arrays(program, arrays)
+        return _run_otherwise(program, leaves, err), None
+    return _run_arrays(program, arrays), arrays
 
 
 def execute(program: Program, leaves: Sequence[Any]) -> list[Any]:
@@ -50,6 +55,7 @@ def execute(program: Program, leaves: Sequence[Any]) -> list[Any]:
 
 
 def _run_arrays(program: Program, arrays: list[Any]) -> list[Any]:
+    """Run, export the results, and add them to ``arrays``."""
     try:
         found = program.run(*arrays)
     except jax.errors.JaxRuntimeError as err:
@@ -71,6 +77,7 @@ def _run_arrays(program: Program, arrays: list[Any]) -> list[Any]:
         # No result was exported, which would have waited for the computation.
         jax.block_until_ready(found)
         jax.effects_barrier()
+    arrays += found
     return results
 
 

@@ -10,13 +10,18 @@ from typing import Any
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["dual_level_active", "functorch_active", "lies_elsewhere", "modes_active"]
+__all__ = ["dual_level_active", "functorch_active", "lies_elsewhere", "modes_active", "saving_hooks_active"]
 
 
 def dual_level_active() -> bool:
     """Whether a ``torch.autograd.forward_ad`` level is open."""
     level = getattr(forward_ad, "_current_level", 0)  # missing: take one to be open
     return not isinstance(level, int) or level >= 0
+
+
+def saving_hooks_active() -> bool:
+    """Whether ``torch.autograd.graph.saved_tensors_hooks`` take what is saved for a backward pass."""
+    return _saving_hooks(True) is not None
 
 
 def lies_elsewhere(tensor: torch.Tensor) -> bool:
@@ -30,9 +35,11 @@ def lies_elsewhere(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _probe(name: str, missing: Any) -> Callable[[], Any]:
-    found = getattr(torch._C, name, None)
-    return found if callable(found) else lambda: missing
+def _probe(name: str, missing: Any) -> Callable[..., Any]:
+    found: Any = torch._C
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found if callable(found) else lambda *_: missing
 
 
 functorch_active = _probe("_are_functorch_transforms_active", True)
@@ -40,3 +47,5 @@ functorch_active = _probe("_are_functorch_transforms_active", True)
 
 modes_active = _probe("_len_torch_dispatch_stack", True)
 """Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
+
+_saving_hooks = _probe("_autograd._top_saved_tensors_default_hooks", True)
