@@ -31,8 +31,9 @@ WEIGHTS = (
     ("_siblings",),
     ("_names",),
     ("_plan",),
+    ("_audit",),
     ("_convert",),
-    ("_audit", "_optimizer_kinds", "files"),
+    ("_optimizer_kinds", "files"),
     ("compare", "_optimizer"),
 )
 

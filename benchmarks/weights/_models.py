@@ -101,9 +101,9 @@ def _nnx_layer(part: tuple[Any, ...]) -> nnx.Module:
     rngs = nnx.Rngs(0)
     match part:
         case ("conv", before, after, kernel):
-            return nnx.Conv(before, after, (kernel, kernel), use_bias=False, rngs=rngs)
+            return nnx.Conv(before, after, (kernel, kernel), padding="VALID", use_bias=False, rngs=rngs)
         case ("norm", width):
-            return nnx.BatchNorm(width, rngs=rngs)
+            return nnx.BatchNorm(width, momentum=0.9, rngs=rngs)
         case ("linear", before, after):
             return nnx.Linear(before, after, rngs=rngs)
     raise ValueError(part)

@@ -13,8 +13,8 @@ from flax import nnx
 from torch import nn
 
 from tests.weights import models
-from torchjax_bridge import audit, errors
-from torchjax_bridge.weights import Audit, Flatten, layers
+from torchjax_bridge import audit, errors, to_flax
+from torchjax_bridge.weights import Audit, Flatten, SettingsWarning, layers
 from torchjax_bridge.weights.settings._conv import _word
 
 FLATTEN = [Flatten("fc1", (4, 2, 2))]
@@ -391,6 +391,23 @@ def test_a_layer_inside_linens_weight_norm_is_compared() -> None:
 def test_our_own_layers_are_compared_as_the_ones_they_are_derived_from() -> None:
     ours = nnx.eval_shape(lambda: layers.nnx.BatchNorm(4, epsilon=1e-3, momentum=0.9, rngs=nnx.Rngs(0)))
     assert [fault.setting for fault in audit(nn.BatchNorm2d(4).eval(), ours).faults] == ["epsilon"]
+
+
+# --- converting ----------------------------------------------------------------------------------------
+
+
+def test_converting_warns_of_settings_that_change_outputs_and_of_no_others() -> None:
+    def layer(**settings: Any) -> nnx.BatchNorm:
+        return nnx.eval_shape(lambda: nnx.BatchNorm(4, **settings, rngs=nnx.Rngs(0)))
+
+    module = nn.BatchNorm2d(4).eval()
+    with pytest.warns(
+        SettingsWarning, match=r"1 setting differs\n  eps=1e-05 in torch, epsilon=0\.001 in"
+    ) as caught:
+        to_flax(module, layer(epsilon=1e-3, momentum=0.99))
+    assert caught[0].filename == __file__
+    to_flax(module, layer(epsilon=1e-5, momentum=0.99))  # changes training only
+    to_flax(module.state_dict(), layer(epsilon=1e-3))  # keys say nothing about settings
 
 
 # --- what cannot be audited ----------------------------------------------------------------------------

@@ -18,6 +18,9 @@ from tests.weights.planted import FLATTEN, Setup
 from torchjax_bridge import errors, parity, to_flax
 from torchjax_bridge.weights import Flatten, layers
 
+# Mistakes are planted here on purpose; that `to_flax` warns of those it can see is the audit's test.
+pytestmark = pytest.mark.filterwarnings("ignore::torchjax_bridge.weights.SettingsWarning")
+
 FLAVOURS = ["nnx", "linen"]
 RIGHT = Setup()
 

@@ -1,5 +1,7 @@
 """Whole models, written by hand in three ways: the same outputs, and the same bits when the weights come back."""
 
+from functools import partial
+
 import flax.linen as ln
 import jax
 import jax.numpy as jnp
@@ -268,14 +270,14 @@ class NnxVitBlock(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.norm1, self.norm2 = (nnx.LayerNorm(WIDTH, rngs=rngs) for _ in range(2))
         self.attn = nnx.MultiHeadAttention(HEADS, WIDTH, decode=False, rngs=rngs)
+        gelu = partial(nnx.gelu, approximate=False)
         self.mlp = nnx.Sequential(
-            nnx.Linear(WIDTH, WIDE, rngs=rngs), jax.nn.gelu, nnx.Linear(WIDE, WIDTH, rngs=rngs)
+            nnx.Linear(WIDTH, WIDE, rngs=rngs), gelu, nnx.Linear(WIDE, WIDTH, rngs=rngs)
         )
 
     def __call__(self, x):
         x = x + self.attn(self.norm1(x))
-        first, _, second = self.mlp.layers
-        return x + second(nnx.gelu(first(self.norm2(x)), approximate=False))
+        return x + self.mlp(self.norm2(x))
 
 
 class NnxVit(nnx.Module):

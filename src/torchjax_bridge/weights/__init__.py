@@ -5,7 +5,7 @@ Needs flax (the ``flax`` extra). Other rooms import from here and not from the f
 
 from typing import TYPE_CHECKING, Any
 
-from ._audit import Audit, SettingFault, audit
+from ._audit import Audit, SettingFault, SettingsWarning, audit
 from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import Plan, plan
@@ -48,6 +48,7 @@ __all__ = [
     "Reshape",
     "Rule",
     "SettingFault",
+    "SettingsWarning",
     "Split",
     "Stack",
     "Sum",

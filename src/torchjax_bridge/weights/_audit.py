@@ -5,6 +5,7 @@ Owns the report; what is compared stands in ``settings``, which layers belong to
 weights and needs none.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,9 @@ from torchjax_bridge.exchange import Path, join_path, split_path
 from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._torch_tree import TorchTree
-from .settings import Difference, FlaxLayer, activation_differences, differences
+from .settings import Difference, FlaxLayer, activation_differences, differences, is_activation
 
-__all__ = ["Audit", "SettingFault", "audit", "compare_settings"]
+__all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_settings"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ _EFFECTS = {
 }
 
 
+class SettingsWarning(UserWarning):
+    """A model was converted whose settings are not those of the torch model, so that it computes another thing."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """The settings of two models, compared. Print it to read it as a table.
@@ -103,8 +108,18 @@ class Audit:
     def raise_unless_ok(self) -> None:
         """Raise one `SettingsError` that lists every difference."""
         if self.faults:
-            lines = "\n".join(f"  {fault}" for fault in self.faults)
-            raise SettingsError(f"the two models are not set up alike: {_differ(self.faults)}\n{lines}")
+            raise SettingsError(_not_alike(self.faults))
+
+    def warn_unless_ok(self, stacklevel: int) -> None:
+        """Warn once, with a `SettingsWarning`, of every difference that changes outputs."""
+        grave = [fault for fault in self.faults if fault.effect == "output"]
+        if grave:
+            warnings.warn(_not_alike(grave), SettingsWarning, stacklevel=stacklevel + 1)
+
+
+def _not_alike(faults: Sequence[SettingFault]) -> str:
+    lines = "\n".join(f"  {fault}" for fault in faults)
+    return f"the two models are not set up alike: {_differ(faults)}\n{lines}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -215,6 +230,8 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             for path, cell in below(layers, flax_path):
                 if path != flax_path:
                     faults += _faults(differences(module, cell), module, torch_path, cell, path)
+        if next(module.children(), None) is None:
+            continue
         for name, child, function in _functions(module, layer):
             place = (*torch_path, name), (*flax_path, name)
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
@@ -250,9 +267,11 @@ def _children(module: nn.Module) -> Iterator[tuple[str | int, nn.Module]]:
 
 def _functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, nn.Module, Any]]:
     """The children of a torch module in whose place the Flax module holds a function."""
-    items = list(layer["layers"]) if layer.kind == "Sequential" else []
-    same = len(items) == len(list(module.children()))
-    for name, child in _children(module):
+    ours = dict(_children(module))
+    found = {name: child for name, child in ours.items() if is_activation(child)}
+    items = list(layer["layers"]) if found and layer.kind == "Sequential" else []
+    same = len(items) == len(ours)
+    for name, child in found.items():
         held = items[name] if same and isinstance(name, int) and name < len(items) else layer[str(name)]
         if callable(held):
             yield name, child, held

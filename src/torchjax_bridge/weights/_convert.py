@@ -12,8 +12,10 @@ from torch import nn
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
 from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch, torch_dtype
 
+from ._audit import compare_settings
 from ._bind import Move
 from ._flax_tree import FlaxLeaf, FlaxTree
+from ._live import live_nnx
 from ._memory import fresh
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
@@ -54,6 +56,10 @@ def to_flax(
         ExchangeError: A tensor cannot cross (its values do not fit in 32 bits with x64 off, it has no memory,
             ``copy=False`` cannot be had).
 
+    Warns:
+        SettingsWarning: An nnx template has settings (epsilon, padding, ...) with which it computes another thing
+            than the ``nn.Module``; `audit` gives them as data.
+
     Memory:
         ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:
         no bytes; kernels come as permuted layouts, which cost speed in every matmul, and training the torch
@@ -78,7 +84,10 @@ def to_flax(
             made = move.layout.forward(tensors)
         for path, tensor in zip(move.flax_paths, made, strict=True):
             laid_out[path] = _own(tensor, tensors) if copy else _view(tensor, tensors, path, copy)
-    return flax_tree.fill(_cross(laid_out, None if copy else copy))
+    filled = flax_tree.fill(_cross(laid_out, None if copy else copy))
+    if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
+        compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
+    return filled
 
 
 def to_state_dict(

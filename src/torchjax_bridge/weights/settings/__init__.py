@@ -7,9 +7,17 @@ model with every weight in place and one other epsilon is another model.
 Owns no matching of layers and moves nothing. A Flax class that it does not know has no settings to compare.
 """
 
-from ._activation import activation_differences
+from ._activation import activation_differences, is_activation
 from ._difference import Difference, Effect
 from ._layer import FlaxLayer, flax_layer
 from ._table import differences
 
-__all__ = ["Difference", "Effect", "FlaxLayer", "activation_differences", "differences", "flax_layer"]
+__all__ = [
+    "Difference",
+    "Effect",
+    "FlaxLayer",
+    "activation_differences",
+    "differences",
+    "flax_layer",
+    "is_activation",
+]

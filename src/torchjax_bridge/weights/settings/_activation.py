@@ -15,7 +15,7 @@ from torch import nn
 
 from ._difference import Difference, differs
 
-__all__ = ["activation_differences"]
+__all__ = ["activation_differences", "is_activation"]
 
 
 @dataclass(frozen=True)
@@ -56,18 +56,25 @@ _TWINS: Mapping[type, _Twin] = {
 }
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether a torch module is an activation that is known here."""
+    return type(module) in _TWINS
+
+
 def activation_differences(module: nn.Module, function: Any) -> Iterator[Difference]:
     """Compare a torch activation with what the Flax model holds in its place.
 
     A function that is none of ``jax.nn``'s (a lambda, one of the caller's) cannot be looked into and is let pass.
     """
+    twin = _TWINS.get(type(module))
+    if twin is None:
+        return
     arguments: dict[str, Any] = {}
     while isinstance(function, partial):
         arguments = {**function.keywords, **arguments}
         function = function.func
-    twin = _TWINS.get(type(module))
     known = next((other for other in _TWINS.values() if _among(function, other.functions)), None)
-    if twin is None or known is None:
+    if known is None:
         return
     name, said = _name(twin.functions[0]), _call(twin, module)
     if known is not twin:

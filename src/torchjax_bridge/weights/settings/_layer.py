@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import flax.linen
-from flax import nnx
 
 __all__ = ["FlaxLayer", "flax_layer"]
 
@@ -20,7 +20,7 @@ class FlaxLayer:
             of the caller's).
         name: The name of its class as written.
         flavour: ``"nnx"`` or ``"linen"``.
-        values: Its settings by name.
+        values: Its settings by name; for nnx all its attributes, live.
     """
 
     kind: str
@@ -36,20 +36,26 @@ class FlaxLayer:
 def flax_layer(module: Any) -> FlaxLayer:
     """The settings of a live nnx module, or of a linen module."""
     kind = type(module)
-    flaxs = next((c for c in kind.__mro__ if c.__module__.split(".")[0] == "flax"), kind)
-    if isinstance(module, flax.linen.Module):
+    known, linen = _sort(kind)
+    if linen:
         names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
-        values = {name: getattr(module, name) for name in names}
-        layer = FlaxLayer(flaxs.__name__, kind.__name__, "linen", values)
+        values: Mapping[str, Any] = {name: getattr(module, name) for name in names}
     else:
-        settings = {
-            name: value for name, value in vars(module).items() if not isinstance(value, nnx.Variable)
-        }
-        layer = FlaxLayer(flaxs.__name__, kind.__name__, "nnx", settings)
-    if layer.kind in _WRAPPERS and (inner := layer["layer_instance"]) is not None:
-        return flax_layer(inner)
-    return layer
+        values = vars(module)
+    if known in _WRAPPERS and "layer_instance" in values:
+        return flax_layer(values["layer_instance"])
+    return FlaxLayer(known, kind.__name__, "linen" if linen else "nnx", values)
 
+
+def _sort(kind: type) -> tuple[str, bool]:
+    """The name of Flax's class in a class's ancestry, and whether it is linen's; asked once a class."""
+    if (found := _SORTS.get(kind)) is None:
+        flaxs = next((c for c in kind.__mro__ if c.__module__.split(".")[0] == "flax"), kind)
+        found = _SORTS[kind] = flaxs.__name__, issubclass(kind, flax.linen.Module)
+    return found
+
+
+_SORTS: WeakKeyDictionary[type, tuple[str, bool]] = WeakKeyDictionary()
 
 # Modules that compute what they hold computes, with other weights.
 _WRAPPERS = frozenset({"WeightNorm", "SpectralNorm"})

@@ -18,8 +18,10 @@ __all__ = ["any_layer", "attention", "dense", "dropout", "recurrent"]
 
 def any_layer(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
     """The dtype to compute in: torch computes in that of its weights."""
+    if layer["dtype"] is None:
+        return
     weight = next(module.parameters(recurse=False), None)
-    if weight is None or layer["dtype"] is None or not weight.is_floating_point():
+    if weight is None or not weight.is_floating_point():
         return
     try:
         wanted = jax_dtype(weight.dtype)

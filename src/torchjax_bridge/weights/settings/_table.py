@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -52,7 +53,13 @@ _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] 
 
 def differences(module: nn.Module, layer: FlaxLayer) -> tuple[Difference, ...]:
     """Every setting of a pair of layers that does not agree; none where either is of no known class."""
-    for kinds, flax_kinds, checks in _TABLE:
-        if isinstance(module, kinds) and layer.kind in flax_kinds:
-            return tuple(found for check in (*checks, any_layer) for found in check(module, layer))
-    return ()
+    kind = type(module)
+    if kind not in _ROWS:
+        _ROWS[kind] = next((row[1:] for row in _TABLE if issubclass(kind, row[0])), None)
+    row = _ROWS[kind]
+    if row is None or layer.kind not in row[0]:
+        return ()
+    return tuple(found for check in (*row[1], any_layer) for found in check(module, layer))
+
+
+_ROWS: WeakKeyDictionary[type, tuple[frozenset[str], tuple[_Check, ...]] | None] = WeakKeyDictionary()
