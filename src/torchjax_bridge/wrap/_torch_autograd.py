@@ -81,7 +81,9 @@ class _Reverse(torch.autograd.Function):
                 residuals = [values[i] for i in linear.places]
                 if ctx.arrays is not None:
                     residuals = list(map(_same_memory, residuals, ctx.arrays))
-                    ctx.arrays = None  # torch frees what it saved after this pass, or keeps it without our help
+                    ctx.arrays = (
+                        None  # torch frees what it saved after this pass, or keeps it without our help
+                    )
                 found = run(linear.pullback(seen), [*residuals, *given])
         for position, gradient in zip(linear.wrt, found, strict=True):
             gradients[position + 1] = gradient
