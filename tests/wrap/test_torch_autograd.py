@@ -10,6 +10,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from torchjax_bridge.errors import ExchangeError
+from torchjax_bridge.wrap import _program as program_file
 from torchjax_bridge.wrap import _torch_autograd as autograd_file
 from torchjax_bridge.wrap import as_torch_function
 
@@ -330,6 +331,54 @@ def test_a_residual_that_is_an_argument_or_a_result_is_kept_once():
     with Pack() as pack:
         z = g(x)
     assert [tensor.data_ptr() for tensor in pack.packed] == [x.data_ptr(), z.data_ptr()]
+
+
+def kept_bytes(f, *args):
+    with Pack() as pack:
+        f(*args)
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in pack.packed}.values())
+
+
+def test_a_residual_that_others_make_cheaply_is_not_kept():
+    x = torch.ones(100, 100, requires_grad=True)
+    f = as_torch_function(lambda x: jnp.tanh(x))  # JAX keeps y and 1 - y
+    assert kept_bytes(f, x) == 2 * x.nbytes
+    scale = torch.ones(100, requires_grad=True)
+    g = as_torch_function(lambda x, s: jnp.sin(x) * jnp.exp(s))  # JAX keeps exp(s) as large as x
+    assert kept_bytes(g, x, scale) == 3 * x.nbytes + 2 * scale.nbytes  # x, sin(x), cos(x); s, exp(s)
+
+
+def test_a_normalised_layer_keeps_no_more_than_native_torch():
+    def layer(x, w):
+        y = x @ w
+        mean, var = y.mean(0), ((y - y.mean(0)) ** 2).mean(0)
+        return jnp.maximum((y - mean) * jax.lax.rsqrt(var + 1e-5), 0)
+
+    norm = torch.nn.BatchNorm1d(64, affine=False)
+    x, w = leaf(512, 64, dtype=torch.float32), leaf(64, 64, dtype=torch.float32)
+    f = as_torch_function(layer)
+    native = lambda x, w: torch.relu(norm(x @ w))  # noqa: E731
+    assert kept_bytes(f, x, w) < 1.3 * kept_bytes(native, x, w)
+    torch.testing.assert_close(
+        grad((f(x, w) ** 2).sum(), (x, w)), grad((native(x, w) ** 2).sum(), (x, w)), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_every_residual_is_kept_where_jax_does_not_let_one_choose(monkeypatch):
+    def layer(x, s):
+        return jnp.tanh(x) * jnp.exp(s), jnp.exp(s)
+
+    x, s = leaf(20, 10, dtype=torch.float32), leaf(10, dtype=torch.float32)
+    thin = as_torch_function(layer)
+    expected, few = grad(sum(y.sum() for y in thin(x, s)), (x, s)), kept_bytes(thin, x, s)
+
+    def refuse(*_):
+        raise TypeError("as an older or a newer JAX might")
+
+    monkeypatch.setattr(program_file, "ClosedJaxpr", refuse)
+    whole = as_torch_function(layer)
+    torch.testing.assert_close(grad(sum(y.sum() for y in whole(x, s)), (x, s)), expected)
+    assert kept_bytes(whole, x, s) > few
 
 
 def test_nothing_is_kept_under_no_grad():

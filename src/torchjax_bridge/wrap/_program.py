@@ -19,9 +19,10 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import torch_dtype
 
 from ._cache import Cache
+from ._residuals import Plan, plan_residuals
 from ._settings import x64
 
-__all__ = ["Linear", "Origin", "Program", "Source", "has_torch_dtype"]
+__all__ = ["Linear", "Origin", "Program", "has_torch_dtype"]
 
 # How many derived programs one program keeps: each pattern of "which inputs, which outputs" is one.
 DERIVED = 64
@@ -160,16 +161,6 @@ class Program:
         return Program.trace(function, inputs, self.names, self.origin)
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the pullback finds one residual."""
-
-    kind: str
-    """``"input"``, ``"output"``, ``"residual"`` (an array made for the pullback) or ``"constant"``."""
-    index: int = 0
-    value: Any = None
-
-
 class Linear:
     """A program and its linearisation at a point, which leaves the compiled forward pass as residuals.
 
@@ -180,7 +171,6 @@ class Linear:
         program: The program that is linearised.
         wrt: The positions of the arguments that move.
         forward: The program ``(*arguments) -> [*results, *residuals]``.
-        sources: Where the pullback finds each of its residuals.
         kept: The results that are residuals, too.
         places: Where the pullback's arguments lie in ``[*arguments, *kept results, *residuals]``.
         array_places: Where they lie in ``[*arguments, *results, *residuals]``.
@@ -205,49 +195,54 @@ class Linear:
             return [*results, *(leaf for leaf, t in zip(leaves, traced, strict=True) if t)]
 
         jaxpr = jax.make_jaxpr(forward)(*map(_struct, program.inputs))
-        self._structure, leaves, traced = found[-1]
-        made, self.sources = _locate_residuals(jaxpr, len(program.outputs), leaves, traced)
-        everything, wanted = jaxpr_as_fun(jaxpr), [*range(len(program.outputs)), *made]
-
-        def select(*primals: Any) -> list[Any]:
-            outputs = everything(*primals)
-            return [outputs[i] for i in wanted]
-
-        self.forward = Program.trace(select, program.inputs, program.names, program.origin)
-        self.kept = tuple(sorted({s.index for s in self.sources if s.kind == "output"}))
-        self.places = tuple(self._place(s) for s in self.sources if s.kind != "constant")
-        self.array_places = tuple(self._array_place(s) for s in self.sources if s.kind != "constant")
+        self._structure, self._leaves, self._traced = found[-1]
+        count = len(program.outputs)
+        self._residuals = jaxpr.jaxpr.outvars[count:]
+        self._constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
+        self._plan, everything = _thinned(jaxpr, count)
+        self.forward = Program(everything, program.names, program.origin)
+        self._locate(jaxpr.jaxpr, count)
         self._pullbacks = Cache(DERIVED)
 
-    def _array_place(self, source: Source) -> int:
-        start = len(self.program.inputs)
-        if source.kind == "residual":
-            start += len(self.program.outputs)
-        return source.index if source.kind == "input" else start + source.index
-
-    def _place(self, source: Source) -> int:
-        if source.kind == "input":
-            return source.index
-        if source.kind == "output":
-            return len(self.program.inputs) + self.kept.index(source.index)
-        return len(self.program.inputs) + len(self.kept) + source.index
+    def _locate(self, jaxpr: Any, count: int) -> None:
+        """Where each variable that the pullback is given is found."""
+        inputs = {var: i for i, var in enumerate(jaxpr.invars)}
+        made = {var: i for i, var in enumerate(self._plan.made)}
+        results: dict[Any, int] = {}
+        for i, var in enumerate(jaxpr.outvars[:count]):
+            if not isinstance(var, Literal):
+                results.setdefault(var, i)
+        given = self._plan.given
+        self.kept = tuple(sorted(results[v] for v in given if v not in inputs and v not in made))
+        kept = {output: len(inputs) + i for i, output in enumerate(self.kept)}
+        places, array_places = [], []
+        for var in given:
+            if var in inputs:
+                places.append(inputs[var])
+                array_places.append(inputs[var])
+            elif var in made:
+                places.append(len(inputs) + len(kept) + made[var])
+                array_places.append(len(inputs) + count + made[var])
+            else:
+                places.append(kept[results[var]])
+                array_places.append(len(inputs) + results[var])
+        self.places, self.array_places = tuple(places), tuple(array_places)
 
     def pullback(self, seen: tuple[int, ...]) -> Program:
-        """``(*residuals that are no constants, *cotangents of the results seen) -> cotangents of wrt``."""
+        """``(*residuals, *cotangents of the results seen) -> cotangents of wrt``."""
         return self._pullbacks.get(seen, lambda: self._pullback(seen))
 
     def _pullback(self, seen: tuple[int, ...]) -> Program:
         place = {output: i for i, output in enumerate(self.program.smooth_outputs)}
         chosen = [place[i] for i in seen]
         moving = [_struct(self.program.inputs[i]) for i in self.wrt]
-        count = len(self.program.outputs)
-        results, residuals = self.forward.outputs[:count], self.forward.outputs[count:]
-        found = {"input": self.program.inputs, "output": results, "residual": residuals}
-        given = [found[s.kind][s.index] for s in self.sources if s.kind != "constant"]
+        given = [_struct(var.aval) for var in self._plan.given]
 
         def pull(*arguments: Any) -> Sequence[Any]:
-            residuals, cotangents = iter(arguments[: len(given)]), arguments[len(given) :]
-            leaves = [s.value if s.kind == "constant" else next(residuals) for s in self.sources]
+            values, cotangents = arguments[: len(given)], arguments[len(given) :]
+            residuals = iter(self._plan.evaluate(values, self._constants, self._residuals))
+            pairs = zip(self._leaves, self._traced, strict=True)
+            leaves = [next(residuals) if traced else leaf for leaf, traced in pairs]
             pushforward = jax.tree_util.tree_unflatten(self._structure, leaves)
 
             def restricted(*tangents: Any) -> list[Any]:
@@ -261,41 +256,24 @@ class Linear:
         return Program.trace(pull, [*given, *cotangents], names, self.program.origin)
 
 
-def _locate_residuals(
-    jaxpr: ClosedJaxpr, count: int, leaves: Sequence[Any], traced: Sequence[bool]
-) -> tuple[list[int], tuple[Source, ...]]:
-    """Which outputs after the first ``count`` must be made, and where each residual is found."""
-    outputs = jaxpr.jaxpr.outvars
-    inputs = {var: i for i, var in enumerate(jaxpr.jaxpr.invars)}
-    constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-    results: dict[Any, int] = {}
-    for i, var in enumerate(outputs[:count]):
-        if not isinstance(var, Literal):
-            results.setdefault(var, i)
-    made: list[int] = []
-    place: dict[Any, int] = {}
-    sources: list[Source] = []
-    position = count
-    for leaf, is_traced in zip(leaves, traced, strict=True):
-        if not is_traced:
-            sources.append(Source("constant", value=leaf))
-            continue
-        var = outputs[position]
-        if isinstance(var, Literal):
-            sources.append(Source("constant", value=jnp.asarray(var.val, jaxpr.out_avals[position].dtype)))
-        elif var in constants:
-            sources.append(Source("constant", value=constants[var]))
-        elif var in inputs:
-            sources.append(Source("input", inputs[var]))
-        elif var in results:
-            sources.append(Source("output", results[var]))
-        else:
-            if var not in place:
-                place[var] = len(made)
-                made.append(position)
-            sources.append(Source("residual", place[var]))
-        position += 1
-    return made, tuple(sources)
+def _thinned(jaxpr: ClosedJaxpr, count: int) -> tuple[Plan, ClosedJaxpr]:
+    """The plan for the residuals, outputs after the first ``count``, and the jaxpr that makes what it needs."""
+    outputs, inner = jaxpr.jaxpr.outvars, jaxpr.jaxpr
+    plan = plan_residuals(jaxpr, count, outputs[count:], thin=True)
+    try:
+        return plan, ClosedJaxpr(inner.replace(outvars=[*outputs[:count], *plan.made]), jaxpr.consts)
+    except (AttributeError, TypeError, AssertionError):
+        # This JAX does not let a jaxpr be given other outputs (or checks that it has its own): keep to its own.
+        plan = plan_residuals(jaxpr, count, outputs[count:], thin=False)
+    function = jaxpr_as_fun(jaxpr)
+    place = {var: i for i, var in enumerate(outputs) if not isinstance(var, Literal)}
+    wanted = [*range(count), *(place[var] for var in plan.made)]
+
+    def select(*arguments: Any) -> list[Any]:
+        results = function(*arguments)
+        return [results[i] for i in wanted]
+
+    return plan, jax.make_jaxpr(select)(*map(_struct, jaxpr.in_avals))
 
 
 def _compiled(jaxpr: ClosedJaxpr) -> Callable[..., Arrays]:
