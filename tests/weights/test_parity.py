@@ -192,6 +192,7 @@ def test_two_active_dropouts_are_said_to_draw_their_own_masks(flavour: str) -> N
         ({"epsilon": 1e-5, "use_fast_variance": False, "num_groups": 4}, "num_groups"),
         ({"epsilon": 1e-2, "use_fast_variance": False, "num_groups": 2}, "epsilon"),
         ({"epsilon": 1e-5, "use_fast_variance": True, "num_groups": 2}, "use_fast_variance"),
+        ({"epsilon": 1.1e-5, "use_fast_variance": True, "num_groups": 4}, "num_groups"),
     ],
 )
 def test_the_setting_that_matters_is_proved_among_those_that_differ(
@@ -208,6 +209,33 @@ def test_the_setting_that_matters_is_proved_among_those_that_differ(
     found = parity(module, model, x)
     assert (found.cause.kind if found.cause else "") == kind, str(found)
     assert found.cause is None or found.cause.proved
+
+
+class NnxDoubled(nnx.BatchNorm):
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        return 2 * super().__call__(x, *args, **kwargs)
+
+
+class LinenDoubled(ln.BatchNorm):
+    @ln.compact
+    def __call__(self, x: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+        return 2 * super().__call__(x, *args, **kwargs)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_a_setting_that_differs_and_does_not_matter_is_not_the_cause(flavour: str) -> None:
+    module, x = nn.BatchNorm2d(4).eval(), torch.randn(2, 4, 5, 5)
+    settings = {"momentum": 0.99, "epsilon": 1.1e-5, "use_running_average": True}
+    if flavour == "nnx":
+        model = to_flax(module, nnx.eval_shape(lambda: NnxDoubled(4, **settings, rngs=nnx.Rngs(0))))
+    else:
+        linen = LinenDoubled(**settings)
+        model = linen, to_flax(module, jax.eval_shape(linen.init, jax.random.key(0), jnp.zeros((1, 5, 5, 4))))
+    found = parity(module, model, x)
+    assert [fault.setting for fault in found.settings] == ["epsilon", "momentum"]
+    assert found.cause is not None
+    assert found.cause.kind == "scale", str(found)
+    assert "'(root)' (BatchNorm2d) Flax has 2 times torch's values" in found.cause.message
 
 
 # --- a step of training --------------------------------------------------------------------------------
@@ -455,11 +483,12 @@ def test_jitted_parts_of_an_nnx_model_are_recorded_in_every_run() -> None:
 
 
 def test_jitted_parts_of_a_linen_model_are_recorded_in_every_run() -> None:
+    compiled = ln.jit(LinenShared)
+
     class Linen(ln.Module):
         @ln.compact
         def __call__(self, x: jax.Array) -> jax.Array:
-            body = ln.jit(LinenShared)(2, name="body")
-            return body(x)
+            return compiled(2, name="body")(x)
 
     class Torch(nn.Module):
         def __init__(self) -> None:

@@ -146,19 +146,23 @@ def record_linen(
     """Run a linen model; its dropouts, if any are active, draw from streams of our own."""
     writable = [name for name in variables if name != "params"]
     rngs = rng_streams()
+    running: list[Path] = []
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         path = linen_path(context.module)
         if context.method_name == "__call__":
             recorder.record.layers.setdefault(path, flax_layer(context.module))
-        if context.method_name != "__call__" or path not in watched:
+        if context.method_name != "__call__" or path not in watched or path in running:
             return call(*args, **kwargs)
         bare = context.module.clone(parent=None)
+        running.append(path)  # a subclass calls its parent's __call__, which is no call of the layer's own
         try:
             output = call(*args, **kwargs)
         except MODEL_ERRORS:
             recorder.note(path, (args, kwargs), (), bare)
             raise
+        finally:
+            running.remove(path)
         recorder.note(path, (args, kwargs), output, bare)
         return output
 
