@@ -670,3 +670,62 @@ def test_the_table_shows_every_row_the_cause_and_the_settings(module: planted.Ne
     assert lines[10].startswith(
         "  setting: eps=1e-05 in torch, epsilon=0.001 in Flax; type BatchNorm(..., epsilon="
     )
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_products_are_exact_and_the_flags_of_torch_are_put_back() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(8, 32, 3), nn.Conv2d(32, 32, 3)).cuda()
+    settings = {"kernel_size": (3, 3), "padding": "VALID"}
+
+    def twin() -> nnx.Sequential:
+        rngs = nnx.Rngs(0)
+        return nnx.Sequential(nnx.Conv(8, 32, **settings, rngs=rngs), nnx.Conv(32, 32, **settings, rngs=rngs))
+
+    owners = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    before = [owner.fp32_precision for owner in owners]
+    found = parity(module, to_flax(module, nnx.eval_shape(twin)), torch.randn(4, 8, 32, 32, device="cuda"))
+    assert found.ok, str(found)
+    assert [owner.fp32_precision for owner in owners] == before
+
+
+@pytest.mark.parametrize("length", [5, 2])
+def test_a_sequence_whose_batch_comes_second_in_torch_is_compared(length: int) -> None:
+    class Torch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # (N, L, C)
+            return self.head(self.gru(x.transpose(0, 1))[0]).transpose(0, 1)
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.gru = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs), rngs=rngs)
+            self.head = nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.head(self.gru(x))
+
+    module = Torch()
+    model = to_flax(module, nnx.eval_shape(lambda: Nnx(nnx.Rngs(0))))
+    found = parity(module, model, torch.randn(2, length, 3))
+    assert found.ok, str(found)
+    assert [row.torch_path for row in found.rows] == ["gru", "head", ""]
+
+
+def test_half_precision_is_compared_within_its_own_rounding(module: planted.Net) -> None:
+    half = planted.net().bfloat16()
+    model = planted.twin("nnx", half, RIGHT)
+    assert parity(half, model, planted.image().bfloat16(), rules=FLATTEN).ok
+    wrong = planted.twin("nnx", half, replace(RIGHT, relu=lambda x: x))
+    found = parity(half, wrong, planted.image().bfloat16(), rules=FLATTEN)
+    assert found.cause is not None
+    assert (found.cause.kind, found.cause.proved) == ("activation", True)
+
+
+def test_an_input_that_cannot_cross_is_named() -> None:
+    module = nn.Linear(2, 2).double()
+    model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+    with jax.enable_x64(False), pytest.raises(errors.DtypeError, match="input 0"):
+        parity(module, model, torch.ones(1, 2, dtype=torch.float64))

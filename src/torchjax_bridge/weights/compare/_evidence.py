@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,11 @@ class Evidence:
 
     def close(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two arrays of one shape are equal but for rounding."""
-        return self.bounds.allow(gap(one, other), one.dtype.name, other.dtype.name)
+        return self.bounds.allow(gap(one, other), *self._dtypes)
+
+    @cached_property
+    def _dtypes(self) -> frozenset[str]:
+        return frozenset(value.dtype for step in self.steps for value in step.torch.outputs)
 
     def agreeing(self, step: Step) -> list[Step]:
         """The steps in front of one whose outputs agree, the latest first."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.exchange import to_jax
+from torchjax_bridge.exchange import from_jax_keypath, join_path, to_jax
 
 from ._record import Record
 from ._steps import Bounds, Step
@@ -62,15 +62,16 @@ def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[st
         like: A tree of arrays, on whose device the inputs are put.
     """
     leaves, structure = jax.tree.flatten(dict(values))
-    names = [name for name, value in sorted(values.items()) for _ in jax.tree.leaves(value)]
-    tensors = {
-        f"{place}: {name}": _moved(leaf.detach(), last.get(name, frozenset()))
-        for place, (name, leaf) in enumerate(zip(names, leaves, strict=True))
-        if isinstance(leaf, torch.Tensor)
-    }
-    arrays = to_jax(tensors, copy=True, device=_device(like))
-    for name, array in arrays.items():
-        leaves[int(name.partition(":")[0])] = array
+    tensors: dict[str, torch.Tensor] = {}
+    places: dict[str, int] = {}
+    for place, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(dict(values))[0]):
+        if isinstance(leaf, torch.Tensor):
+            keys = from_jax_keypath(path)
+            name = join_path(keys)
+            places[name] = place
+            tensors[name] = _moved(leaf.detach(), last.get(str(keys[0]), frozenset()))
+    for name, array in to_jax(tensors, copy=True, device=_device(like)).items():
+        leaves[places[name]] = array
     return jax.tree.unflatten(structure, leaves)
 
 

@@ -4,7 +4,7 @@ Each probe is a computation: it names a relation only where the numbers have it,
 arrays lie as the Flax model has them (channels last), the first is torch's. Owns no knowledge of models.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from math import isqrt
@@ -187,35 +187,44 @@ def _activated(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Cl
     """An activation on one side alone, or another one on each side of what came before."""
     if ours.dtype.kind == "c" or theirs.dtype.kind == "c" or not ours.ndim:
         return None
-    for name, result in _activations(theirs, ours.shape):
-        if close(ours, result):
-            return _activation_finding(name, None)
-    for name, result in _activations(ours, theirs.shape):
-        if close(result, theirs):
-            return _activation_finding(None, name)
+    name = _activation(Known("", theirs), ours, close)
+    if name is not None:
+        return _activation_finding(name, None)
+    name = _activation(Known("", ours), theirs, close)
+    if name is not None:
+        return _activation_finding(None, name)
     for before in earlier:
-        if before.array.dtype.kind == "f":
-            results = list(_activations(before.array, ours.shape, before.reach))
-            here = next((name for name, result in results if close(ours, result)), None)
-            there = next((name for name, result in results if close(result, theirs)), None)
-            if here and there and here != there:
+        if before.array.dtype.kind == "f" and (here := _activation(before, ours, close)):
+            there = _activation(before, theirs, close)
+            if there and here != there:
                 return _activation_finding(here, there)
     return None
 
 
-def _activations(
-    before: np.ndarray,
-    shape: tuple[int, ...],
-    reach: Callable[[np.ndarray], np.ndarray | None] = lambda array: array,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Every activation of an array, where that reaches the shape that is looked for."""
-    tensor = torch.from_numpy(np.array(before))
-    if (reached := reach(tensor.numpy())) is None or reached.shape != shape:
-        return
+def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
+    """The activation that makes one array the other."""
+    array = before.array.astype(np.float32) if before.array.dtype.itemsize < 4 else before.array
+    reached = before.reach(array)
+    if reached is None or reached.shape != after.shape:
+        return None
+    few = _rows(array) if reached is array else None
     for name, function in _ACTIVATIONS.items():
-        result = reach(function(tensor).numpy())
-        if result is not None:
-            yield name, result
+        if few is not None and not close(_rows(after), _apply(function, few)):
+            continue  # a few rows say no; a large array need not be gone through
+        result = before.reach(_apply(function, array))
+        if result is not None and close(after, result):
+            return name
+    return None
+
+
+def _apply(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray) -> np.ndarray:
+    return function(torch.from_numpy(np.array(array))).numpy()
+
+
+def _rows(array: np.ndarray) -> np.ndarray:
+    """Up to 256 rows of an array, spread over it; a row is what lies along the last axis."""
+    rows = array.reshape(-1, array.shape[-1])
+    return rows[:: max(1, len(rows) // 256)]
 
 
 def _activation_finding(ours: str | None, theirs: str | None) -> Finding:

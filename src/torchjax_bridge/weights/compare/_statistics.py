@@ -23,6 +23,9 @@ from ._values import Gap, gap, values_in
 __all__ = ["Statistic", "statistics"]
 
 
+_KEEPS_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
 @dataclass(frozen=True)
 class Statistic:
     """One running statistic of one layer after a step of training.
@@ -57,7 +60,7 @@ def statistics(
     seen: set[nn.Module] = set()
     for step in steps:
         module: Any = step.module
-        if not (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training) or module in seen:
+        if not (isinstance(module, _KEEPS_STATISTICS) and module.training) or module in seen:
             continue
         seen.add(module)
         for move in moves.get(step.torch.path, ()):

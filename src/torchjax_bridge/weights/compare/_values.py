@@ -83,8 +83,11 @@ def channels_in_front(module: nn.Module) -> bool:
 
 
 def has_one_layout(module: nn.Module) -> bool:
-    """Whether the class of a torch layer says how its arrays lie in Flax."""
-    return isinstance(module, (*_IN_FRONT, *_LAST))
+    """Whether the class of a torch layer leaves no doubt how its arrays lie in Flax.
+
+    It does for the channels of an image; which of two leading axes is the batch is nobody's to say.
+    """
+    return isinstance(module, _IN_FRONT)
 
 
 def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -95,16 +98,19 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
     """
     ways = [array]
     if array.ndim > 2:
-        last, second = np.moveaxis(array, 1, -1), np.swapaxes(array, 0, 1)
-        ways = [array, last, second]
-        if module is None or not isinstance(module, (*_LAST, *_BATCH_SECOND, *_IN_FRONT)):
-            ways = [array, last, np.moveaxis(array, 0, -1)]
-        elif isinstance(module, _IN_FRONT):
-            ways = [last, np.moveaxis(array, 0, -1), array]
+        last, second, all_last = (
+            np.moveaxis(array, 1, -1),
+            np.swapaxes(array, 0, 1),
+            np.moveaxis(array, 0, -1),
+        )
+        if isinstance(module, _IN_FRONT):
+            ways = [last, all_last, array]
         elif isinstance(module, _BATCH_SECOND) and not module.batch_first:
             ways = [second, array]
-        elif isinstance(module, _LAST):
-            ways = [array]
+        elif isinstance(module, (*_BATCH_SECOND, *_LAST)):
+            ways = [array, second]
+        else:
+            ways = [array, last, second, all_last]
     fitting = [way for way in ways if way.shape == shape]
     if fitting:
         return fitting

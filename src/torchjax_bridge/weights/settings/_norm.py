@@ -14,10 +14,13 @@ from torch import nn
 from ._difference import Difference, differs
 from ._layer import FlaxLayer
 
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+
 __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
 
 
-def batch_norm(module: nn.modules.batchnorm._NormBase, layer: FlaxLayer) -> Iterator[Difference]:
+def batch_norm(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``BatchNormNd`` or ``SyncBatchNorm`` beside ``BatchNorm``."""
     yield from _epsilon(module.eps, layer)
     yield from _affine(module.affine, module.affine, layer)
@@ -35,7 +38,7 @@ def batch_norm(module: nn.modules.batchnorm._NormBase, layer: FlaxLayer) -> Iter
         yield from _fast_variance(layer)
 
 
-def _mode(module: nn.modules.batchnorm._NormBase, layer: FlaxLayer) -> Iterator[Difference]:
+def _mode(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """Which statistics are used, where that is not decided by the mode in which the Flax model runs."""
     fixed = layer["use_running_average"]
     if fixed is None:
@@ -79,7 +82,7 @@ def group_norm(module: nn.GroupNorm, layer: FlaxLayer) -> Iterator[Difference]:
     yield from _fast_variance(layer)
 
 
-def instance_norm(module: nn.modules.instancenorm._InstanceNorm, layer: FlaxLayer) -> Iterator[Difference]:
+def instance_norm(module: _InstanceNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``InstanceNormNd`` beside ``InstanceNorm``, a ``GroupNorm`` with a group a channel, or a ``BatchNorm``."""
     yield from _epsilon(module.eps, layer)
     yield from _affine(module.affine, module.affine, layer)
