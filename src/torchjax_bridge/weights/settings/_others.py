@@ -13,6 +13,8 @@ from torchjax_bridge.exchange import jax_dtype
 from ._difference import Difference, Effect, differs
 from ._layer import FlaxLayer
 
+_Dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
+
 __all__ = ["any_layer", "attention", "dense", "dropout", "recurrent"]
 
 
