@@ -42,9 +42,7 @@ def dense(module: nn.Linear | nn.Conv2d, layer: FlaxLayer) -> Iterator[Differenc
         yield from differs("use_bias", has, bool(layer["use_bias"]), torch=("bias", has))
 
 
-def dropout(
-    module: nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d, layer: FlaxLayer
-) -> Iterator[Difference]:
+def dropout(module: _Dropout, layer: FlaxLayer) -> Iterator[Difference]:
     """``Dropout`` beside ``Dropout``; ``DropoutNd`` drops whole channels, over the axes of space."""
     yield from differs("rate", module.p, layer["rate"], torch=("p", module.p), effect="training")
     axes = {nn.Dropout1d: (1,), nn.Dropout2d: (1, 2), nn.Dropout3d: (1, 2, 3)}.get(type(module), ())
