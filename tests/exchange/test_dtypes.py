@@ -112,3 +112,10 @@ def test_none_is_no_dtype():
     for function in (torch_dtype, jax_dtype):
         with pytest.raises(DtypeError, match="None"):
             function(None)
+
+
+@pytest.mark.parametrize("text", ["fl,32", "float32,(", "(2,", "i4,,", ",", "no such"])
+def test_a_string_that_is_no_dtype_raises_ours(text: str) -> None:
+    for read in (jax_dtype, torch_dtype):
+        with pytest.raises(DtypeError):
+            read(text)

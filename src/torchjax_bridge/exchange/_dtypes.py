@@ -132,7 +132,7 @@ def _as_numpy_dtype(dtype: Any) -> np.dtype:
         if dtype is None:
             raise TypeError("numpy reads None as float64, which nobody means here")
         return jnp.dtype(dtype)
-    except TypeError as err:
+    except (TypeError, ValueError, SyntaxError) as err:  # numpy reads some strings as formats of records
         if str(dtype).startswith("key<"):
             raise DtypeError(f"torch has no dtype for {dtype}. {jax_dtype_fix(dtype)}") from err
         raise DtypeError(f"{dtype!r} is not a dtype that torch, JAX or numpy knows.") from err
