@@ -8,6 +8,8 @@ The block is over-allocated so that it starts on the 64-byte boundary that XLA's
 import numpy as np
 import torch
 
+from ._relayout import copy_into
+
 __all__ = ["fresh"]
 
 _ALIGNMENT = 64
@@ -23,7 +25,7 @@ def fresh(tensor: torch.Tensor) -> torch.Tensor:
     """
     if not tensor.is_cpu or tensor.numel() * tensor.element_size() < _LARGE:
         return tensor.clone(memory_format=torch.contiguous_format)
-    return _empty(tensor).copy_(tensor)
+    return copy_into(_empty(tensor), tensor)
 
 
 def _empty(tensor: torch.Tensor) -> torch.Tensor:
