@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -286,11 +287,13 @@ def test_signed_zeros_and_nan_payloads_are_differences(tmp_path: Folder) -> None
 # --- resuming ------------------------------------------------------------------------------------------
 
 
-def _interrupted(source: Folder, target: Folder, after: int) -> None:
+def _interrupted(source: Folder, target: Folder, after: int, **options: Any) -> None:
     """Convert until so many leaves are written, then end as a kill does: nothing is cleaned up."""
 
     class Killed(KeyboardInterrupt):
         pass
+
+    options = {"to": "torch", "resume": True} | options
 
     count = 0
 
@@ -301,7 +304,7 @@ def _interrupted(source: Folder, target: Folder, after: int) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        convert(source, target, to="torch", progress=lambda _: tick, resume=True)
+        convert(source, target, progress=lambda _: tick, **options)
 
 
 def test_a_resumed_conversion_keeps_the_finished_shards(tmp_path: Folder) -> None:
@@ -336,6 +339,57 @@ def test_what_was_begun_with_other_settings_is_not_resumed(tmp_path: Folder) -> 
     with pytest.raises(CheckpointError, match="other settings"):
         convert(tmp_path / "torch", tmp_path / "out", to="torch", dtype=torch.float32, resume=True)
     convert(tmp_path / "torch", tmp_path / "out", to="torch")
+    assert_same(load_state_dict(tmp_path / "out"), state)
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.fc = nn.Linear(16, 2)
+
+
+class NnxWide(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0))
+        self.fc = nnx.Linear(16, 2, rngs=nnx.Rngs(0))
+
+
+def test_what_was_laid_out_by_other_rules_is_not_resumed(tmp_path: Folder) -> None:
+    """The names, shapes and dtypes of the shards are the same: only the plan tells that the values are not."""
+    save_state_dict(tmp_path / "torch", Wide().state_dict(), shard_size=1)
+    template = nnx.eval_shape(NnxWide)
+    wrong, right = [Flatten("fc", (2, 4, 2))], [Flatten("fc", (4, 2, 2))]
+    _interrupted(tmp_path / "torch", tmp_path / "out", 3, to="flax", template=template, rules=wrong)
+    before = sorted(path.name for path in (tmp_path / ".out.part").iterdir())
+    with pytest.raises(CheckpointError, match="other settings"):
+        convert(
+            tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=right, resume=True
+        )
+    assert sorted(path.name for path in (tmp_path / ".out.part").iterdir()) == before
+    convert(tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=wrong, resume=True)
+
+
+def test_another_entry_of_the_same_file_is_not_resumed(tmp_path: Folder) -> None:
+    entries = {name: {f"{n}.weight": torch.full((4,), value) for n in range(4)} for name, value in
+               (("model", 1.0), ("ema", 2.0))}  # fmt: skip
+    torch.save(entries, tmp_path / "a.pt")
+    _interrupted(tmp_path / "a.pt", tmp_path / "out", 3, key="model", shard_size=16)
+    with pytest.raises(CheckpointError, match="other settings"):
+        convert(tmp_path / "a.pt", tmp_path / "out", to="torch", key="ema", shard_size=16, resume=True)
+
+
+def test_a_run_that_was_not_told_to_resume_can_be_resumed_after_a_kill(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = _sharded(tmp_path / "torch")
+    with monkeypatch.context() as killed:  # a kill removes nothing
+        killed.setattr("torchjax_bridge.weights.files._atomic.shutil.rmtree", lambda *_, **__: None)
+        _interrupted(tmp_path / "torch", tmp_path / "out", after=6, resume=False)
+    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.part").glob("model-*")}
+    assert finished
+    convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
+    assert finished == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished}
     assert_same(load_state_dict(tmp_path / "out"), state)
 
 

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -49,12 +49,15 @@ def whole_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> I
 
 
 @contextmanager
-def whole_folder(target: pathlib.Path, *, keep: bool = False) -> Iterator[pathlib.Path]:
+def whole_folder(
+    target: pathlib.Path, *, keep: bool = False, look: Callable[[pathlib.Path], None] | None = None
+) -> Iterator[pathlib.Path]:
     """A folder to write to, which becomes ``target`` at the end, or vanishes on any error.
 
     Args:
         target: A folder that is there is replaced at once, by an exchange of names.
         keep: Hand out what an earlier process left unfinished, and leave the unfinished on an interrupt.
+        look: Shown what an earlier process left; where it raises, that stays as it is.
 
     Raises:
         CheckpointError: As for `whole_file`.
@@ -63,6 +66,12 @@ def whole_folder(target: pathlib.Path, *, keep: bool = False) -> Iterator[pathli
     with _in_words(target):
         part.mkdir(exist_ok=True)
         descriptor = _claim(part, os.O_RDONLY)
+        try:
+            if look is not None:
+                look(part)
+        except BaseException:
+            os.close(descriptor)
+            raise
         try:
             if not keep:
                 clear(part)

@@ -95,7 +95,8 @@ def convert(
         memory: Bytes to hold beside the largest leaf.
         shard_size: The bytes of one file of a folder.
         key: Which entry of a torch file is the ``state_dict``.
-        resume: Keep the shards that an earlier, killed run of the same conversion finished.
+        resume: Keep the shards that an earlier, killed run of the same conversion finished, whether it was told
+            to resume or not; what another source, another entry of it or another plan began is refused.
         overwrite: Replace a checkpoint that is there.
         progress: Given the route before anything is written, gives what is told the bytes of each leaf.
 
@@ -124,7 +125,8 @@ def convert(
         metadata=route.notes,
         memory=memory,
         shard_size=shard_size,
-        resume=_identity(route) if resume else "",
+        work=_identity(route, key),
+        resume=resume,
         overwrite=overwrite,
         progress=told,
     )
@@ -200,8 +202,10 @@ def framework_of(checkpoint: Checkpoint) -> Framework:
     return "flax" if flax else "torch"
 
 
-def _identity(route: Route) -> str:
-    """What makes a source what it is: its files, their sizes and the time they were written."""
+def _identity(route: Route, key: str | None) -> str:
+    """What makes a conversion what it is: the files it reads and when they were written, the entry, every layout."""
     path = route.source.path
     files = [path, *(path.parent / name for name in route.source.shards)]
-    return repr([(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    # Leaves of one name, shape and dtype may still be other values: of another entry, or laid out otherwise.
+    return repr((seen, key, route.plan and route.plan.moves))

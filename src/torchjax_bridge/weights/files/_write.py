@@ -64,7 +64,8 @@ def write_checkpoint(
     metadata: Mapping[str, str] | None = None,
     memory: int = MEMORY,
     shard_size: int | None = None,
-    resume: str = "",
+    work: str = "",
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[pathlib.Path]:
@@ -78,7 +79,8 @@ def write_checkpoint(
         metadata: Notes for formats that hold some.
         memory: Bytes to hold beside the largest leaf.
         shard_size: Bytes of one file of a folder; by default the leaves stay in the shards they come from.
-        resume: What identifies this work: shards that an earlier run of the same work finished are kept.
+        work: What identifies this work, noted beside unfinished shards; empty for what is never resumed.
+        resume: Keep the shards that an earlier run of the same work finished.
         overwrite: Replace a checkpoint that is there.
         progress: Told the bytes of each leaf.
 
@@ -111,7 +113,10 @@ def write_checkpoint(
         raise CheckpointError(
             f"{format} is one file: write to {target / name}, or to a name with its suffix."
         )
-    return _write_shards(leaves, target, framework, dict(metadata or {}), shard_size, resume, pump, progress)
+    shards = pack(leaves, shard_size)
+    notes = dict(metadata or {})
+    begun = hashlib.sha256(repr((work, sorted(notes.items()), shards)).encode()).hexdigest() if work else ""
+    return _write_shards(shards, target, framework, notes, begun, resume, pump, progress)
 
 
 def write_orbax_into(
@@ -128,19 +133,24 @@ def write_orbax_into(
 
 
 def _write_shards(
-    leaves: Sequence[Leaf],
+    shards: Mapping[str, Sequence[Leaf]],
     target: pathlib.Path,
     framework: Framework,
     metadata: dict[str, str],
-    shard_size: int | None,
-    resume: str,
+    work: str,
+    resume: bool,
     pump: Pump,
     progress: Progress | None,
 ) -> list[pathlib.Path]:
-    shards = pack(leaves, shard_size)
-    work = hashlib.sha256(repr((resume, sorted(metadata.items()), shards)).encode()).hexdigest()
-    with whole_folder(target, keep=bool(resume)) as folder:
-        if resume:
+    def look(folder: pathlib.Path) -> None:
+        if resume and _begun(folder) not in ("", work):
+            raise CheckpointError(
+                "cannot resume: what is unfinished there was begun from another source or with other settings. It "
+                "is left as it is; start anew without resume, and it goes."
+            )
+
+    with whole_folder(target, keep=resume, look=look) as folder:
+        if work:
             _take_over(folder, work, shards)
         with pump.running():
             for name, group in shards.items():
@@ -161,18 +171,18 @@ def _write_shards(
 
 
 def _take_over(folder: pathlib.Path, work: str, shards: Mapping[str, object]) -> None:
-    """Keep the finished shards of the same work; refuse those of another."""
-    state = folder / _STATE
-    found = state.read_text() if state.is_file() else ""
-    if found and found != work:
-        raise CheckpointError(
-            "cannot resume: what is unfinished there was begun from another source or with other settings. Start "
-            "anew without resume."
-        )
+    """Keep the finished shards of this work, and note whose they are."""
+    found = _begun(folder)
     clear(folder, keep=(*shards, _STATE) if found else ())
     if not found:  # whole or not there: a kill while it is written must not cost the shards that follow
-        with whole_file(state) as file:
+        with whole_file(folder / _STATE) as file:
             file.write(work.encode())
+
+
+def _begun(folder: pathlib.Path) -> str:
+    """The work whose shards lie in a folder that is unfinished."""
+    state = folder / _STATE
+    return state.read_text() if state.is_file() else ""
 
 
 def _check_names(leaves: Sequence[Leaf]) -> None:
