@@ -27,7 +27,7 @@ def split_path(key: str) -> Path:
     """
     if not key:
         return ()
-    return tuple(int(part) if _is_index(part) else part for part in key.split("."))
+    return tuple([int(part) if part.isdigit() and _is_index(part) else part for part in key.split(".")])
 
 
 def join_path(path: Iterable[str | int]) -> str:
@@ -49,7 +49,8 @@ def from_jax_keypath(keypath: tuple[Any, ...]) -> Path:
 
 
 def _is_index(part: str) -> bool:
-    return part.isascii() and part.isdigit() and (part == "0" or not part.startswith("0"))
+    """Whether digits are a position: as ``str`` would write it."""
+    return part.isascii() and (part == "0" or not part.startswith("0"))
 
 
 def _segment(entry: Any) -> str | int:

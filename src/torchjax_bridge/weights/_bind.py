@@ -4,7 +4,7 @@ Owns what a `Move` is. Decides nothing about which layer belongs to which scope 
 no values: shapes come from meta tensors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,13 +65,15 @@ class Match:
         """Whether everything has its place."""
         return not self.faults
 
-    def __add__(self, other: "Match") -> "Match":
-        return Match(
-            self.moves + other.moves,
-            self.keeps + other.keeps,
-            self.faults + other.faults,
-            self.notes + other.notes,
-            self.layers + other.layers,
+    @classmethod
+    def of(cls, parts: Sequence["Match"]) -> "Match":
+        """All of several matches, in their order."""
+        return cls(
+            tuple([move for part in parts for move in part.moves]),
+            tuple([key for part in parts for key in part.keeps]),
+            tuple([fault for part in parts for fault in part.faults]),
+            tuple([note for part in parts for note in part.notes]),
+            tuple([pair for part in parts for pair in part.layers]),
         )
 
 
@@ -86,14 +88,13 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         flax_node.module,
         torch_node.features,
     )
-    where = join_path(torch_node.origin)
     try:
         entries = rule.entries_for(layer)
     except (KeyError, ValueError) as err:  # how a rule says that this layer is not for it
         reason = f"it has no tensor {err}" if isinstance(err, KeyError) else str(err)
-        return Match(
-            faults=(Fault("mismatch", f"{torch_node.where} does not fit {flax_node.where}: {reason}", where),)
-        )
+        message = f"{torch_node.where} does not fit {flax_node.where}: {reason}"
+        return Match(faults=(Fault("mismatch", message, join_path(torch_node.origin)),))
+    name = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
     for entry in entries:
@@ -110,34 +111,39 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
             continue
         moves.append(
             Move(
-                tuple(leaf.key for leaf in torch_leaves),
-                tuple(leaf.path for leaf in flax_leaves),
+                tuple([leaf.key for leaf in torch_leaves]),
+                tuple([leaf.path for leaf in flax_leaves]),
                 entry.layout,
                 rule.name,
-                torch_node.kind.__name__ if torch_node.kind else rule.name,
+                name,
                 entry.note,
             )
         )
-    keeps = tuple(ours.pop(name).key for name in rule.keeps if name in ours)
-    rest = bind_raw(torch_node, ours, {join_path(path): leaf for path, leaf in theirs.items()})
+    keeps = tuple([ours.pop(name).key for name in rule.keeps if name in ours])
     pair = (torch_node.origin, flax_node.path)
-    return Match(tuple(moves), keeps, tuple(faults), layers=(pair,)) + rest
+    bound = Match(tuple(moves), keeps, tuple(faults), layers=(pair,))
+    if not ours and not theirs:
+        return bound
+    rest = bind_raw(torch_node, ours, {join_path(path): leaf for path, leaf in theirs.items()})
+    return Match.of((bound, rest))
 
 
 def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str, FlaxLeaf]) -> Match:
     """Parameters and buffers that a module holds itself: the same name, the same shape, as they are."""
-    match = Match()
+    moves: list[Move] = []
+    faults: list[Fault] = []
     for name, leaf in ours.items():
         place = theirs.get(name)
         if place is None:
-            match += Match(faults=(unexpected(leaf, torch_node),))
+            faults.append(unexpected(leaf, torch_node))
             continue
         fault = _misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
         if fault is None:
-            match += Match((Move((leaf.key,), (place.path,), Identity(), "raw tensor", "raw tensor"),))
+            moves.append(Move((leaf.key,), (place.path,), Identity(), "raw tensor", "raw tensor"))
         else:
-            match += Match(faults=(fault,))
-    return match + Match(faults=tuple(missing(leaf) for name, leaf in theirs.items() if name not in ours))
+            faults.append(fault)
+    faults += [missing(leaf) for name, leaf in theirs.items() if name not in ours]
+    return Match(tuple(moves), faults=tuple(faults))
 
 
 def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
@@ -185,13 +191,12 @@ def _misfit(
     entry: Entry, torch_node: TorchNode, torch_leaves: list[TorchLeaf], flax_leaves: list[FlaxLeaf]
 ) -> Fault | None:
     """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
-    where = join_path(torch_node.origin)
     for leaf in flax_leaves:
         if entry.collection and leaf.collection not in ("", entry.collection):
             message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
-            return Fault("mismatch", message, where)
-    metas = tuple(leaf.meta for leaf in torch_leaves)
-    wanted = tuple(leaf.shape for leaf in flax_leaves)
+            return Fault("mismatch", message, join_path(torch_node.origin))
+    metas = tuple([leaf.meta for leaf in torch_leaves])
+    wanted = tuple([leaf.shape for leaf in flax_leaves])
     try:
         shapes = _shapes(entry.layout, metas)
         if shapes == wanted and (len(metas) == 1 or len({meta.dtype for meta in metas}) <= 1):
@@ -199,6 +204,7 @@ def _misfit(
         fault = ""
     except (ValueError, RuntimeError) as err:
         shapes, fault = (), str(err)
+    where = join_path(torch_node.origin)
     names = ", ".join(f"'{leaf.key}' {tuple(leaf.meta.shape)}" for leaf in torch_leaves)
     if fault:
         return Fault("mismatch", f"{names} cannot be laid out ({entry.layout}): {fault}", where)

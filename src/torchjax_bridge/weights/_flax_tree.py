@@ -8,8 +8,8 @@ that is done by the plan, before anything is built.
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -129,19 +129,18 @@ def read_flax(template: Any) -> FlaxTree:
 
 
 def _read_nnx(module: nnx.Module) -> FlaxTree:
-    root = FlaxNode(())
+    scopes = _Scopes()
     variables: dict[int, tuple[Path, Any]] = {}
-    seen: set[int] = set()
-    shared = False
-    for path, found in _nnx_graph(module, (), ()):
-        shared = shared or id(found) in seen
-        seen.add(id(found))
-        if isinstance(found, nnx.Variable):
-            variables.setdefault(id(found), (path, found))  # a shared one is read under its first path
+    found: list[tuple[Path, Any]] = []
+    _walk_nnx(module, (), (), found)
+    for path, thing in found:
+        if _is_variable(thing):
+            variables.setdefault(id(thing), (path, thing))  # a shared one is read under its first path
         else:
-            node = _reach(root, path)
-            node.kind, node.module = type(found).__name__, found
-    tree = _read_variables(root, list(variables.values()))
+            node = scopes.at(path)
+            node.kind, node.module = type(thing).__name__, thing
+    shared = len({id(thing) for _, thing in found}) < len(found)
+    tree = _read_variables(scopes, list(variables.values()))
 
     def fill(values: Mapping[Path, Any]) -> Any:
         known = (*tree.root.flat().values(), *tree.kept)
@@ -178,14 +177,11 @@ def _fill_as_pytree(
     return jax.tree.unflatten(structure, filled)
 
 
-def _nnx_graph(node: Any, path: Path, above: tuple[int, ...]) -> Iterable[tuple[Path, Any]]:
+def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[Path, Any]]) -> None:
     """Every module and variable by every path that leads to it, shared ones included, cycles cut."""
-    sort = _sort(type(node))
-    if sort == "variable":
-        yield path, node
-        return
+    sort = _sort(node)
     if sort in ("module", "module list"):
-        yield path, node
+        found.append((path, node))
     children: Iterable[tuple[Any, Any]]
     if sort in ("list", "module list"):
         children = enumerate(node)
@@ -193,19 +189,27 @@ def _nnx_graph(node: Any, path: Path, above: tuple[int, ...]) -> Iterable[tuple[
         children = node.items() if sort == "dict" else sorted(vars(node).items())
     above = (*above, id(node))
     for name, child in children:
-        if _sort(type(child)) != "other" and id(child) not in above:
-            yield from _nnx_graph(child, (*path, name), above)
+        kind = _sort(child)
+        if kind == "variable":
+            found.append(((*path, name), child))
+        elif kind != "other" and id(child) not in above:
+            _walk_nnx(child, (*path, name), above, found)
 
 
 def _is_variable(thing: Any) -> bool:
-    return _sort(type(thing)) == "variable"
+    return _sort(thing) == "variable"
 
 
-def _sort(kind: type) -> str:
-    """What an attribute of this class is to the walk; asking nnx's metaclasses costs, so ask once a class."""
-    if (known := _SORTS.get(kind)) is None:
-        known = _SORTS[kind] = next((name for name, base in _BASES if issubclass(kind, base)), "other")
-    return known
+def _sort(thing: object) -> str:
+    """What an attribute is to the walk."""
+    kind: Any = type(thing)
+    return _sort_of_class(kind)
+
+
+@lru_cache(maxsize=1024)
+def _sort_of_class(kind: type) -> str:
+    # nnx's metaclasses make the question dear, so it is asked once a class.
+    return next((name for name, base in _BASES if issubclass(kind, base)), "other")
 
 
 _BASES: tuple[tuple[str, type], ...] = (
@@ -216,7 +220,6 @@ _BASES: tuple[tuple[str, type], ...] = (
     ("list", list),
     ("list", tuple),
 )
-_SORTS: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 
 def _read_state(state: nnx.State) -> FlaxTree:
@@ -229,21 +232,30 @@ def _read_state(state: nnx.State) -> FlaxTree:
         ]
         return nnx.from_flat_state(flat)
 
-    return replace(_read_variables(FlaxNode(()), variables), fill=fill)
+    return replace(_read_variables(_Scopes(), variables), fill=fill)
 
 
-def _read_variables(root: FlaxNode, variables: Sequence[tuple[Path, Any]]) -> FlaxTree:
+def _read_variables(scopes: "_Scopes", variables: Sequence[tuple[Path, Any]]) -> FlaxTree:
     kept, seeded = [], []
     for path, variable in variables:
-        value = variable.get_value() if _is_variable(variable) else variable
+        value = _value_of(variable)
         leaf = _leaf(path, _collection_of(variable), value)
         if _is_of_a_run(path, variable):
             kept.append(leaf)
             if issubclass(type(variable), nnx.RngState):
                 seeded.append(path)
         else:
-            _reach(root, path[:-1]).leaves[str(path[-1])] = leaf
-    return FlaxTree(root, "nnx", tuple(kept), frozenset(seeded), _unfillable)
+            scopes.at(path[:-1]).leaves[str(path[-1])] = leaf
+    return FlaxTree(scopes.root, "nnx", tuple(kept), frozenset(seeded), _unfillable)
+
+
+def _value_of(variable: Any) -> Any:
+    """The array, by the variable's own account where it has a hook that gives another."""
+    if not _is_variable(variable):
+        return variable
+    raw = variable.get_raw_value()
+    plain = isinstance(raw, jax.ShapeDtypeStruct | jax.Array) and not variable.has_metadata("on_get_value")
+    return raw if plain else variable.get_value()
 
 
 def _unfillable(values: Mapping[Path, Any]) -> Any:
@@ -301,7 +313,8 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
             f"these variables have the collections {sorted(map(str, variables))} and no 'params': wrap a "
             "bare parameter tree as {'params': tree}."
         )
-    root = FlaxNode(())
+    scopes = _Scopes()
+    root = scopes.root
     kept = []
     boxes: dict[Path, Any] = {}
     for collection, tree in variables.items():
@@ -313,7 +326,7 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
             if collection in _RUN_COLLECTIONS:
                 kept.append(leaf)
                 continue
-            node = _reach(root, path[:-1])
+            node = scopes.at(path[:-1])
             name = str(path[-1])
             node.leaves[name if name not in node.leaves else f"{collection}:{name}"] = leaf
     for node in root.walk():
@@ -373,15 +386,27 @@ def _path(keys: Any) -> Path:
 # --- both --------------------------------------------------------------------------------------------
 
 
-def _reach(root: FlaxNode, path: Path) -> FlaxNode:
-    # A state that went through a file may have its integer keys back as strings.
-    path = tuple(int(name) if isinstance(name, str) and name.isdecimal() else name for name in path)
-    node = root
-    for depth, name in enumerate(path):
-        if name not in node.children:
-            node.children[name] = FlaxNode(path[: depth + 1])
-        node = node.children[name]
-    return node
+class _Scopes:
+    """The tree of modules as it grows."""
+
+    def __init__(self) -> None:
+        self.root = FlaxNode(())
+        self._known: dict[Path, FlaxNode] = {(): self.root}
+
+    def at(self, path: Path) -> FlaxNode:
+        """The node at a path, made if it is new.
+
+        A state that went through a file may have its integer keys back as strings; they are the same path.
+        """
+        node = self._known.get(path)
+        if node is None:
+            parent = self.at(path[:-1])
+            name = path[-1]
+            if isinstance(name, str) and name.isdecimal():
+                name = int(name)
+            node = parent.children.setdefault(name, FlaxNode((*parent.path, name)))
+            self._known[path] = node
+        return node
 
 
 def _leaf(path: Path, collection: str, value: Any) -> FlaxLeaf:

@@ -112,15 +112,14 @@ class Matcher:
             return Match(faults=(_no_rule(torch_node),))
         paired = pair_children(torch_node, flax_node, self._fits, self._opens)
         pair = (torch_node.origin, flax_node.path)
-        match = own + Match(faults=paired.faults, notes=paired.notes, layers=(pair,))
-        for ours, theirs in paired.pairs:
-            match += self.match(ours, theirs)
+        here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,))
+        below = [self.match(ours, theirs) for ours, theirs in paired.pairs]
         why = self._why(paired.torch_left, paired.flax_left)
         lost = [unexpected(leaf, node) for node in paired.torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
         no_rule = [_no_rule(node) for node in paired.torch_left if self._has_no_rule(node)]
         empty = [missing(leaf) for node in paired.flax_left for leaf in node.flat().values()]
-        return match + Match(faults=(*no_rule, *lost, *empty))
+        return Match.of((own, here, *below, Match(faults=(*no_rule, *lost, *empty))))
 
     def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
         """Why the only layer that is left does not fit the only scope that is left."""
@@ -177,11 +176,12 @@ def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
     found: dict[str, TorchLeaf] = {}
     left: dict[str | int, TorchNode] = {}
     for name, child in torch_node.children.items():
-        inside = {f"{name}_{key}": leaf for key, leaf in child.leaves.items()}
-        if name not in flax_node.children and not child.children and inside.keys() & flax_node.leaves.keys():
-            found |= inside
-        else:
-            left[name] = child
+        if name not in flax_node.children and not child.children:
+            inside = {f"{name}_{key}": leaf for key, leaf in child.leaves.items()}
+            if inside.keys() & flax_node.leaves.keys():
+                found |= inside
+                continue
+        left[name] = child
     return replace(torch_node, leaves=torch_node.leaves | found, children=left) if found else torch_node
 
 

@@ -138,11 +138,11 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
             f"a {type(source).__name__} is no source of torch weights: pass an nn.Module or its state_dict()."
         )
     change = _Renaming(renames)
-    root = TorchNode(())
+    scopes = _Scopes()
     for name, module in modules.items():
         path = peel(split_path(name))
         if path is not None:
-            node = _reach(root, change(path))
+            node = scopes.at(change(path))
             node.kind, node.module, node.origin = _class_of(module), module, path
     others, faults = [], []
     for key, tensor in state.items():
@@ -157,18 +157,18 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         if path is None:  # a counter that a wrapper keeps for itself
             others.append(key)
             continue
-        *parent, last = change(path)
-        node, name = _reach(root, tuple(parent)), str(last)
+        place = change(path)
+        node, name = scopes.at(place[:-1]), str(place[-1])
         if not node.leaves and node.module is None:
             node.origin = path[:-1]
         if name in node.leaves:
             message = f"'{key}' and '{node.leaves[name].key}' are both renamed to this"
-            faults.append(Fault("rules", message, join_path((*parent, last)), key))
+            faults.append(Fault("rules", message, join_path(place), key))
             continue
         bare = tensor.detach() if tensor.requires_grad else tensor
         node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
     faults += change.unused()
-    return TorchTree(root, state, _find_ties(state), tuple(others), notes, tuple(faults))
+    return TorchTree(scopes.root, state, _find_ties(state), tuple(others), notes, tuple(faults))
 
 
 @lru_cache(maxsize=4096)
@@ -202,13 +202,20 @@ class _Renaming:
         ]
 
 
-def _reach(root: TorchNode, path: Path) -> TorchNode:
-    node = root
-    for depth, name in enumerate(path):
-        if name not in node.children:
-            node.children[name] = TorchNode(path[: depth + 1], path[: depth + 1])
-        node = node.children[name]
-    return node
+class _Scopes:
+    """The tree of modules as it grows."""
+
+    def __init__(self) -> None:
+        self.root = TorchNode(())
+        self._known: dict[Path, TorchNode] = {(): self.root}
+
+    def at(self, path: Path) -> TorchNode:
+        """The node at a path, made if it is new."""
+        node = self._known.get(path)
+        if node is None:
+            node = self._known[path] = TorchNode(path, path)
+            self.at(path[:-1]).children[path[-1]] = node
+        return node
 
 
 def _class_of(module: nn.Module) -> type:
@@ -236,6 +243,8 @@ def _peel_modules(modules: dict[str, nn.Module]) -> tuple[Any, tuple[str, ...]]:
                 seen[attribute] = type(module).__name__
 
     def peel(path: Path) -> Path | None:
+        if not own:
+            return path
         kept = tuple(part for depth, part in enumerate(path) if path[: depth + 1] not in outer)
         wraps = path in own or (path[:-1] in own and path not in outer)
         return None if wraps else kept
@@ -301,16 +310,27 @@ def _refuse_what_is_no_state_dict(state: dict[str, Any]) -> None:
 
 def _find_ties(state: dict[str, Any]) -> dict[str, str]:
     """Which keys name the very same elements as an earlier key."""
-    first: dict[Any, str] = {}
+    first: dict[int, list[str]] = {}
     ties = {}
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
             continue
         if tensor.layout is not torch.strided or tensor.is_quantized:
             continue  # nothing that could cross; the exchange says so
-        same = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()), tensor.device)
-        if same in first:
-            ties[key] = first[same]
+        before = first.setdefault(tensor.data_ptr(), [])
+        twin = next((other for other in before if _same_elements(state[other], tensor)), None)
+        if twin is None:
+            before.append(key)
         else:
-            first[same] = key
+            ties[key] = twin
     return ties
+
+
+def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that start at one address are the same tensor."""
+    return (one.dtype, one.shape, one.stride(), one.device) == (
+        other.dtype,
+        other.shape,
+        other.stride(),
+        other.device,
+    )

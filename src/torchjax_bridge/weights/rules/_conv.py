@@ -21,6 +21,7 @@ and convolve with ``"VALID"``. ``ConvTranspose``: ``padding=((a, a + output_padd
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from torch import nn
 
@@ -67,6 +68,7 @@ def _transposed(layer: Layer) -> Iterable[Entry]:
     return _entries(Permute((*range(2, rank), 1, 0)) if swapped else _turned(rank))
 
 
+@lru_cache(maxsize=256)
 def _entries(kernel: Layout, note: str = "") -> tuple[Entry, ...]:
     return (Entry("weight", "kernel", kernel, note=note), Entry("bias", "bias", optional=True))
 

@@ -36,23 +36,27 @@ def kernel_after_flatten(out: int, features: tuple[int, ...]) -> Layout:
     )
 
 
+_BIAS = Entry("bias", "bias", optional=True)
+_DENSE = (Entry("weight", "kernel", Permute((1, 0))), _BIAS)
+
+
 def _entries(layer: Layer) -> Iterable[Entry]:
-    kernel: Layout = Permute((1, 0))
-    if layer.features is not None:
-        kernel = kernel_after_flatten(layer.torch["weight"].shape[0], layer.features)
-    return (Entry("weight", "kernel", kernel), Entry("bias", "bias", optional=True))
+    if layer.features is None:
+        return _DENSE
+    kernel = kernel_after_flatten(layer.torch["weight"].shape[0], layer.features)
+    return (Entry("weight", "kernel", kernel), _BIAS)
 
 
 def _input_major(layer: Layer) -> Iterable[Entry]:
     if layer.torch["weight"].ndim != 2:
         raise ValueError("a dense layer has a weight of 2 axes")
-    return (Entry("weight", "kernel"), Entry("bias", "bias", optional=True))
+    return (Entry("weight", "kernel"), _BIAS)
 
 
 def _bilinear(layer: Layer) -> Iterable[Entry]:
     if layer.torch["weight"].ndim != 3:
         raise ValueError("a bilinear layer has a weight of 3 axes")
-    return (Entry("weight", "weight"), Entry("bias", "bias", optional=True))
+    return (Entry("weight", "weight"), _BIAS)
 
 
 RULES = (

@@ -19,6 +19,7 @@ unless with the ``BatchNorm`` of `torchjax_bridge.weights.layers`.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -30,14 +31,19 @@ from ._rule import Entry, Layer, Rule
 __all__ = ["RULES"]
 
 
+_AFFINE = (Entry("weight", "scale", optional=True), Entry("bias", "bias", optional=True))
+_STATISTICS = (("running_mean", "mean", 0.0), ("running_var", "var", 1.0))
+_ENTRIES = {buffer: Entry(buffer, leaf, collection="batch_stats") for buffer, leaf, _ in _STATISTICS}
+
+
 def _batch_norm(layer: Layer) -> Iterable[Entry]:
-    yield Entry("weight", "scale", optional=True)
-    yield Entry("bias", "bias", optional=True)
+    yield from _AFFINE
     cumulative = getattr(layer.module, "momentum", 0.1) is None
     note = "momentum=None averages over all batches, which Flax cannot: train on with a momentum"
-    for buffer, leaf, neutral in (("running_mean", "mean", 0.0), ("running_var", "var", 1.0)):
+    for buffer, leaf, neutral in _STATISTICS:
         if buffer in layer.torch or layer.module is None or (leaf,) not in layer.flax:
-            yield Entry(buffer, leaf, collection="batch_stats", note=note if cumulative else "")
+            entry = _ENTRIES[buffer]
+            yield replace(entry, note=note) if cumulative else entry
         else:  # track_running_stats=False: Flax has the variable all the same, and never reads it
             fill = Constant(neutral, layer.flax[(leaf,)], torch.float32)
             yield Entry(
@@ -50,8 +56,7 @@ def _batch_norm(layer: Layer) -> Iterable[Entry]:
 
 
 def _instance_norm(layer: Layer) -> Iterable[Entry]:
-    yield Entry("weight", "scale", optional=True)
-    yield Entry("bias", "bias", optional=True)
+    yield from _AFFINE
     if "running_mean" not in layer.torch:
         return
     if ("mean",) not in layer.flax:
@@ -60,8 +65,7 @@ def _instance_norm(layer: Layer) -> Iterable[Entry]:
             "keep; for evaluation use BatchNorm(use_running_average=True), which then computes the same"
         )
     note = "evaluation only: in training Flax's BatchNorm averages over the batch, InstanceNorm does not"
-    yield Entry("running_mean", "mean", collection="batch_stats", note=note)
-    yield Entry("running_var", "var", collection="batch_stats", note=note)
+    yield from (replace(entry, note=note) for entry in _ENTRIES.values())
 
 
 def _over_features(layer: Layer) -> Iterable[Entry]:
@@ -129,7 +133,7 @@ RULES = (
     ),
     Rule(
         nn.GroupNorm,
-        (Entry("weight", "scale", optional=True), Entry("bias", "bias", optional=True)),
+        _AFFINE,
         flax_types=("GroupNorm",),
         required=frozenset({"weight", "bias"}),
         settings="num_groups, epsilon=eps, use_fast_variance=False, use_scale=use_bias=affine",

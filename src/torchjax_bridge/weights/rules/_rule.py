@@ -6,6 +6,7 @@ shapes and the documentation come from it.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -40,12 +41,12 @@ class Entry:
     optional: bool = False
     note: str = ""
 
-    @property
+    @cached_property
     def torch_names(self) -> tuple[str, ...]:
         """The names as a tuple."""
         return (self.torch,) if isinstance(self.torch, str) else self.torch
 
-    @property
+    @cached_property
     def flax_paths(self) -> tuple[Path, ...]:
         """The paths as a tuple of tuples."""
         if isinstance(self.flax, str):
@@ -113,7 +114,7 @@ class Rule:
     settings: str = ""
     label: str = ""
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The class it is for."""
         return self.label or " / ".join(kind.__name__ for kind in self.types)
