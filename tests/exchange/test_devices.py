@@ -34,8 +34,9 @@ def test_cpu_with_an_index_is_that_host_device(index):
 
 
 def test_a_host_device_that_jax_does_not_have_raises():
-    with pytest.raises(DeviceError, match=r"'cpu:9'.*jax_num_cpu_devices"):
-        jax_device("cpu:9")
+    for index in (9, 128, 254):  # from 128 on, torch's own index is negative
+        with pytest.raises(DeviceError, match=rf"'cpu:{index}'.*'jax_num_cpu_devices', {index + 1}"):
+            jax_device(f"cpu:{index}")
 
 
 def test_a_jax_device_is_returned_as_it_is():

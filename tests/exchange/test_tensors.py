@@ -587,6 +587,7 @@ NOT_FOR_TORCH = {
     "shape only": (lambda: jax.ShapeDtypeStruct((3,), jnp.float32), "ShapeDtypeStruct", "Every leaf must be"),
     "numpy array": (lambda: np.ones(3), "numpy.ndarray", r"jnp\.asarray"),
     "numpy scalar": (lambda: np.float32(3), "numpy.float32", r"jnp\.asarray"),
+    "float0": (lambda: np.zeros(3, jax.dtypes.float0), "numpy.ndarray", "integer input"),
     "float": (lambda: 1.5, "a float", r"jnp\.asarray"),
     "int": (lambda: 3, "an? int", r"jnp\.asarray"),
     "str": (lambda: "weights", "a str", "Every leaf must be"),
@@ -778,6 +779,63 @@ def test_copy_true_of_a_tracer_in_to_jax_passes_it_on():
     # to_jax may stand inside a jitted function that is handed JAX values only.
     assert jax.jit(lambda x: to_jax(x, copy=True) * 2)(jnp.ones(3)).tolist() == [2.0] * 3
     assert jax.jit(lambda x: to_jax({"a": x})["a"] * 2)(jnp.ones(3)).tolist() == [2.0] * 3
+
+
+def test_a_device_asked_for_a_tracer_is_honoured():
+    device = jax.devices()[1]
+    seen = jax.vmap(lambda x: to_jax(x, device=device))(jnp.ones(3))
+    assert seen.devices() == {device}
+    with pytest.raises(ShareError, match=r"it is a tracer.*was asked for"):
+        jax.vmap(lambda x: to_jax(x, device=device, copy=False))(jnp.ones(3))
+
+
+ASKED_INSIDE_JIT = {
+    "copy=True of a borrowed array": lambda tensor: to_jax(to_jax(tensor), copy=True),
+    "copy=True of a permuted one": lambda tensor: to_jax(to_jax(tensor.view(4, 4).t()), copy=True),
+    "device= for a tensor": lambda tensor: to_jax(tensor, device=jax.devices()[1]),
+    "device= for a borrowed array": lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[1]),
+    "unaligned tensor": lambda tensor: to_jax(tensor[1:]),
+    "out and in again": lambda tensor: to_jax(to_torch(to_jax(tensor), copy=True)),
+}
+
+
+@pytest.mark.parametrize("cross", ASKED_INSIDE_JIT.values(), ids=ASKED_INSIDE_JIT)
+def test_a_copy_asked_for_inside_jit_is_made_there_and_then(cross):
+    # A copy that were staged as a step of the function would read what torch writes later.
+    tensor, made = aligned(16).fill_(1), []
+    jaxpr = jax.make_jaxpr(lambda x: (made.append(cross(tensor)), x)[1])(1.0)
+    assert not isinstance(made[0], jax.core.Tracer)
+    assert jaxpr.jaxpr.eqns == []
+    tensor.zero_()
+    assert set(np.asarray(made[0]).reshape(-1).tolist()) == {1.0}
+
+
+def test_a_borrowed_array_is_copied_under_a_mesh_that_it_is_not_on():
+    tensor = aligned(16)
+    before = tensor.tolist()
+    array = to_jax(tensor)
+    with jax.set_mesh(jax.make_mesh((4,), ("x",))):
+        copied = to_jax(array, copy=True)
+        tensor.zero_()
+        assert to_torch(copied, copy=True).tolist() == before
+    assert copied.devices() == array.devices()
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_copy_is_committed_as_its_original_is(committed):
+    array = to_jax(aligned(16)) if committed else jnp.arange(16.0)
+    copied = to_jax(array, copy=True)
+    assert copied.committed == array.committed == committed
+    assert copied.unsafe_buffer_pointer() != array.unsafe_buffer_pointer()
+
+
+@pytest.mark.parametrize("copy", [None, True])
+@pytest.mark.parametrize("shape", [(), (3,)], ids=str)
+def test_prng_keys_move_to_the_device_asked_for(copy, shape):
+    keys = jax.random.split(jax.random.key(0), shape)
+    moved = to_jax(keys, device=jax.devices()[1], copy=copy)
+    assert moved.devices() == {jax.devices()[1]}
+    assert np.array_equal(jax.random.key_data(moved), jax.random.key_data(keys))
 
 
 def test_prng_keys_and_sharded_arrays_pass_through_to_jax():

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from torchjax_bridge.errors import DtypeError, ExchangeError, NarrowingError, ShareError, UnsupportedLeafError
-from torchjax_bridge.exchange import to_jax, to_torch
+from torchjax_bridge.errors import (
+    DeviceError,
+    DtypeError,
+    ExchangeError,
+    NarrowingError,
+    ShareError,
+    UnsupportedLeafError,
+)
+from torchjax_bridge.exchange import _tensors, to_jax, to_torch
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
@@ -91,6 +98,34 @@ def test_dict_keys_that_do_not_sort_raise_and_say_so():
         to_torch({"a": jnp.ones(2), 1: jnp.ones(2)})
 
 
+@dataclasses.dataclass
+class Unregistered:
+    weight: object
+
+
+class Config(dict):
+    pass
+
+
+NO_PYTREES = {
+    "dataclass": (Unregistered(torch.ones(2)), r"Unregistered.*register_dataclass.*vars\(it\)"),
+    "subclass of dict": (Config(a=torch.ones(2)), r"Config.*dict\(it\)"),
+    "UserDict": (collections.UserDict(a=torch.ones(2)), r"UserDict.*dict\(it\)"),
+    "generator": (torch.nn.Linear(2, 2).parameters(), r"generator.*list\(it\)"),
+    "dict values": ({"a": torch.ones(2)}.values(), r"dict_values.*list\(it\)"),
+    "set": ({torch.ones(2)}, r"a set.*list\(it\)"),
+    "result of torch.max": (torch.max(torch.ones(2, 2), 0), r"torch\.return_types\.max.*list\(it\)"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Python iterable type:DeprecationWarning")
+@pytest.mark.parametrize(("container", "fix"), NO_PYTREES.values(), ids=NO_PYTREES)
+def test_a_container_that_jax_does_not_open_is_refused_with_what_to_pass(container, fix):
+    for cross in (to_jax, to_torch):
+        with pytest.raises(UnsupportedLeafError, match=rf"'x\.0'.*{fix}"):
+            cross({"x": [container]})
+
+
 def test_an_object_that_is_no_pytree_is_a_leaf_that_cannot_cross():
     class Box:
         def __init__(self):
@@ -98,14 +133,6 @@ def test_an_object_that_is_no_pytree_is_a_leaf_that_cannot_cross():
 
     with pytest.raises(UnsupportedLeafError, match=r"'box'.*Box"):
         to_jax({"box": Box()})
-
-
-def test_subclasses_of_dict_that_jax_does_not_know_are_no_pytrees():
-    class Config(dict):
-        pass
-
-    with pytest.raises(UnsupportedLeafError, match="Config"):
-        to_jax({"config": Config(a=torch.ones(2))})
 
 
 @pytest.mark.parametrize("copy", [None, True])
@@ -246,3 +273,29 @@ def test_the_tree_handed_in_is_not_changed():
     tree = {"a": [tensor]}
     to_jax(tree)
     assert tree["a"][0] is tensor
+
+
+@pytest.mark.parametrize("tree", [{}, None, {"a": torch.ones(2), "b": [torch.ones(2)]}], ids=str)
+def test_wrong_options_are_told_once_whatever_the_tree_holds(tree):
+    for cross in (to_jax, to_torch):
+        with pytest.raises(DeviceError, match=r"^'nope' is no device"):
+            cross(tree, device="nope")
+        with pytest.raises(TypeError, match=r"copy must be"):
+            cross(tree, copy="nope")
+
+
+def test_a_device_that_cannot_take_the_values_is_told_with_the_leaf():
+    with pytest.raises(DeviceError, match=r"'w\.0'.*meta"):
+        to_torch({"w": [jnp.ones(3)]}, device="meta")
+
+
+def test_a_leaf_on_a_device_that_the_other_side_does_not_see_is_named(monkeypatch):
+    def unseen(_):
+        raise DeviceError("does not see it")
+
+    monkeypatch.setattr(_tensors, "jax_device", unseen)
+    with pytest.raises(DeviceError, match=r"'w\.0' with JAX: does not see it"):
+        to_jax({"w": [torch.ones(8)[1:]]})
+    monkeypatch.setattr(_tensors, "torch_device", unseen)
+    with pytest.raises(DeviceError, match=r"'w\.0' with torch: does not see it"):
+        to_torch({"w": [jnp.ones(3)]}, copy=True)

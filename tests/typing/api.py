@@ -30,9 +30,15 @@ from torchjax_bridge.weights import (
 
 
 def exchange(tensor: torch.Tensor, array: jax.Array, tree: dict[str, Any]) -> None:
-    tb.to_jax(tree, copy=None, device="cpu")
-    tb.to_jax(tensor, copy=False, device=torch.device("cpu"))
-    tb.to_torch(array, copy=True, device=jax.devices()[0])
+    assert_type(tb.to_jax(tensor), jax.Array)
+    assert_type(tb.to_jax(torch.nn.Parameter(tensor), copy=False, device=torch.device("cpu")), jax.Array)
+    assert_type(tb.to_jax(array), jax.Array)
+    assert_type(tb.to_jax(tree, copy=None, device="cpu"), Any)
+    assert_type(tb.to_torch(array, copy=True, device=jax.devices()[0]), torch.Tensor)
+    assert_type(tb.to_torch(tensor), torch.Tensor)
+    assert_type(tb.to_torch({"w": array}), Any)
+    anything: Any = tree
+    assert_type(tb.to_jax(anything), Any)
     assert_type(tb.jax_dtype(torch.float32), np.dtype[Any])
     assert_type(tb.torch_dtype("float32"), torch.dtype)
     assert_type(tb.jax_device("cpu"), jax.Device)
@@ -101,6 +107,7 @@ def every_error(leaf: errors.UnsupportedLeafError, wide: errors.NarrowingError) 
 
 
 def refused(tensor: torch.Tensor, module: torch.nn.Module) -> None:
-    tb.to_jax(tensor, True)  # type: ignore[call-arg]  # options are keywords
-    tb.to_jax(tensor, copy="always")  # type: ignore[arg-type]
+    tb.to_jax(tensor, True)  # type: ignore[call-overload]  # options are keywords
+    tb.to_jax(tensor, copy="always")  # type: ignore[call-overload]
+    tb.to_jax(tensor).data_ptr()  # type: ignore[attr-defined]  # an array is no tensor
     tb.to_flax(module)  # type: ignore[call-arg]

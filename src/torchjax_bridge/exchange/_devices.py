@@ -120,6 +120,7 @@ def _host(index: int) -> jax.Device:
         raise DeviceError(
             f"JAX does not see the CPU; it sees {_seen()}. Add cpu to JAX_PLATFORMS (JAX_PLATFORMS=cuda,cpu)."
         ) from err
+    index %= 256  # torch keeps 8 bits and a sign: 'cpu:255' arrives as -1
     if index < len(hosts):
         return hosts[index]
     raise DeviceError(

@@ -4,6 +4,8 @@ Decides only whether a leaf is a plain tensor or array at all; whether its memor
 business, and what then happens ``_tensors``'s.
 """
 
+import dataclasses
+from collections.abc import Iterator, Mapping, MappingView, Set
 from typing import Any, NoReturn
 
 import jax
@@ -195,12 +197,27 @@ def _fix_for_no_tensor(thing: Any) -> str:
         return "Call torch.as_tensor (or jnp.asarray) on it first."
     if isinstance(thing, bool | int | float | complex):
         return "Call torch.tensor (or jnp.asarray) on it first."
-    return "Every leaf must be a torch.Tensor or a jax.Array."
+    return _fix_for_no_pytree(thing) or "Every leaf must be a torch.Tensor or a jax.Array."
 
 
 def _fix_for_no_array(thing: Any) -> str:
     if isinstance(thing, np.ndarray | np.generic):
+        if thing.dtype == jax.dtypes.float0:
+            return (
+                "It is JAX's gradient of an integer input and holds no values: leave it out, or send zeros."
+            )
         return "Call jnp.asarray (or torch.from_numpy) on it first."
     if isinstance(thing, bool | int | float | complex):
         return "Call jnp.asarray (or torch.tensor) on it first."
-    return "Every leaf must be a jax.Array or a torch.Tensor."
+    return _fix_for_no_pytree(thing) or "Every leaf must be a jax.Array or a torch.Tensor."
+
+
+def _fix_for_no_pytree(thing: Any) -> str:
+    """What to type for something that holds leaves and that JAX does not open; empty for anything else."""
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        return "JAX does not open it: register its class with jax.tree_util.register_dataclass, or pass vars(it)."
+    if isinstance(thing, Mapping):
+        return "JAX does not open it: pass dict(it), or register its class with jax.tree_util."
+    if isinstance(thing, tuple | list | Set | Iterator | MappingView):
+        return "JAX does not open it: pass list(it), or register its class with jax.tree_util."
+    return ""

@@ -24,6 +24,7 @@ from ._refusals import (
     cannot_share,
     check_copy,
     explain,
+    leaf_name,
     refuse_array,
     refuse_deleted,
     refuse_tensor,
@@ -147,12 +148,12 @@ def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Arra
 
 def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
     refuse_tensor(tensor, path)
-    target = jax_device(tensor.device if device is None else device)
+    target = _device_of(tensor, path) if device is None else jax_device(device)
     if target.platform == "cpu" and not tensor.is_cpu:
         if copy is False:
             cannot_share(path, "JAX", f"it is on '{tensor.device}' and device={target} was asked for")
         tensor = tensor.cpu()
-    source = jax_device(tensor.device)
+    source = _device_of(tensor, path)
     if copy is False and target != source:
         cannot_share(path, "JAX", f"it is on {source} and device={target} was asked for")
 
@@ -178,8 +179,16 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
     array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
     if target == source:
         return array
-    # The transfer reads borrowed memory in the background; torch may write to it after we return.
-    return jax.block_until_ready(jax.device_put(array, target))
+    with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
+        # The transfer reads borrowed memory in the background; torch may write to it after we return.
+        return jax.block_until_ready(jax.device_put(array, target))
+
+
+def _device_of(tensor: torch.Tensor, path: Path) -> jax.Device:
+    try:
+        return jax_device(tensor.device)
+    except DeviceError as err:
+        raise DeviceError(f"cannot share {leaf_name(path)} with JAX: {err}") from err
 
 
 def _x64() -> bool:
@@ -190,7 +199,7 @@ def _x64() -> bool:
 def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) -> jax.Array:
     target = None if device is None else jax_device(device)
     if isinstance(array, jax.core.Tracer):
-        return jnp.array(array, copy=True) if copy else array
+        return _pass_tracer(array, copy, target, path)
     if target is None and not copy:
         return array
     if array.is_deleted():
@@ -200,17 +209,34 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
         return array
     if moves and copy is False:
         cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
-    if moves and _is_row_major(array):
-        copied = jax.device_put(array, target)
-    else:
-        copied = jnp.array(array, copy=True)  # row-major, which device_put alone would not make it
-        copied = jax.device_put(copied, target) if moves else copied
-    # The copy runs in the background and may read memory that torch lent us.
-    return jax.block_until_ready(copied)
+    with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
+        if not _is_row_major(array):
+            copied = jnp.array(array, copy=True)  # row-major, which device_put alone would not make it
+            copied = jax.device_put(copied, target) if moves else copied
+        elif moves or array.committed:
+            # Also under jax.set_mesh, where a computation would refuse an array that is not on the mesh.
+            copied = jax.device_put(array, target if moves else array.sharding, may_alias=False)
+        else:
+            copied = jnp.array(array, copy=True)  # stays uncommitted
+        # The copy runs in the background and may read memory that torch lent us.
+        return jax.block_until_ready(copied)
+
+
+def _pass_tracer(tracer: Any, copy: bool | None, target: jax.Device | None, path: Path) -> jax.Array:
+    """A value that JAX has yet to compute: what is asked for becomes a step of the computation."""
+    if target is not None:
+        if copy is False:
+            cannot_share(
+                path, "JAX", f"it is a tracer, and where it will lie is not known; {target} was asked for"
+            )
+        tracer = jax.device_put(tracer, target)
+    return jnp.array(tracer, copy=True) if copy else tracer
 
 
 def _is_row_major(array: jax.Array) -> bool:
-    layout = array.format.layout  # type: ignore[attr-defined]  # a property of the concrete class
+    if not hasattr(array, "format"):  # a PRNG key hides how its words lie
+        return False
+    layout = array.format.layout
     return layout is None or tuple(layout.major_to_minor) == tuple(range(array.ndim))
 
 
@@ -232,16 +258,20 @@ def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Ten
 def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     refuse_array(array, path)
     (jax_side,) = array.devices()
-    target = torch_device(jax_side if device is None else device)
+    try:
+        target = torch_device(jax_side if device is None else device)
+    except DeviceError as err:
+        raise DeviceError(f"cannot share {leaf_name(path)} with torch: {err}") from err
     if target.type == "cpu" and jax_side.platform != "cpu":
         if copy is False:
             cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
-        array, jax_side = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
+        with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
+            array, jax_side = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
     source = torch_device(jax_side)
     if target != source:
         if copy is False:
             cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
-        return _move(_dlpack.lend(array), target)
+        return _move(_dlpack.lend(array), target, path)
     tensor = _dlpack.lend(array)
     return row_major_copy(tensor) if copy else tensor
 
@@ -251,7 +281,7 @@ def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Pat
     if target != tensor.device:
         if copy is False:
             cannot_share(path, "torch", f"it is on '{tensor.device}' and device='{target}' was asked for")
-        return _move(tensor, target)
+        return _move(tensor, target, path)
     if not copy:
         return tensor
     return (
@@ -259,14 +289,17 @@ def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Pat
     )
 
 
-def _move(tensor: torch.Tensor, target: torch.device) -> torch.Tensor:
+def _move(tensor: torch.Tensor, target: torch.device, path: Path) -> torch.Tensor:
     if target.type == "meta":
         raise DeviceError(
-            "device='meta' holds no values. Pass a device with memory, or call .to('meta') after."
+            f"cannot move {leaf_name(path)}: device='meta' holds no values. Pass a device with memory, or call "
+            ".to('meta') after."
         )
     try:
         if tensor.layout is _strided:
             return tensor.to(target, memory_format=torch.contiguous_format)
         return tensor.to(target)
     except (RuntimeError, AssertionError) as err:  # AssertionError: torch without CUDA
-        raise DeviceError(f"torch cannot move a tensor to '{target}': {err}") from err
+        raise DeviceError(
+            f"cannot move {leaf_name(path)}: torch cannot move it to '{target}': {err}"
+        ) from err

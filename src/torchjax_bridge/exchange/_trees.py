@@ -2,23 +2,30 @@
 
 A tree is a JAX pytree. Each leaf crosses by the rules of ``_tensors``; a leaf that cannot is tagged with its
 path, all such leaves are gathered, and one error names them. Leaves that are one object on one side are one
-object on the other. Refuses trees that JAX cannot flatten (dict keys that do not sort).
+object on the other. What JAX cannot flatten or rebuild is refused in ``_structure``.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import jax
 import torch
 
-from torchjax_bridge.errors import ExchangeError, UnsupportedLeafError
+from torchjax_bridge.errors import ExchangeError
 
+from ._devices import jax_device, torch_device
 from ._paths import from_jax_keypath
+from ._refusals import check_copy
+from ._structure import flatten, rebuild
 from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]
 
 
+@overload
+def to_jax(tree: torch.Tensor | jax.Array, *, copy: bool | None = None, device: Any = None) -> jax.Array: ...
+@overload
+def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
 def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     """The same pytree with every ``torch.Tensor`` leaf a ``jax.Array``, bit for bit.
 
@@ -58,6 +65,12 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     return _cross(tensor_to_jax, tree, copy, device)
 
 
+@overload
+def to_torch(
+    tree: torch.Tensor | jax.Array, *, copy: bool | None = None, device: Any = None
+) -> torch.Tensor: ...
+@overload
+def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
 def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     """The same pytree with every ``jax.Array`` leaf a ``torch.Tensor``, bit for bit.
 
@@ -69,8 +82,8 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
         device: A ``torch.device``, a ``jax.Device`` or a name; ``None`` leaves each leaf where it is.
 
     Returns:
-        A pytree of the same structure; no leaf requires grad. Two leaves that are one array become one
-        tensor.
+        A pytree of the same structure. A tensor made of an array does not require grad; a tensor passed
+        through keeps what it had. Two leaves that are one array become one tensor.
 
     Raises:
         ExchangeError: As for `to_jax`.
@@ -92,13 +105,10 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
 
 
 def _cross(one: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -> Any:
-    try:
-        leaves, structure = jax.tree_util.tree_flatten(tree)
-    except (ValueError, TypeError) as err:
-        raise UnsupportedLeafError(
-            f"cannot flatten this {type(tree).__name__} as a pytree: {err}. Dict keys must sort among "
-            "themselves (all strings, or all integers)."
-        ) from err
+    check_copy(copy)
+    if device is not None:  # a fault of the call, not of a leaf
+        device = jax_device(device) if one is tensor_to_jax else torch_device(device)
+    leaves, structure = flatten(tree)
     crossed: dict[int, Any] = {}  # by identity, so that one leaf stays one leaf
     try:
         if copy is None and device is None:
@@ -113,7 +123,7 @@ def _cross(one: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -
                     crossed[key] = one(leaf, copy=copy, device=device)
     except ExchangeError as err:
         _raise_every_fault(one, tree, copy, device, err)
-    return jax.tree_util.tree_unflatten(structure, [crossed[id(leaf)] for leaf in leaves])
+    return rebuild(structure, [crossed[id(leaf)] for leaf in leaves], tree)
 
 
 def _raise_every_fault(
