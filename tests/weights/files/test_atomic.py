@@ -279,7 +279,9 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Folder, nursery: Nur
         for attempt in range(50):
             if out.exists() or (finished and attempt > 3):
                 break
-            delay = chance.uniform(0.05, 0.25) * (1 + attempt / 4)  # a busy machine finishes less in that time
+            delay = chance.uniform(0.05, 0.25) * (
+                1 + attempt / 4
+            )  # a busy machine finishes less in that time
             nursery.convert(tmp_path / "src", out, "float32", resume=True, pace=0.02, kill_after=delay)
             now = {path.name: path.stat().st_mtime_ns for path in part_of(out).glob("model-*")}
             assert out.exists() or finished.items() <= now.items()

@@ -363,9 +363,7 @@ def test_what_was_laid_out_by_other_rules_is_not_resumed(tmp_path: Folder) -> No
     _interrupted(tmp_path / "torch", tmp_path / "out", 3, to="flax", template=template, rules=wrong)
     before = sorted(path.name for path in (tmp_path / ".out.part").iterdir())
     with pytest.raises(CheckpointError, match="other settings"):
-        convert(
-            tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=right, resume=True
-        )
+        convert(tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=right, resume=True)
     assert sorted(path.name for path in (tmp_path / ".out.part").iterdir()) == before
     convert(tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=wrong, resume=True)
 

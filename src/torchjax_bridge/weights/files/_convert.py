@@ -150,6 +150,10 @@ def find_route(
         CheckpointError: The source is not sound or not of a known framework, or the other side was not given.
     """
     rules = tuple(rules)
+    if to not in ("torch", "flax"):
+        raise CheckpointError(f"to={to!r} is no framework to convert to: say 'flax' or 'torch'.")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise CheckpointError(f"{dtype!r} is no floating-point dtype to cast weights to: say torch.bfloat16.")
     found = (
         source
         if isinstance(source, Checkpoint)
@@ -175,8 +179,6 @@ def find_route(
             )
         plan, leaves = route_to_torch(found, model, template, rules)
     if dtype is not None:
-        if not dtype.is_floating_point:
-            raise CheckpointError(f"{dtype} is no floating-point dtype to cast weights to.")
         leaves = [cast(leaf, dtype) for leaf in leaves]
     return Route(found, to, tuple(leaves), plan, notes)
 
@@ -203,7 +205,7 @@ def framework_of(checkpoint: Checkpoint) -> Framework:
 
 
 def _identity(route: Route, key: str | None) -> str:
-    """What makes a conversion what it is: the files it reads and when they were written, the entry, every layout."""
+    """What makes a conversion what it is: its files and when they were written, the entry, every layout."""
     path = route.source.path
     files = [path, *(path.parent / name for name in route.source.shards)]
     seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]

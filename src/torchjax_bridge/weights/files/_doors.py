@@ -13,7 +13,7 @@ from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_tor
 
 from .._flax_tree import read_flax
 from ._flax_leaves import flax_leaves
-from ._leaf import Checkpoint, Format, Leaf, nest
+from ._leaf import Checkpoint, Format, Leaf, nest, place_of
 from ._open import open_checkpoint
 from ._pump import read_all
 from ._write import write_checkpoint
@@ -33,7 +33,8 @@ def load_state_dict(path: AnyPath, *, copy: bool = False, key: str | None = None
         key: Which entry of a torch file is the ``state_dict``, dotted, where there are several.
 
     Returns:
-        A ``state_dict`` on the CPU; names that were tied in a torch file are one tensor.
+        A ``state_dict`` on the CPU; names that were tied in a torch file are one tensor. A module's extra state
+        that is no tensor is left out.
 
     Raises:
         CheckpointError: The file is not sound, holds code, or holds Flax weights.
@@ -124,18 +125,11 @@ def save_state_dict(
     """
     state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
     for name, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(
-                f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds tensors."
-            )
-        if tensor.is_meta or tensor.layout != torch.strided:
-            raise CheckpointError(
-                f"'{name}' is on {tensor.device} with the layout {tensor.layout}: it cannot be saved."
-            )
+        _check_plain(name, tensor)
     first: dict[Any, str] = {}
     leaves = []
     for name, tensor in state.items():
-        place = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        place = tensor.device, place_of(tensor)
         twin = first.setdefault(place, name) if tensor.numel() else name
         leaves.append(_in_memory(split_path(name), name, tensor, "" if twin == name else twin))
     write_checkpoint(
@@ -208,6 +202,30 @@ def _values(checkpoint: Checkpoint, copy: bool) -> dict[str, torch.Tensor]:
         return values
     own: dict[int, torch.Tensor] = {}
     return {name: own.setdefault(id(tensor), tensor.clone()) for name, tensor in values.items()}
+
+
+def _check_plain(name: object, tensor: object) -> None:
+    """Whether this has values of its own that a file can hold."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{name!r} is no name for a tensor: the keys of a state_dict are strings.")
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds tensors.")
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else f"{tensor.dtype} with the layout {tensor.layout}"
+        raise CheckpointError(f"'{name}' is {kind}: only dense tensors are saved.")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise CheckpointError(
+            f"'{name}' is a {type(tensor).__name__}, whose values are elsewhere: give the plain tensor (of a "
+            "DTensor, full_tensor())."
+        )
+    try:
+        if tensor.is_meta:
+            raise CheckpointError(f"'{name}' is on the meta device: there are no values to save.")
+        tensor.data_ptr()
+    except RuntimeError as err:
+        raise CheckpointError(
+            f"'{name}' has no values while torch.func or torch.compile transforms the code: save outside."
+        ) from err
 
 
 def _in_memory(where: Path, name: str, tensor: torch.Tensor, twin: str = "") -> Leaf:

@@ -123,8 +123,8 @@ def parse_json(raw: bytes, where: str) -> dict[str, Any]:
         for name in found:
             name.encode()  # an escaped lone surrogate is no text, and could not be written again
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise ValueError(f"the key {twice!r} comes twice")
         return found
 

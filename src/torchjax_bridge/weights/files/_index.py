@@ -61,7 +61,8 @@ def read_index(
             name = min(found ^ names)
             where = "does not hold it" if name in names else "holds it without being named for it"
             raise CheckpointError(f"{path}: {name!r}: the shard {file!r} {where}.")
-        leaves |= part.leaves
+        # What a shard notes as tied to one of its own may lie in another shard by itself.
+        leaves |= {name: leaf for name, leaf in part.leaves.items() if name in names or name not in places}
     if first is None:
         raise CheckpointError(f"{path}: the index names no shard.")
     notes = index.get("metadata")

@@ -13,15 +13,27 @@ from typing import Any, Literal
 import torch
 
 from torchjax_bridge.errors import CheckpointError
-from torchjax_bridge.exchange import Path
+from torchjax_bridge.exchange import Path, split_path
 
-__all__ = ["Checkpoint", "Format", "Framework", "Leaf", "Progress", "nest", "size_of"]
+__all__ = [
+    "Checkpoint",
+    "Format",
+    "Framework",
+    "Leaf",
+    "Progress",
+    "nest",
+    "place_of",
+    "segments",
+    "size_of",
+]
 
 Framework = Literal["torch", "flax"]
 Format = Literal["safetensors", "pt", "msgpack", "orbax"]
 
 Progress = Callable[[int], None]
 """Called with the bytes of each leaf that was written."""
+
+_DEEPEST = 128
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,30 @@ class Checkpoint:
 def size_of(dtype: torch.dtype, shape: Sequence[int]) -> int:
     """Bytes of a row-major tensor."""
     return dtype.itemsize * math.prod(shape)
+
+
+def place_of(tensor: torch.Tensor) -> tuple[object, ...]:
+    """What two tensors on one device have in common when they are the very same values."""
+    return (
+        tensor.data_ptr(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.is_conj(),  # a view with the same memory and other values
+        tensor.is_neg(),
+    )
+
+
+def segments(name: str, where: object) -> Path:
+    """The path that a name in a file spells out.
+
+    Raises:
+        CheckpointError: It is nested deeper than any model: trees are walked by recursion.
+    """
+    path = split_path(name) or (name,)
+    if len(path) > _DEEPEST:
+        raise CheckpointError(f"{where}: '{name[:40]}...' is nested {len(path)} deep, more than {_DEEPEST}.")
+    return path
 
 
 def nest(flat: Mapping[Path, Any], where: object) -> dict[Any, Any]:

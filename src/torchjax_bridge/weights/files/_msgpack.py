@@ -306,7 +306,9 @@ def _array_header(dtype: torch.dtype, shape: Sequence[int]) -> bytes:
     """Everything before the bytes of an array: they are the last part of the extension."""
     size = size_of(dtype, shape)
     name = jax_dtype(dtype).name.encode()
-    inner = b"\x93" + bytes([0x90 | len(shape)]) + b"".join(map(_int, shape))
+    count = len(shape)
+    sizes = bytes([0x90 | count]) if count < 16 else b"\xdc" + struct.pack(">H", count)
+    inner = b"\x93" + sizes + b"".join(map(_int, shape))
     inner += bytes([0xA0 | len(name)]) + name + b"\xc6" + struct.pack(">I", size)
     return b"\xc9" + struct.pack(">Ib", len(inner) + size, 1) + inner
 

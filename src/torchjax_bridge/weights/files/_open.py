@@ -1,7 +1,7 @@
 """Which format lies under a path, told by its content, and the checkpoint in it.
 
-A folder is searched for one checkpoint: an index, a single file, or Orbax's own layout. What could be two is
-refused. A name's suffix decides only what the content leaves open.
+A folder is searched for one checkpoint: Orbax's own layout, safetensors (an index, then a file), other files. Two
+of one kind are refused. A name's suffix decides only what the content leaves open.
 """
 
 import os
@@ -18,8 +18,13 @@ from ._torch_file import ZIP, read_torch_file
 
 __all__ = ["open_checkpoint"]
 
-_INDEXES = (".safetensors.index.json", ".bin.index.json")
-_SINGLES = (".safetensors", ".msgpack", ".pt", ".pth", ".th", ".bin")
+# Model hubs keep the same weights in several of these; the first that is there is read, as their own readers do.
+_INSIDE = (
+    (".safetensors.index.json",),
+    (".safetensors",),
+    (".bin.index.json",),
+    (".msgpack", ".pt", ".pth", ".th", ".bin", ".ckpt"),
+)
 _TORCH = (".pt", ".pth", ".th", ".bin", ".ckpt")
 _PICKLE = b"\x80\x02"
 
@@ -50,6 +55,7 @@ def open_checkpoint(
     if path.is_dir():
         from ._orbax import read_orbax  # imports orbax, which takes long
 
+        _refuse_key(path, key)
         return read_orbax(path, window)
     if path.name.endswith(".index.json"):
         return read_index(path, window, lambda file, size, shard: _open_file(file, size, shard, key))
@@ -66,15 +72,21 @@ def _open_file(path: pathlib.Path, window: Window | None, shard: str, key: str |
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
     if not start:
         raise CheckpointError(f"{path} is empty.")
-    if key is not None and path.suffix not in _TORCH:
-        raise CheckpointError(f"{path}: a key is for torch files that hold more than one state_dict.")
-    if path.suffix == ".safetensors" or (len(start) > 9 and start[8:9] == b"{" and path.suffix not in _TORCH):
+    if path.suffix not in _TORCH:
+        _refuse_key(path, key)
+    named = path.suffix in (*_TORCH, ".msgpack")  # a value of msgpack can look like the length of a header
+    if path.suffix == ".safetensors" or (len(start) > 9 and start[8:9] == b"{" and not named):
         return read_safetensors(path, window, shard)
     if start.startswith((ZIP, _PICKLE)) or path.suffix in _TORCH:
         return read_torch_file(path, window, shard, key)
     if path.suffix == ".msgpack" or 0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF):
         return read_msgpack(path, window)
     raise CheckpointError(f"{path} is no safetensors, torch or msgpack file.")
+
+
+def _refuse_key(path: pathlib.Path, key: str | None) -> None:
+    if key is not None:
+        raise CheckpointError(f"{path}: a key is for torch files that hold more than one state_dict.")
 
 
 def _inside(folder: pathlib.Path) -> pathlib.Path:
@@ -85,15 +97,12 @@ def _inside(folder: pathlib.Path) -> pathlib.Path:
     if orbax is not None:
         return orbax
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    for suffixes in (_INDEXES, _SINGLES):
-        for suffix in suffixes:
-            found = [name for name in names if name.endswith(suffix)]
-            if len(found) == 1:
-                return folder / found[0]
-            if found:
-                raise CheckpointError(
-                    f"{folder} holds several checkpoints ({_some(found)}): name one of them."
-                )
+    for suffixes in _INSIDE:
+        found = [name for name in names if name.endswith(suffixes)]
+        if len(found) == 1:
+            return folder / found[0]
+        if found:
+            raise CheckpointError(f"{folder} holds several checkpoints ({_some(found)}): name one of them.")
     raise CheckpointError(f"{folder} holds no checkpoint: it has {_some(names) or 'nothing in it'}.")
 
 

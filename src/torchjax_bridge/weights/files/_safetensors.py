@@ -14,7 +14,7 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, split_path
 
 from ._header import Entry, build_header, in_order, parse_json, read_header
-from ._leaf import Checkpoint, Framework, Leaf
+from ._leaf import Checkpoint, Framework, Leaf, segments
 from ._mapped import MappedFile, Window
 from ._pump import Pump
 
@@ -35,16 +35,17 @@ def read_safetensors(path: pathlib.Path, window: Window | None = None, shard: st
     entries, notes, start = read_header(file)
     paths = _odd_paths(notes, path)
     leaves = {}
+    seen: dict[Path, str] = {}
     for entry in entries:
         read = partial(file.tensor, start + entry.begin, start + entry.end, entry.dtype, entry.shape)
-        where = paths.get(entry.name) or split_path(entry.name) or (entry.name,)
+        where = paths.get(entry.name) or segments(entry.name, path)
+        if seen.setdefault(where, entry.name) != entry.name:
+            raise CheckpointError(f"{path}: '{seen[where]}' and '{entry.name}' have one place in the tree.")
         leaves[entry.name] = Leaf(entry.name, where, entry.dtype, entry.shape, read, shard)
-    for dropped, kept in notes.items():  # how safetensors' save_model records a tied tensor
-        if kept in leaves and dropped not in leaves:
-            twin = leaves[kept]
-            leaves[dropped] = Leaf(
-                dropped, split_path(dropped), twin.dtype, twin.shape, twin.read, shard, kept
-            )
+    for dropped, kept in _ties(notes, leaves).items():
+        twin = leaves[kept]
+        where = segments(dropped, path)
+        leaves[dropped] = Leaf(dropped, where, twin.dtype, twin.shape, twin.read, shard, kept)
     return Checkpoint(path, "safetensors", leaves, _FRAMEWORKS.get(notes.get("format", "")), notes)
 
 
@@ -65,9 +66,22 @@ def write_safetensors(
 def describe(leaves: Sequence[Leaf], framework: Framework, notes: Mapping[str, str]) -> dict[str, str]:
     """The metadata for a file with these leaves."""
     odd = {leaf.name: list(leaf.path) for leaf in leaves if split_path(leaf.name) != leaf.path}
+    if framework == "torch":
+        for name in _ties(notes, {leaf.name: leaf for leaf in leaves}):
+            raise CheckpointError(
+                f"the metadata {name!r}: {notes[name]!r} would be read as one more tensor that is tied. "
+                "Say it in other words."
+            )
     named = {"format": "pt" if framework == "torch" else "flax"}
     kept = {name: text for name, text in notes.items() if name not in ("format", _PATHS)}
     return named | kept | ({_PATHS: json.dumps(odd)} if odd and framework == "flax" else {})
+
+
+def _ties(notes: Mapping[str, str], leaves: Mapping[str, Leaf]) -> dict[str, str]:
+    """How safetensors' save_model records tied tensors that it dropped, each with the one it kept."""
+    if notes.get("format") == "flax":
+        return {}
+    return {dropped: kept for dropped, kept in notes.items() if kept in leaves and dropped not in leaves}
 
 
 def _odd_paths(notes: Mapping[str, str], path: pathlib.Path) -> dict[str, Path]:
@@ -79,6 +93,7 @@ def _odd_paths(notes: Mapping[str, str], path: pathlib.Path) -> dict[str, Path]:
         if (
             not isinstance(parts, list)
             or not parts
+            or len(parts) > 128
             or not all(type(part) is int or isinstance(part, str) for part in parts)
         ):
             raise CheckpointError(f"{where} gives no path for {name!r}.")

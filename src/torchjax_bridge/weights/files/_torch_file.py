@@ -17,9 +17,8 @@ from typing import Any, BinaryIO
 import torch
 
 from torchjax_bridge.errors import CheckpointError
-from torchjax_bridge.exchange import split_path
 
-from ._leaf import Checkpoint, Leaf
+from ._leaf import Checkpoint, Leaf, place_of, segments
 from ._mapped import Window
 from ._pump import Pump
 
@@ -71,17 +70,10 @@ def read_torch_file(
             )
         if tensor.is_meta:
             raise CheckpointError(f"{path}: '{name}' is on the meta device: it was saved without values.")
-        place = (
-            tensor.untyped_storage().data_ptr(),
-            tensor.storage_offset(),
-            tuple(tensor.stride()),
-            tuple(tensor.shape),
-            tensor.dtype,
-        )
-        twin = twins.setdefault(place, name) if tensor.numel() else name
+        twin = twins.setdefault(place_of(tensor), name) if tensor.numel() else name
         leaves[name] = Leaf(
             name,
-            split_path(name),
+            segments(name, path),
             tensor.dtype,
             tuple(tensor.shape),
             partial(source.tensor, name),
@@ -141,9 +133,13 @@ class _TorchFile:
 
     def open(self) -> tuple[dict[str, torch.Tensor], str]:
         content = _load(self._path)
-        state, note = _find_state(content, self._path, self._key)
-        self._state = state
-        return state, note
+        found, note = _find_state(content, self._path, self._key)
+        others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
+        if others:
+            left = f"without what is no tensor: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+            note = f"{note}, {left}" if note else left
+        self._state = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
+        return self._state, note
 
     def tensor(self, name: str) -> torch.Tensor:
         state = self._state if self._state is not None else self.open()[0]
@@ -183,23 +179,24 @@ def _load(path: pathlib.Path) -> Any:
         ) from err
 
 
-def _find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[dict[str, torch.Tensor], str]:
+def _find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
     """The state_dict in what was loaded, and which entry it was."""
     if key is not None:
-        for part in key.split("."):
+        whole = isinstance(content, Mapping) and key in content  # a name may hold dots itself
+        for part in [key] if whole else key.split("."):
             if not isinstance(content, Mapping) or part not in content:
                 raise CheckpointError(f"{path}: there is no entry {key!r}.")
             content = content[part]
         if not _is_state(content):
             raise CheckpointError(f"{path}: the entry {key!r} is no state_dict: it must name tensors.")
-        return _tensors(content), f"the entry '{key}'"
+        return content, f"the entry '{key}'"
     if _is_state(content):
-        return _tensors(content), ""
+        return content, ""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: it holds a {type(content).__name__}, not a state_dict.")
     inner = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
     if len(inner) == 1:
-        return _tensors(content[inner[0]]), f"the entry '{inner[0]}'"
+        return content[inner[0]], f"the entry '{inner[0]}'"
     if inner:
         names = ", ".join(map(repr, inner))
         raise CheckpointError(
@@ -225,7 +222,3 @@ def _is_state(value: Any) -> bool:
             for name, tensor in value.items()
         )
     )
-
-
-def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}

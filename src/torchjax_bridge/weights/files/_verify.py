@@ -13,13 +13,15 @@ from torchjax_bridge.errors import CheckpointError
 from .._plan import UserRule
 from ._convert import find_route, framework_of
 from ._doors import AnyPath
-from ._leaf import Checkpoint, Leaf
+from ._leaf import Checkpoint, Framework, Leaf
 from ._mapped import Window
 from ._open import open_checkpoint
 from ._pump import raw, window_of
 from ._write import MEMORY
 
 __all__ = ["Comparison", "Difference", "compare_checkpoints"]
+
+_STEP = 1 << 20  # elements that are compared in double precision at once
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,20 @@ def compare_checkpoints(
         CheckpointError: One of them is not sound, or the sides that tell how to compare were not given.
         PlanError: The two sides do not fit.
     """
-    first, second = (_open(path, window_of(memory), key) for path in (one, other))
-    to = framework_of(second)
-    route = find_route(first, to=to, model=model, template=template, rules=rules, memory=memory)
-    if route.plan is not None:
-        route.plan.report.raise_unless_ok(f"compare {one} with {other}", strict=True)
-    ours = {leaf.name: leaf for leaf in route.leaves}
-    theirs = dict(second.leaves)
-    if to == "flax" and not set(ours) & set(theirs):
-        theirs = {f"params.{name}": leaf for name, leaf in theirs.items()}
+    first, second = _open_both(one, other, window_of(memory), key)
+    since, to = _framework(first), _framework(second)
+    ours, theirs = dict(first.leaves), dict(second.leaves)
+    if since is not None and to is not None and since != to:
+        route = find_route(first, to=to, model=model, template=template, rules=rules, memory=memory)
+        if route.plan is not None:
+            route.plan.report.raise_unless_ok(f"compare {one} with {other}", strict=True)
+        ours = {leaf.name: leaf for leaf in route.leaves}
+    if (to or since) == "flax" and not set(ours) & set(theirs):  # one of them may be a bare parameter tree
+        inside = {f"params.{name}": leaf for name, leaf in theirs.items()}
+        if set(ours) & set(inside):
+            theirs = inside
+        else:
+            ours = {f"params.{name}": leaf for name, leaf in ours.items()}
     differences = [Difference(name, "is only in the first") for name in ours if name not in theirs]
     differences += [Difference(name, "is only in the second") for name in theirs if name not in ours]
     same = 0
@@ -105,13 +112,31 @@ def compare_checkpoints(
     return Comparison(same, tuple(differences))
 
 
-def _open(path: AnyPath, window: Window, key: str | None) -> Checkpoint:
+def _open_both(
+    one: AnyPath, other: AnyPath, window: Window, key: str | None
+) -> tuple[Checkpoint, Checkpoint]:
+    """Both sides; a key need only be an entry of one of them."""
+    if key is None:
+        return open_checkpoint(one, window=window), open_checkpoint(other, window=window)
+    found: list[Checkpoint] = []
+    refused: list[CheckpointError] = []
+    for path in (one, other):
+        try:
+            found.append(open_checkpoint(path, window=window, key=key))
+        except CheckpointError as err:
+            refused.append(err)
+            found.append(open_checkpoint(path, window=window))
+    if len(refused) > 1:
+        raise refused[0]
+    return found[0], found[1]
+
+
+def _framework(checkpoint: Checkpoint) -> Framework | None:
+    """Whose names these are; None where nothing tells, so that only equal names can be compared."""
     try:
-        return open_checkpoint(path, window=window, key=key)
+        return framework_of(checkpoint)
     except CheckpointError:
-        if key is None:
-            raise
-        return open_checkpoint(path, window=window)  # the key is the other one's
+        return None
 
 
 def _difference(one: Leaf, other: Leaf) -> Difference | None:
@@ -119,17 +144,24 @@ def _difference(one: Leaf, other: Leaf) -> Difference | None:
         return Difference(other.name, f"has shape {one.shape} in the first, {other.shape} in the second")
     if one.dtype != other.dtype:
         return Difference(other.name, f"is {one.dtype} in the first, {other.dtype} in the second")
-    ours, theirs = one.read().contiguous(), other.read().contiguous()
-    if torch.equal(raw(ours), raw(theirs)):
+    ours, theirs = (raw(leaf.read().resolve_conj().resolve_neg().contiguous()) for leaf in (one, other))
+    if torch.equal(ours, theirs):
         return None
-    bits = raw(ours).view(-1, one.dtype.itemsize) != raw(theirs).view(-1, one.dtype.itemsize)
-    count = int(bits.any(1).sum())
-    wide = torch.complex128 if one.dtype.is_complex else torch.float64
-    gap = (ours.to(wide) - theirs.to(wide)).abs()
-    both = ours.isnan() & theirs.isnan() if _has_nan(one.dtype) else torch.zeros_like(gap, dtype=torch.bool)
-    largest = float(gap.masked_fill(both, 0.0).max())
-    return Difference(other.name, f"{count} of {ours.numel()} elements differ", count, largest)
+    size, count, largest = one.dtype.itemsize, 0, 0.0
+    for begin in range(0, len(ours), _STEP * size):
+        part, twin = (values[begin : begin + _STEP * size].view(-1, size) for values in (ours, theirs))
+        differ = (part != twin).any(1)
+        if differ.any():
+            count += int(differ.sum())
+            gap = _largest_gap(*(values[differ].view(-1).view(one.dtype) for values in (part, twin)))
+            largest = math.nan if math.isnan(gap) else max(largest, gap)
+    return Difference(other.name, f"{count} of {math.prod(one.shape)} elements differ", count, largest)
 
 
-def _has_nan(dtype: torch.dtype) -> bool:
-    return (dtype.is_floating_point and dtype.itemsize > 1) or dtype.is_complex
+def _largest_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Of elements whose bits differ: NaNs of two kinds are 0 apart, integers at least 1."""
+    wide = torch.complex128 if ours.is_complex() else torch.float64
+    one, other = ours.to(wide), theirs.to(wide)
+    gap = (one - other).abs().masked_fill(one.isnan() & other.isnan(), 0.0)
+    exact = not (ours.is_floating_point() or ours.is_complex())
+    return max(float(gap.max()), 1.0) if exact else float(gap.max())

@@ -32,6 +32,7 @@ _SUFFIXES: dict[str, Format] = {
     ".bin": "pt",
 }
 _FRAMEWORK: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
+_FORMATS: tuple[Format, ...] = ("safetensors", "pt", "msgpack", "orbax")
 _STATE = ".unfinished"
 
 
@@ -41,6 +42,8 @@ def format_for(target: pathlib.Path, framework: Framework, format: Format | None
     Raises:
         CheckpointError: The suffix says another, or the format does not hold weights of this framework.
     """
+    if format not in (None, *_FORMATS):
+        raise CheckpointError(f"{format!r} is no format: say {', '.join(_FORMATS)}.")
     said = _SUFFIXES.get(target.suffix)
     chosen = format or said or "safetensors"
     if said is not None and chosen != said:
@@ -88,6 +91,8 @@ def write_checkpoint(
         The files, or the folder that Orbax wrote.
     """
     format = format_for(target, framework, format)
+    if memory < 1 or (shard_size is not None and shard_size < 1):
+        raise CheckpointError("memory and shard_size are bytes: say a number above 0.")
     _check_names(leaves)
     single = target.suffix in _SUFFIXES
     refuse_to_replace(target, folder=not single, overwrite=overwrite)
