@@ -294,3 +294,53 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Folder, nursery: Nur
         assert_same(load_state_dict(out), old)
         assert json.loads((out / "model.safetensors.index.json").read_text())
         assert not part_of(out).exists()
+
+
+# --- file systems that are not like others --------------------------------------------------------------
+
+
+def test_a_link_to_a_folder_is_followed_and_stays(tmp_path: Folder) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for seed in (1, 2):
+        save_state_dict(tmp_path / "link", state(seed))
+        assert_same(load_state_dict(tmp_path / "real"), state(seed))
+    assert names(tmp_path) == ["link", "real"]
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_file_system_that_cannot_exchange_names_is_found_out_before_the_work(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_state_dict(tmp_path / "m", state(0))
+    read: list[int] = []
+
+    def refuse(*_: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("torchjax_bridge.weights.files._atomic._exchange", refuse)
+    with pytest.raises(CheckpointError, match="cannot replace a folder in one step"):
+        convert(tmp_path / "m", tmp_path / "m", to="torch", overwrite=True, progress=lambda _: read.append)
+    assert not read
+    assert names(tmp_path) == ["m"]
+    assert_same(load_state_dict(tmp_path / "m"), state(0))
+    save_state_dict(tmp_path / "new", state(1))  # needs no exchange
+    assert_same(load_state_dict(tmp_path / "new"), state(1))
+
+
+def test_a_file_system_without_locks_is_written_to(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    save_state_dict(tmp_path / "m", state(1))
+    assert_same(load_state_dict(tmp_path / "m"), state(1))
+
+
+def test_what_orbax_did_not_write_is_not_replaced_with_its_folder(tmp_path: Folder) -> None:
+    tree = {"params": {"w": torch_to_jax()}}
+    save_flax(tmp_path / "m", tree, format="orbax")
+    (tmp_path / "m" / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds 'notes.txt'"):
+        save_flax(tmp_path / "m", tree, format="orbax")
+    assert (tmp_path / "m" / "notes.txt").read_text() == "mine"

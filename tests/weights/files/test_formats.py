@@ -179,6 +179,54 @@ def test_orbax_states_of_nnx_and_steps_of_a_manager_are_read(tmp_path: Folder) -
     assert sorted(load_flax(tmp_path / "steps")["params"]) == ["w"]
 
 
+@pytest.mark.parametrize("how", ["v1", "v1 steps", "one item", "prefixed steps", "padded steps"])
+def test_orbax_is_found_in_every_layout_of_its_own(tmp_path: Folder, how: str) -> None:
+    import orbax.checkpoint as ocp
+
+    tree = {"params": {"w": jnp.arange(6.0), "layers": {"b": jnp.ones((2, 3))}}}
+    if how.startswith("v1"):
+        v1 = getattr(ocp, "v1", None)
+        if v1 is None:
+            pytest.skip("this Orbax has no v1")
+        if how == "v1":
+            v1.save_pytree(tmp_path / "m", tree)
+        else:
+            with v1.training.Checkpointer(tmp_path / "m") as checkpointer:
+                checkpointer.save_pytree(3, tree)
+    else:
+        item = "weights" if how == "one item" else "default"
+        options = {
+            "prefixed steps": ocp.CheckpointManagerOptions(step_prefix="ckpt"),
+            "padded steps": ocp.CheckpointManagerOptions(step_format_fixed_length=8),
+        }
+        names = (item,) if how == "one item" else None
+        with ocp.CheckpointManager(tmp_path / "m", item_names=names, options=options.get(how)) as manager:
+            saved = ocp.args.StandardSave(tree)
+            manager.save(7, args=ocp.args.Composite(weights=saved) if names else saved)
+            manager.wait_until_finished()
+    assert_same(load_flax(tmp_path / "m")["params"]["layers"], tree["params"]["layers"])
+
+
+def test_orbax_leaves_come_in_groups_and_in_any_order(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leaves larger than a group, and more groups than are held."""
+    monkeypatch.setattr("torchjax_bridge.weights.files._orbax._GROUP", 100)
+    tree = {"params": {f"l{n}": jnp.arange(8.0 * (1 + n % 5)) + n for n in range(30)}}
+    save_flax(tmp_path / "m", tree, format="orbax")
+    leaves = list(open_checkpoint(tmp_path / "m").leaves.values())
+    for leaf in (*leaves[::7], *reversed(leaves), *leaves):
+        assert bits(leaf.read().numpy()) == bits(tree["params"][leaf.path[-1]]), leaf.name
+
+
+def test_what_is_no_array_in_orbax_is_named(tmp_path: Folder) -> None:
+    import orbax.checkpoint as ocp
+
+    ocp.PyTreeCheckpointer().save(tmp_path / "m", {"params": {"w": jnp.ones(2)}, "name": "x"})
+    with pytest.raises(CheckpointError, match="'name' is no array"):
+        load_flax(tmp_path / "m")
+
+
 def test_a_bare_parameter_tree_fits_linen_variables(tmp_path: Folder) -> None:
     (tmp_path / "flax_model.msgpack").write_bytes(
         serialization.msgpack_serialize({"d": {"kernel": np.ones((2, 3))}})

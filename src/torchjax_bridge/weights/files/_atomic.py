@@ -2,11 +2,13 @@
 
 It is written beside the target, under the target's name with a dot before and ``.part`` behind, and renamed.
 A process that is killed leaves the old state or the new one; what it left unfinished is taken over by the next to
-write there. Two processes never write to one target: the second is refused. No ``fsync``: this guards against the
-end of a process, not of the machine.
+write there. Two processes never write to one target where the file system has locks: the second is refused. A
+link to a file is replaced, a link to a folder is followed. No ``fsync``: this guards against the end of a process,
+not of the machine.
 """
 
 import ctypes
+import errno
 import os
 import pathlib
 import shutil
@@ -22,6 +24,7 @@ __all__ = ["clear", "part_of", "refuse_to_replace", "whole_file", "whole_folder"
 # What a folder may hold for us to replace it: anything else is not ours to delete.
 _OURS = (".safetensors", ".safetensors.index.json")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
+_BESIDE = (*_ORBAX, "_sharding", "manifest.ocdbt", "commit_success.txt", "orbax.checkpoint", "checkpoint")
 
 
 @contextmanager
@@ -75,6 +78,8 @@ def whole_folder(
         try:
             if not keep:
                 clear(part)
+            if _is_filled(target):
+                _try_exchange(part)
             yield part
             _publish(part, target)
         except KeyboardInterrupt:
@@ -116,8 +121,13 @@ def refuse_to_replace(target: pathlib.Path, *, folder: bool, overwrite: bool) ->
             names = sorted(entry.name for entry in target.iterdir())
             if not names:
                 return
-            strange = [name for name in names if not name.endswith(_OURS)]
-            if strange and not set(_ORBAX) & set(names):
+            orbax = bool(set(_ORBAX) & set(names))  # which names folders for what it holds
+            strange = [
+                name
+                for name in names
+                if not (name.endswith(_OURS) or (orbax and (name in _BESIDE or (target / name).is_dir())))
+            ]
+            if strange:
                 raise CheckpointError(
                     f"cannot write {target}: it holds {strange[0]!r}, which is no part of a checkpoint and would "
                     "be lost. Name a new folder."
@@ -143,11 +153,32 @@ def clear(folder: pathlib.Path, keep: Collection[str] = ()) -> None:
 
 
 def _publish(part: pathlib.Path, target: pathlib.Path) -> None:
-    if target.is_dir() and any(target.iterdir()):
+    if _is_filled(target):
         _exchange(part, target)
         shutil.rmtree(part, ignore_errors=True)
     else:
         os.rename(part, target)
+
+
+def _is_filled(target: pathlib.Path) -> bool:
+    return target.is_dir() and any(target.iterdir())
+
+
+def _try_exchange(folder: pathlib.Path) -> None:
+    """Not every file system can (NFS cannot): better said before hours of work than after."""
+    one, other = folder / ".one", folder / ".other"
+    try:
+        one.touch()
+        other.touch()
+        _exchange(one, other)
+    except OSError as err:
+        raise CheckpointError(
+            f"the file system of {folder.parent} cannot replace a folder in one step ({err.strerror}): name a new "
+            "folder, or remove the old one first."
+        ) from err
+    finally:
+        one.unlink(missing_ok=True)
+        other.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -190,6 +221,9 @@ def _lock(descriptor: int, part: pathlib.Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as err:
         raise CheckpointError(f"another process is writing {part}: wait until it is done.") from err
+    except OSError as err:
+        if err.errno not in (errno.ENOSYS, errno.ENOTSUP):  # a network file system without locks
+            raise
 
 
 def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:

@@ -107,6 +107,9 @@ def convert(
         PlanError: The two sides do not fit; the message lists every fault.
         CheckpointError: The source is not sound, or the target cannot be written; nothing is left behind.
 
+    Warns:
+        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+
     Memory:
         The largest leaf and ``memory``; Orbax targets must fit in ``memory`` whole, and torch files from before
         torch 1.6 are held whole.
@@ -116,6 +119,7 @@ def convert(
     )
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
+        route.plan.warn_of_assumptions(stacklevel=2)
     told = None if progress is None else progress(route)
     files = write_checkpoint(
         route.leaves,

@@ -8,6 +8,7 @@ that the caller allows. Refuses what Orbax cannot say: it writes no array withou
 import json
 import logging
 import pathlib
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,28 +29,33 @@ from ._pump import raw
 __all__ = ["find_orbax", "read_orbax", "write_orbax"]
 
 _TREE = "_METADATA"
+_STEP = re.compile(
+    r"(.*_)?[0-9]+"
+)  # what a CheckpointManager calls its steps: with or without a prefix and zeros
+
+_GROUP = 16 << 20  # bytes that are restored at once: a call of Orbax takes as long as reading so much
+_HELD = 4  # groups that stay, since models are walked in another order than Orbax' own
 
 # What Orbax and TensorStore raise for a folder that is damaged depends on where.
 _DAMAGE = (ValueError, TypeError, LookupError, OSError, RuntimeError, AttributeError, NotImplementedError)
 
 
 def find_orbax(folder: pathlib.Path) -> pathlib.Path | None:
-    """The folder that holds the tree: the one given, its ``default``, or that of the only step; or None."""
+    """The folder that holds the tree: the one given, its only item with one, or that of the only step; or None."""
     if (folder / _TREE).is_file():
         return folder
-    if (folder / "default" / _TREE).is_file():
-        return folder / "default"
     try:
-        steps = sorted(
-            (entry for entry in folder.iterdir() if entry.name.isdecimal() and entry.is_dir()),
-            key=lambda entry: int(entry.name),
-        )
+        inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except OSError as err:
         raise CheckpointError(f"cannot read {folder}: {err.strerror}.") from err
-    found = [inner for step in steps if (inner := find_orbax(step)) is not None]
+    marked = (folder / "_CHECKPOINT_METADATA").is_file()
+    found = [entry for entry in inside if (marked or entry.name == "default") and (entry / _TREE).is_file()]
+    if not found:
+        steps = [entry for entry in inside if _STEP.fullmatch(entry.name)]
+        found = [inner for step in steps if (inner := find_orbax(step)) is not None]
     if len(found) > 1:
         names = ", ".join(str(entry.relative_to(folder)) for entry in found[:4])
-        raise CheckpointError(f"{folder} holds several steps ({names}): name one of them.")
+        raise CheckpointError(f"{folder} holds several Orbax checkpoints ({names}): name one of them.")
     return found[0] if found else None
 
 
@@ -67,21 +73,22 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     flat = dict(_leaves(tree, ()))
     strip = bool(flat) and all(len(path) > 1 and path[-1] == "value" for path in flat)
     leaves: dict[str, Leaf] = {}
+    reader = _Reader(folder, checkpointer, flat)
     for path, found in flat.items():
         # An nnx.State was saved with each variable as a dict of its one value.
         where = tuple(_position(part) for part in (path[:-1] if strip else path))
         name = join_path(where)
-        if found.shape is None or found.dtype is None:
-            raise CheckpointError(f"{folder}: '{name}' is no array.")
+        if getattr(found, "shape", None) is None or getattr(found, "dtype", None) is None:
+            raise CheckpointError(
+                f"{folder}: '{name}' is no array ({type(found).__name__}): save the variables alone."
+            )
         try:
             dtype = torch_dtype(found.dtype)
         except DtypeError as err:
             raise CheckpointError(
                 f"{folder}: '{name}' has the dtype {found.dtype}, which torch has not."
             ) from err
-        leaves[name] = Leaf(
-            name, where, dtype, tuple(found.shape), partial(_read, folder, path, found, dtype)
-        )
+        leaves[name] = Leaf(name, where, dtype, tuple(found.shape), partial(reader.tensor, path, dtype))
     if not leaves:
         raise CheckpointError(f"{folder} holds no arrays.")
     note = "nnx variables, each under 'value'" if strip else ""
@@ -150,25 +157,76 @@ def _position(part: str | int) -> str | int:
     return found[0] if len(found) == 1 else part
 
 
-def _read(folder: pathlib.Path, path: Path, found: Any, dtype: torch.dtype) -> torch.Tensor:
-    import orbax.checkpoint as ocp
+class _Reader:
+    """Restores small leaves together, in groups that lie beside each other; large ones by themselves."""
 
-    struct: Any = jax.ShapeDtypeStruct(found.shape, found.dtype)
-    how: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-    for part in reversed(path):
-        struct, how = {part: struct}, {part: how}
-    with _in_words(folder):
-        args = ocp.args.PyTreeRestore(item=struct, restore_args=how, partial_restore=True)
-        value = _checkpointer().restore(str(folder.absolute()), args=args)
-    for part in path:
-        value = value[part]
-    array = np.ascontiguousarray(value)
-    if array.dtype != jax_dtype(dtype) or array.size != np.prod(found.shape, dtype=np.int64):
-        raise CheckpointError(f"{folder}: '{join_path(path)}' is not the array that its metadata announces.")
-    flat = array.reshape(-1).view(np.uint8)
-    if not flat.flags.writeable:
-        flat = flat.copy()
-    return torch.from_numpy(flat).view(dtype).view(tuple(found.shape))
+    def __init__(self, folder: pathlib.Path, checkpointer: Any, found: Mapping[Path, Any]) -> None:
+        self._folder = folder
+        self._checkpointer = checkpointer
+        self._found = found
+        self._groups: dict[Path, tuple[Path, ...]] = {}
+        self._held: dict[tuple[Path, ...], dict[Path, Any]] = {}
+
+    def tensor(self, path: Path, dtype: torch.dtype) -> torch.Tensor:
+        """The values of one leaf."""
+        group = self._group_of(path)
+        values = self._held.get(group)
+        if values is None:
+            values = self._restore(group)
+            if len(group) > 1:
+                while len(self._held) >= _HELD:
+                    self._held.pop(next(iter(self._held)), None)
+                self._held[group] = values
+        shape = tuple(self._found[path].shape)
+        array = np.ascontiguousarray(values[path])
+        if array.dtype != jax_dtype(dtype) or array.size != np.prod(shape, dtype=np.int64):
+            raise CheckpointError(
+                f"{self._folder}: '{join_path(path)}' is not the array that its metadata announces."
+            )
+        flat = array.reshape(-1).view(np.uint8)
+        if not flat.flags.writeable:
+            flat = flat.copy()
+        return torch.from_numpy(flat).view(dtype).view(shape)
+
+    def _group_of(self, path: Path) -> tuple[Path, ...]:
+        if not self._groups:
+            groups: list[list[Path]] = [[]]
+            room = _GROUP
+            for one, found in self._found.items():
+                size = int(np.prod(found.shape, dtype=np.int64)) * np.dtype(found.dtype).itemsize
+                if size > room and groups[-1]:
+                    groups.append([])
+                    room = _GROUP
+                groups[-1].append(one)
+                room -= size
+            self._groups = {one: tuple(group) for group in groups for one in group}
+        return self._groups[path]
+
+    def _restore(self, group: Sequence[Path]) -> dict[Path, Any]:
+        import orbax.checkpoint as ocp
+
+        structs: dict[Any, Any] = {}
+        hows: dict[Any, Any] = {}
+        for path in group:
+            struct: Any = jax.ShapeDtypeStruct(self._found[path].shape, self._found[path].dtype)
+            _put(structs, path, struct)
+            _put(hows, path, ocp.RestoreArgs(restore_type=np.ndarray))
+        with _in_words(self._folder):
+            args = ocp.args.PyTreeRestore(item=structs, restore_args=hows, partial_restore=True)
+            tree = self._checkpointer.restore(str(self._folder.absolute()), args=args)
+        values = {}
+        for path in group:
+            value = tree
+            for part in path:
+                value = value[part]
+            values[path] = value
+        return values
+
+
+def _put(tree: dict[Any, Any], path: Path, value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
 
 
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -95,6 +95,8 @@ def write_checkpoint(
         raise CheckpointError("memory and shard_size are bytes: say a number above 0.")
     _check_names(leaves)
     single = target.suffix in _SUFFIXES
+    if target.is_symlink() and target.is_dir():
+        target = target.resolve()  # the folder is replaced where it lies
     refuse_to_replace(target, folder=not single, overwrite=overwrite)
     pump = Pump(memory, progress)
     if single:
