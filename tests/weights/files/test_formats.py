@@ -2,9 +2,9 @@
 
 import json
 import pathlib
-import warnings
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
