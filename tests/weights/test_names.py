@@ -13,7 +13,7 @@ from flax import nnx
 from torch import nn
 
 from torchjax_bridge import errors, plan, to_flax, to_state_dict
-from torchjax_bridge.weights import Entry, Flatten, Identity, LayerType, Permute, Rename, Rule
+from torchjax_bridge.weights import Entry, Flatten, Identity, LayerType, PairingWarning, Permute, Rename, Rule
 
 
 def _variables(module: ln.Module, *shape: int) -> dict[str, Any]:
@@ -172,15 +172,42 @@ def test_numbers_that_run_against_the_shapes_are_not_trusted_for_equal_layers() 
     assert plan(_mlp(3, 3, 3, 2), variables, rules=rules).ok
 
 
-def test_a_pairing_by_number_alone_is_noted_in_the_plan() -> None:
+def test_a_pairing_by_number_alone_is_warned_of_until_it_is_said() -> None:
+    class Backwards(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return ln.Dense(3)(jnp.tanh(ln.Dense(3)(x)))  # the outer one is made first: Dense_0
+
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+    variables = Backwards().init(jax.random.key(0), jnp.zeros((1, 3)))
+    assert "assumed: '0' (Linear) to '2' (Linear): equal, and paired by number" in str(
+        plan(module, variables)
+    )
+    with pytest.warns(PairingWarning, match=r"backwards if they are written as(.|\n)*Rename\("):
+        to_flax(module, variables)
+    with pytest.warns(PairingWarning):
+        to_state_dict(variables, module)
+    rules = [Rename("0", "Dense_1"), Rename("2", "Dense_0")]
+    filled = to_flax(module, variables, rules=rules)  # a warning is an error in these tests
+    x = torch.randn(4, 3)
+    np.testing.assert_allclose(
+        Backwards().apply(filled, x.numpy()), module(x).detach().numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_pairing_by_number_that_a_neighbours_shape_bears_out_is_a_note() -> None:
     class Mlp(ln.Module):
         @ln.compact
         def __call__(self, x: jax.Array) -> jax.Array:
-            for _ in range(2):
-                x = ln.Dense(3)(x)
+            for width in (3, 3, 2):
+                x = ln.Dense(width)(x)
             return x
 
-    assert "paired by number" in str(plan(_mlp(3, 3, 3), _variables(Mlp(), 1, 3)))
+    module, variables = _mlp(3, 3, 3, 2), _variables(Mlp(), 1, 3)
+    made = plan(module, variables)
+    assert not made.assumed
+    assert any("paired by number" in note for note in made.notes)
+    to_flax(module, variables)
 
 
 def test_scanned_layers_are_stacked_and_come_back_layer_by_layer() -> None:

@@ -1,12 +1,14 @@
 """``torchjax-bridge convert``: read the options, build the two sides, convert, say what came out."""
 
+import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from torchjax_bridge.weights import files
+from torchjax_bridge.weights import PairingWarning, files
 
 from ._factory import flax_template, torch_model
 from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes, as_dtype
@@ -63,7 +65,14 @@ def convert(
     limit, size = as_bytes(memory), None if shard_size is None else as_bytes(shard_size)
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug), ExitStack() as shown:
+    routes: list[files.Route] = []
+
+    def start(route: files.Route) -> Callable[[int], None]:
+        routes.append(route)
+        return shown.enter_context(progress(f"converting {src}", route.nbytes))
+
+    with spoken(debug), ExitStack() as shown, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
         done = files.convert(
             src,
             dst,
@@ -78,9 +87,15 @@ def convert(
             key=key,
             resume=resume,
             overwrite=overwrite,
-            progress=lambda route: shown.enter_context(progress(f"converting {src}", route.nbytes)),
+            progress=start,
         )
-    for note in done.plan.notes if done.plan is not None else ():
-        say(f"note: {note}")
+    for route in routes:
+        if route.source.note:
+            say(f"note: {src} was read as {route.source.note}")
+    if done.plan is not None:
+        for text in done.plan.assumed:
+            say(f"assumed: {text}")
+        for note in done.plan.notes:
+            say(f"note: {note}")
     many = f" in {len(done.files)} files" if len(done.files) > 1 else ""
     say(f"wrote {done.leaves} tensors, {human(done.nbytes)}, to {dst}{many}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ._audit import Audit, SettingFault, SettingsWarning, audit
 from ._convert import to_flax, to_state_dict
 from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
-from ._plan import Plan, plan
+from ._plan import PairingWarning, Plan, UserRule, plan
 from ._report import Fault, Report
 from .compare import Cause, Parity, ParityRow, parity
 from .files import (
@@ -39,6 +39,7 @@ __all__ = [
     "Layer",
     "LayerType",
     "Layout",
+    "PairingWarning",
     "Parity",
     "ParityRow",
     "Permute",
@@ -52,6 +53,7 @@ __all__ = [
     "Split",
     "Stack",
     "Sum",
+    "UserRule",
     "audit",
     "compare_checkpoints",
     "convert",

@@ -52,6 +52,7 @@ class Match:
         faults: What does not fit.
         notes: What was concluded and a reader may want to check.
         layers: The modules that belong together: torch path and Flax path.
+        assumed: What was concluded from less than names, classes and shapes: about what, and what.
     """
 
     moves: tuple[Move, ...] = ()
@@ -59,6 +60,7 @@ class Match:
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
     layers: tuple[tuple[Path, Path], ...] = ()
+    assumed: tuple[tuple[str, str], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -74,6 +76,7 @@ class Match:
             tuple([fault for part in parts for fault in part.faults]),
             tuple([note for part in parts for note in part.notes]),
             tuple([pair for part in parts for pair in part.layers]),
+            tuple([one for part in parts for one in part.assumed]),
         )
 
 
@@ -87,6 +90,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         flax_node.kind,
         flax_node.module,
         torch_node.features,
+        torch_node.kind,
     )
     try:
         entries = rule.entries_for(layer)
@@ -97,6 +101,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     name = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
+    assumed: list[tuple[str, str]] = []
     for entry in entries:
         found = [ours.pop(name, None) for name in entry.torch_names]
         places = [theirs.pop(path, None) for path in entry.flax_paths]
@@ -109,6 +114,8 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if fault is not None:
             faults.append(fault)
             continue
+        if entry.assumed:
+            assumed.append((torch_node.where, entry.assumed))
         moves.append(
             Move(
                 tuple([leaf.key for leaf in torch_leaves]),
@@ -121,7 +128,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         )
     keeps = tuple([ours.pop(name).key for name in rule.keeps if name in ours])
     pair = (torch_node.origin, flax_node.path)
-    bound = Match(tuple(moves), keeps, tuple(faults), layers=(pair,))
+    bound = Match(tuple(moves), keeps, tuple(faults), layers=(pair,), assumed=tuple(assumed))
     if not ours and not theirs:
         return bound
     rest = bind_raw(torch_node, ours, {join_path(path): leaf for path, leaf in theirs.items()})

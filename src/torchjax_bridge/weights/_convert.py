@@ -57,6 +57,7 @@ def to_flax(
             ``copy=False`` cannot be had).
 
     Warns:
+        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
         SettingsWarning: An nnx template has settings (epsilon, padding, ...) with which it computes another thing
             than the ``nn.Module``; `audit` gives them as data.
 
@@ -75,6 +76,7 @@ def to_flax(
     torch_tree, flax_tree, given = read_sides(source, template, rules)
     plan = make_plan(torch_tree, flax_tree, given)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
+    plan.warn_of_assumptions(stacklevel=2)
     _refuse_holes(plan, flax_tree)
     laid_out: dict[Path, torch.Tensor] = {}
     for move in plan.moves:
@@ -119,6 +121,9 @@ def to_state_dict(
             source holds no arrays; the message lists every fault.
         ExchangeError: An array cannot cross.
 
+    Warns:
+        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+
     Memory:
         ``copy=True``: the result plus, where parts are concatenated, one tensor.
 
@@ -135,6 +140,7 @@ def to_state_dict(
     torch_tree, flax_tree, given = read_sides(template, source, rules)
     plan = make_plan(torch_tree, flax_tree, given)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
+    plan.warn_of_assumptions(stacklevel=2)
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     filled: dict[str, torch.Tensor] = {}
     for move in plan.moves:

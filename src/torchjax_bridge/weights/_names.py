@@ -112,7 +112,7 @@ class Matcher:
             return Match(faults=(_no_rule(torch_node),))
         paired = pair_children(torch_node, flax_node, self._fits, self._opens)
         pair = (torch_node.origin, flax_node.path)
-        here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,))
+        here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,), assumed=paired.assumed)
         below = [self.match(ours, theirs) for ours, theirs in paired.pairs]
         why = self._why(paired.torch_left, paired.flax_left)
         lost = [unexpected(leaf, node) for node in paired.torch_left for leaf in node.flat().values()]
@@ -165,7 +165,8 @@ class Matcher:
         keeps = tuple(key for match in matches for key in match.keeps)
         notes = tuple(note for match in matches for note in match.notes)
         together = tuple(pair for match in matches for pair in match.layers)
-        return Match(tuple(moves), keeps, notes=notes, layers=together)
+        assumed = tuple(dict.fromkeys(one for match in matches for one in match.assumed))
+        return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=assumed)
 
 
 def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:

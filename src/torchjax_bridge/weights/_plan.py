@@ -4,6 +4,7 @@
 and does not raise for what does not fit. Refuses only what is neither a torch source nor a Flax template.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,7 +25,7 @@ from ._report import Fault, Report
 from ._torch_tree import TorchNode, TorchTree, read_torch
 from .rules import RULES, Flatten, LayerType, Rename, Rule
 
-__all__ = ["Plan", "UserRule", "plan"]
+__all__ = ["PairingWarning", "Plan", "UserRule", "plan"]
 
 UserRule = Rule | Rename | LayerType | Flatten
 
@@ -45,6 +46,7 @@ class Plan:
         flavour: ``"nnx"`` or ``"linen"``.
         layers: The modules that belong together, containers included: the path on the torch side (without
             wrappers) and the path in Flax (without the collection).
+        assumed: What was concluded from less than names, classes and shapes; a conversion warns of it.
     """
 
     moves: tuple[Move, ...]
@@ -55,6 +57,7 @@ class Plan:
     report: Report
     flavour: str
     layers: tuple[tuple[Path, Path], ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -79,9 +82,27 @@ class Plan:
         lines += [f"  stays in torch: {key}" for key in self.torch_only]
         lines += [f"  tied: {key} is {other}" for key, other in self.ties]
         lines += [f"  stays in Flax: {join_path(path)}" for path in self.flax_only]
+        lines += [f"  assumed: {text}" for text in self.assumed]
         lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  {fault}" for fault in self.report]
         return "\n".join(lines)
+
+    def warn_of_assumptions(self, stacklevel: int = 1) -> None:
+        """Warn once, with a `PairingWarning`, of everything that was assumed."""
+        if self.assumed:
+            lines = "\n".join(f"  {text}" for text in self.assumed)
+            warnings.warn(
+                f"the names, classes and shapes do not settle this conversion, so it was assumed:\n{lines}\n"
+                "Pass the nn.Module where you passed its state_dict, or say which is which with "
+                'rules=[Rename("0", "Dense_0"), ...] or rules=[LayerType("conv", nn.Conv2d), ...]; '
+                "parity(torch_module, flax_model, x) shows whether it holds.",
+                PairingWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+class PairingWarning(UserWarning):
+    """A conversion rests on an assumption, which `Plan.assumed` lists."""
 
 
 def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
@@ -158,6 +179,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         Report(tuple(faults)),
         flax_tree.flavour,
         match.layers,
+        tuple(_assumed(match.assumed)),
     )
 
 
@@ -311,6 +333,19 @@ def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
                     key,
                     key,
                 )
+
+
+def _assumed(found: Sequence[tuple[str, str]]) -> Iterable[str]:
+    """One line for all the layers about which the same was assumed."""
+    layers: dict[str, list[str]] = {}
+    for layer, words in found:
+        layers.setdefault(words, []).append(layer)
+    for words, named in layers.items():
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        yield f"{', '.join(named[:_MOST_NAMED])}{more}: {words}"
+
+
+_MOST_NAMED = 4
 
 
 def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:

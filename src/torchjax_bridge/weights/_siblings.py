@@ -16,7 +16,7 @@ something else would fit as well.
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -46,7 +46,8 @@ class Pairing:
         torch_left: Torch nodes without partner.
         flax_left: Flax nodes without partner.
         faults: Nodes with more than one possible partner.
-        notes: What was concluded from numbers.
+        notes: What was concluded from numbers whose direction shapes bear out.
+        assumed: What was concluded from numbers alone: about which nodes, and what.
     """
 
     pairs: tuple[tuple[TorchNode, FlaxNode], ...]
@@ -54,6 +55,7 @@ class Pairing:
     flax_left: tuple[FlaxNode, ...]
     faults: tuple[Fault, ...] = ()
     notes: tuple[str, ...] = ()
+    assumed: tuple[tuple[str, str], ...] = ()
 
 
 def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens: _Opens) -> Pairing:
@@ -73,9 +75,7 @@ def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens
         if inner is not None:
             rest = tuple(n for n in theirs.values() if n is not inner and n not in inner.children.values())
             found = pair_children(torch_node, inner, fits, opens)
-            return Pairing(
-                found.pairs, found.torch_left, (*found.flax_left, *rest), found.faults, found.notes
-            )
+            return replace(found, flax_left=(*found.flax_left, *rest))
     pairs = _by_name(ours, theirs, flax_node)
     if not pairs and not torch_node.leaves and not flax_node.leaves:
         # One side has a level of its own: a model held in an attribute of a model.
@@ -95,6 +95,7 @@ def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens
         tuple(part for node in theirs.values() for part in _without(node, done)),
         tuple(search.faults),
         tuple(search.notes),
+        tuple(search.assumed),
     )
 
 
@@ -193,6 +194,7 @@ class _Search:
         self.pairs: _Pairs = []
         self.faults: list[Fault] = []
         self.notes: list[str] = []
+        self.assumed: list[tuple[str, str]] = []
         self.done: set[int] = set()
 
     def run(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> None:
@@ -238,10 +240,14 @@ class _Search:
             if _runs_forward([*certain, *(pair for other in numbered for pair in other)], pairs):
                 self._accept(pairs)
                 first, last = pairs[0], pairs[-1]
-                self.notes.append(
-                    f"{first[0].where} to {last[0].where} are equal, and were paired by number with "
-                    f"{first[1].where} to {last[1].where}"
-                )
+                subject = f"{first[0].where} to {last[0].where}"
+                words = f"equal, and paired by number with {first[1].where} to {last[1].where}"
+                # One neighbour that its shape pairs in the same direction bears the others out.
+                if _line(certain, pairs):
+                    self.notes.append(f"{subject}: {words}")
+                else:
+                    nested = "which is backwards if they are written as Layer()(Layer()(x))"
+                    self.assumed.append((subject, f"{words}, {nested}"))
             else:
                 why = ", and their numbers run the other way where shapes tell"
                 self._refuse([one for one, _ in pairs], [other for _, other in pairs], why)
@@ -306,6 +312,11 @@ def _place(node: FlaxNode) -> tuple[tuple[_Name, ...], int] | None:
 
 def _runs_forward(known: _Pairs, pairs: _Pairs) -> bool:
     """Whether, among all pairs of the same container and prefix, numbers rise together."""
+    return all(before[1] < after[1] for before, after in pairwise(sorted(_line(known, pairs))))
+
+
+def _line(known: _Pairs, pairs: _Pairs) -> list[tuple[int, int]]:
+    """The numbers, on both sides, of the known pairs of the same container and prefix as ``pairs``."""
     container = pairs[0][0].path[:-1]
     prefix = (_place(pairs[0][1]) or ((), 0))[0]
     line = []
@@ -313,7 +324,7 @@ def _runs_forward(known: _Pairs, pairs: _Pairs) -> bool:
         place = _place(other)
         if one.path[:-1] == container and place is not None and place[0] == prefix:
             line.append((int(one.path[-1]), place[1]))
-    return all(before[1] < after[1] for before, after in pairwise(sorted(line)))
+    return line
 
 
 def _open_flax(node: FlaxNode) -> list[FlaxNode]:

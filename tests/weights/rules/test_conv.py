@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.weights.twins import Flax, assert_returns, assert_twins, draw, randomise, template
 from torchjax_bridge import errors, to_flax
-from torchjax_bridge.weights import Entry, Flip, Permute, Rule, plan, then
+from torchjax_bridge.weights import Entry, Flip, LayerType, PairingWarning, Permute, Rule, plan, then
 
 CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -101,8 +101,13 @@ def test_a_bare_square_kernel_is_taken_for_a_convolution_and_the_plan_says_so() 
 
     module = nn.ModuleDict({"conv": nn.Conv2d(4, 4, 3)})
     empty = template(Named(), jnp.ones((1, 5, 5, 4)))
-    assert any("taken for a convolution" in note for note in plan(module.state_dict(), empty).notes)
-    assert not plan(module, empty).notes
+    assert plan(module.state_dict(), empty).assumed == (
+        "'conv': taken for a convolution, and could be a transposed one",
+    )
+    with pytest.warns(PairingWarning, match="LayerType"):
+        to_flax(module.state_dict(), empty)
+    assert not plan(module.state_dict(), empty, rules=[LayerType("conv", nn.Conv2d)]).assumed
+    assert not plan(module, empty).assumed
 
 
 # --- transposed ----------------------------------------------------------------------------------------

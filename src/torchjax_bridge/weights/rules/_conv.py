@@ -35,9 +35,9 @@ def _convolution(layer: Layer) -> Iterable[Entry]:
     rank = _rank(layer)
     outputs, inputs, *_ = layer.torch["weight"].shape
     # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
-    doubtful = layer.module is None and layer.flax_kind is None and inputs == outputs
-    note = "taken for a convolution; if it is a transposed one, pass the torch module" if doubtful else ""
-    return _entries(Permute((*range(2, rank), 1, 0)), note)
+    doubtful = layer.kind is None and layer.flax_kind is None and inputs == outputs
+    kernel = Permute((*range(2, rank), 1, 0))
+    return _entries(kernel, "taken for a convolution, and could be a transposed one" if doubtful else "")
 
 
 def _transposed(layer: Layer) -> Iterable[Entry]:
@@ -69,8 +69,8 @@ def _transposed(layer: Layer) -> Iterable[Entry]:
 
 
 @lru_cache(maxsize=256)
-def _entries(kernel: Layout, note: str = "") -> tuple[Entry, ...]:
-    return (Entry("weight", "kernel", kernel, note=note), Entry("bias", "bias", optional=True))
+def _entries(kernel: Layout, assumed: str = "") -> tuple[Entry, ...]:
+    return (Entry("weight", "kernel", kernel, assumed=assumed), Entry("bias", "bias", optional=True))
 
 
 def _turned(rank: int) -> Layout:

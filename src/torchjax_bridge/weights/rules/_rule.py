@@ -32,6 +32,8 @@ class Entry:
             are in several collections.
         optional: Both sides may lack it (a bias). One side alone is a fault all the same.
         note: What a reader of the plan must know, for example what is lost.
+        assumed: What the rule concluded without knowing it, as words that follow the layer's name
+            (``"taken for a convolution"``); the conversion warns of it.
     """
 
     torch: str | tuple[str, ...]
@@ -40,6 +42,7 @@ class Entry:
     collection: str = "params"
     optional: bool = False
     note: str = ""
+    assumed: str = ""
 
     @cached_property
     def torch_names(self) -> tuple[str, ...]:
@@ -70,6 +73,7 @@ class Layer:
         flax_kind: The name of the Flax class, where it is known.
         flax_module: The live nnx module, or None.
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
+        kind: The torch class, where a module or the caller tells it.
     """
 
     torch: Mapping[str, torch.Tensor]
@@ -78,6 +82,7 @@ class Layer:
     flax_kind: str | None = None
     flax_module: Any = None
     features: tuple[int, ...] | None = None
+    kind: type | None = None
 
 
 @dataclass(frozen=True)
