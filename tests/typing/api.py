@@ -111,3 +111,9 @@ def refused(tensor: torch.Tensor, module: torch.nn.Module) -> None:
     tb.to_jax(tensor, copy="always")  # type: ignore[call-overload]
     tb.to_jax(tensor).data_ptr()  # type: ignore[attr-defined]  # an array is no tensor
     tb.to_flax(module)  # type: ignore[call-arg]
+
+
+def misspelt() -> None:
+    tb.to_flaxx  # type: ignore[attr-defined]
+    tb.wrap.as_jax_funktion  # type: ignore[attr-defined]
+    tb.weights.to_optaxx  # type: ignore[attr-defined]

@@ -72,10 +72,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Only these need optax, which takes long to import.
-    if name in ("to_optax", "to_optimizer_state"):
-        from . import _optimizer
+if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
 
-        return getattr(_optimizer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> Any:
+        # Only these need optax, which takes long to import.
+        if name in ("to_optax", "to_optimizer_state"):
+            from . import _optimizer
+
+            return getattr(_optimizer, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
