@@ -119,6 +119,36 @@ def test_writing_to_a_closed_over_tensor_is_refused_and_not_done(write):
     assert closed.tolist() == [5, 5, 5]
 
 
+def test_a_tensor_literal_is_the_function_s_own_to_write_to():
+    def fn(x):
+        row, total = torch.tensor([1.0, 2.0, 3.0]), torch.tensor(0.0)
+        row += x[0]
+        row[1] = 5
+        for part in row:
+            total += part**2
+        return total
+
+    def twin(x):
+        return ((jnp.arange(1.0, 4.0) + x[0]).at[1].set(5) ** 2).sum()
+
+    f = as_jax_function(fn)
+    lanes = jnp.stack([X, -X])
+    for _ in range(2):  # and not written for good
+        np.testing.assert_allclose(f(X), twin(X), rtol=1e-6)
+        np.testing.assert_allclose(jax.hessian(f)(X), jax.hessian(twin)(X), rtol=1e-6)
+        got, right = (jax.vmap(jax.value_and_grad(g))(lanes) for g in (f, twin))
+        for a, b in zip(got, right, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+@pytest.mark.parametrize("view", [torch.from_numpy, torch.as_tensor, torch.asarray])
+def test_writing_to_numpy_s_memory_is_refused_and_not_done(view):
+    closed = np.full(3, 5, np.float32)
+    with pytest.raises(errors.TransformError, match="not one of its arguments"):
+        as_jax_function(lambda x: view(closed).add_(x[0]))(X)
+    assert closed.tolist() == [5, 5, 5]
+
+
 def test_batch_norm_in_train_mode_closed_over_is_refused_and_untouched():
     norm = torch.nn.BatchNorm1d(3)
     before = {k: v.clone() for k, v in norm.state_dict().items()}

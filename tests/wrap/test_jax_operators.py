@@ -111,6 +111,24 @@ def test_the_hessian_of_attention_is_that_of_torch():
     np.testing.assert_allclose(got, right, atol=2e-3, rtol=1e-3)
 
 
+def test_the_hessian_of_a_power_spectrum_is_that_of_jnp():
+    x = jnp.asarray(RNG.normal(size=6), jnp.float32)
+    got = jax.hessian(as_jax_function(lambda x: torch.fft.rfft(x).abs().pow(4).sum()))(x)
+    right = jax.hessian(lambda x: (jnp.abs(jnp.fft.rfft(x)) ** 4).sum())(x)
+    np.testing.assert_allclose(got, right, rtol=1e-3, atol=1e-2)
+
+
+def test_in_place_code_that_mixes_arguments_and_closed_over_tensors_is_differentiated():
+    other = torch.from_numpy(RNG.normal(size=(6, 8)).astype(np.float32))  # cosine_similarity clamps in place
+    x = RNG.normal(size=48).astype(np.float32)
+    fn = lambda x: F.cosine_similarity(x.view(6, 8), other, dim=1)  # noqa: E731
+    given = torch.from_numpy(x).requires_grad_()
+    (right,) = torch.autograd.grad(fn(given).sum(), given)
+    f = as_jax_function(fn)
+    np.testing.assert_allclose(jax.grad(lambda x: f(x).sum())(jnp.asarray(x)), right, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(f)(jnp.stack([x, -x]))[1], fn(-given).detach(), atol=1e-6)
+
+
 def test_autocast_around_the_call_is_part_of_the_call():
     x = jnp.ones((4, 3))
     f = as_jax_function(lambda x: x @ x.T)

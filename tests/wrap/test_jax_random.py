@@ -198,3 +198,80 @@ def test_code_that_depends_on_values_and_draws_is_refused_with_a_key_and_without
         f(X, key=key)
     quiet = as_jax_function(lambda x: F.dropout(x, 0.0) if x.sum() > -1e9 else x, output_shape=lambda x: x)
     np.testing.assert_array_equal(quiet(X), X)
+
+
+LSTM = (torch.nn.LSTM, {"bidirectional": True, "proj_size": 2})
+GRU = (torch.nn.GRU, {"batch_first": True})
+RNN = (torch.nn.RNN, {"nonlinearity": "relu", "bias": False})
+
+
+def stacked(layer, options):
+    """A stack of three, and its layers one by one with what is between them written out."""
+    ways = 2 if options.get("bidirectional") else 1
+    width = ways * options.get("proj_size", 4)
+    with torch.random.fork_rng():
+        whole = layer(3, 4, 3, dropout=0.5, **options)
+        ones = [layer(3 if i == 0 else width, 4, **options) for i in range(3)]
+    count = len(whole._flat_weights) // 3
+    for i, one in enumerate(ones):
+        one._flat_weights = whole._flat_weights[count * i : count * (i + 1)]
+
+    def by_hand(x, hidden):
+        finals = []
+        for i, one in enumerate(ones):
+            states = jax.tree.map(lambda h: h[ways * i : ways * (i + 1)], hidden)  # noqa: B023
+            x, final = one(x, states)
+            finals.append(jax.tree.leaves(final))
+            x = F.dropout(x, 0.5) if i < 2 else x
+        return [x, *map(torch.cat, zip(*finals, strict=True))]
+
+    return lambda x, hidden: jax.tree.leaves(whole(x, hidden)), by_hand
+
+
+@pytest.mark.parametrize(("layer", "options"), [LSTM, GRU, RNN], ids=["lstm", "gru", "rnn"])
+def test_dropout_between_recurrent_layers_comes_from_the_key(layer, options):
+    x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 2, 3)), jnp.float32)
+    rows, batch = 3 * (2 if options.get("bidirectional") else 1), 2
+    hidden = jnp.ones((rows, batch, options.get("proj_size", 4)))
+    hidden = (hidden, jnp.ones((rows, batch, 4))) if layer is torch.nn.LSTM else hidden
+    f, g = map(as_jax_function, stacked(layer, options))
+    with pytest.raises(errors.TransformError, match="key="):
+        f(x, hidden)
+    got = f(x, hidden, key=KEY)
+    for a, b in zip(got, g(x, hidden, key=KEY), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert not jnp.allclose(got[0], f(x, hidden, key=jax.random.key(1))[0])
+    if layer is torch.nn.RNN:  # the others only take longer
+        sums = [jax.value_and_grad(lambda x: h(x, hidden, key=KEY)[0].sum())(x) for h in (f, g)]  # noqa: B023
+        np.testing.assert_allclose(sums[0][0], got[0].sum(), atol=1e-5)
+        np.testing.assert_allclose(sums[0][1], sums[1][1], atol=1e-6)
+
+
+def test_dropout_between_recurrent_layers_of_packed_sequences_is_refused():
+    with torch.random.fork_rng():
+        lstm = torch.nn.LSTM(3, 4, 2, dropout=0.5)
+    pack = torch.nn.utils.rnn.pack_sequence
+    f = as_jax_function(
+        lambda x: lstm(pack([x[:4], x[4:6]]))[0].data, output_shape=jax.ShapeDtypeStruct((6, 4), jnp.float32)
+    )
+    with pytest.raises(errors.TransformError, match="draws random numbers"):
+        f(jnp.ones((6, 3)))
+    lstm.eval()
+    assert f(jnp.ones((6, 3))).shape == (6, 4)
+
+
+def test_distributions_are_sampled_from_the_key_and_their_checks_hold_nothing_up():
+    def negative_elbo(mean, scale):
+        q = torch.distributions.Normal(mean, scale)
+        z = q.rsample()
+        return (q.log_prob(z) - torch.distributions.Normal(0.0, 1.0).log_prob(z)).sum()
+
+    f = as_jax_function(negative_elbo)
+    mean, scale = X[0], jnp.ones(3)
+    value, slope = jax.value_and_grad(f)(mean, scale, key=KEY)
+    np.testing.assert_allclose(value, f(mean, scale, key=KEY), rtol=1e-6)
+    noise = as_jax_function(lambda m: torch.randn(3))(mean, key=KEY)
+    np.testing.assert_allclose(slope, mean + noise, rtol=1e-5)  # of z**2/2, z = mean + noise
+    score = as_jax_function(lambda m, s: torch.distributions.Normal(m, s).log_prob(m).sum())
+    with pytest.raises(ValueError, match="scale"):  # with values, torch's checks are made
+        score(mean, -scale)

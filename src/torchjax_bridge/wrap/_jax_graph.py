@@ -21,6 +21,7 @@ from torch import fx
 
 from . import _jax_torch
 from ._jax_code import Run, straight_line, without_grad
+from ._jax_stand_ins import StandIns
 from ._jax_torch import (
     NEEDS_VALUES,
     FakeTensor,
@@ -162,6 +163,7 @@ def tracing(device: torch.device) -> Iterator[None]:
         through_compiled_functions(),
         truthful_schemas(),
         fake_tensors(),
+        StandIns(),
     ):
         try:
             yield
@@ -220,13 +222,25 @@ def _trace(
         module = make_fx(lambda *tensors: list(fn(*tensors)), table)(*fakes(specs, device))
         graph = _tidy(module, device)
         if any(_mutates(node) for node in graph.nodes.nodes):
-            functional: Any = torch.func.functionalize(lambda *tensors: graph(*tensors), remove="mutations")
-            module = make_fx(functional)(*fakes(specs, device))
+            opened, closed_over = _opened(graph)
+            functional: Any = torch.func.functionalize(lambda *tensors: opened(*tensors), remove="mutations")
+            module = make_fx(lambda *tensors: functional(*tensors, *closed_over))(*fakes(specs, device))
             for node in list(module.graph.nodes):
-                if node.target is _COPY and node.args[0].op == "placeholder":
+                if node.target is _COPY and node.args[0].op in ("placeholder", "get_attr"):
                     module.graph.erase_node(node)  # what an operator may write to, and here does not
             graph = _tidy(module, device)
         return graph
+
+
+def _opened(graph: Graph) -> tuple[Graph, list[Any]]:
+    """The graph with what it closes over as further inputs: ``functionalize`` takes no in-place code without."""
+    closed = [node for node in graph.nodes.nodes if node.op == "get_attr"]
+    fresh = fx.Graph()
+    image = {node: fresh.placeholder(f"in{i}") for i, node in enumerate([*graph.inputs, *closed])}
+    for node in graph.nodes.nodes:
+        if node not in image:
+            image[node] = fresh.node_copy(node, lambda parent: image[parent])
+    return Graph(fresh, {}, graph.device), [graph.constants[str(node.target)] for node in closed]
 
 
 def is_view(node: fx.Node) -> bool:

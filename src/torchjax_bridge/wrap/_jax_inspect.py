@@ -127,6 +127,8 @@ class _Recorder(TorchDispatchMode):
         for tensor in _written(schema, _bound(schema, args, kwargs)):
             self._note_write(func, tensor)
         result = func(*args, **kwargs)
+        if schema.name == "aten::lift_fresh" and args[0].untyped_storage().resizable():
+            return result  # torch.tensor(...) has just made it: no one else's, as numpy's memory would be
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
             first = next(_tensors(args), None)
             if first is not None and self._is_foreign(first):

@@ -222,7 +222,7 @@ class Linear(Op):
                 except (RuntimeError, NotImplementedError):
                     if self.transposed:
                         raise
-            return _with_unused(self.program.graph(), len(self.save.ins), len(self.ins))
+            return _with_unused(self.program.graph(), len(self.save.ins), self.ins)
         except NeedsValues:
             return None
         except (RuntimeError, NotImplementedError) as err:
@@ -299,15 +299,17 @@ class Vmapped(Op):
 # --- steps ---------------------------------------------------------------------------------------------
 
 
-def _with_unused(graph: Graph, fixed: int, total: int) -> Graph:
-    """The graph with operands that it does not read after its first ``fixed``, ``total`` in all."""
-    extra = total - len(graph.inputs)
-    if not extra:
+def _with_unused(graph: Graph, fixed: int, ports: Sequence[Port]) -> Graph:
+    """The graph of operands like ``ports``, of which it does not read those that follow its first ``fixed``."""
+    unused = ports[fixed : fixed + len(ports) - len(graph.inputs)]
+    if not unused:
         return graph
     wider = graph.cut(graph.inputs, graph.outputs)  # a graph is shared; this one is not, yet
-    with wider.nodes.inserting_after(wider.inputs[fixed - 1]):
-        for i in range(extra):
-            wider.nodes.placeholder(f"unused{i}")
+    place = wider.inputs[fixed - 1]
+    for i, port in enumerate(unused):
+        with wider.nodes.inserting_after(place):
+            place = wider.nodes.placeholder(f"unused{i}")
+        place.meta["val"] = torch.empty(port.spec.shape, dtype=port.spec.dtype, device="meta")
     return wider
 
 
