@@ -114,6 +114,6 @@ def refused(tensor: torch.Tensor, module: torch.nn.Module) -> None:
 
 
 def misspelt() -> None:
-    tb.to_flaxx  # type: ignore[attr-defined]
-    tb.wrap.as_jax_funktion  # type: ignore[attr-defined]
-    tb.weights.to_optaxx  # type: ignore[attr-defined]
+    del tb.to_flaxx  # type: ignore[attr-defined]
+    del tb.wrap.as_jax_funktion  # type: ignore[attr-defined]
+    del tb.weights.to_optaxx  # type: ignore[attr-defined]
