@@ -330,6 +330,82 @@ def test_without_its_packages_one_is_told_what_to_install(tmp_path: Folder) -> N
     assert done.stderr == "error: the command line needs typer: pip install 'torchjax-bridge[cli]'\n"
 
 
+# --- what nobody wishes for ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("body", "match"), [
+    ("raise SystemExit(0)", "ends the program"),
+    ("raise __import__('flax').errors.FlaxError('boo')", "FlaxError: boo"),
+])  # fmt: skip
+def test_a_factory_that_raises_or_ends_the_program_is_a_usage_error(
+    nets: dict[str, torch.Tensor], tmp_path: Folder, body: str, match: str
+) -> None:
+    """An exit code of 0 for a conversion that never happened would be believed."""
+    name = f"raising_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def make():\n    {body}\n")
+    done = run("convert", "net.pt", "out", "--to", "flax", "--template", f"{name}:make", code=2)
+    assert match in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_nobody_foresaw_is_one_line_unless_asked(
+    nets: dict[str, torch.Tensor], tmp_path: Folder
+) -> None:
+    (tmp_path / "own_error.py").write_text(
+        "class Mine(Exception): pass\ndef make(): raise Mine('so it is')\n"
+    )
+    command = ("inspect", "own_error:make")
+    done = _process(*command)
+    assert (done.returncode, done.stderr) == (1, "error: Mine: so it is (--debug shows where)\n")
+    assert "Traceback" in _process(*command, "--debug").stderr
+
+
+@pytest.mark.parametrize("name", ["convert", "inspect", "plan", "verify", "doctor", "bench"])
+def test_every_command_has_debug(name: str) -> None:
+    assert "--debug" in run(name, "--help").stdout
+
+
+def test_a_size_beyond_the_memory_is_one_error() -> None:
+    assert "no memory for tensors of 900.00 TB" in run("bench", "--size", "900TB", code=1).stderr
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_doctor_says_that_jax_has_no_device(platform: str) -> None:
+    if platform == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    done = _process("doctor", JAX_PLATFORMS=platform)
+    assert done.returncode == 1
+    assert "broken: JAX has no device: " in done.stdout
+    assert platform in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_names_from_a_file_steer_no_terminal_and_stop_no_stream(tmp_path: Folder) -> None:
+    path = tmp_path / "a.safetensors"
+    save_state_dict(path, {"a\x1b[31m\nb.weight": torch.ones(2), "é.weight": torch.ones(2)})
+    done = _process("inspect", str(path), PYTHONIOENCODING="ascii")
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout
+    assert r"a\x1b[31m\nb" in done.stdout
+    assert r"\xe9" in done.stdout
+
+
+def test_every_key_that_does_not_fit_is_listed(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+    save_state_dict(tmp_path / "a.pt", nets | {f"more{n}.weight": torch.ones(2) for n in range(40)})
+    text = run(
+        "plan", "a.pt", "--to", "flax", "--template", factory("nnx_net"), "--model", factory("Net"), code=1
+    )
+    assert all(f"more{n}.weight" in text.stderr for n in range(40))
+
+
+def test_what_was_read_and_left_out_of_a_torch_file_is_said(
+    tmp_path: Folder, nets: dict[str, torch.Tensor]
+) -> None:
+    torch.save({"model": nets | {"fc._extra_state": {"x": 1}}, "epoch": 3}, tmp_path / "a.pt")
+    text = run("convert", "a.pt", "b.safetensors", "--to", "torch").stdout
+    assert "note: a.pt was read as the entry 'model', without what is no tensor: fc._extra_state" in text
+
+
 # --- words ---------------------------------------------------------------------------------------------
 
 

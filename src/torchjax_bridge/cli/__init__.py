@@ -5,6 +5,7 @@ the same; 1 it failed, or differs; 2 the command line itself is wrong.
 """
 
 import sys
+from types import TracebackType
 
 __all__ = ["main"]
 
@@ -12,6 +13,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit with its code."""
     try:
+        from typer.main import get_command
+
         from ._app import app
     except ModuleNotFoundError as err:
         if err.name not in ("typer", "rich", "click", "flax"):
@@ -21,4 +24,13 @@ def main() -> None:
             f"error: the command line needs {err.name}: pip install 'torchjax-bridge[{extras}]'\n"
         )
         raise SystemExit(1) from None
-    app(prog_name="torchjax-bridge")
+    if "--debug" not in sys.argv:
+        sys.excepthook = _in_one_line
+    get_command(app)(prog_name="torchjax-bridge")
+
+
+def _in_one_line(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+    """What nobody foresaw: a fault of ours, or of the machine."""
+    del trace
+    reason = (str(err).splitlines() or [""])[0]
+    sys.stderr.write(f"error: {kind.__name__}: {reason} (--debug shows where)\n")

@@ -13,7 +13,8 @@ import typer
 
 from torchjax_bridge.exchange import to_jax, to_torch
 
-from ._terminal import columns, human, say
+from ._options import Debug, as_bytes
+from ._terminal import columns, fail, human, say
 
 HELP = """Time how long a tensor takes to cross on this machine, beside the way through NumPy.
 
@@ -31,15 +32,19 @@ def bench(
         list[str] | None, typer.Option("--size", metavar="SIZE", help="How large; may be given again.")
     ] = None,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often to time each.")] = 30,
+    debug: Debug = False,
 ) -> None:
     """Time each route in turn, so that a busy machine is busy for all."""
-    from ._options import as_bytes
-
     sizes = [as_bytes(text) for text in size or ["4kB", "1MB", "64MB"]]
     rows = [["size", "route", "median", "against NumPy"]]
     for count in sizes:
-        tensor = torch.arange(max(count // 4, 1), dtype=torch.float32)
-        array = jnp.asarray(tensor.numpy().copy())
+        try:
+            tensor = torch.arange(max(count // 4, 1), dtype=torch.float32)
+            array = jnp.asarray(tensor.numpy().copy())
+        except (RuntimeError, MemoryError) as err:
+            if debug:
+                raise
+            raise fail(f"there is no memory for tensors of {human(count)}.") from err
         for verb, value, ours, theirs in (
             ("torch to jax", tensor, to_jax, lambda t: jnp.array(t.numpy())),
             ("jax to torch", array, to_torch, lambda a: torch.tensor(np.asarray(a))),

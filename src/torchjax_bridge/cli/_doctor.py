@@ -1,6 +1,7 @@
 """``torchjax-bridge doctor``: what is installed here, and does an exchange work as it should?"""
 
 import importlib.metadata
+import os
 import platform
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import typer
 from torchjax_bridge.errors import BridgeError
 from torchjax_bridge.exchange import choice, to_jax, to_torch
 
+from ._options import Debug
 from ._terminal import columns, say
 
 HELP = """Say what is installed, which devices are there, and whether tensors cross as they should.
@@ -36,17 +38,20 @@ _PACKAGES = (
 )
 
 
-def doctor() -> None:
+def doctor(debug: Debug = False) -> None:
     """Look, try, report."""
+    del debug  # nothing is hidden here: what is broken is the report
     rows = [["python", platform.python_version()]]
     rows += [[name, _version(name)] for name in _PACKAGES]
-    rows += [["torch devices", _torch_devices()], ["jax devices", _jax_devices()]]
-    how = choice()
-    rows += [["exchange path", f"{how.path}: {how.reason}"]]
+    devices, fault = _jax_devices()
+    rows += [["torch devices", _torch_devices()], ["jax devices", devices or "none"]]
+    if devices:
+        how = choice()
+        rows += [["exchange path", f"{how.path}: {how.reason}"]]
     rows += [["x64 in JAX", "on" if jax.config.read("jax_enable_x64") else "off: 64-bit floats do not cross"]]
     for line in columns(rows):
         say(line)
-    faults = list(_trials())
+    faults = list(_trials()) if devices else [f"JAX has no device: {fault}"]
     say()
     if not faults:
         say("all is well: tensors cross both ways, share memory and keep their bits")
@@ -68,11 +73,16 @@ def _torch_devices() -> str:
     return ", ".join(names)
 
 
-def _jax_devices() -> str:
+def _jax_devices() -> tuple[str, str]:
+    """Their names, or why there are none."""
     try:
-        return ", ".join(str(device) for device in jax.devices())
-    except RuntimeError as err:
-        return f"none: {err}"
+        return ", ".join(str(device) for device in jax.devices()), ""
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as err:  # JAX asserts where JAX_PLATFORMS names what is not installed
+        asked = os.environ.get("JAX_PLATFORMS")
+        return "", str(err) or f"JAX_PLATFORMS is {asked!r}, and JAX does not find it"
 
 
 def _trials() -> Iterator[str]:

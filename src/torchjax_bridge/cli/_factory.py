@@ -14,6 +14,7 @@ import jax
 import torch
 import typer
 from flax import nnx
+from flax.errors import FlaxError
 from torch import nn
 
 __all__ = ["build", "flax_template", "torch_model"]
@@ -32,6 +33,7 @@ _THEIRS = (
     SyntaxError,
     TypeError,
     ValueError,
+    FlaxError,
 )
 
 
@@ -78,6 +80,13 @@ def build(spec: str, debug: bool) -> Any:
             raise
         reason = (str(err).splitlines() or [""])[0]
         raise typer.BadParameter(f"{spec}: {type(err).__name__}: {reason}") from err
+    except (
+        SystemExit
+    ) as err:  # a script without a guard around its main: nothing was done, so 0 would be a lie
+        raise typer.BadParameter(
+            f"{spec}: the module ends the program when it is imported or called (SystemExit: {err}). Put what it "
+            "runs under if __name__ == '__main__'."
+        ) from err
 
 
 def _abstractly(factory: Any) -> Any:

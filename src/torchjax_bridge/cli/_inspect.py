@@ -62,7 +62,7 @@ def _tree(lines: Sequence[files.Line]) -> list[str]:
     rows: list[list[str]] = []
     last = None
     for line in lines:
-        layer, _, name = line.name.rpartition(".")
+        layer, _, name = line.name.replace("\n", "\\n").rpartition(".")
         if layer != last:
             about = ", ".join(filter(None, (line.layer, line.rule and f"rule: {line.rule}")))
             rows.append([layer or "(root)", "", "", about])

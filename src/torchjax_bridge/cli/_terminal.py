@@ -27,13 +27,22 @@ __all__ = ["columns", "fail", "human", "progress", "say", "spoken"]
 
 def say(text: str = "") -> None:
     """A line of the result."""
-    typer.echo(text)
+    typer.echo(_printable(text, sys.stdout.encoding))
 
 
 def fail(text: str, code: int = 1) -> typer.Exit:
     """Say why it failed, and give what to raise."""
-    typer.echo(f"error: {text}", err=True)
+    typer.echo(f"error: {_printable(text, sys.stderr.encoding)}", err=True)
     return typer.Exit(code)
+
+
+def _printable(text: str, encoding: str | None) -> str:
+    """Names come from files that nobody vouches for: nothing in them steers a terminal, or stops a stream."""
+    text = "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
+    )
+    kind = encoding or "utf-8"
+    return text.encode(kind, "backslashreplace").decode(kind)
 
 
 @contextmanager

@@ -167,7 +167,9 @@ def test_an_entry_whose_name_has_dots_is_found(tmp_path: Folder) -> None:
 def test_extra_state_that_is_no_tensor_is_left_out_and_said(tmp_path: Folder) -> None:
     torch.save({"w": torch.ones(1), "m._extra_state": {"scale": 3}}, tmp_path / "m.pt")
     assert set(load_state_dict(tmp_path / "m.pt")) == {"w"}
-    assert open_checkpoint(tmp_path / "m.pt").note == "without what is no tensor: m._extra_state"
+    assert (
+        open_checkpoint(tmp_path / "m.pt").note == "a state_dict, without what is no tensor: m._extra_state"
+    )
 
 
 # --- sound files that look like others -----------------------------------------------------------------

@@ -13,14 +13,12 @@ from ._leaf import Checkpoint, Leaf
 
 __all__ = ["flax_leaves"]
 
-_MOST = 12
-
 
 def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     """The leaf of the checkpoint for every path of the template; what belongs to a run stays the template's.
 
     Raises:
-        CheckpointError: Leaves are missing, left over, or of another shape; the message lists them.
+        CheckpointError: Leaves are missing, left over, or of another shape; the message lists them all.
     """
     wanted = {join_path(leaf.path): leaf for leaf in tree.root.flat().values()}
     given = dict(checkpoint.leaves)
@@ -39,7 +37,6 @@ def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
         if name in given and given[name].shape != leaf.shape
     ]
     if faults:
-        more = [f"and {len(faults) - _MOST} more"] if len(faults) > _MOST else []
-        lines = "\n".join(f"  {fault}" for fault in (*faults[:_MOST], *more))
+        lines = "\n".join(f"  {fault}" for fault in faults)
         raise CheckpointError(f"{checkpoint.path} does not fit the template:\n{lines}")
     return {leaf.path: given[name] for name, leaf in wanted.items()}

@@ -33,8 +33,6 @@ __all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch"]
 STAYED = "torchjax_bridge.torch_only"
 """Where a Flax file keeps the small integers that have no image in Flax (``num_batches_tracked``), as JSON."""
 
-_MOST = 12
-
 
 def route_to_flax(
     source: Checkpoint, model: nn.Module | None, template: Any, rules: Iterable[UserRule] = ()
@@ -199,8 +197,7 @@ def _torch_side(
         f"unexpected: {leaf.shape} @ {leaf.name}" for path, leaf in by_path.items() if path not in keys
     ]
     if faults:
-        more = [f"and {len(faults) - _MOST} more"] if len(faults) > _MOST else []
-        lines = "\n".join(f"  {fault}" for fault in (*faults[:_MOST], *more))
+        lines = "\n".join(f"  {fault}" for fault in faults)
         raise CheckpointError(f"{source.path} does not fit the model:\n{lines}")
     for node in tree.root.walk():  # the dtypes are the file's, whatever the module was built with
         node.leaves = {

@@ -137,7 +137,7 @@ class _TorchFile:
         others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
         if others:
             left = f"without what is no tensor: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
-            note = f"{note}, {left}" if note else left
+            note = f"{note or 'a state_dict'}, {left}"
         self._state = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
         return self._state, note
 
