@@ -957,6 +957,49 @@ def test_donating_an_exported_array_leaves_the_tensor_as_it_was():
     assert tensor.tolist() == [5.0] * 1000
 
 
+def watched():
+    """A plain tensor of 4,096 fives, and a finalizer that is alive as long as its memory is."""
+    owner = np.full(4096 + 16, 5.0, np.float32)
+    start = -owner.ctypes.data % 64 // 4
+    return torch.from_numpy(owner[start : start + 4096]), weakref.finalize(owner, lambda: None)
+
+
+NEW_MEMORY = {
+    "module.double": lambda module: module.double(),
+    "parameter.data =": lambda module: setattr(module.weight, "data", torch.zeros(3)),
+    "parameter.set_": lambda module: module.weight.set_(torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("replace", NEW_MEMORY.values(), ids=NEW_MEMORY)
+@pytest.mark.parametrize("shape", [(64, 64), (4096, 1)], ids=str)
+def test_a_parameter_that_gets_other_memory_leaves_the_old_to_jax(replace, shape):
+    tensor, memory = watched()
+    module = torch.nn.Module()
+    module.weight = torch.nn.Parameter(tensor.view(shape), requires_grad=False)
+    array = to_jax(module.weight)
+    assert shares(module.weight, array)
+    replace(module)
+    del tensor
+    gc.collect()
+    assert memory.alive
+    assert set(np.asarray(array).reshape(-1).tolist()) == {5.0}
+    del array
+    gc.collect()
+    assert not memory.alive
+
+
+def test_a_permuted_tensor_that_gets_other_memory_leaves_the_old_to_jax():
+    tensor, memory = watched()
+    tensor = tensor.view(64, 64).t().data  # no view, whose base would keep the memory
+    array = to_jax(tensor)
+    assert shares(tensor, array)
+    tensor.data = torch.zeros(3)
+    gc.collect()
+    assert memory.alive
+    assert set(np.asarray(array).reshape(-1).tolist()) == {5.0}
+
+
 def test_resizing_the_storage_behind_an_array_is_not_ours_to_stop():
     # torch forbids it for memory that DLPack handed out; were that to change, the docs must too.
     tensor = to_torch(jnp.ones(16))

@@ -13,7 +13,7 @@ import itertools
 import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -67,31 +67,28 @@ def rebuild(structure: Any, leaves: Sequence[Any], tree: Any) -> Any:
 
 def _is_plain(tree: Any) -> bool:
     """Whether all dicts sort and no builtin container lies deep: the quick look at every tree."""
-    level, seen = [tree] if isinstance(tree, _CONTAINERS) else [], 0
-    for _ in range(_SHALLOW):
-        if not level:
-            return True
-        below: list[Any] = []
-        for node in level:
-            if isinstance(node, dict) and not _sorts(node):
-                return False
-            children = node.values() if isinstance(node, dict) else node
-            below += [child for child in children if isinstance(child, _CONTAINERS)]
-        level = below
-        seen += len(level)
-        if seen > _MANY:
-            break
-    return False
-
-
-def _sorts(node: dict[Any, Any]) -> bool:
-    if type(node) is OrderedDict:  # JAX keeps its order
-        return True
+    level: list[Any] = [tree] if isinstance(tree, _CONTAINERS) else []
+    seen = 0
     try:
-        sorted(node)
-    except _NODE_ERRORS:
+        for _ in range(_SHALLOW):
+            if not level:
+                return True
+            below: list[Any] = []
+            for node in level:
+                if isinstance(node, dict):
+                    if type(node) is not OrderedDict:  # whose order JAX keeps
+                        sorted(node)
+                    children: Iterable[Any] = node.values()
+                else:
+                    children = node
+                below += [child for child in children if isinstance(child, _CONTAINERS)]
+            level = below
+            seen += len(level)
+            if seen > _MANY:
+                break
+    except _NODE_ERRORS:  # from comparing keys
         return False
-    return True
+    return False
 
 
 def _refuse_faulty(tree: Any) -> None:
@@ -146,6 +143,14 @@ def _children(node: Any) -> list[tuple[str | int, Any]] | None:
     if any(not keypath for keypath, _ in entries):
         return None
     return [(from_jax_keypath(keypath)[0], child) for keypath, child in entries]
+
+
+def _sorts(keys: Iterable[Any]) -> bool:
+    try:
+        sorted(keys)
+    except _NODE_ERRORS:
+        return False
+    return True
 
 
 def _refusing_node(structure: Any, leaves: Sequence[Any], tree: Any) -> tuple[Path, str]:

@@ -82,6 +82,11 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                 and not pointer % 64
                 and not carries_tangent(tensor)
             ):
+                if kind is _Parameter:
+                    # module.to() gives this object other memory (parameter.data = ...), which would free
+                    # the old memory under the array; so JAX gets a name of its own. For every tensor
+                    # that would cost a quarter of a crossing.
+                    tensor = tensor.data
                 if 1 in tensor.shape:
                     tensor = with_row_major_strides(tensor)
                 return _dlpack.borrow_cpu(tensor)
@@ -173,8 +178,10 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
         tensor = narrow(tensor, narrower, path)
     elif copy or reason or (target != source and not tensor.is_contiguous()):
         tensor = row_major_copy(tensor)
-    elif tensor.is_contiguous():
-        tensor = with_row_major_strides(tensor)
+    else:
+        tensor = tensor.data  # a name of its own, so that `tensor.data = other` frees no memory under JAX
+        if tensor.is_contiguous():
+            tensor = with_row_major_strides(tensor)
 
     array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
     if target == source:
