@@ -48,9 +48,8 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
         With ``copy=None`` an array shares its tensor's memory when the tensor is gap-free (in any
         permutation of its axes), 64-byte aligned, free of conj and neg bits and not narrowed. Then
         writing to the tensor in place changes the array, also while JAX still computes with it: write only
-        after ``jax.block_until_ready`` of the results, or pass ``copy=True``. Nor
-        resize a shared tensor or move it to shared memory, which frees what JAX reads. See
-        ``docs/sharing-memory.md``.
+        after ``jax.block_until_ready`` of the results, or pass ``copy=True``. Nor resize a shared tensor or
+        move it to shared memory: that frees what JAX reads. See ``docs/sharing-memory.md``.
 
     With x64 off, ``int64`` and ``uint64`` leaves become 32-bit when every value fits and raise otherwise;
     ``float64`` and ``complex128`` always raise. Nothing is narrowed in silence.
