@@ -21,6 +21,8 @@ from ._mapped import Window
 
 __all__ = ["Pump", "raw", "read_all", "window_of"]
 
+# Bytes of one write: the kernel copies what its caches hold, and a large piece of a map is faulted in long before.
+_PIECE = 1 << 20
 _MOST = 4  # threads that lay out: beyond, the one that writes is the limit
 
 
@@ -135,7 +137,7 @@ def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progr
         file.seek(at)
     data = memoryview(raw(tensor).numpy().data)
     while data:
-        data = data[file.write(data) :]
+        data = data[file.write(data[:_PIECE]) :]
     if progress is not None:
         progress(tensor.nbytes)
 
