@@ -821,6 +821,17 @@ def test_a_borrowed_array_is_copied_under_a_mesh_that_it_is_not_on():
     assert copied.devices() == array.devices()
 
 
+@pytest.mark.parametrize("copy", [None, True])
+def test_nans_and_infinities_cross_while_jax_hunts_them(copy):
+    tensor = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).repeat(16).view(8, 8)
+    loose = jax.device_put(tensor.numpy())
+    with jax.debug_nans(True), jax.debug_infs(True):
+        for leaf in (tensor, tensor[1:], tensor.t(), to_jax(tensor), to_jax(tensor.t()), loose):
+            crossed = to_jax(leaf, copy=copy)
+            assert array_bits(crossed) == array_bits(leaf)
+            assert bits(to_torch(crossed, copy=copy)) == array_bits(leaf)
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_copy_is_committed_as_its_original_is(committed):
     array = to_jax(aligned(16)) if committed else jnp.arange(16.0)

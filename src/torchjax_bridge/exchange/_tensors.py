@@ -216,7 +216,8 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
         return array
     if moves and copy is False:
         cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
-    with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
+    # Inside jit, too, the copy is made now; and a NaN is a value like any other, also when it is being hunted.
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         if not _is_row_major(array):
             copied = jnp.array(array, copy=True)  # row-major, which device_put alone would not make it
             copied = jax.device_put(copied, target) if moves else copied
