@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._suites import SUITES
+from ._suites import GROUPS, SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -52,8 +52,9 @@ def _parser() -> argparse.ArgumentParser:
         "suite",
         nargs="?",
         default="all",
-        choices=[*SUITES, "all", "report"],
-        help="what to measure; 'report' measures nothing, and draws and writes up the results there are",
+        choices=[*SUITES, *GROUPS, "all", "report"],
+        help="what to measure; 'wrap' is both of its suites; 'report' measures nothing, and draws and writes "
+        "up the results there are",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the tensors live")
     parser.add_argument("--peers", action="store_true", help="time other libraries too, where installed")
@@ -99,8 +100,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     old = load(arguments.compare) if arguments.compare else None  # before it may be overwritten
     setting = Setting(arguments.device, arguments.quick, arguments.peers, _progress)
-    names = list(SUITES) if arguments.suite == "all" else [arguments.suite]
-    suites = [run(name, setting) for name in names]
+    one = arguments.suite
+    suites = [run(name, setting) for name in (SUITES if one == "all" else GROUPS.get(one, (one,)))]
     _progress("")
     folder = arguments.output or (RESULTS / "quick" if arguments.quick else RESULTS)
     path = save(folder, arguments.device, suites)

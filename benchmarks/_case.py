@@ -5,7 +5,7 @@ Refuses to time a wrong result. When the wrong one is ours or the baseline, the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torchjax_bridge.errors import BridgeError
@@ -42,6 +42,7 @@ def ask(
     nbytes: int | None = None,
     panel: str = "",
     effort: int = 1,
+    cold: bool = False,
 ) -> tuple[Case, Rounds]:
     """Check, then time, then summarise.
 
@@ -53,6 +54,7 @@ def ask(
         nbytes: Bytes that one call carries.
         panel: The picture the case belongs to.
         effort: Multiplies the rounds, where a promise hangs on the answer.
+        cold: Time single calls that find no memory to use again, as the first call of a process does.
 
     Returns:
         The case, and the rounds it was made from, for ratios between any two candidates.
@@ -73,7 +75,8 @@ def ask(
                 raise WrongResultError(f"{key}: {one.name}: {reason}") from err
             refused[one.name] = reason
     sound = [one for one in candidates if one.name in shares]
-    rounds = measure(sound, setting.pace.times(1 if setting.quick else effort), setting.settle)
+    pace = replace(setting.pace.times(1 if setting.quick else effort), cold=cold)
+    rounds = measure(sound, pace, setting.settle)
 
     def row(one: Candidate) -> Row:
         if one.name in refused:

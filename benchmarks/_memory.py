@@ -8,11 +8,12 @@ device-to-device copy into existing memory (*warm*), and into a block of torch's
 import ctypes
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-__all__ = ["COLD_FROM", "cold_copy", "warm_copy"]
+__all__ = ["COLD_FROM", "cold_copy", "give_back_memory", "warm_copy"]
 
 COLD_FROM = 64 * 1024
 """Below this many bytes no allocator asks the kernel for pages, and a cold copy means nothing."""
@@ -51,3 +52,14 @@ def cold_copy(source: torch.Tensor) -> Callable[[Any], torch.Tensor]:
         return fresh.view(source.shape)
 
     return on_host
+
+
+def give_back_memory() -> None:
+    """Hand all memory that was freed back to the kernel, so that the next allocation is cold.
+
+    A model is converted once, in a process that has not just freed another of its size; a loop in a benchmark has.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # a C library without it, or not to be had by name
+        ctypes.CDLL(None).malloc_trim(0)

@@ -12,7 +12,7 @@ from ._peers import PEERS, load_peer
 from ._record import Suite
 from ._setting import Setting
 
-__all__ = ["SUITES", "run"]
+__all__ = ["GROUPS", "SUITES", "run"]
 
 # Name on the command line -> module; imported when run, so that a suite may need flax and another not.
 SUITES = {
@@ -22,6 +22,9 @@ SUITES = {
     "wrap-jax": "benchmarks.wrap_jax",
     "wrap-torch": "benchmarks.wrap_torch",
 }
+
+# Names that stand for several suites; "all" stands for every one.
+GROUPS = {"wrap": ("wrap-jax", "wrap-torch")}
 
 
 def run(name: str, setting: Setting) -> Suite:

@@ -12,11 +12,13 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
 import numpy as np
+
+from ._memory import give_back_memory
 
 __all__ = ["Pace", "Rounds", "Spread", "Timed", "measure"]
 
@@ -33,10 +35,12 @@ class Pace:
     """A sample repeats the call until it lasts about this long."""
     seconds: float
     """No new round begins after this long."""
+    cold: bool = False
+    """A sample is one call, in a process whose allocator holds no memory that an earlier call gave back."""
 
     def times(self, factor: int) -> "Pace":
         """The same pace with more rounds, for a question that a promise hangs on."""
-        return Pace(self.rounds * factor, self.least_rounds, self.sample_seconds, self.seconds * factor)
+        return replace(self, rounds=self.rounds * factor, seconds=self.seconds * factor)
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,10 @@ def measure(candidates: Sequence[Timed], pace: Pace, settle: Callable[[Any], Non
         As many values for each candidate as rounds were taken, in the order of the rounds.
     """
     with _garbage_collector_off():
-        calls = {one.name: _calls_for(one, pace.sample_seconds, settle) for one in candidates}
+        if pace.cold:
+            calls = dict.fromkeys((one.name for one in candidates), 1)
+        else:
+            calls = {one.name: _calls_for(one, pace.sample_seconds, settle) for one in candidates}
         seconds: dict[str, list[float]] = {one.name: [] for one in candidates}
         first, *others = candidates
         order = random.Random(0)
@@ -110,6 +117,8 @@ def measure(candidates: Sequence[Timed], pace: Pace, settle: Callable[[Any], Non
             if count >= pace.least_rounds and time.perf_counter() > end:
                 break
             for one in (first, *order.sample(others, len(others))):
+                if pace.cold:
+                    give_back_memory()
                 seconds[one.name].append(_sample(one, calls[one.name], settle))
     return Rounds(seconds, calls)
 

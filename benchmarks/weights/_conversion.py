@@ -35,7 +35,7 @@ def conversion(name: str, description: Description, setting: Setting) -> Finding
     twin = to_flax(module, template)
     case, rounds = ask(
         f"weights/{name}",
-        f"What does it cost to convert the weights of a {name} model ({nbytes / 1e6:,.0f} MB)?",
+        f"What does it cost to convert the weights of a {name} model ({nbytes / 1e6:,.0f} MB) into new memory?",
         [
             Candidate(CLONE, _clone, module, _check_clone(module)),
             Candidate(OURS, lambda source: to_flax(source, template), module, _check_flax(module), ours=True),
@@ -47,6 +47,7 @@ def conversion(name: str, description: Description, setting: Setting) -> Finding
         setting,
         nbytes=nbytes,
         effort=8,
+        cold=True,
     )
     return Findings(
         [case],

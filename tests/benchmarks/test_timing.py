@@ -1,7 +1,12 @@
 import gc
+import mmap
+import sys
+from pathlib import Path
 
 import pytest
 
+from benchmarks import _timing
+from benchmarks._memory import give_back_memory
 from benchmarks._timing import Pace, Rounds, Spread, Timed, measure
 
 PACE = Pace(rounds=6, least_rounds=2, sample_seconds=0.0, seconds=60.0)
@@ -91,3 +96,30 @@ def test_the_garbage_collector_is_off_while_timing_and_on_again_even_after_an_er
         measure([Timed("fails", call, None)], PACE, settle_nothing)
     assert seen == [False, False, False]
     assert gc.isenabled()
+
+
+def test_a_cold_sample_is_one_call_before_which_freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch):
+    log: list[str] = []
+    monkeypatch.setattr(_timing, "give_back_memory", lambda: log.append("given back"))
+    pace = Pace(rounds=2, least_rounds=2, sample_seconds=1.0, seconds=60.0, cold=True)
+    names = ("base", "other")
+    found = measure(
+        [Timed(name, lambda _, name=name: log.append(name), None) for name in names], pace, settle_nothing
+    )
+    assert found.calls == {"base": 1, "other": 1}
+    assert log == ["given back", "base", "given back", "other"] * 2
+    assert pace.times(3).cold
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_memory_that_was_freed_is_given_back_to_the_kernel():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    blocks = [bytearray(1 << 16) for _ in range(2000)]  # from the heap, each less than the mmap threshold
+    full = resident()
+    keep = blocks[-1]  # the top of the heap stays, so that freeing alone gives nothing back
+    del blocks
+    give_back_memory()
+    assert len(keep) == 1 << 16
+    assert resident() < full - 60_000_000
