@@ -126,6 +126,31 @@ def test_an_option_that_means_nothing_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["m.ckpt", "m.npz", "m.PT", "m.Safetensors"])
+def test_no_folder_gets_the_name_of_a_file(tmp_path: Folder, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' is neither a file that is written here"):
+        save_state_dict(tmp_path / name, {"w": torch.ones(1)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_notes_that_no_header_holds_are_refused(tmp_path: Folder) -> None:
+    state = {"w": torch.ones(1)}
+    with pytest.raises(CheckpointError, match="'epoch': 3 is no pair of strings"):
+        save_state_dict(tmp_path / "m.safetensors", state, metadata={"epoch": 3})  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match="pt has none"):
+        save_state_dict(tmp_path / "m.pt", state, metadata={"epoch": "3"})
+    with pytest.raises(CheckpointError, match="msgpack has none"):
+        save_flax(tmp_path / "m.msgpack", {"params": {"w": jnp.ones(1)}}, metadata={"epoch": "3"})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
+def test_a_name_that_is_no_text_is_refused(tmp_path: Folder, name: str) -> None:
+    with pytest.raises(CheckpointError, match="is no name for a tensor"):
+        save_state_dict(tmp_path / name, {"\ud800.weight": torch.ones(1)})
+    assert not list(tmp_path.iterdir())
+
+
 # --- what could be two things --------------------------------------------------------------------------
 
 

@@ -19,11 +19,11 @@ from ._pump import Pump
 from ._safetensors import describe, write_safetensors
 from ._torch_file import write_torch_file
 
-__all__ = ["MEMORY", "format_for", "write_checkpoint"]
+__all__ = ["MEMORY", "SUFFIXES", "format_for", "write_checkpoint"]
 
 MEMORY = 1 << 30
 
-_SUFFIXES: dict[str, Format] = {
+SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors",
     ".msgpack": "msgpack",
     ".pt": "pt",
@@ -32,6 +32,21 @@ _SUFFIXES: dict[str, Format] = {
     ".bin": "pt",
 }
 _FRAMEWORK: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
+# Files that others write: a folder of such a name would be taken for one.
+_FOREIGN = (
+    ".ckpt",
+    ".npz",
+    ".npy",
+    ".h5",
+    ".hdf5",
+    ".json",
+    ".gguf",
+    ".onnx",
+    ".pkl",
+    ".pickle",
+    ".zip",
+    ".tar",
+)
 _FORMATS: tuple[Format, ...] = ("safetensors", "pt", "msgpack", "orbax")
 _STATE = ".unfinished"
 
@@ -44,7 +59,7 @@ def format_for(target: pathlib.Path, framework: Framework, format: Format | None
     """
     if format not in (None, *_FORMATS):
         raise CheckpointError(f"{format!r} is no format: say {', '.join(_FORMATS)}.")
-    said = _SUFFIXES.get(target.suffix)
+    said = SUFFIXES.get(target.suffix)
     chosen = format or said or "safetensors"
     if said is not None and chosen != said:
         raise CheckpointError(
@@ -79,7 +94,7 @@ def write_checkpoint(
         target: A file, by its suffix; else a folder.
         framework: Whose names the leaves have.
         format: By default by the suffix, and else safetensors.
-        metadata: Notes for formats that hold some.
+        metadata: Notes, for safetensors to hold; other formats hold none.
         memory: Bytes to hold beside the largest leaf.
         shard_size: Bytes of one file of a folder; by default the leaves stay in the shards they come from.
         work: What identifies this work, noted beside unfinished shards; empty for what is never resumed.
@@ -94,7 +109,18 @@ def write_checkpoint(
     if memory < 1 or (shard_size is not None and shard_size < 1):
         raise CheckpointError("memory and shard_size are bytes: say a number above 0.")
     _check_names(leaves)
-    single = target.suffix in _SUFFIXES
+    for name, text in (metadata or {}).items():
+        if not (isinstance(name, str) and isinstance(text, str) and _is_text(name + text)):
+            raise CheckpointError(
+                f"the metadata {name!r}: {text!r} is no pair of strings, which a header holds."
+            )
+    suffix = target.suffix.lower()
+    if suffix in _FOREIGN or (suffix in SUFFIXES and suffix != target.suffix):
+        raise CheckpointError(
+            f"'{target.name}' is neither a file that is written here ({', '.join(SUFFIXES)}) nor the name of a "
+            "folder: give it another suffix, or none."
+        )
+    single = target.suffix in SUFFIXES
     if target.is_symlink() and target.is_dir():
         target = target.resolve()  # the folder is replaced where it lies
     refuse_to_replace(target, folder=not single, overwrite=overwrite)
@@ -192,6 +218,15 @@ def _begun(folder: pathlib.Path) -> str:
     return state.read_text() if state.is_file() else ""
 
 
+def _is_text(name: str) -> bool:
+    """Whether a file can hold it: half of a surrogate pair is no text."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _check_names(leaves: Sequence[Leaf]) -> None:
     if not leaves:
         raise CheckpointError("there is nothing to write.")
@@ -199,6 +234,6 @@ def _check_names(leaves: Sequence[Leaf]) -> None:
     for leaf in leaves:
         if leaf.name in seen:
             raise CheckpointError(f"two tensors are named '{leaf.name}'.")
-        if not leaf.name or leaf.name == "__metadata__":
+        if not leaf.name or leaf.name == "__metadata__" or not _is_text(leaf.name):
             raise CheckpointError(f"{leaf.name!r} is no name for a tensor.")
         seen.add(leaf.name)
