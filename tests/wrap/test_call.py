@@ -125,3 +125,11 @@ def test_tracers_pass_through_a_split():
 
 def test_the_examples_in_the_docstrings_run():
     assert doctest.testmod(_call).failed == 0
+
+
+@pytest.mark.parametrize(("one", "other"), [(0.0, -0.0), (1 + 0j, (1 + 0j).conjugate())])
+def test_static_values_that_differ_in_the_sign_of_a_zero_are_kept_apart(one, other):
+    assert one == other
+    rests = [split_call((value,), {}, lambda leaf: False)[1] for value in (one, one, other)]
+    assert rests[0] == rests[1]
+    assert rests[0] != rests[2]

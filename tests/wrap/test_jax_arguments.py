@@ -275,3 +275,41 @@ def test_an_output_that_is_no_tensor_is_refused_by_name():
 def test_an_unknown_residuals_option_is_refused():
     with pytest.raises(errors.ArgumentError, match="recompute"):
         as_jax_function(torch.sin, residuals="some")
+
+
+def test_static_zeros_of_either_sign_are_different_static_values():
+    f = as_jax_function(lambda x, by: x / by)
+    assert f(jnp.ones(2), 0.0).tolist() == [np.inf, np.inf]
+    assert f(jnp.ones(2), -0.0).tolist() == [-np.inf, -np.inf]
+
+
+def test_an_int32_output_may_be_announced_for_int64_with_x64_off(x64_off):
+    struct = jax.ShapeDtypeStruct((2, 1), jnp.int32)
+    where = as_jax_function(lambda x: x.nonzero(), output_shape=struct)
+    assert jax.jit(where)(jnp.array([3.0, 0.0, 1.0])).tolist() == [[0], [2]]
+    lanes = jax.vmap(where)(jnp.array([[3.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
+    assert lanes[1].tolist() == [[1], [2]]
+    assert lanes.dtype == jnp.int32
+    traced = as_jax_function(lambda x: x.argsort()[:2, None], output_shape=struct)
+    assert traced(jnp.array([3.0, 0.0, 1.0])).tolist() == [[1], [2]]
+    far = as_jax_function(lambda x: x.nonzero() + 2**40, output_shape=struct)
+    with pytest.raises(errors.NarrowingError):
+        far(jnp.array([3.0, 0.0, 1.0]))
+    with pytest.raises(errors.OutputError, match=r"announced as int32\[2,1\] and is float32"):
+        as_jax_function(lambda x: x.nonzero().float(), output_shape=struct)(jnp.array([3.0, 0.0, 1.0]))
+
+
+def test_int64_is_not_narrowed_for_an_announced_int32_with_x64_on(x64_on):
+    f = as_jax_function(lambda x: x.nonzero(), output_shape=jax.ShapeDtypeStruct((2, 1), jnp.int32))
+    with pytest.raises(errors.OutputError, match="is int64"):
+        f(jnp.array([3.0, 0.0, 1.0]))
+
+
+def test_numpy_arrays_that_hold_no_numbers_are_refused_by_name():
+    with pytest.raises(errors.ArgumentError, match=r"args\[0\]\['x'\] is a numpy array of dtype <U1"):
+        as_jax_function(lambda d: d["x"])({"x": np.array(["a", "b"])})
+
+
+def test_what_is_no_function_is_refused_at_once():
+    with pytest.raises(errors.ArgumentError, match="got a int"):
+        as_jax_function(3)

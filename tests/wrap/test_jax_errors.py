@@ -132,3 +132,9 @@ def test_an_output_shape_that_the_trace_contradicts_is_an_error_before_anything_
         jax.eval_shape(f, X)
     with pytest.raises(errors.ArgumentError, match="ShapeDtypeStruct"):
         as_jax_function(lambda x: x[x > 1], output_shape=(3,))(X)
+
+
+def test_control_flow_operators_are_refused_with_what_to_write():
+    f = as_jax_function(lambda x: torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,)))
+    with pytest.raises(errors.TransformError, match=r"jax\.lax\.cond"):
+        f(jnp.ones(3))

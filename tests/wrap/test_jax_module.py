@@ -335,3 +335,94 @@ def test_net_trains_from_a_jax_loop_with_the_losses_of_native_torch(shared):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
     for name, parameter in module.named_parameters():
         close(params[name], parameter.detach(), atol=1e-4)
+
+
+def test_a_parameter_of_another_shape_is_named_and_never_broadcast():
+    apply, variables = as_jax_module(nn.Linear(3, 2))
+    wrong = {"params": {**variables["params"], "bias": jnp.ones(1)}}
+    with pytest.raises(errors.ArgumentError, match=r"'bias' of shape \(1,\) for \(2,\)"):
+        apply(wrong, jnp.ones((1, 3)))
+
+
+def test_what_is_no_module_or_no_variables_is_refused():
+    with pytest.raises(errors.ArgumentError, match=r"got a function.*as_jax_function"):
+        as_jax_module(lambda x: x)
+    apply, _ = as_jax_module(nn.Linear(3, 2))
+    with pytest.raises(errors.ArgumentError, match="first argument of apply"):
+        apply(jnp.ones((1, 3)))
+
+
+def test_a_module_that_depends_on_values_runs_with_output_shape():
+    module = nn.BatchNorm1d(3, momentum=None)  # reads its own counter as a number
+    x = rand(4, 3)
+    plain, variables = as_jax_module(module)
+    with pytest.raises(errors.OutputError, match=r"output_shape= to .* as_jax_module"):
+        plain(variables, *to_jnp([x]), train=True)
+    apply, variables = as_jax_module(module, output_shape=lambda x: x)
+    step = jax.jit(lambda v, x: apply(v, x, train=True))
+    _, buffers = step(variables, *to_jnp([x]))
+    out, buffers = step({**variables, "buffers": buffers}, *to_jnp([2 * x]))
+    module.train()
+    module(x)
+    close(out, module(2 * x).detach())
+    for name, buffer in module.named_buffers():
+        close(buffers[name], buffer)
+    close(apply({**variables, "buffers": buffers}, *to_jnp([x])), module.eval()(x).detach())
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_call_that_adds_or_removes_buffers_is_refused(grows, train):
+    class Changing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("old", torch.zeros(()))
+
+        def forward(self, x):
+            if grows:
+                self.register_buffer("new", x.sum())
+            else:
+                self.old = None
+            return x
+
+    apply, variables = as_jax_module(Changing())
+    with pytest.raises(errors.OutputError, match=r"buffers \(new\)" if grows else r"buffers \(old\)"):
+        apply(variables, jnp.ones(2), train=train)
+
+
+@pytest.mark.parametrize(
+    "hold", [lambda t: t, lambda t: [t], lambda t: {"a": (t,)}], ids=["bare", "list", "dict"]
+)
+def test_a_tensor_in_a_plain_attribute_is_read_and_writing_to_it_is_refused(hold):
+    class Holding(nn.Module):
+        def __init__(self, write):
+            super().__init__()
+            self.held, self.write = hold(torch.ones(2)), write
+
+        def forward(self, x):
+            (tensor,) = jax.tree.leaves(self.held)
+            return x + (tensor.add_(1) if self.write else tensor)
+
+    apply, variables = as_jax_module(Holding(False))
+    close(apply(variables, jnp.ones(2)), [2, 2])
+    module = Holding(True)
+    with pytest.raises(errors.TransformError, match="not one of its arguments"):
+        as_jax_module(module)[0](variables, jnp.ones(2))
+    assert jax.tree.leaves(module.held)[0].tolist() == [1, 1]
+
+
+def test_a_gradient_that_torch_does_not_have_names_the_params_as_the_way_out():
+    apply, variables = as_jax_module(nn.BatchNorm1d(3))
+    x = jnp.ones((4, 3))
+    with pytest.raises(errors.TransformError, match=r"running_mean.*in the params"):
+        jax.grad(lambda v: apply(v, x).sum(), allow_int=True)(variables)
+    assert jax.grad(lambda p: apply({**variables, "params": p}, x).sum())(variables["params"])["bias"][0] == 4
+
+
+def test_forward_may_have_an_argument_named_variables():
+    class Model(nn.Module):
+        def forward(self, x, variables):
+            return x * variables
+
+    apply, variables = as_jax_module(Model())
+    close(apply(variables, jnp.ones(2), variables=jnp.full(2, 3.0)), [3, 3])

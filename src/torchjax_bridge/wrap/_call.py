@@ -24,8 +24,9 @@ class Rest:
 
     structure: Any
     """The pytree structure of ``(args, kwargs)``, static values included as leaves."""
-    static: tuple[tuple[int, type, Any], ...] = ()
-    """Position among all leaves, type and value of each static leaf. The type keeps ``1`` from ``True``."""
+    static: tuple[tuple[int, Any, Any], ...] = ()
+    """Position among all leaves, kind and value of each static leaf. The kind keeps ``1`` from ``True``, and
+    ``0.0`` from ``-0.0``."""
 
     def join(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` with ``leaves`` in the places of the dynamic leaves."""
@@ -146,8 +147,15 @@ def split_call(
             hash(value)
         except TypeError as err:
             raise ArgumentError(_unhashable(_names(structure)[position], value)) from err
-        constants.append((position, type(value), value))
+        constants.append((position, _kind(value), value))
     return dynamic, Rest(structure, tuple(constants))
+
+
+def _kind(value: Any) -> Any:
+    """What tells values apart that are equal to Python: their type, and the signs of their zeros."""
+    if type(value) in (float, complex) and not (value.real and value.imag):
+        return type(value), repr(value)
+    return type(value)
 
 
 class _Sealed:

@@ -40,8 +40,8 @@ def call_op(op: Op, operands: Sequence[Any], box: "deque[BaseException] | None" 
     if not structs:
         return []
     if buffer_callback is None:
-        return list(jax.pure_callback(_over_numpy(op, box), structs, *used))
-    return list(buffer_callback(_over_buffers(op, box), structs)(*used))
+        return list(jax.pure_callback(_with_autograd(_over_numpy(op, box)), structs, *used))
+    return list(buffer_callback(_with_autograd(_over_buffers(op, box)), structs)(*used))
 
 
 def call_op_eagerly(op: Op, operands: Sequence[Any]) -> list[Any]:
@@ -115,6 +115,18 @@ def _filler(op: Op, device: torch.device, box: "deque[BaseException] | None") ->
 
     guarded = _lending(fill) if op.lends else fill
     return guarded if box is None else _boxing(guarded, box)
+
+
+def _with_autograd(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """Torch code may differentiate inside, which an ``inference_mode`` around the call would forbid."""
+
+    def allowing(*args: Any) -> Any:
+        if not torch.is_inference_mode_enabled():
+            return callback(*args)
+        with torch.inference_mode(False):
+            return callback(*args)
+
+    return allowing
 
 
 def _lending(fill: _Fill) -> _Fill:

@@ -21,6 +21,7 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 
 from ._cache import Cache
 from ._call import Rest, split_call
+from ._jax_ambient import Ambient, under_autocast
 from ._jax_code import without_grad
 from ._jax_graph import NeedsValues, Spec
 from ._jax_inspect import Findings, flatten_output, inspect_call
@@ -67,7 +68,8 @@ def as_jax_function(
         far.
 
     Raises:
-        ArgumentError: An argument can neither be traced nor be static; or ``residuals`` is unknown.
+        ArgumentError: An argument can neither be traced nor be static; or ``fn`` is no function, or
+            ``residuals`` unknown.
         DtypeError: An argument has a dtype unknown to torch; or an output needs x64, which is off.
         NarrowingError: x64 is off and a 64-bit integer of the result does not fit in 32 bits.
         OutputError: The output is no pytree of dense tensors, depends on values without ``output_shape``,
@@ -88,6 +90,8 @@ def as_jax_function(
     >>> jax.jit(jax.grad(f))(jnp.zeros(3), scale=2.0)
     Array([2., 2., 2.], dtype=float32)
     """
+    if not callable(fn):
+        raise ArgumentError(f"as_jax_function takes a torch function, and got a {type(fn).__qualname__}.")
     if residuals not in ("save", "recompute"):
         raise ArgumentError(f"residuals={residuals!r} is neither 'save' nor 'recompute'.")
     wrapped = _Wrapped(fn, output_shape, residuals == "save")
@@ -119,13 +123,14 @@ class _Wrapped:
         self.save = save
         self.kinds = Cache(CACHE_SIZE)
         self.own_key = has_key(fn)
+        self.ambient = Ambient(fn)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = take_key(kwargs, self.own_key)
         leaves, rest = split_call(args, kwargs, _crosses)
         arrays, specs = _as_arrays(leaves, rest)
         device = _device_of(arrays)
-        name = (rest, specs, device, key is not None, x64(), _autocast_dtype(device.type))
+        name = (rest, specs, device, key is not None, x64(), self.ambient.now(device.type))
         kind = self.kinds.get(name, lambda: self._learn(rest, specs, device, key is not None))
         if key is not None and kind.draws:
             arrays += draw_noise(key, kind.draws)
@@ -136,7 +141,7 @@ class _Wrapped:
 
     def _learn(self, rest: Rest, specs: tuple[Spec, ...], device: torch.device, random: bool) -> _Kind:
         call = _explained(_on_leaves(self.fn, rest, len(specs)), specs)
-        call = _under_autocast(call, device.type)
+        call = under_autocast(call, device.type)
         try:
             found = inspect_call(call, specs, device, random)
         except NeedsValues as err:
@@ -148,7 +153,8 @@ class _Wrapped:
             if self.output_shape is not None:
                 self._compare(found, rest, specs)
         names = _output_names(found.structure)
-        outs = [Port.of_output(spec, name) for spec, name in zip(found.outs, names, strict=True)]
+        port = Port.of_output if traceable else Port.of_announced
+        outs = [port(spec, name) for spec, name in zip(found.outs, names, strict=True)]
         program = Program(
             _pure(call, found, len(specs)),
             (*specs, *(draw.spec for draw in found.draws)),
@@ -165,9 +171,9 @@ class _Wrapped:
         if self.output_shape is None:
             raise OutputError(
                 "the shapes of this torch function's output, or its control flow, depend on values, which "
-                f"cannot be known before it runs ({why.__cause__}). Pass as_jax_function(fn, output_shape=...) "
-                "with the output as a pytree of jax.ShapeDtypeStruct, or a function that makes it from the "
-                "arguments."
+                f"cannot be known before it runs ({why.__cause__}). Pass output_shape= to as_jax_function or "
+                "as_jax_module: the output as a pytree of jax.ShapeDtypeStruct, or a function that makes it from "
+                "the arguments. (What depends on a number only can take it as a Python number, which is static.)"
             ) from why.__cause__
         outs, structure = self._output_shape(rest, specs)
         return Findings(structure, outs, frozenset(range(len(specs))), (), True)
@@ -188,25 +194,21 @@ class _Wrapped:
 
     def _compare(self, found: Findings, rest: Rest, specs: tuple[Spec, ...]) -> None:
         outs, structure = self._output_shape(rest, specs)
-        if structure != found.structure or outs != found.outs:
+        fits = structure == found.structure and all(map(_announces, outs, found.outs))
+        if not fits:
             raise OutputError(
                 f"output_shape announces {structure} of {list(outs)}, and the torch function returns "
                 f"{found.structure} of {list(found.outs)}. Correct output_shape, or leave it out."
             )
 
 
+def _announces(announced: Spec, found: Spec) -> bool:
+    """Whether an announced output is what was found, or what JAX will hold of it."""
+    held = Port.of_output(found, "the output").struct()
+    return announced in (found, Spec(held.shape, torch_dtype(held.dtype)))
+
+
 # --- a call in torch ------------------------------------------------------------------------------------
-
-
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    """The dtype of the autocast that is active around the call; None where there is none."""
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-
-
-def _under_autocast(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """The call under the autocast of now, as callbacks run in other threads and at other times."""
-    dtype = _autocast_dtype(kind)
-    return call if dtype is None else torch.autocast(kind, dtype)(call)
 
 
 def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., Any]:
@@ -318,7 +320,13 @@ def _as_array(leaf: Any, index: int, rest: Rest) -> Any:
             f"{rest.names()[index]} is a torch.Tensor; a wrapped function takes JAX arrays. Pass "
             "torchjax_bridge.to_jax(tensor), or close over the tensor."
         )
-    array = jnp.asarray(leaf)
+    try:
+        array = jnp.asarray(leaf)
+    except TypeError as err:
+        raise ArgumentError(
+            f"{rest.names()[index]} is a numpy array of dtype {leaf.dtype}, which JAX has no counterpart for. "
+            "Pass numbers or booleans."
+        ) from err
     if array.dtype != leaf.dtype and leaf.dtype.kind in "iu" and not np.array_equal(np.asarray(array), leaf):
         raise NarrowingError(
             f"{rest.names()[index]} holds {leaf.dtype} values that do not fit in {array.dtype}, and x64 is off. "

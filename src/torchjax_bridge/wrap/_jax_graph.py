@@ -12,12 +12,14 @@ torch.compile uses (https://docs.pytorch.org/docs/stable/torch.compiler_fake_ten
 import operator
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+
+from torchjax_bridge.errors import TransformError
 
 from . import _jax_torch
 from ._jax_code import Run, straight_line, without_grad
@@ -153,6 +155,7 @@ def tracing(device: torch.device) -> Iterator[None]:
 
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
+        TransformError: It called an operator that takes functions.
     """
     if _jax_torch.MISSING is not None:
         raise NeedsValues from _jax_torch.MISSING
@@ -161,6 +164,7 @@ def tracing(device: torch.device) -> Iterator[None]:
         _LOCK,
         torch.compiler.set_stance("force_eager"),
         through_compiled_functions(),
+        _autograd_allowed(),
         truthful_schemas(),
         fake_tensors(),
         StandIns(),
@@ -169,10 +173,23 @@ def tracing(device: torch.device) -> Iterator[None]:
             yield
         except NEEDS_VALUES as err:
             raise NeedsValues from err
+        except NotImplementedError as err:
+            if "HigherOrderOperator" not in str(err):
+                raise
+            raise TransformError(
+                "the torch function calls torch.cond or another operator that takes functions, which cannot be "
+                "traced here. Use jax.lax.cond and the like around wrapped functions, or plain Python with "
+                "output_shape=."
+            ) from err
         except RuntimeError as err:
             if ".numpy() is not supported for tensor subclasses" in str(err):
                 raise NeedsValues from err
             raise
+
+
+def _autograd_allowed() -> AbstractContextManager[Any]:
+    """Under ``inference_mode`` there is no autograd whatever ``enable_grad`` says; ``no_grad`` stays as it is."""
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def fakes(specs: Iterable[Spec], device: torch.device) -> list[torch.Tensor]:

@@ -7,13 +7,14 @@ with it. How a torch function becomes a JAX function is `as_jax_function`'s.
 
 import copy
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 
-from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.errors import ArgumentError, OutputError
 from torchjax_bridge.exchange import to_jax
 
 from ._jax_function import as_jax_function, has_key, take_key
@@ -23,12 +24,14 @@ __all__ = ["as_jax_module"]
 
 
 def as_jax_module(
-    module: torch.nn.Module, *, residuals: str = "save"
+    module: torch.nn.Module, *, output_shape: Any = None, residuals: str = "save"
 ) -> tuple[Callable[..., Any], dict[str, dict[str, jax.Array]]]:
     """A torch module as ``(apply, variables)``.
 
     Args:
         module: Any ``nn.Module`` whose forward takes and returns pytrees of tensors.
+        output_shape: For a module whose control flow or output shapes depend on values: its output (without
+            the buffers), as for `as_jax_function`. A function is given the arguments that ``apply`` passes on.
         residuals: As for `as_jax_function`.
 
     Returns:
@@ -39,7 +42,8 @@ def as_jax_module(
         * ``apply(variables, *args, **kwargs)`` is the output in eval mode;
         * ``apply(variables, *args, train=True, key=key, **kwargs)`` is ``(output, new_buffers)`` in train
           mode, where ``new_buffers`` has the names of ``variables["buffers"]``. ``key`` is a JAX PRNG key,
-          needed if the module draws random numbers (dropout).
+          needed if the module draws random numbers (dropout). An argument ``train`` of ``forward`` itself can
+          only be given by position.
 
         Every transform of JAX applies, with respect to variables and inputs alike. A parameter whose
         ``requires_grad`` is off is a variable like any other: which variables to train is the optimizer's
@@ -48,7 +52,9 @@ def as_jax_module(
     Raises:
         ExchangeError: A parameter or buffer has no JAX counterpart (``float64`` with x64 off, say). The
             message lists all of them.
-        ArgumentError: By ``apply``: variables are missing or unknown.
+        ArgumentError: ``module`` is none. By ``apply``: variables are missing or unknown, or a parameter
+            has another shape than the module's.
+        OutputError: By ``apply``: a call adds or removes buffers.
         WrapError: By ``apply``: whatever `as_jax_function` refuses.
 
     Memory:
@@ -60,6 +66,11 @@ def as_jax_module(
     >>> apply(variables, jnp.ones((4, 3))).shape
     (4, 2)
     """
+    if not isinstance(module, torch.nn.Module):
+        raise ArgumentError(
+            f"as_jax_module takes a torch.nn.Module, and got a {type(module).__qualname__}. For a function use "
+            "as_jax_function."
+        )
     tensors = {
         "params": {name: p.detach() for name, p in module.named_parameters()},
         "buffers": {name: b.detach() for name, b in module.named_buffers()},
@@ -67,7 +78,9 @@ def as_jax_module(
     variables = to_jax(tensors, copy=True)
     names = {kind: tuple(group) for kind, group in tensors.items()}
     dtypes = {name: tensor.dtype for group in tensors.values() for name, tensor in group.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors["params"].items()}
     skeletons = _Skeletons(module)
+    all_buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
     def run(given: dict[str, dict[str, Any]], args: Any, kwargs: Any, train: bool) -> Any:
         state = {
@@ -78,32 +91,55 @@ def as_jax_module(
         fresh = any(map(is_fake, jax.tree_util.tree_leaves((state, args, kwargs))))
         with skeletons.one(train, fresh) as skeleton:
             output, buffers = torch.func.functional_call(skeleton, state, (args, kwargs), strict=True)
+        if not set(names["buffers"]) <= buffers.keys() <= all_buffers:
+            changed = sorted(buffers.keys() ^ set(names["buffers"]))
+            raise OutputError(
+                f"a call of the module adds or removes buffers ({', '.join(changed)}); a JAX function keeps no "
+                "state. Register them in __init__."
+            )
         if not train:
             return output
         return output, {name: buffers[name].to(given["buffers"][name].dtype) for name in names["buffers"]}
 
-    call = as_jax_function(run, residuals=residuals)
+    def announced(given: dict[str, dict[str, Any]], args: Any, kwargs: Any, train: bool) -> Any:
+        whole = callable(output_shape) and not hasattr(output_shape, "dtype")
+        output = output_shape(*args, **kwargs) if whole else output_shape
+        return (output, given["buffers"]) if train else output
 
+    call = as_jax_function(run, output_shape=None if output_shape is None else announced, residuals=residuals)
     own_key = has_key(module.forward)
 
-    def apply(variables: Mapping[str, Any], *args: Any, train: bool = False, **kwargs: Any) -> Any:
+    def apply(variables: Mapping[str, Any], /, *args: Any, train: bool = False, **kwargs: Any) -> Any:
         key = take_key(kwargs, own_key)
-        return call(_checked(variables, names), args, kwargs, bool(train), key=key)
+        return call(_checked(variables, names, shapes), args, kwargs, bool(train), key=key)
 
     return apply, variables
 
 
-def _checked(variables: Mapping[str, Any], names: dict[str, tuple[str, ...]]) -> dict[str, dict[str, Any]]:
+def _checked(
+    variables: Any, names: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int, ...]]
+) -> dict[str, dict[str, Any]]:
     """The variables in the order of the module.
 
     Raises:
-        ArgumentError: Some are missing, or unknown.
+        ArgumentError: Some are missing, or unknown, or a parameter has another shape.
     """
+    if not isinstance(variables, Mapping):
+        raise ArgumentError(
+            f"the first argument of apply is a {type(variables).__qualname__}; it must be the variables that "
+            "as_jax_module returned, or a tree of the same names."
+        )
     faults = [f"unknown collection {kind!r}" for kind in variables if kind not in names]
     for kind, expected in names.items():
         group = variables.get(kind, {})
         faults += [f"missing {kind} '{name}'" for name in expected if name not in group]
         faults += [f"unknown {kind} '{name}'" for name in group if name not in expected]
+    # Not those of buffers, which a module may grow.
+    faults += [
+        f"params '{name}' of shape {np.shape(value)} for {shapes[name]}"
+        for name, value in variables.get("params", {}).items()
+        if name in shapes and np.shape(value) != shapes[name]
+    ]
     if faults:
         raise ArgumentError(
             f"these are not the variables of this module: {'; '.join(faults)}. Pass the variables that "
@@ -172,6 +208,18 @@ def _skeleton(module: torch.nn.Module) -> torch.nn.Module:
     memo: dict[int, Any] = {}
     for part in module.modules():
         held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        held += [value for value in vars(part).values() if isinstance(value, torch.Tensor)]
+        # Those in plain attributes too, alone or in containers: writes to them are refused, not kept in a copy.
+        held += [leaf for leaf in _leaves(vars(part)) if isinstance(leaf, torch.Tensor)]
         memo |= {id(tensor): tensor for tensor in held}
     return copy.deepcopy(module, memo)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What an attribute holds, through lists, tuples and dicts."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for item in value:
+        yield from _leaves(item)

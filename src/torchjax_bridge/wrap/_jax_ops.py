@@ -323,8 +323,9 @@ def _differentiable(program: Program, wrt: tuple[int, ...]) -> Residuals | None:
 
 def _explain(err: Exception) -> None:
     """Raise a better error, if torch says that a derivative is missing."""
-    if "derivative" in str(err) or "backward" in str(err):
+    if any(word in str(err) for word in ("derivative", "differentiable", "backward")):
         raise TransformError(
             f"torch cannot differentiate this function to the order asked for: {err}. Use operators that "
-            "have a derivative, or give the function one with torch.autograd.Function."
+            "have a derivative, give the function one with torch.autograd.Function, or differentiate in other "
+            "arguments only (in the params of a module, not in its buffers)."
         ) from err

@@ -1,6 +1,6 @@
 """How one torch tensor is carried by one JAX array, with x64 on or off.
 
-Owns the three carriages (as it is, in 32 bits, in 32-bit words), the JAX type of each, and the writing of a
+Owns the carriages (as it is, in 32 bits, in 32-bit words), the JAX type of each, and the writing of a
 result into JAX's memory, with its checks. Refuses results that JAX cannot hold, that do not fit, or that
 are not what was announced.
 """
@@ -29,8 +29,9 @@ class Port:
 
     spec: Spec
     carry: str = "plain"
-    """``"plain"``: as it is. ``"narrow"``: a 64-bit integer in 32 bits, checked when it is written. ``"bits"``:
-    the 32-bit words of a 64-bit value on a new last axis, for residuals with x64 off."""
+    """``"plain"``: as it is. ``"narrow"``: a 64-bit integer in 32 bits, checked when it is written.
+    ``"announced"``: an integer said to have 32 bits, which may turn out to have 64 and is then checked.
+    ``"bits"``: the 32-bit words of a 64-bit value on a new last axis, for residuals with x64 off."""
     name: str = ""
 
     @classmethod
@@ -50,6 +51,17 @@ class Port:
             return cls(spec, "narrow", name)
         jax_dtype(spec.dtype)
         return cls(spec, "plain", name)
+
+    @classmethod
+    def of_announced(cls, spec: Spec, name: str) -> "Port":
+        """For a result that the caller has announced: with x64 off JAX has no word for torch's int64.
+
+        Raises:
+            DtypeError: As for `of_output`.
+        """
+        if spec.dtype in _NARROW.values() and not x64():
+            return cls(spec, "announced", name)
+        return cls.of_output(spec, name)
 
     @classmethod
     def of_residual(cls, spec: Spec) -> "Port":
@@ -72,7 +84,7 @@ class Port:
     def decode(self, carrier: torch.Tensor) -> torch.Tensor:
         """The tensor that ``carrier`` holds."""
         dtype = self.spec.dtype
-        if self.carry == "plain":
+        if self.carry in ("plain", "announced"):
             return carrier
         if self.carry == "narrow":
             return carrier.to(dtype)
@@ -87,13 +99,14 @@ class Port:
             OutputError: It has another shape or dtype than was announced.
             NarrowingError: A 64-bit integer does not fit in 32 bits.
         """
-        if tensor.shape != self.spec.shape or tensor.dtype is not self.spec.dtype:
+        wide = self.carry == "announced" and _NARROW.get(tensor.dtype) is self.spec.dtype
+        if tensor.shape != self.spec.shape or not (wide or tensor.dtype is self.spec.dtype):
             raise OutputError(
                 f"{self.name or 'a result'} of the torch function was announced as {_words(self.spec)} and is "
                 f"{_words(Spec.of(tensor))}. Correct output_shape=, or return the same shape and dtype for "
                 "the same shapes and dtypes of the arguments."
             )
-        if self.carry == "narrow":
+        if wide or self.carry == "narrow":
             _check_fits(tensor, carrier.dtype, self.name)
         elif self.carry == "bits":
             tensor = tensor.resolve_conj().resolve_neg().contiguous()
