@@ -156,6 +156,8 @@ def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path
         ("[[exec]]\ntorch = 'a'", "'exec' is no list of rules"),
         ("[[layer_type]]\ntorch = 'a'\nkind = 'Module.__init__'", "no class of torch.nn"),
         ("[[flatten]]\ntorch = 'a'", "needs features"),
+        ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\nchannels_first = true", "stands alone"),
+        ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "stands alone"),
         ("rename = 3", "'rename' is no list"),
         ("[[rename", "is no TOML"),
     ],

@@ -78,7 +78,9 @@ def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:
             raise typer.BadParameter(f"{where}: {entry.get('kind')!r} is no class of torch.nn.")
         return LayerType(torch, found)
     sizes = entry.get("features")
-    if entry.get("channels_first") is True and sizes is None:
+    if "channels_first" in entry:
+        if entry["channels_first"] is not True or sizes is not None:
+            raise typer.BadParameter(f"{where}: channels_first is true and stands alone, or is left out.")
         return Flatten(torch, None)
     if (
         not isinstance(sizes, list)
