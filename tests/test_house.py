@@ -24,7 +24,8 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_report", "_memory", "layers", "settings"),
+    ("_layout", "_relayout", "_report", "layers", "settings"),
+    ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree"),
     ("_bind", "_live"),
