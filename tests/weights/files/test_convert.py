@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from torchjax_bridge.weights import (
 
 from ..models import IMAGE, LinenNet, Net, NnxNet, net
 from .bits import assert_same, bits
+from .mlp import Mlp, NnxMlp, sharded
 
 Folder = pathlib.Path
 HEAD = [Flatten("fc1", (4, 2, 2))]
@@ -45,43 +45,15 @@ def _linen() -> object:
     return jax.eval_shape(LinenNet().init, jax.random.key(0), jax.ShapeDtypeStruct(IMAGE, jnp.float32))
 
 
-class Mlp(nn.Module):
-    """Names as a language model has them, a tie, many layers."""
-
-    def __init__(self, width: int = 24, depth: int = 4, dtype: torch.dtype = torch.bfloat16) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(10, width, dtype=dtype)
-        self.layers = nn.ModuleList(nn.Linear(width, width, dtype=dtype) for _ in range(depth))
-        self.norm = nn.LayerNorm(width, dtype=dtype)
-
-
-class NnxMlp(nnx.Module):
-    def __init__(self, width: int = 24, depth: int = 4) -> None:
-        rngs = nnx.Rngs(0)
-        self.embed = nnx.Embed(10, width, rngs=rngs)
-        self.layers = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(depth)])
-        self.norm = nnx.LayerNorm(width, rngs=rngs)
-
-
 def _meta_mlp() -> nn.Module:
     with torch.device("meta"):
         return Mlp(dtype=torch.float32)
 
 
-def _sharded(folder: Folder) -> dict[str, torch.Tensor]:
-    """A bf16 checkpoint in several shards, with every bit pattern in it."""
-    state = Mlp().state_dict()
-    for n, tensor in enumerate(state.values()):
-        raw = torch.randint(-(2**15), 2**15, tensor.shape, dtype=torch.int16, generator=torch.manual_seed(n))
-        tensor.copy_(raw.view(torch.bfloat16))
-    save_state_dict(folder, state, shard_size=2048)
-    return state
-
-
 @pytest.mark.parametrize("format", ["safetensors", "msgpack", "orbax"])
 @pytest.mark.parametrize("middle", ["model", "names"])
 def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, format: str, middle: str) -> None:
-    state = _sharded(tmp_path / "torch")
+    state = sharded(tmp_path / "torch")
     there = tmp_path / ("flax.msgpack" if format == "msgpack" else "flax")
     template = nnx.eval_shape(NnxMlp)
     model = _meta_mlp() if middle == "model" else None
@@ -96,7 +68,7 @@ def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, forma
 
 
 def test_shards_stay_as_the_source_had_them(tmp_path: Folder) -> None:
-    _sharded(tmp_path / "torch")
+    sharded(tmp_path / "torch")
     convert(tmp_path / "torch", tmp_path / "flax", to="flax", template=nnx.eval_shape(NnxMlp))
     before, after = open_checkpoint(tmp_path / "torch"), open_checkpoint(tmp_path / "flax")
     assert len(before.shards) == len(after.shards) > 2
@@ -169,7 +141,7 @@ def test_tied_tensors_of_a_module_on_the_meta_device_come_back_tied(tmp_path: Fo
 
 
 def test_within_one_framework_nothing_is_needed(tmp_path: Folder) -> None:
-    state = _sharded(tmp_path / "torch")
+    state = sharded(tmp_path / "torch")
     convert(tmp_path / "torch", tmp_path / "one.safetensors", to="torch")
     convert(tmp_path / "one.safetensors", tmp_path / "two.pt", to="torch")
     convert(tmp_path / "two.pt", tmp_path / "three", to="torch", shard_size=4096)
@@ -239,7 +211,7 @@ def test_orbax_beyond_the_memory_is_refused_before_it_is_tried(tmp_path: Folder)
 
 
 def test_what_is_there_is_replaced_only_when_told(tmp_path: Folder) -> None:
-    state = _sharded(tmp_path / "torch")
+    state = sharded(tmp_path / "torch")
     (tmp_path / "out").mkdir()
     convert(tmp_path / "torch", tmp_path / "out", to="torch")  # an empty folder is no loss
     with pytest.raises(CheckpointError, match="--overwrite"):
@@ -257,7 +229,7 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path: Folder) -> None:
 
 
 def test_checkpoints_of_two_frameworks_are_compared_bit_by_bit(tmp_path: Folder) -> None:
-    state = _sharded(tmp_path / "torch")
+    state = sharded(tmp_path / "torch")
     template = nnx.eval_shape(NnxMlp)
     convert(tmp_path / "torch", tmp_path / "flax", to="flax", template=template)
     assert compare_checkpoints(tmp_path / "torch", tmp_path / "flax", template=template).ok
@@ -282,121 +254,6 @@ def test_signed_zeros_and_nan_payloads_are_differences(tmp_path: Folder) -> None
     (found,) = compare_checkpoints(tmp_path / "a.pt", tmp_path / "b.pt").differences
     assert found.elements == 2
     assert found.largest == 0.0
-
-
-# --- resuming ------------------------------------------------------------------------------------------
-
-
-def _interrupted(source: Folder, target: Folder, after: int, **options: Any) -> None:
-    """Convert until so many leaves are written, then end as a kill does: nothing is cleaned up."""
-
-    class Killed(KeyboardInterrupt):
-        pass
-
-    options = {"to": "torch", "resume": True} | options
-
-    count = 0
-
-    def tick(_: int) -> None:
-        nonlocal count
-        count += 1
-        if count > after:
-            raise Killed
-
-    with pytest.raises(Killed):
-        convert(source, target, progress=lambda _: tick, **options)
-
-
-def test_a_resumed_conversion_keeps_the_finished_shards(tmp_path: Folder) -> None:
-    state = _sharded(tmp_path / "torch")
-    _interrupted(tmp_path / "torch", tmp_path / "out", after=6)
-    assert not (tmp_path / "out").exists()
-    part = tmp_path / ".out.part"
-    finished = {path.name: path.stat().st_mtime_ns for path in part.glob("model-*")}
-    assert finished
-    convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
-    for name, when in finished.items():
-        assert (tmp_path / "out" / name).stat().st_mtime_ns == when
-    assert_same(load_state_dict(tmp_path / "out"), state)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "torch"]
-    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors", ".json"}
-
-
-def test_a_kill_while_resuming_cannot_cost_what_was_finished(tmp_path: Folder) -> None:
-    """What names the work is written once and whole: written anew, a kill could leave it empty."""
-    _sharded(tmp_path / "torch")
-    _interrupted(tmp_path / "torch", tmp_path / "out", after=2)
-    state = tmp_path / ".out.part" / ".unfinished"
-    before = state.stat()
-    _interrupted(tmp_path / "torch", tmp_path / "out", after=4)
-    assert (state.stat().st_ino, state.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert state.read_text()
-
-
-def test_what_was_begun_with_other_settings_is_not_resumed(tmp_path: Folder) -> None:
-    state = _sharded(tmp_path / "torch")
-    _interrupted(tmp_path / "torch", tmp_path / "out", after=6)
-    with pytest.raises(CheckpointError, match="other settings"):
-        convert(tmp_path / "torch", tmp_path / "out", to="torch", dtype=torch.float32, resume=True)
-    convert(tmp_path / "torch", tmp_path / "out", to="torch")
-    assert_same(load_state_dict(tmp_path / "out"), state)
-
-
-class Wide(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-        self.fc = nn.Linear(16, 2)
-
-
-class NnxWide(nnx.Module):
-    def __init__(self) -> None:
-        self.conv = nnx.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0))
-        self.fc = nnx.Linear(16, 2, rngs=nnx.Rngs(0))
-
-
-def test_what_was_laid_out_by_other_rules_is_not_resumed(tmp_path: Folder) -> None:
-    """The names, shapes and dtypes of the shards are the same: only the plan tells that the values are not."""
-    save_state_dict(tmp_path / "torch", Wide().state_dict(), shard_size=1)
-    template = nnx.eval_shape(NnxWide)
-    wrong, right = [Flatten("fc", (2, 4, 2))], [Flatten("fc", (4, 2, 2))]
-    _interrupted(tmp_path / "torch", tmp_path / "out", 3, to="flax", template=template, rules=wrong)
-    before = sorted(path.name for path in (tmp_path / ".out.part").iterdir())
-    with pytest.raises(CheckpointError, match="other settings"):
-        convert(tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=right, resume=True)
-    assert sorted(path.name for path in (tmp_path / ".out.part").iterdir()) == before
-    convert(tmp_path / "torch", tmp_path / "out", to="flax", template=template, rules=wrong, resume=True)
-
-
-def test_another_entry_of_the_same_file_is_not_resumed(tmp_path: Folder) -> None:
-    entries = {name: {f"{n}.weight": torch.full((4,), value) for n in range(4)} for name, value in
-               (("model", 1.0), ("ema", 2.0))}  # fmt: skip
-    torch.save(entries, tmp_path / "a.pt")
-    _interrupted(tmp_path / "a.pt", tmp_path / "out", 3, key="model", shard_size=16)
-    with pytest.raises(CheckpointError, match="other settings"):
-        convert(tmp_path / "a.pt", tmp_path / "out", to="torch", key="ema", shard_size=16, resume=True)
-
-
-def test_a_run_that_was_not_told_to_resume_can_be_resumed_after_a_kill(
-    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = _sharded(tmp_path / "torch")
-    with monkeypatch.context() as killed:  # a kill removes nothing
-        killed.setattr("torchjax_bridge.weights.files._atomic.shutil.rmtree", lambda *_, **__: None)
-        _interrupted(tmp_path / "torch", tmp_path / "out", after=6, resume=False)
-    finished = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".out.part").glob("model-*")}
-    assert finished
-    convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
-    assert finished == {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished}
-    assert_same(load_state_dict(tmp_path / "out"), state)
-
-
-def test_a_source_that_was_written_again_is_not_resumed(tmp_path: Folder) -> None:
-    _sharded(tmp_path / "torch")
-    _interrupted(tmp_path / "torch", tmp_path / "out", after=6)
-    _sharded(tmp_path / "torch")
-    with pytest.raises(CheckpointError, match="another source"):
-        convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
 
 
 def test_notes_of_ours_survive_a_change_of_format(tmp_path: Folder) -> None:
