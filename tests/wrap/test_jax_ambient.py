@@ -19,6 +19,14 @@ def by_name(x):
     return MODEL(x)
 
 
+class Agent:
+    def __init__(self, model):
+        self.model = model
+
+    def act(self, x):
+        return self.model(x)
+
+
 def holding(kind):
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
     return {
@@ -27,11 +35,15 @@ def holding(kind):
         "partial": (model, functools.partial(model)),
         "closure": (model, lambda x: model(x)),
         "global": (MODEL, by_name),
+        "default": (model, lambda x, model=model: model(x)),
+        "attribute": (model, Agent(model).act),
         "decorated": (model, torch.no_grad()(lambda x: model(x))),
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["itself", "method", "partial", "closure", "global", "decorated"])
+@pytest.mark.parametrize(
+    "kind", ["itself", "method", "partial", "closure", "global", "default", "attribute", "decorated"]
+)
 def test_a_module_switched_to_train_mode_is_another_function_and_never_written(kind):
     model, fn = holding(kind)
     f = as_jax_function(fn)
@@ -45,6 +57,27 @@ def test_a_module_switched_to_train_mode_is_another_function_and_never_written(k
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     model.eval()
     np.testing.assert_array_equal(f(X), right)
+
+
+def test_a_module_switched_after_it_was_compiled_is_refused_and_never_written():
+    norm = torch.nn.BatchNorm1d(3).eval()
+    f = jax.jit(as_jax_function(norm))
+    right = f(X)
+    norm.train()
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="was switched between"):
+        jax.block_until_ready(f(X))
+    assert norm.num_batches_tracked == 0
+    norm.eval()
+    np.testing.assert_array_equal(f(X), right)
+
+
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit])
+def test_code_may_switch_its_module_by_itself(around):
+    dropout = torch.nn.Dropout(0.5)
+    f = around(as_jax_function(lambda x: dropout.eval()(x) * 2))
+    for _ in range(3):
+        np.testing.assert_array_equal(f(X), 2 * X)
+        dropout.train()
 
 
 def test_a_function_that_names_itself_can_be_wrapped_where_it_is_defined():

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 
+from torchjax_bridge.errors import TransformError
+
 __all__ = ["Ambient", "under_autocast"]
 
 
 class Ambient:
     """What is around the calls of one function.
 
-    A module that the function is, is bound to, or names, in a closure or globally, may be switched between
+    A module that the function is, is bound to (or to an object that has it as an attribute), or names, in a
+    closure or globally, may be switched between
     ``train()`` and ``eval()`` from call to call: with that the function is another one.
     """
 
@@ -29,8 +32,26 @@ class Ambient:
 
     def now(self, kind: str) -> tuple[Any, ...]:
         """The settings at this moment, for a device of this kind; hashable."""
-        modes = tuple([module.training for module in self._modules])
-        return (_autocast_dtype(kind), torch.get_default_dtype(), modes)
+        return (_autocast_dtype(kind), torch.get_default_dtype(), self.modes())
+
+    def modes(self) -> tuple[bool, ...]:
+        """Which of the modules train."""
+        return tuple([module.training for module in self._modules])
+
+    def guarded(self, call: Callable[..., Any], *known: tuple[bool, ...]) -> Callable[..., Any]:
+        """The call, which raises in other ``modes()`` than the known: what is compiled does not look again."""
+        if not self._modules:
+            return call
+
+        def guarded(*tensors: torch.Tensor) -> Any:
+            if self.modes() not in known:
+                raise TransformError(
+                    "a module was switched between train() and eval() after the torch function that uses it was "
+                    "compiled. Compile one jax.jit for each mode."
+                )
+            return call(*tensors)
+
+        return guarded
 
 
 def under_autocast(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
@@ -56,6 +77,8 @@ def _modules(fn: Any) -> Iterator[torch.nn.Module]:
     elif inspect.isfunction(fn):
         yield from (value for value in _named(fn) if isinstance(value, torch.nn.Module))
         yield from _modules(getattr(fn, "__wrapped__", None))  # under a decorator such as torch.no_grad()
+    elif hasattr(fn, "__dict__") and not isinstance(fn, type):
+        yield from (value for value in vars(fn).values() if isinstance(value, torch.nn.Module))
 
 
 def _named(fn: Any) -> Iterator[Any]:
@@ -63,5 +86,6 @@ def _named(fn: Any) -> Iterator[Any]:
     for cell in fn.__closure__ or ():
         with contextlib.suppress(ValueError):
             yield cell.cell_contents
+    yield from fn.__defaults__ or ()
     for name in fn.__code__.co_names:
         yield fn.__globals__.get(name)

@@ -140,6 +140,7 @@ class _Wrapped:
     # --- a new kind of call ---
 
     def _learn(self, rest: Rest, specs: tuple[Spec, ...], device: torch.device, random: bool) -> _Kind:
+        modes = self.ambient.modes()
         call = _explained(_on_leaves(self.fn, rest, len(specs)), specs)
         call = under_autocast(call, device.type)
         try:
@@ -164,7 +165,10 @@ class _Wrapped:
             save=self.save,
         )
         quiet = traceable and found.records_grad and _runs_without_grad(call, specs, device, found)
-        as_it_is = None if found.draws else _as_it_is(call, found, quiet)
+        as_it_is = None
+        if not found.draws:
+            # The code may switch a module by itself: in the trace it just has.
+            as_it_is = self.ambient.guarded(_as_it_is(call, found, quiet), modes, self.ambient.modes())
         return _Kind(Apply(program, outs, as_it_is), found.structure, found.draws)
 
     def _announced(self, rest: Rest, specs: tuple[Spec, ...], why: NeedsValues) -> Findings:
