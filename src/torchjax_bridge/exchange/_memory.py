@@ -11,7 +11,7 @@ from ._dlpack import ALIGNMENT
 from ._paths import Path
 from ._refusals import leaf_name
 
-__all__ = ["narrow", "row_major_copy", "why_copy", "with_row_major_strides"]
+__all__ = ["is_dense", "narrow", "row_major_copy", "why_copy", "with_row_major_strides"]
 
 
 def why_copy(tensor: torch.Tensor) -> str:
@@ -22,7 +22,7 @@ def why_copy(tensor: torch.Tensor) -> str:
         return "its negative bit is set, and JAX would read the memory without the sign"
     if tensor.numel() == 0:
         return ""
-    if not _is_dense(tensor):
+    if not is_dense(tensor):
         return (
             f"its strides {tuple(tensor.stride())} for shape {tuple(tensor.shape)} leave gaps or overlap, "
             "and XLA reads only gap-free layouts"
@@ -35,7 +35,7 @@ def why_copy(tensor: torch.Tensor) -> str:
     return ""
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Whether some permutation of the axes makes this tensor row-major without gaps."""
     if tensor.is_contiguous():
         return True

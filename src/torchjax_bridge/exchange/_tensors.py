@@ -17,7 +17,7 @@ from . import _dlpack
 from ._autograd import carries_tangent
 from ._devices import jax_device, torch_device
 from ._dtypes import JAX_OF, NEEDS_X64, TORCH_OF
-from ._memory import narrow, row_major_copy, why_copy, with_row_major_strides
+from ._memory import is_dense, narrow, row_major_copy, why_copy, with_row_major_strides
 from ._paths import Path
 from ._refusals import (
     FOREIGN,
@@ -75,19 +75,19 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                 (dtype in _PLAIN_REAL or _crosses_now(dtype, tensor))
                 and tensor.is_cpu
                 and not tensor.requires_grad
-                and tensor.is_contiguous()
+                and ((row_major := tensor.is_contiguous()) or is_dense(tensor))
                 and not tensor.is_neg()
                 # 0 without values, an error without memory (sparse, nested and functorch tensors)
                 and (pointer := tensor.data_ptr())
                 and not pointer % 64
                 and not carries_tangent(tensor)
             ):
-                if kind is _Parameter:
+                if kind is _Parameter or not row_major:
                     # module.to() gives this object other memory (parameter.data = ...), which would free
                     # the old memory under the array; so JAX gets a name of its own. For every tensor
                     # that would cost a quarter of a crossing.
                     tensor = tensor.data
-                if 1 in tensor.shape:
+                if row_major and 1 in tensor.shape:
                     tensor = with_row_major_strides(tensor)
                 return _dlpack.borrow_cpu(tensor)
         except FOREIGN:
