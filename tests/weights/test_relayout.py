@@ -1,6 +1,7 @@
 """A permuted copy is the same bits whichever way they are moved."""
 
 import itertools
+from collections.abc import Iterator
 
 import hypothesis
 import numpy as np
@@ -30,6 +31,15 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_relayout, "_SMALL_BYTES", 64)
     monkeypatch.setattr(_relayout, "_LARGE_BYTES", 0)
     monkeypatch.setattr(_relayout, "_SLAB_BYTES", 1 << 11)
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    """One thread alone would be left to ``copy_``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def _random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -116,6 +126,9 @@ def test_the_slabs_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     _check(torch.rand(1024, 1030).t())
     assert sum(used) == 1024 * 1030
     used.clear()
+    torch.set_num_threads(1)
+    _check(torch.rand(1024, 1030).t())
+    torch.set_num_threads(2)
     _check(torch.rand(64, 64).t())
     _check(torch.rand(1024, 1024))
     _check(torch.rand(64, 64, 3, 3).permute(2, 3, 1, 0))

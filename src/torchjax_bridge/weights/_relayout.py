@@ -43,7 +43,8 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         Two slabs of a few MB beside the two tensors.
     """
     kind = _STANDS_FOR.get(source.element_size())
-    if kind is None or not source.is_cpu or source.nbytes < _SMALL_BYTES:
+    # One thread alone gains little: what makes ``copy_`` slow between two axes is that it uses but one.
+    if kind is None or not source.is_cpu or source.nbytes < _SMALL_BYTES or torch.get_num_threads() == 1:
         return target.copy_(source)
     to, of = target.squeeze().view(kind), source.squeeze().view(kind)
     order = _order_in_memory(of)
