@@ -379,3 +379,16 @@ def test_extra_state_of_a_module_stays_in_torch() -> None:
     back = to_state_dict(twin, module)
     assert back["_extra_state"] == {"calls": 3}
     module.load_state_dict(back)
+
+
+# --- wrong options ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{"copy": "yes"}, {"copy": 1}, {"copy": 0}, {"strict": "no"}])
+def test_an_option_that_is_neither_true_nor_false_is_refused_both_ways(options: dict[str, Any]) -> None:
+    module, twin = nn.Linear(2, 3), nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    (name,) = options
+    with pytest.raises(TypeError, match=f"{name} must be .*True or False; got"):
+        to_flax(module, twin, **options)
+    with pytest.raises(TypeError, match=f"{name} must be .*True or False; got"):
+        to_state_dict(twin, module, **options)

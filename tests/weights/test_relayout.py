@@ -133,3 +133,11 @@ def test_the_slabs_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> N
     _check(torch.rand(1024, 1024))
     _check(torch.rand(64, 64, 3, 3).permute(2, 3, 1, 0))
     assert not used
+
+
+@pytest.mark.usefixtures("small_slabs")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_view_with_the_negative_bit_is_copied_by_its_values(dtype: torch.dtype) -> None:
+    values = torch.randn(48, 64).to(dtype)
+    target = copy_into(torch.empty(64, 48, dtype=dtype), torch._neg_view(values).t())
+    assert torch.equal(target, -values.t())

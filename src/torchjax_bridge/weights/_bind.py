@@ -91,6 +91,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         flax_node.module,
         torch_node.features,
         torch_node.kind,
+        torch_node.output,
     )
     try:
         entries = rule.entries_for(layer)

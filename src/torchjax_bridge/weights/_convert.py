@@ -55,6 +55,7 @@ def to_flax(
         PlanError: Source and template do not fit; the message lists every fault.
         ExchangeError: A tensor cannot cross (its values do not fit in 32 bits with x64 off, it has no memory,
             ``copy=False`` cannot be had).
+        TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
@@ -73,6 +74,7 @@ def to_flax(
     >>> bool((twin.kernel[...] == module.weight.detach().numpy().T).all())
     True
     """
+    _check_options(strict, copy)
     torch_tree, flax_tree, given = read_sides(source, template, rules)
     plan = make_plan(torch_tree, flax_tree, given)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
@@ -120,6 +122,7 @@ def to_state_dict(
         PlanError: Source and template do not fit, two different leaves would fill one tied tensor, or the
             source holds no arrays; the message lists every fault.
         ExchangeError: An array cannot cross.
+        TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
@@ -137,6 +140,7 @@ def to_state_dict(
     >>> all(torch.equal(back[key], value) for key, value in module.state_dict().items())
     True
     """
+    _check_options(strict, copy)
     torch_tree, flax_tree, given = read_sides(template, source, rules)
     plan = make_plan(torch_tree, flax_tree, given)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
@@ -176,6 +180,14 @@ def _back(
     except ValueError as err:
         paths = "', '".join(join_path(path) for path in move.flax_paths)
         raise PlanError(f"'{paths}' cannot go back to torch: {err}.") from err
+
+
+def _check_options(strict: object, copy: object) -> None:
+    """Raise for what Python would take for true or false: ``copy="no"`` asks for no copy."""
+    if not (copy is None or isinstance(copy, bool)):
+        raise TypeError(f"copy must be None, True or False; got {copy!r}.")
+    if not isinstance(strict, bool):
+        raise TypeError(f"strict must be True or False; got {strict!r}.")
 
 
 # --- memory ------------------------------------------------------------------------------------------

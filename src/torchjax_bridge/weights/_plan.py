@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import isqrt
 from typing import Any
 
 import jax
@@ -19,10 +18,11 @@ from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path
 
 from ._bind import Match, Move
+from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
 from ._report import Fault, Report
-from ._torch_tree import TorchNode, TorchTree, read_torch
+from ._torch_tree import TorchTree, read_torch
 from .rules import RULES, Flatten, LayerType, Rename, Rule
 
 __all__ = ["PairingWarning", "Plan", "UserRule", "plan"]
@@ -113,7 +113,7 @@ def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
             variables.
         template: The other side. Which of the two is torch and which Flax does not matter to the plan.
         rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
-            a bare ``state_dict``, `Flatten` for a Linear behind flattened features.
+            a bare ``state_dict``, `Flatten` for a layer behind flattened features.
 
     Returns:
         A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
@@ -168,7 +168,8 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
     ties, left = _settle_ties(torch_tree, match)
     faults += left
     faults += _twice(moves)
-    faults += _flattened(torch_tree, moves, rules)
+    unsaid, taken = ask_about_maps(torch_tree, moves, rules)
+    faults += unsaid
     faults += _dtypes(torch_tree, moves)
     return Plan(
         tuple(moves),
@@ -179,7 +180,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         Report(tuple(faults)),
         flax_tree.flavour,
         match.layers,
-        tuple(_assumed(match.assumed)),
+        tuple(_assumed([*match.assumed, *taken])),
     )
 
 
@@ -189,7 +190,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
 def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
     """Write what the caller said about layers into the tree; report what says nothing."""
     faults = []
-    layers = [node for node in tree.root.walk() if node.leaves or _COMPUTED in node.children]
+    layers = [node for node in tree.root.walk() if node.leaves or COMPUTED in node.children]
     for rule in rules:
         if not isinstance(rule, LayerType | Flatten):
             continue
@@ -199,24 +200,15 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
         for node in named:
             if isinstance(rule, LayerType):
                 node.kind = rule.kind
-            elif _has_matrix(node):
-                node.features = rule.features
+            elif not can_be_flattened(node, output=rule.output):
+                other = "" if rule.output else ", and none over flattened features"
+                message = f"{rule} names {node.where}, which is no Linear layer{other}"
+                faults.append(Fault("rules", message, rule.torch))
+            elif rule.output:
+                node.output = rule.features
             else:
-                faults.append(
-                    Fault("rules", f"{rule} names {node.where}, which is no Linear layer", rule.torch)
-                )
+                node.features = rule.features
     return faults
-
-
-def _has_matrix(node: TorchNode) -> bool:
-    """Whether it has the weight of a Linear, or what a parametrization computes that from."""
-    return any(
-        leaf.meta.ndim == 2 and name.removeprefix(f"{_COMPUTED}.").startswith("weight")
-        for name, leaf in node.flat().items()
-    )
-
-
-_COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
 
 
 # --- checks that need the whole plan -----------------------------------------------------------------
@@ -246,69 +238,6 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
                 faults.append(Fault("ambiguous", message, join_path(path)))
             taken[path] = move.torch_keys
     return faults
-
-
-def _flattened(tree: TorchTree, moves: Sequence[Move], rules: Sequence[UserRule]) -> Iterable[Fault]:
-    """Every Linear of a model with feature maps whose input width nothing in the model explains.
-
-    A width is explained when another matrix gives it, or when it is the number of channels of a convolution
-    (a map pooled to one position). The order of keys and of definitions says nothing, and is not asked.
-    """
-    nodes = dict(_owners(tree.root, tree.root))
-    said = [rule for rule in rules if isinstance(rule, Flatten)]
-    channels: list[int] = []
-    explained: set[int] = set()
-    linears: list[tuple[TorchNode, int]] = []
-    for move in moves:
-        for key in move.torch_keys:
-            shape, node = tuple(tree.state[key].shape), nodes[key]
-            if move.rule in _CONVOLUTIONS and len(shape) > 2:
-                channels.append(_channels(node, move, shape))
-            elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
-                channels.append(shape[0])
-            elif move.rule == "Linear" and len(shape) == 2 and shape[1] > 1:  # one input has no order
-                linears.append((node, shape[1]))
-                explained.add(shape[0])
-            elif len(shape) == 2:  # a table, or the matrices of a recurrence, in both directions
-                explained |= {*shape, 2 * shape[1]}
-    explained.update(channels)
-    for node, width in linears:
-        if channels and width not in explained and not any(rule.names(node.origin) for rule in said):
-            fitting = [count for count in reversed(channels) if width % count == 0]
-            yield _say_how(node, width, fitting[0] if fitting else 0)
-
-
-_CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
-
-
-def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]]:
-    """For every key, the layer that the tensor belongs to."""
-    for leaf in node.leaves.values():
-        yield leaf.key, owner
-    for name, child in node.children.items():
-        yield from _owners(child, owner if owner is not node or name == _COMPUTED else child)
-
-
-def _channels(node: TorchNode, move: Move, shape: tuple[int, ...]) -> int:
-    """How many channels a convolution gives."""
-    given = getattr(node.module, "out_channels", None)
-    return given or (shape[1] if "Transpose" in move.rule else shape[0])
-
-
-def _say_how(node: TorchNode, width: int, channels: int) -> Fault:
-    side = isqrt(width // channels) if channels else 0
-    square = bool(channels) and side * side * channels == width
-    features = f"({channels}, {side}, {side})" if square else f"({channels or 'C'}, ...)"
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} takes {width} inputs in a model with feature maps, and no other layer gives that many: if "
-        "they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax model "
-        f'does: rules=[Flatten("{path}", {features})], with what torch flattens, if it flattens its own '
-        f'channels-last map, or Flatten("{path}", None) if it moves the channels to the front first, or if '
-        "nothing is flattened (a map pooled to one position)",
-        path,
-    )
 
 
 def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:

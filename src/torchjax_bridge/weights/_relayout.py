@@ -46,6 +46,8 @@ def copy_into(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     # One thread alone gains little: what makes ``copy_`` slow between two axes is that it uses but one.
     if kind is None or not source.is_cpu or source.nbytes < _SMALL_BYTES or torch.get_num_threads() == 1:
         return target.copy_(source)
+    if source.is_neg() or source.is_conj():  # these bits are not the values
+        return target.copy_(source)
     to, of = target.squeeze().view(kind), source.squeeze().view(kind)
     order = _order_in_memory(of)
     last = of.ndim - 1

@@ -52,6 +52,7 @@ class TorchNode:
         leaves: Its own tensors by name.
         children: Its submodules by name; the names in a ``Sequential`` or ``ModuleList`` are integers.
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
+        output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class TorchNode:
     leaves: dict[str, TorchLeaf] = field(default_factory=dict)
     children: dict[str | int, "TorchNode"] = field(default_factory=dict)
     features: tuple[int, ...] | None = None
+    output: tuple[int, ...] | None = None
 
     def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
         """Every tensor at or below this node, by its dotted name relative to the node."""

@@ -218,3 +218,10 @@ def test_a_view_of_a_convolution_is_shared_and_a_turned_kernel_is_not() -> None:
     turned = nn.ConvTranspose2d(4, 6, 3)
     with pytest.raises(errors.ShareError, match="its layout moves bytes"):
         to_flax(turned, template(transposed("linen", turned, False), jnp.ones((1, 5, 5, 4))), copy=False)
+
+
+@pytest.mark.parametrize("conv", [nn.Conv2d(8, 8, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=2)])
+def test_kernels_of_one_shape_and_other_groups_are_refused(conv: nn.Module) -> None:
+    template = nnx.eval_shape(lambda: nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0)))
+    with pytest.raises(errors.PlanError, match="groups=2 in torch, feature_group_count=1 in Flax"):
+        to_flax(conv, template)

@@ -33,6 +33,7 @@ __all__ = ["RULES"]
 
 def _convolution(layer: Layer) -> Iterable[Entry]:
     rank = _rank(layer)
+    _same_groups(layer)
     outputs, inputs, *_ = layer.torch["weight"].shape
     # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
     doubtful = layer.kind is None and layer.flax_kind is None and inputs == outputs
@@ -54,6 +55,7 @@ def _transposed(layer: Layer) -> Iterable[Entry]:
                 f"feature_group_count={groups}) with padding ((a, a + output_padding), ...), "
                 "a = dilation * (kernel - 1) - padding"
             )
+        _same_groups(layer)
         return _entries(_grouped(weight, groups))
     if layer.flax_kind == "Conv":
         dilated = getattr(layer.flax_module, "input_dilation", None)
@@ -90,6 +92,13 @@ def _grouped(weight: tuple[int, ...], groups: int) -> Layout:
         Permute((*axes, 1, 0, 2)),
         Reshape((*space, inputs // groups, groups, outputs), (*space, inputs // groups, groups * outputs)),
     )
+
+
+def _same_groups(layer: Layer) -> None:
+    """Raise where the kernels have one shape and the groups differ: more groups of as many inputs each."""
+    ours, theirs = getattr(layer.module, "groups", 1), getattr(layer.flax_module, "feature_group_count", None)
+    if layer.module is not None and theirs is not None and ours != theirs:
+        raise ValueError(f"groups={ours} in torch, feature_group_count={theirs} in Flax")
 
 
 def _rank(layer: Layer) -> int:

@@ -8,6 +8,7 @@ a typing error does not pass for an instruction.
 import re
 from dataclasses import dataclass
 
+from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, split_path
 
 __all__ = ["Flatten", "LayerType", "Rename"]
@@ -60,6 +61,12 @@ class LayerType:
     torch: str
     kind: type
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.kind, type):
+            raise PlanError(
+                f'LayerType("{self.torch}", ...) takes a class such as nn.Linear, not {self.kind!r}.'
+            )
+
     def names(self, path: Path) -> bool:
         """Whether it speaks of the layer at this path."""
         return _names(self.torch, path)
@@ -70,28 +77,50 @@ class LayerType:
 
 @dataclass(frozen=True)
 class Flatten:
-    """What was flattened to feed a Linear layer: torch and Flax do it in different orders.
+    """What was flattened to feed a layer, or is made of its output: torch and Flax do it in different orders.
 
     torch flattens ``(C, H, W)``, a Flax model usually ``(H, W, C)``, so the rows of the kernel come in
-    another order. Arrays cannot tell, and a wrong order is silent: for a Linear behind a convolution whose
-    input width is a multiple of the channels, one of the two must be said.
+    another order. Arrays cannot tell, and a wrong order is silent: for a layer of a model with feature maps
+    whose input width nothing else explains, one of the two must be said. So must the reverse, a Linear whose
+    output a generator or a decoder views as ``(C, H, W)``.
 
     Args:
-        torch: The dotted path of the Linear layer, or a pattern.
+        torch: The dotted path of the layer, or a pattern: a Linear, a recurrent layer or cell (its input), or
+            a BatchNorm1d, LayerNorm, RMSNorm or PReLU over the flattened features.
         features: The ``(C, H, W)`` (or ``(C, L)``, ``(C, D, H, W)``) that torch flattens, when the Flax
             model flattens its own channels-last map; ``None`` when the Flax model moves the channels to the
             front before it flattens (``x.transpose(0, 3, 1, 2).reshape(...)``), so nothing changes.
+        output: Of a Linear: its output is viewed as ``features``, where Flax views it as ``(H, W, C)``.
+
+    Raises:
+        PlanError: The features are not two or more positive sizes.
     """
 
     torch: str
     features: tuple[int, ...] | None
+    output: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = self.features
+        if sizes is None:
+            return
+        if (
+            not isinstance(sizes, tuple | list)
+            or len(sizes) < 2
+            or not all(type(size) is int and size > 0 for size in sizes)
+        ):
+            raise PlanError(
+                f'Flatten("{self.torch}", ...) takes the (C, H, W) or (C, L) that is flattened, or None, '
+                f"not {sizes!r}."
+            )
+        object.__setattr__(self, "features", tuple(sizes))
 
     def names(self, path: Path) -> bool:
         """Whether it speaks of the layer at this path."""
         return _names(self.torch, path)
 
     def __str__(self) -> str:
-        return f'Flatten("{self.torch}", {self.features})'
+        return f'Flatten("{self.torch}", {self.features}{", output=True" if self.output else ""})'
 
 
 def _names(pattern: str, path: Path) -> bool:

@@ -16,6 +16,7 @@ from math import prod
 from torch import nn
 
 from .._layout import Layout, Permute, Reshape, then
+from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["LOOKALIKES", "RULES", "kernel_after_flatten"]
@@ -41,10 +42,14 @@ _DENSE = (Entry("weight", "kernel", Permute((1, 0))), _BIAS)
 
 
 def _entries(layer: Layer) -> Iterable[Entry]:
-    if layer.features is None:
+    if layer.features is None and layer.output is None:
         return _DENSE
-    kernel = kernel_after_flatten(layer.torch["weight"].shape[0], layer.features)
-    return (Entry("weight", "kernel", kernel), _BIAS)
+    out, width = layer.torch["weight"].shape
+    kernel = Permute((1, 0)) if layer.features is None else kernel_after_flatten(out, layer.features)
+    if layer.output is None:
+        return (Entry("weight", "kernel", kernel), _BIAS)
+    rows, bias = (channels_last(layer.output, after=rest) for rest in ((width,), ()))
+    return (Entry("weight", "kernel", then(rows, kernel)), Entry("bias", "bias", bias, optional=True))
 
 
 def _input_major(layer: Layer) -> Iterable[Entry]:
@@ -65,7 +70,10 @@ RULES = (
         _entries,
         flax_types=("Dense", "Linear"),
         required=frozenset({"weight"}),
-        settings="use_bias as in torch; behind a flatten say Flatten(path, (C, H, W))",
+        settings=(
+            "use_bias as in torch; behind a flatten say Flatten(path, (C, H, W)), and the same with output=True "
+            "where a map is made of its output"
+        ),
     ),
     Rule(
         nn.Bilinear,

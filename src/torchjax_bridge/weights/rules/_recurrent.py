@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchjax_bridge.exchange import Path, join_path
 
 from .._layout import Constant, Each, Layout, Permute, Split, Sum, then
+from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]
@@ -99,10 +100,17 @@ def _layer_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
         cells, note = _in_order(_cells(family, layer), len(suffixes) // directions, directions)
         for suffix, cell in zip(suffixes, cells, strict=True):
             for entry in _cell(family, layer, suffix, cell):
+                if layer.features and entry.torch_names == (f"weight_ih{suffix}",) and suffix in _FIRST:
+                    rows = layer.torch[f"weight_ih{suffix}"].shape[0]
+                    columns = channels_last(layer.features, before=(rows,))
+                    entry = replace(entry, layout=then(columns, entry.layout))
                 yield replace(entry, note=entry.note or note)
                 note = ""
 
     return entries
+
+
+_FIRST = ("", "_l0", "_l0_reverse")  # what reads the input of the whole layer
 
 
 def _suffixes(layer: Layer) -> list[str]:

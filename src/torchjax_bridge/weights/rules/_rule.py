@@ -74,6 +74,7 @@ class Layer:
         flax_module: The live nnx module, or None.
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
         kind: The torch class, where a module or the caller tells it.
+        output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
     """
 
     torch: Mapping[str, torch.Tensor]
@@ -83,6 +84,7 @@ class Layer:
     flax_module: Any = None
     features: tuple[int, ...] | None = None
     kind: type | None = None
+    output: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,315 @@
+"""Where a feature map is flattened, or made of a flat vector: torch and Flax do it in different orders.
+
+Arrays do not tell, so it is asked: for every layer of a model with feature maps whose input width nothing else
+explains, and for every Linear whose output can only be a map. `Flatten` is the answer. What a ``Sequential`` shows
+(``nn.Flatten``, ``nn.Unflatten``) is read there; else the order of keys and of definitions says nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isqrt
+
+from torch import nn
+
+from torchjax_bridge.exchange import join_path
+
+from ._bind import Move
+from ._report import Fault
+from ._torch_tree import TorchNode, TorchTree
+from .rules import RULES, Flatten, Rule
+
+__all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened"]
+
+COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
+
+
+def _names_of(rules: Iterable[Rule], *kinds: type) -> frozenset[str]:
+    return frozenset(rule.name for rule in rules if any(issubclass(kind, kinds) for kind in rule.types))
+
+
+_CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
+_RECURRENT = _names_of(RULES, nn.RNNBase, nn.RNNCellBase)
+# One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
+_PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+_NORMS = _names_of(RULES, *_PER_FEATURE)
+_TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *_PER_FEATURE)
+# What a Sequential may have between a flatten and the layer that it feeds.
+_OF_MAPS = (
+    nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.Dropout2d, nn.Dropout3d, nn.Upsample, nn.PixelShuffle,
+)  # fmt: skip
+
+
+def can_be_flattened(node: TorchNode, *, output: bool) -> bool:
+    """Whether a `Flatten` can speak of this layer; of a class that is not known, by its tensors."""
+    if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
+        flat = not issubclass(node.kind, _PER_FEATURE) or all(
+            leaf.meta.ndim < 2 for leaf in node.leaves.values()
+        )
+        return flat and issubclass(node.kind, nn.Linear if output else _TAKES_FEATURES)
+    shapes = {name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in node.flat().items()}
+    matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
+    return matrix or (not output and set(shapes.values()) <= {0, 1})
+
+
+@dataclass(eq=False)
+class _Reader:
+    """A layer that reads features: how many, and how many it gives."""
+
+    node: TorchNode
+    width: int
+    gives: set[int] = field(default_factory=set)
+    linear: bool = False
+
+
+@dataclass(eq=False)
+class _Widths:
+    """What the model's shapes say about widths."""
+
+    channels: list[int] = field(default_factory=list)  # of the maps that its convolutions and norms give
+    upwards: list[int] = field(default_factory=list)  # of the maps that its transposed convolutions take
+    known: set[int] = field(default_factory=set)  # of tables, attention and the like
+    readers: list[_Reader] = field(default_factory=list)
+
+
+def ask_about_maps(
+    tree: TorchTree, moves: Sequence[Move], rules: Iterable[object]
+) -> tuple[list[Fault], list[tuple[str, str]]]:
+    """What must be said about maps and is not, and what was assumed: about which layer, and what."""
+    said = [rule for rule in rules if isinstance(rule, Flatten)]
+    widths = _read(tree, moves)
+    behind, before = _in_sequentials(tree.root)
+    taken = {
+        id(r.node) for r in widths.readers for rule in said if not rule.output and rule.names(r.node.origin)
+    }
+    shaped = {
+        id(r.node) for r in widths.readers for rule in said if rule.output and rule.names(r.node.origin)
+    }
+    faults = [fault for reader in widths.readers for fault in _contradicts(reader.node, widths.channels)]
+    maps = bool(widths.channels) or any(_is_of_maps(node.kind) for node in tree.root.walk())
+    roots = _unexplained(widths, taken) if maps else set()
+    asked: set[int] = set()
+    assumed = []
+    for reader in widths.readers:
+        path, known = id(reader.node), behind.get(id(reader.node))
+        if path in taken or reader.width < 2 or known == reader.width:
+            continue
+        if maps and (reader.width in roots or known):
+            asked.add(path)
+            fitting = [count for count in reversed(widths.channels) if reader.width % count == 0]
+            faults.append(_say_how(reader.node, reader.width, known or (fitting[0] if fitting else 0)))
+        elif not maps and known is not None:
+            how = f'Flatten("{join_path(reader.node.origin)}", None)'
+            assumed.append((reader.node.where, f"behind nn.Flatten, which {_TAKEN} (rules=[{how}] says so)"))
+    # A hidden layer whose width happens to fit is read by a layer that reads no map.
+    read = {
+        r.width for r in widths.readers if r.linear and id(r.node) not in asked and r.node.features is None
+    }
+    for reader in widths.readers:
+        if not reader.linear or id(reader.node) in shaped:
+            continue
+        for out in reader.gives:
+            fitting = [c for c in widths.upwards if 1 < c < out and out % c == 0]
+            hidden = out in read or out in widths.channels or out in widths.upwards
+            if id(reader.node) in before or (fitting and not hidden):
+                faults.append(_say_shape(reader.node, out, before.get(id(reader.node)) or fitting[0]))
+    return faults, assumed
+
+
+_TAKEN = "is taken to flatten in one order on both sides, as it does what has one channel or no channels"
+
+
+# --- what the shapes say -------------------------------------------------------------------------------
+
+
+def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
+    nodes = dict(_owners(tree.root, tree.root))
+    found = _Widths()
+    readers: dict[int, _Reader] = {}
+
+    def reader(node: TorchNode, width: int) -> _Reader:
+        if id(node) not in readers:
+            readers[id(node)] = _Reader(node, width)
+            found.readers.append(readers[id(node)])
+        return readers[id(node)]
+
+    recurrent: dict[int, set[int]] = {}
+    for move in moves:
+        for key in move.torch_keys:
+            shape, node, name = tuple(tree.state[key].shape), nodes[key], key.rpartition(".")[2]
+            if move.rule in _CONVOLUTIONS and len(shape) > 2:
+                found.channels.append(_channels(node, move, shape))
+                if "Transpose" in move.rule:
+                    found.upwards.append(shape[0])
+            elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
+                found.channels.append(shape[0])
+            elif move.rule in _NORMS and len(shape) == 1 and shape[0] > 1:
+                reader(node, shape[0])
+            elif move.rule == "Linear" and len(shape) == 2 and shape[1] > 1:  # one input has no order
+                one = reader(node, shape[1])
+                one.gives.add(shape[0])
+                one.linear = True
+            elif move.rule in _RECURRENT and len(shape) == 2 and "weight_ih" in key:
+                if not name[len("weight_ih") :].startswith("_l") or "_l0" in name:
+                    reader(node, shape[1])
+            elif move.rule in _RECURRENT and len(shape) == 2:
+                recurrent.setdefault(id(node), set()).update((shape[1], 2 * shape[1]))
+            elif len(shape) == 2 and move.rule != "Linear":  # a table, or an attention
+                found.known |= {*shape}
+            elif len(shape) == 2 and name == "weight":
+                found.known.add(shape[0])
+    for place, gives in recurrent.items():
+        if place in readers:
+            readers[place].gives |= gives
+    return found
+
+
+def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]]:
+    """For every key, the layer that the tensor belongs to."""
+    for leaf in node.leaves.values():
+        yield leaf.key, owner
+    for name, child in node.children.items():
+        yield from _owners(child, owner if owner is not node or name == COMPUTED else child)
+
+
+def _channels(node: TorchNode, move: Move, shape: tuple[int, ...]) -> int:
+    """How many channels a convolution gives."""
+    given = getattr(node.module, "out_channels", None)
+    return given or (shape[1] if "Transpose" in move.rule else shape[0])
+
+
+def _unexplained(widths: _Widths, taken: set[int]) -> set[int]:
+    """The widths that nothing known leads to: those that only they themselves, or nothing, give.
+
+    A layer whose input is explained explains its output. Among the others, widths that give each other in a circle
+    (an encoder and its decoder, a square layer) explain nobody; what such a circle leads to is explained by it.
+    """
+    explained = {*widths.channels, *widths.known}
+    waiting = list(widths.readers)
+    while True:
+        ready = [one for one in waiting if one.width in explained or id(one.node) in taken]
+        if not ready:
+            break
+        done = {id(one) for one in ready}
+        waiting = [one for one in waiting if id(one) not in done]
+        explained.update(*(one.gives for one in ready))
+    edges: dict[int, set[int]] = {}
+    for one in waiting:
+        edges.setdefault(one.width, set()).update(one.gives)
+    reach = {width: _reached(width, edges) for width in edges}
+    return {
+        width
+        for width in edges
+        if all(other in reach[width] for other in edges if other != width and width in reach[other])
+    }
+
+
+def _reached(start: int, edges: dict[int, set[int]]) -> set[int]:
+    found: set[int] = set()
+    todo = [start]
+    while todo:
+        for width in edges.get(todo.pop(), ()):
+            if width not in found:
+                found.add(width)
+                todo.append(width)
+    return found
+
+
+# --- what a Sequential says ------------------------------------------------------------------------------
+
+
+def _in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
+    """The layers right behind an ``nn.Flatten`` and the Linears right before an ``nn.Unflatten``.
+
+    Each with the channels of the map, 0 where the ``Sequential`` does not tell.
+    """
+    behind: dict[int, int] = {}
+    before: dict[int, int] = {}
+    for node in root.walk():
+        if not isinstance(node.module, nn.Sequential):
+            continue
+        channels, flat = 0, False
+        last: TorchNode | None = None
+        for child in node.children.values():
+            module = child.module
+            if isinstance(module, nn.Flatten):
+                flat = module.start_dim == 1 and module.end_dim == -1
+            elif isinstance(module, nn.Unflatten):
+                sizes = [size[1] if isinstance(size, tuple) else size for size in module.unflattened_size]
+                if last is not None and len(sizes) > 1 and sizes[0] > 1:
+                    before[id(last)] = sizes[0]
+                last, flat = None, False
+            elif child.empty:
+                if isinstance(module, nn.PixelShuffle | nn.GLU | nn.Unfold | nn.Fold | nn.Sequential):
+                    channels = 0
+            else:
+                if flat and isinstance(module, _TAKES_FEATURES):
+                    behind[id(child)] = channels
+                flat = flat and isinstance(module, _PER_FEATURE)
+                channels = _gives_channels(module)
+                if isinstance(module, nn.Linear):
+                    last = child
+                elif not isinstance(module, _PER_FEATURE):
+                    last = None
+    return behind, before
+
+
+def _gives_channels(module: nn.Module | None) -> int:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.out_channels
+    return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
+
+
+def _is_of_maps(kind: type | None) -> bool:
+    return kind is not None and issubclass(kind, _OF_MAPS)
+
+
+# --- words -------------------------------------------------------------------------------------------
+
+
+def _contradicts(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
+    """Features of which the last, not the first, are the channels of a map."""
+    for features, output in ((node.features, ""), (node.output, ", output=True")):
+        if not features or not channels or features[0] in channels:
+            continue
+        first, *rest = features
+        square = len(rest) > 1 and first == rest[0] != rest[-1]
+        if any(size in channels for size in rest) and (square or first < min(channels)):
+            path, turned = join_path(node.origin), (rest[-1], first, *rest[:-1])
+            message = (
+                f"no layer has maps of {first} channels, and Flatten takes (C, H, W) as torch has it, also where "
+                f'the Flax model has the channels last: rules=[Flatten("{path}", {turned}{output})]'
+            )
+            yield Fault("rules", message, path)
+
+
+def _say_how(node: TorchNode, width: int, channels: int) -> Fault:
+    path = join_path(node.origin)
+    return Fault(
+        "ambiguous",
+        f"{node.where} takes {width} inputs in a model with feature maps, and no layer is sure to give that many: "
+        "if they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax "
+        f'model does: rules=[Flatten("{path}", {_shape(width, channels)})], with what torch flattens, if it '
+        f'flattens its own channels-last map, or Flatten("{path}", None) if it moves the channels to the front '
+        "first, or if nothing is flattened (a map pooled to one position)",
+        path,
+    )
+
+
+def _say_shape(node: TorchNode, width: int, channels: int) -> Fault:
+    path = join_path(node.origin)
+    return Fault(
+        "ambiguous",
+        f"{node.where} gives {width} outputs, and no layer is sure to read them as they are: if a map is made of "
+        "them, torch views them as (C, H, W) where Flax views them as (H, W, C). Say what the Flax model does: "
+        f'rules=[Flatten("{path}", {_shape(width, channels)}, output=True)], with the map that torch makes, if '
+        f'Flax makes a channels-last one, or Flatten("{path}", None, output=True) if it makes torch\'s and moves '
+        "the channels to the end, or if no map is made",
+        path,
+    )
+
+
+def _shape(width: int, channels: int) -> str:
+    side = isqrt(width // channels) if channels else 0
+    square = bool(channels) and side * side * channels == width
+    return f"({channels}, {side}, {side})" if square else f"({channels or 'C'}, ...)"

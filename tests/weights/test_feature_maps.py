@@ -1,0 +1,203 @@
+"""Flattened maps, and maps made of flat vectors: asked for wherever shapes leave a doubt, and exact once said."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge import errors, plan, to_flax, to_state_dict
+from torchjax_bridge.weights import Flatten, LayerType, PairingWarning, layers
+
+
+class Torch(nn.Module):
+    def __init__(self, **parts: nn.Module) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+class Flax(nnx.Module):
+    def __init__(self, **parts: nnx.Module) -> None:
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def _twin(part: nn.Module) -> Any:
+    """The Flax layer for a torch layer, with settings for parity."""
+    rngs = nnx.Rngs(0)
+    match part:
+        case nn.Conv2d():
+            return nnx.Conv(part.in_channels, part.out_channels, part.kernel_size, padding="VALID", rngs=rngs)
+        case nn.ConvTranspose2d():
+            sizes = part.in_channels, part.out_channels, part.kernel_size
+            return nnx.ConvTranspose(*sizes, padding="VALID", transpose_kernel=True, rngs=rngs)
+        case nn.Linear():
+            return nnx.Linear(part.in_features, part.out_features, rngs=rngs)
+        case nn.BatchNorm1d():
+            return nnx.BatchNorm(part.num_features, use_running_average=True, momentum=0.9, rngs=rngs)
+        case nn.LayerNorm():
+            return nnx.LayerNorm(part.normalized_shape[0], epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        case nn.PReLU():
+            return layers.nnx.PReLU(part.num_parameters)
+        case nn.LSTM():
+            return nnx.RNN(nnx.OptimizedLSTMCell(part.input_size, part.hidden_size, rngs=rngs), rngs=rngs)
+        case nn.Sequential():
+            return nnx.Sequential(*map(_twin, part))
+    return lambda x: x
+
+
+def _pair(**parts: nn.Module) -> tuple[Torch, Any]:
+    """A torch model, and its twin on shapes."""
+    module = Torch(**parts).eval()
+    return module, nnx.eval_shape(lambda: Flax(**{name: _twin(part) for name, part in parts.items()}))
+
+
+def _asked(module: Any, template: Any, *rules: Any) -> list[str]:
+    return [fault.path for fault in plan(module, template, rules=rules).faults]
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked"),
+    [
+        ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 64), "fc2": nn.Linear(64, 10)}, ["fc", "fc2"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "down": nn.Linear(64, 7), "up": nn.Linear(7, 64)}, ["down", "up"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(16, 64), "fc2": nn.Linear(64, 64)}, []),
+        ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 10), "fc2": nn.Linear(10, 64)}, ["fc", "fc2"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 10), "fc2": nn.Linear(10, 5)}, ["fc"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "rnn": nn.LSTM(64, 8), "fc": nn.Linear(8, 5)}, ["rnn"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "rnn": nn.LSTM(16, 8), "fc": nn.Linear(8, 5)}, []),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("bare", [False, True])
+def test_layers_that_only_give_each_other_their_width_do_not_explain_it(
+    parts: dict[str, nn.Module], asked: list[str], bare: bool
+) -> None:
+    module, template = _pair(**parts)
+    assert _asked(module.state_dict() if bare else module, template) == asked
+
+
+def test_what_was_said_of_one_layer_of_a_circle_explains_the_others() -> None:
+    module, template = _pair(conv=nn.Conv2d(3, 16, 3), fc=nn.Linear(64, 64), fc2=nn.Linear(64, 10))
+    assert _asked(module, template, Flatten("fc", (16, 2, 2))) == []
+
+
+BETWEEN = [nn.BatchNorm1d(64), nn.LayerNorm(64), nn.PReLU(64)]
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda layer: type(layer).__name__)
+def test_a_layer_between_a_flatten_and_its_linear_is_asked_for_and_follows_the_flatten(
+    between: nn.Module,
+) -> None:
+    for tensor in between.state_dict().values():
+        if tensor.ndim:
+            tensor.copy_(torch.rand(64) + 0.5)
+    module, template = _pair(conv=nn.Conv2d(3, 16, 3), norm=between, fc=nn.Linear(64, 5))
+    assert _asked(module, template) == ["norm", "fc"]
+    assert _asked(module, template, Flatten("fc", (16, 2, 2))) == ["norm"]
+    rules = [Flatten("norm", (16, 2, 2)), Flatten("fc", (16, 2, 2))]
+    twin = to_flax(module, template, rules=rules)
+    x = torch.randn(3, 3, 4, 4)
+    with torch.no_grad():
+        expected = module.fc(module.norm(module.conv(x).flatten(1)))
+    flat = twin.conv(jnp.asarray(x.permute(0, 2, 3, 1).numpy())).reshape(3, -1)
+    np.testing.assert_allclose(twin.fc(twin.norm(flat)), expected, atol=1e-5)
+    _assert_comes_back(module, twin, rules)
+
+
+def test_an_lstm_that_reads_columns_of_a_map_follows_the_flatten() -> None:
+    module, template = _pair(conv=nn.Conv2d(3, 8, 3), rnn=nn.LSTM(8 * 4, 6, batch_first=True))
+    assert _asked(module, template) == ["rnn"]
+    rules = [Flatten("rnn", (8, 4))]
+    twin = to_flax(module, template, rules=rules)
+    x = torch.randn(2, 3, 6, 7)
+    with torch.no_grad():
+        maps = module.conv(x)  # (N, C, H, W): a step for every column
+        expected, _ = module.rnn(maps.permute(0, 3, 1, 2).flatten(2))
+    ours = twin.conv(jnp.asarray(x.permute(0, 2, 3, 1).numpy()))
+    steps = ours.transpose(0, 2, 1, 3).reshape(2, 5, -1)
+    np.testing.assert_allclose(twin.rnn(steps), expected, atol=1e-5)
+    _assert_comes_back(module, twin, rules)
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_a_map_made_of_a_linear_s_output_is_asked_for_and_follows_the_view(encoder: bool) -> None:
+    parts: dict[str, nn.Module] = {"fc": nn.Linear(5, 16 * 4), "up": nn.ConvTranspose2d(16, 3, 2)}
+    rules = [Flatten("fc", (16, 2, 2), output=True)]
+    if encoder:  # whose last Linear takes as many inputs as the first of the decoder gives
+        parts = {"conv": nn.Conv2d(3, 16, 2), "down": nn.Linear(64, 5), **parts}
+        rules = [Flatten("down", (16, 2, 2)), *rules]
+    module, template = _pair(**parts)
+    assert "fc" in _asked(module, template, *rules[:-1])
+    assert _asked(module, template, *rules[:-1], Flatten("fc", None, output=True)) == (
+        [] if encoder else ["fc"]
+    )
+    if not encoder:  # its five inputs are a noise, and the model has feature maps
+        rules = [*rules, Flatten("fc", None)]
+    twin = to_flax(module, template, rules=rules)
+    noise = torch.randn(3, 5)
+    with torch.no_grad():
+        expected = module.up(module.fc(noise).view(3, 16, 2, 2)).permute(0, 2, 3, 1)
+    got = twin.up(twin.fc(jnp.asarray(noise.numpy())).reshape(3, 2, 2, 16))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    _assert_comes_back(module, twin, rules)
+
+
+def test_a_sequential_shows_a_flatten_and_an_unflatten_whatever_the_widths() -> None:
+    coincidence = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3), nn.Flatten(), nn.Linear(16, 10))
+    module, template = _pair(net=coincidence)
+    assert _asked(module, template) == ["net.3"]
+    assert _asked(module, template, Flatten("net.3", (4, 2, 2))) == []
+    pooled = nn.Sequential(nn.Conv2d(3, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    assert _asked(*_pair(net=pooled)) == []
+    made = nn.Sequential(
+        nn.Conv2d(2, 4, 1), nn.Flatten(), nn.Linear(4, 16), nn.ReLU(), nn.Unflatten(1, (4, 2, 2))
+    )
+    assert _asked(*_pair(net=made)) == ["net.2"]
+    assert _asked(*_pair(net=made), Flatten("net.2", (4, 2, 2), output=True)) == []
+
+
+def test_a_flatten_in_a_model_that_shows_no_maps_is_assumed_and_warned_of() -> None:
+    module, template = _pair(net=nn.Sequential(nn.Flatten(), nn.Linear(48, 5)))
+    with pytest.warns(PairingWarning, match=r"'net\.1' \(Linear\): behind nn\.Flatten.*one channel"):
+        to_flax(module, template)
+    to_flax(module, template, rules=[Flatten("net.1", None)])
+    pooled, template = _pair(net=nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 5)))
+    assert _asked(pooled, template) == ["net.2"]
+
+
+@pytest.mark.parametrize("features", [(2, 2, 16), (2, 16, 2), (4, 16)])
+def test_features_with_the_channels_last_are_refused_with_torch_s_order(features: tuple[int, ...]) -> None:
+    module, template = _pair(conv=nn.Conv2d(3, 16, 3), fc=nn.Linear(64, 5))
+    with pytest.raises(errors.PlanError, match=r"no layer has maps of [24] channels.*as torch has it"):
+        to_flax(module, template, rules=[Flatten("fc", features)])
+    assert _asked(module, template, Flatten("fc", (16, 2, 2))) == []
+    assert _asked(module, template, Flatten("fc", (32, 2))) == []  # a concatenation could be
+
+
+@pytest.mark.parametrize("features", ["16", (64,), (16, 2.0, 2), (0, 2), 64])
+def test_features_that_are_no_sizes_are_refused_at_once(features: Any) -> None:
+    with pytest.raises(errors.PlanError, match=r"takes the \(C, H, W\)"):
+        Flatten("fc", features)
+
+
+def test_a_layer_type_that_is_no_class_is_refused_at_once() -> None:
+    with pytest.raises(errors.PlanError, match="takes a class such as"):
+        LayerType("fc", nn.Linear(2, 3))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("part", [nn.Embedding(4, 6), nn.GroupNorm(2, 6), nn.LayerNorm((2, 3))])
+def test_a_flatten_that_would_do_nothing_is_refused(part: nn.Module) -> None:
+    template = nnx.State({})
+    faults = plan(Torch(part=part), template, rules=[Flatten("part", (2, 3))]).faults
+    assert any(fault.kind in ("rules", "mismatch") and fault.path == "part" for fault in faults)
+
+
+def _assert_comes_back(module: nn.Module, twin: Any, rules: list[Flatten]) -> None:
+    back = to_state_dict(twin, module, rules=rules)
+    assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+    jax.block_until_ready(jax.tree.leaves(nnx.state(twin)))
