@@ -7,7 +7,7 @@ knows only which dtypes it has.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import torch_dtype
 
 from ._cache import Cache
-from ._residuals import Plan, plan_residuals
+from ._residuals import Plan, plan_residuals, read_by_code
 from ._settings import x64
 
 __all__ = ["Linear", "Origin", "Program", "has_torch_dtype"]
@@ -199,10 +199,26 @@ class Linear:
         count = len(program.outputs)
         self._residuals = jaxpr.jaxpr.outvars[count:]
         self._constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        self._plan, everything = _thinned(jaxpr, count)
+        self._plan, everything = _thinned(jaxpr, count, self._read_by_code())
         self.forward = Program(everything, program.names, program.origin)
         self._locate(jaxpr.jaxpr, count)
         self._pullbacks = Cache(DERIVED)
+
+    def _read_by_code(self) -> tuple[int, ...]:
+        def push(residuals: Sequence[Any], *tangents: Any) -> Any:
+            return self._pushforward(residuals)(*tangents)
+
+        residuals = [_struct(var.aval) for var in self._residuals]
+        moving = [_struct(self.program.inputs[i]) for i in self.wrt]
+        return read_by_code(jax.make_jaxpr(push)(residuals, *moving), len(residuals))
+
+    def _pushforward(self, residuals: Iterable[Any]) -> Callable[..., Any]:
+        """The linear function of the tangents that JAX made, with these residuals."""
+        given = iter(residuals)
+        pairs = zip(self._leaves, self._traced, strict=True)
+        leaves = [next(given) if traced else leaf for leaf, traced in pairs]
+        pushforward: Callable[..., Any] = jax.tree_util.tree_unflatten(self._structure, leaves)
+        return pushforward
 
     def _locate(self, jaxpr: Any, count: int) -> None:
         """Where each variable that the pullback is given is found."""
@@ -240,10 +256,8 @@ class Linear:
 
         def pull(*arguments: Any) -> Sequence[Any]:
             values, cotangents = arguments[: len(given)], arguments[len(given) :]
-            residuals = iter(self._plan.evaluate(values, self._constants, self._residuals))
-            pairs = zip(self._leaves, self._traced, strict=True)
-            leaves = [next(residuals) if traced else leaf for leaf, traced in pairs]
-            pushforward = jax.tree_util.tree_unflatten(self._structure, leaves)
+            residuals = self._plan.evaluate(values, self._constants, self._residuals)
+            pushforward = self._pushforward(residuals)
 
             def restricted(*tangents: Any) -> list[Any]:
                 results = pushforward(*tangents)
@@ -256,10 +270,10 @@ class Linear:
         return Program.trace(pull, [*given, *cotangents], names, self.program.origin)
 
 
-def _thinned(jaxpr: ClosedJaxpr, count: int) -> tuple[Plan, ClosedJaxpr]:
+def _thinned(jaxpr: ClosedJaxpr, count: int, pinned: Sequence[int]) -> tuple[Plan, ClosedJaxpr]:
     """The plan for the residuals, outputs after the first ``count``, and the jaxpr that makes what it needs."""
     outputs, inner = jaxpr.jaxpr.outvars, jaxpr.jaxpr
-    plan = plan_residuals(jaxpr, count, outputs[count:], thin=True)
+    plan = plan_residuals(jaxpr, count, outputs[count:], pinned, thin=True)
     try:
         return plan, ClosedJaxpr(inner.replace(outvars=[*outputs[:count], *plan.made]), jaxpr.consts)
     except (AttributeError, TypeError, AssertionError):

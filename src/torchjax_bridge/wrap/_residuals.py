@@ -7,39 +7,37 @@ dropped, and the pullback computes it again inside its own kernels. A network wi
 bytes, which is what it keeps in native torch. (The idea is that of the partitioner in torch's AOTAutograd,
 https://dev-discuss.pytorch.org/t/min-cut-optimal-recomputation-i-e-activation-checkpointing-with-aotautograd/467,
 without its search for the optimum.)
+
+What is computed twice may differ in the last bit, since XLA fuses each time as it sees fit. A gradient that is a
+smooth function of a residual differs by a rounding error, no more. But a step (a comparison, a sign, an index
+cast from a float) tells apart what differs in the last bit: ``y == y.max()`` would find no maximum in the ``y``
+of the second time, and its gradient would be lost. So steps are taken again only of values that are the same
+bits both times, and what code of the user's own reads in the backward pass (`read_by_code`) is kept.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Literal
 
-__all__ = ["Plan", "plan_residuals"]
+__all__ = ["Plan", "plan_residuals", "read_by_code"]
 
-# Primitives that move data, or do a handful of flops an element; XLA fuses them into what reads them.
-_CHEAP = frozenset(
+# Cheap primitives whose results are the same bits each time they are computed from the same bits.
+_EXACT = frozenset(
     {
-        *("broadcast_in_dim", "convert_element_type", "copy", "iota", "reshape", "squeeze", "transpose"),
-        *(
-            "abs",
-            "add",
-            "add_any",
-            "clamp",
-            "imag",
-            "integer_pow",
-            "max",
-            "min",
-            "mul",
-            "neg",
-            "real",
-            "sign",
-        ),
-        *("square", "sub", "select_n", "and", "not", "or", "xor"),
-        *("eq", "ge", "gt", "is_finite", "le", "lt", "ne"),
+        *("broadcast_in_dim", "copy", "iota", "reshape", "squeeze", "transpose"),
+        *("abs", "clamp", "imag", "max", "min", "neg", "real", "select_n", "sign"),
+        *("and", "not", "or", "xor", "eq", "ge", "gt", "is_finite", "le", "lt", "ne"),
     }
 )
+# Primitives that move data, or do a handful of flops an element; XLA fuses them into what reads them.
+_CHEAP = _EXACT | {"add", "add_any", "convert_element_type", "integer_pow", "mul", "square", "sub"}
+
+# Primitives that run code of their own, all of it linear where it is a part of a linear program.
+_TRANSPARENT = frozenset({"closed_call", "cond", "jit", "pjit", "scan", "scatter-add", "while"})
 
 # A value this many steps away, or made of this many others, is no longer cheap.
 _MOST_STEPS = 12
@@ -75,17 +73,49 @@ class Plan:
         return [read(atom) for atom in wanted]
 
 
-def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], thin: bool) -> Plan:
+def read_by_code(linear: ClosedJaxpr, count: int) -> tuple[int, ...]:
+    """Which of the first ``count`` arguments of a linear program some code in it reads as it likes.
+
+    A ``custom_vjp`` rule and a checkpointed function are given residuals, and may compare them with each other.
+    """
+    equations = linear.jaxpr.eqns
+    read = {var for eqn in equations if _runs_code(eqn) for var in eqn.invars if not _is_literal(var)}
+    return tuple(i for i, var in enumerate(linear.jaxpr.invars[:count]) if var in read)
+
+
+def _runs_code(equation: Any) -> bool:
+    transparent = equation.primitive.name in _TRANSPARENT
+    for param in equation.params.values():
+        for part in param if isinstance(param, tuple | list) else (param,):
+            inner: Any = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                if not transparent or any(map(_runs_code, inner.eqns)):
+                    return True
+            elif not transparent and _is_function(part):
+                return True
+    return False
+
+
+def _is_function(part: Any) -> bool:
+    """Whether a parameter of an equation is Python code, which jax may hold in a wrapper of its own."""
+    return (callable(part) and not isinstance(part, type)) or hasattr(part, "call_wrapped")
+
+
+def plan_residuals(
+    jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], pinned: Collection[int] = (), *, thin: bool
+) -> Plan:
     """Choose what to keep of the ``residuals`` (variables) of a jaxpr with ``count`` results.
 
-    With ``thin=False`` every residual is kept that is no argument, result or constant.
+    Those at the positions ``pinned`` are not computed again. With ``thin=False`` every residual is kept that is no
+    argument, result or constant.
     """
     inner = jaxpr.jaxpr
     inputs, constants = set(inner.invars), set(inner.constvars)
-    results = {var for var in inner.outvars[:count] if not isinstance(var, Literal)}
-    wanted = list(dict.fromkeys(var for var in residuals if not isinstance(var, Literal)))
+    results = {var for var in inner.outvars[:count] if not _is_literal(var)}
+    wanted = list(dict.fromkeys(var for var in residuals if not _is_literal(var)))
     free = inputs | constants | (results & set(wanted))
     search = _Search(inner, free, thin)
+    search.keep(residuals[i] for i in pinned if not _is_literal(residuals[i]))
     search.keep(var for var in wanted if not search.is_cheap(var))
     search.keep_what_serves_several(wanted)
     # In running order, so that each finds the choices for all that came before it.
@@ -104,6 +134,11 @@ class _Search:
         self._kept = set(free)
         self._made_by = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
         self._thin = thin
+        self._exact = {*jaxpr.invars, *jaxpr.constvars}
+        for eqn in jaxpr.eqns:
+            exact = eqn.primitive.name in _EXACT or not any(map(_is_smooth, eqn.invars))
+            if exact and self._of_exact(eqn):
+                self._exact.update(eqn.outvars)
 
     def keep(self, variables: Iterable[Any]) -> None:
         self._kept.update(list(variables))
@@ -113,7 +148,13 @@ class _Search:
         if var in self._kept:
             return True
         equation = self._made_by[var]
-        return self._thin and equation.primitive.name in _CHEAP and len(equation.outvars) == 1
+        if not self._thin or equation.primitive.name not in _CHEAP or len(equation.outvars) != 1:
+            return False
+        return not _is_step(equation) or self._of_exact(equation)
+
+    def _of_exact(self, equation: Any) -> bool:
+        """Whether what an equation reads is the same bits each time: integers, or made of arguments exactly."""
+        return all(_is_literal(var) or var in self._exact or not _is_smooth(var) for var in equation.invars)
 
     def fewest_bytes(self, var: Any) -> set[Any]:
         """What to keep beside what is kept, so that ``var`` can be had."""
@@ -151,7 +192,7 @@ class _Search:
             seen.add(at)
             if len(seen) > _MOST_STEPS:
                 return None
-            stack += [operand for operand in self._made_by[at].invars if not isinstance(operand, Literal)]
+            stack += [operand for operand in self._made_by[at].invars if not _is_literal(operand)]
         return leaves
 
     def equations(self, wanted: Sequence[Any]) -> tuple[tuple[Any, ...], list[Any]]:
@@ -165,9 +206,22 @@ class _Search:
                 used[var] = None
             elif var not in needed:
                 needed.add(var)
-                stack += [v for v in self._made_by[var].invars if not isinstance(v, Literal)]
+                stack += [v for v in self._made_by[var].invars if not _is_literal(v)]
         ordered = sorted(needed, key=lambda var: self.order[var])
         return tuple(self._made_by[var] for var in ordered), list(used)
+
+
+def _is_step(equation: Any) -> bool:
+    """Whether a change in the last bit of an operand may change all of the result."""
+    return equation.primitive.name in ("select_n", "sign") or not _is_smooth(equation.outvars[0])
+
+
+def _is_smooth(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
+
+
+def _is_literal(var: Any) -> bool:
+    return isinstance(var, Literal)
 
 
 def _total(variables: Iterable[Any]) -> int:
