@@ -29,7 +29,7 @@ WEIGHTS = (
     ("rules",),
     ("_torch_tree", "_flax_tree"),
     ("_bind", "_live"),
-    ("_siblings",),
+    ("_siblings", "_feature_maps"),
     ("_names",),
     ("_plan",),
     ("_audit",),

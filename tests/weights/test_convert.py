@@ -392,3 +392,15 @@ def test_an_option_that_is_neither_true_nor_false_is_refused_both_ways(options: 
         to_flax(module, twin, **options)
     with pytest.raises(TypeError, match=f"{name} must be .*True or False; got"):
         to_state_dict(twin, module, **options)
+
+
+def test_a_module_that_holds_itself_is_filled() -> None:
+    class Knot(nnx.Module):
+        def __init__(self) -> None:
+            self.fc = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+            self.own = self
+
+    module = nn.ModuleDict({"fc": nn.Linear(2, 3)})
+    twin = to_flax(module, Knot())
+    assert twin.own is twin
+    assert torch.equal(to_state_dict(twin, module)["fc.weight"], module["fc"].weight)

@@ -132,14 +132,14 @@ def _read_nnx(module: nnx.Module) -> FlaxTree:
     scopes = _Scopes()
     variables: dict[int, tuple[Path, Any]] = {}
     found: list[tuple[Path, Any]] = []
-    _walk_nnx(module, (), (), found)
+    cyclic = _walk_nnx(module, (), (), found)
     for path, thing in found:
         if _is_variable(thing):
             variables.setdefault(id(thing), (path, thing))  # a shared one is read under its first path
         else:
             node = scopes.at(path)
             node.kind, node.module = type(thing).__name__, thing
-    shared = len({id(thing) for _, thing in found}) < len(found)
+    shared = cyclic or len({id(thing) for _, thing in found}) < len(found)
     tree = _read_variables(scopes, list(variables.values()))
 
     def fill(values: Mapping[Path, Any]) -> Any:
@@ -177,8 +177,8 @@ def _fill_as_pytree(
     return jax.tree.unflatten(structure, filled)
 
 
-def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[Path, Any]]) -> None:
-    """Every module and variable by every path that leads to it, shared ones included, cycles cut."""
+def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[Path, Any]]) -> bool:
+    """Every module and variable by every path that leads to it, shared ones included; whether a cycle was cut."""
     sort = _sort(node)
     if sort in ("module", "module list"):
         found.append((path, node))
@@ -188,12 +188,14 @@ def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[P
     else:
         children = node.items() if sort == "dict" else sorted(vars(node).items())
     above = (*above, id(node))
+    cyclic = False
     for name, child in children:
         kind = _sort(child)
         if kind == "variable":
             found.append(((*path, name), child))
-        elif kind != "other" and id(child) not in above:
-            _walk_nnx(child, (*path, name), above, found)
+        elif kind != "other":
+            cyclic |= id(child) in above or _walk_nnx(child, (*path, name), above, found)
+    return cyclic
 
 
 def _is_variable(thing: Any) -> bool:

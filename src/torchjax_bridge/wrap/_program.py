@@ -19,7 +19,7 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import torch_dtype
 
 from ._cache import Cache
-from ._residuals import Plan, plan_residuals, read_by_code
+from ._residuals import Plan, plan_residuals
 from ._settings import x64
 
 __all__ = ["Linear", "Origin", "Program", "has_torch_dtype"]
@@ -199,18 +199,10 @@ class Linear:
         count = len(program.outputs)
         self._residuals = jaxpr.jaxpr.outvars[count:]
         self._constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        self._plan, everything = _thinned(jaxpr, count, self._read_by_code())
+        self._plan, everything = _thinned(jaxpr, count)
         self.forward = Program(everything, program.names, program.origin)
         self._locate(jaxpr.jaxpr, count)
         self._pullbacks = Cache(DERIVED)
-
-    def _read_by_code(self) -> tuple[int, ...]:
-        def push(residuals: Sequence[Any], *tangents: Any) -> Any:
-            return self._pushforward(residuals)(*tangents)
-
-        residuals = [_struct(var.aval) for var in self._residuals]
-        moving = [_struct(self.program.inputs[i]) for i in self.wrt]
-        return read_by_code(jax.make_jaxpr(push)(residuals, *moving), len(residuals))
 
     def _pushforward(self, residuals: Iterable[Any]) -> Callable[..., Any]:
         """The linear function of the tangents that JAX made, with these residuals."""
@@ -270,10 +262,10 @@ class Linear:
         return Program.trace(pull, [*given, *cotangents], names, self.program.origin)
 
 
-def _thinned(jaxpr: ClosedJaxpr, count: int, pinned: Sequence[int]) -> tuple[Plan, ClosedJaxpr]:
+def _thinned(jaxpr: ClosedJaxpr, count: int) -> tuple[Plan, ClosedJaxpr]:
     """The plan for the residuals, outputs after the first ``count``, and the jaxpr that makes what it needs."""
     outputs, inner = jaxpr.jaxpr.outvars, jaxpr.jaxpr
-    plan = plan_residuals(jaxpr, count, outputs[count:], pinned, thin=True)
+    plan = plan_residuals(jaxpr, count, outputs[count:], thin=True)
     try:
         return plan, ClosedJaxpr(inner.replace(outvars=[*outputs[:count], *plan.made]), jaxpr.consts)
     except (AttributeError, TypeError, AssertionError):
