@@ -260,6 +260,16 @@ def test_dropout_between_recurrent_layers_of_packed_sequences_is_refused():
     assert f(jnp.ones((6, 3))).shape == (6, 4)
 
 
+@pytest.fixture
+def torch_checks_distributions():
+    """As in a new process: torch.compile turns the checks off for good."""
+    was = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(True)
+    yield
+    torch.distributions.Distribution.set_default_validate_args(was)
+
+
+@pytest.mark.usefixtures("torch_checks_distributions")
 def test_distributions_are_sampled_from_the_key_and_their_checks_hold_nothing_up():
     def negative_elbo(mean, scale):
         q = torch.distributions.Normal(mean, scale)
