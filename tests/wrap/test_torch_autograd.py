@@ -8,22 +8,12 @@ import pytest
 import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 
+from tests.wrap.programs import leaf, program_of
 from torchjax_bridge.errors import ExchangeError
 from torchjax_bridge.wrap import _torch_autograd as autograd_file
 from torchjax_bridge.wrap import as_torch_function
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
-
-def leaf(*shape, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=dtype, generator=generator).requires_grad_()
-
-
-def program_of(f):
-    """The program of the only call so far."""
-    (entry,) = f._traces._entries.values()
-    return entry.value.program
 
 
 # --- values ----------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """``torchjax-bridge convert``: read the options, build the two sides, convert, say what came out."""
 
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,12 +64,6 @@ def convert(
     limit, size = as_bytes(memory), None if shard_size is None else as_bytes(shard_size)
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    routes: list[files.Route] = []
-
-    def start(route: files.Route) -> Callable[[int], None]:
-        routes.append(route)
-        return shown.enter_context(progress(f"converting {src}", route.nbytes))
-
     with spoken(debug), ExitStack() as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
         done = files.convert(
@@ -87,11 +80,10 @@ def convert(
             key=key,
             resume=resume,
             overwrite=overwrite,
-            progress=start,
+            progress=lambda route: shown.enter_context(progress(f"converting {src}", route.nbytes)),
         )
-    for route in routes:
-        if route.source.note:
-            say(f"note: {src} was read as {route.source.note}")
+    if done.note:
+        say(f"note: {src} was read as {done.note}")
     if done.plan is not None:
         for text in done.plan.assumed:
             say(f"assumed: {text}")

@@ -77,10 +77,8 @@ def _jax_devices() -> tuple[str, str]:
     """Their names, or why there are none."""
     try:
         return ", ".join(str(device) for device in jax.devices()), ""
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as err:  # JAX asserts where JAX_PLATFORMS names what is not installed
+    except (RuntimeError, AssertionError) as err:
+        # JAX asserts where JAX_PLATFORMS names what is not installed.
         asked = os.environ.get("JAX_PLATFORMS")
         return "", str(err) or f"JAX_PLATFORMS is {asked!r}, and JAX does not find it"
 

@@ -80,9 +80,8 @@ def build(spec: str, debug: bool) -> Any:
             raise
         reason = (str(err).splitlines() or [""])[0]
         raise typer.BadParameter(f"{spec}: {type(err).__name__}: {reason}") from err
-    except (
-        SystemExit
-    ) as err:  # a script without a guard around its main: nothing was done, so 0 would be a lie
+    except SystemExit as err:
+        # A script without a guard around its main: nothing was done, so 0 would be a lie.
         raise typer.BadParameter(
             f"{spec}: the module ends the program when it is imported or called (SystemExit: {err}). Put what it "
             "runs under if __name__ == '__main__'."

@@ -7,6 +7,7 @@ from ._devices import jax_device, torch_device
 from ._dlpack import Choice, choice
 from ._dtypes import jax_dtype, torch_dtype
 from ._paths import Path, from_jax_keypath, join_path, split_path
+from ._refusals import check_copy
 from ._tensors import array_to_torch, tensor_to_jax
 from ._trees import to_jax, to_torch
 
@@ -14,6 +15,7 @@ __all__ = [
     "Choice",
     "Path",
     "array_to_torch",
+    "check_copy",
     "choice",
     "from_jax_keypath",
     "jax_device",

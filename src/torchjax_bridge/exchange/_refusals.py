@@ -39,6 +39,7 @@ _PLAIN_KINDS = (torch.Tensor, torch.nn.Parameter)
 
 
 def check_copy(copy: Any) -> None:
+    """Raise for what Python would take for true or false: ``copy="no"`` asks for no copy."""
     if copy is not None and copy is not True and copy is not False:
         raise TypeError(f"copy must be None, True or False; got {copy!r}.")
 

@@ -85,7 +85,7 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                 if kind is _Parameter or not row_major:
                     # module.to() gives this object other memory (parameter.data = ...), which would free
                     # the old memory under the array; so JAX gets a name of its own. For every tensor
-                    # that would cost a quarter of a crossing.
+                    # that would cost a quarter of a crossing; beside looking at strides it costs little.
                     tensor = tensor.data
                 if row_major and 1 in tensor.shape:
                     tensor = with_row_major_strides(tensor)

@@ -99,7 +99,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         reason = f"it has no tensor {err}" if isinstance(err, KeyError) else str(err)
         message = f"{torch_node.where} does not fit {flax_node.where}: {reason}"
         return Match(faults=(Fault("mismatch", message, join_path(torch_node.origin)),))
-    name = torch_node.kind.__name__ if torch_node.kind else rule.name
+    of_class = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
     assumed: list[tuple[str, str]] = []
@@ -123,7 +123,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
                 tuple([leaf.path for leaf in flax_leaves]),
                 entry.layout,
                 rule.name,
-                name,
+                of_class,
                 entry.note,
             )
         )

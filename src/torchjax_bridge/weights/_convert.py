@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
-from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch, torch_dtype
+from torchjax_bridge.exchange import Path, check_copy, join_path, to_jax, to_torch, torch_dtype
 
 from ._audit import compare_settings
 from ._bind import Move
@@ -184,8 +184,7 @@ def _back(
 
 def _check_options(strict: object, copy: object) -> None:
     """Raise for what Python would take for true or false: ``copy="no"`` asks for no copy."""
-    if not (copy is None or isinstance(copy, bool)):
-        raise TypeError(f"copy must be None, True or False; got {copy!r}.")
+    check_copy(copy)
     if not isinstance(strict, bool):
         raise TypeError(f"strict must be True or False; got {strict!r}.")
 

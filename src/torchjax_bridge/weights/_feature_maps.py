@@ -16,22 +16,22 @@ from torchjax_bridge.exchange import join_path
 from ._bind import Move
 from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
-from .rules import RULES, Flatten, Rule
+from .rules import RULES, Flatten
 
 __all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened"]
 
 COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
 
 
-def _names_of(rules: Iterable[Rule], *kinds: type) -> frozenset[str]:
-    return frozenset(rule.name for rule in rules if any(issubclass(kind, kinds) for kind in rule.types))
+def _names_of(*kinds: type) -> frozenset[str]:
+    return frozenset(rule.name for rule in RULES if any(issubclass(kind, kinds) for kind in rule.types))
 
 
 _CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
-_RECURRENT = _names_of(RULES, nn.RNNBase, nn.RNNCellBase)
+_RECURRENT = _names_of(nn.RNNBase, nn.RNNCellBase)
 # One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
 _PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
-_NORMS = _names_of(RULES, *_PER_FEATURE)
+_NORMS = _names_of(*_PER_FEATURE)
 _TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *_PER_FEATURE)
 # What a Sequential may have between a flatten and the layer that it feeds.
 _OF_MAPS = (
@@ -79,12 +79,15 @@ def ask_about_maps(
     said = [rule for rule in rules if isinstance(rule, Flatten)]
     widths = _read(tree, moves)
     behind, before = _in_sequentials(tree.root)
-    taken = {
-        id(r.node) for r in widths.readers for rule in said if not rule.output and rule.names(r.node.origin)
-    }
-    shaped = {
-        id(r.node) for r in widths.readers for rule in said if rule.output and rule.names(r.node.origin)
-    }
+    taken, shaped = (
+        {
+            id(r.node)
+            for r in widths.readers
+            for rule in said
+            if bool(rule.output) == out and rule.names(r.node.origin)
+        }
+        for out in (False, True)
+    )
     faults = [fault for reader in widths.readers for fault in _contradicts(reader.node, widths.channels)]
     maps = bool(widths.channels) or any(_is_of_maps(node.kind) for node in tree.root.walk())
     roots = _unexplained(widths, taken) if maps else set()

@@ -127,10 +127,7 @@ def _write_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int]
             _write_in_order(target[index], source[index], inner)
         return
     for start in range(0, size, step):
-        place, block = (
-            target.narrow(0, start, min(step, size - start)),
-            source.narrow(0, start, min(step, size - start)),
-        )
+        place, block = (side.narrow(0, start, min(step, size - start)) for side in (target, source))
         packed = block.movedim(fastest, -1).contiguous()
         count, width = prod(place.shape[:fastest]), prod(place.shape[fastest + 1 :])
         turned = _transposed(packed, count, width, place.shape[fastest])

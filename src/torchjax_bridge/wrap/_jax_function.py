@@ -184,7 +184,7 @@ class _Wrapped:
 
     def _output_shape(self, rest: Rest, specs: tuple[Spec, ...]) -> tuple[tuple[Spec, ...], Any]:
         shape = self.output_shape
-        if callable(shape) and not hasattr(shape, "dtype"):
+        if makes_structs(shape):
             structs = [Port(spec).struct() for spec in specs]
             args, kwargs = rest.join(structs)
             shape = shape(*args, **kwargs)
@@ -204,6 +204,11 @@ class _Wrapped:
                 f"output_shape announces {structure} of {list(outs)}, and the torch function returns "
                 f"{found.structure} of {list(found.outs)}. Correct output_shape, or leave it out."
             )
+
+
+def makes_structs(output_shape: Any) -> bool:
+    """Whether ``output_shape=`` is a function of the arguments, and not what it announces."""
+    return callable(output_shape) and not hasattr(output_shape, "dtype")
 
 
 def _announces(announced: Spec, found: Spec) -> bool:

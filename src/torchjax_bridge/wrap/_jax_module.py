@@ -17,7 +17,7 @@ import torch
 from torchjax_bridge.errors import ArgumentError, OutputError
 from torchjax_bridge.exchange import to_jax
 
-from ._jax_function import as_jax_function, has_key, take_key
+from ._jax_function import as_jax_function, has_key, makes_structs, take_key
 from ._jax_graph import is_fake
 
 __all__ = ["as_jax_module"]
@@ -102,8 +102,7 @@ def as_jax_module(
         return output, {name: buffers[name].to(given["buffers"][name].dtype) for name in names["buffers"]}
 
     def announced(given: dict[str, dict[str, Any]], args: Any, kwargs: Any, train: bool) -> Any:
-        whole = callable(output_shape) and not hasattr(output_shape, "dtype")
-        output = output_shape(*args, **kwargs) if whole else output_shape
+        output = output_shape(*args, **kwargs) if makes_structs(output_shape) else output_shape
         return (output, given["buffers"]) if train else output
 
     call = as_jax_function(run, output_shape=None if output_shape is None else announced, residuals=residuals)

@@ -7,7 +7,7 @@ knows only which dtypes it has.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -204,14 +204,6 @@ class Linear:
         self._locate(jaxpr.jaxpr, count)
         self._pullbacks = Cache(DERIVED)
 
-    def _pushforward(self, residuals: Iterable[Any]) -> Callable[..., Any]:
-        """The linear function of the tangents that JAX made, with these residuals."""
-        given = iter(residuals)
-        pairs = zip(self._leaves, self._traced, strict=True)
-        leaves = [next(given) if traced else leaf for leaf, traced in pairs]
-        pushforward: Callable[..., Any] = jax.tree_util.tree_unflatten(self._structure, leaves)
-        return pushforward
-
     def _locate(self, jaxpr: Any, count: int) -> None:
         """Where each variable that the pullback is given is found."""
         inputs = {var: i for i, var in enumerate(jaxpr.invars)}
@@ -248,8 +240,10 @@ class Linear:
 
         def pull(*arguments: Any) -> Sequence[Any]:
             values, cotangents = arguments[: len(given)], arguments[len(given) :]
-            residuals = self._plan.evaluate(values, self._constants, self._residuals)
-            pushforward = self._pushforward(residuals)
+            residuals = iter(self._plan.evaluate(values, self._constants, self._residuals))
+            pairs = zip(self._leaves, self._traced, strict=True)
+            leaves = [next(residuals) if traced else leaf for leaf, traced in pairs]
+            pushforward = jax.tree_util.tree_unflatten(self._structure, leaves)
 
             def restricted(*tangents: Any) -> list[Any]:
                 results = pushforward(*tangents)

@@ -63,19 +63,18 @@ def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, 
     free = {*inner.invars, *constants, *results}
     made_by = {var: equation for equation in inner.eqns for var in equation.outvars} if thin else {}
     given: dict[Any, None] = {}
-    moved: dict[Any, None] = {}
+    moved: set[Any] = set()
     for residual in residuals:
         # Back along the moves: what a value was moved from is never larger than the value.
         at = residual
         while not isinstance(at, Literal) and at not in free and _is_move(made_by.get(at)):
-            moved[at] = None
+            moved.add(at)
             at = next(iter(made_by[at].invars), None)
             if at is None:  # an iota
                 break
         if at is not None and not isinstance(at, Literal) and at not in constants:
             given[at] = None
-    order = {var: i for i, equation in enumerate(inner.eqns) for var in equation.outvars}
-    equations = tuple(made_by[var] for var in sorted(moved, key=order.__getitem__))
+    equations = tuple(equation for equation in inner.eqns if not moved.isdisjoint(equation.outvars))
     return Plan(tuple(given), tuple(var for var in given if var not in free), equations)
 
 

@@ -43,9 +43,8 @@ def whole_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> I
         descriptor = _claim(part, os.O_RDWR | os.O_CREAT)
         try:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                if os.fstat(
-                    descriptor
-                ).st_size:  # ext4 sends to disk at once what was truncated, if only from 0
+                # ext4 sends to disk at once what was truncated, if only from 0.
+                if os.fstat(descriptor).st_size:
                     file.truncate(0)
                 yield file
                 os.replace(part, target)

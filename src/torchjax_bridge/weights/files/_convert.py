@@ -54,12 +54,14 @@ class Converted:
         files: What was written.
         nbytes: Bytes of the values.
         leaves: How many tensors.
+        note: What a reader should know of how the source was read; may be empty.
     """
 
     plan: Plan | None
     files: tuple[pathlib.Path, ...]
     nbytes: int
     leaves: int
+    note: str = ""
 
 
 def convert(
@@ -134,7 +136,7 @@ def convert(
         overwrite=overwrite,
         progress=told,
     )
-    return Converted(route.plan, tuple(files), route.nbytes, len(route.leaves))
+    return Converted(route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note)
 
 
 def find_route(

@@ -13,10 +13,10 @@ from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_tor
 
 from .._flax_tree import read_flax
 from ._flax_leaves import flax_leaves
-from ._leaf import Checkpoint, Format, Leaf, nest, place_of
+from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
 from ._open import open_checkpoint
 from ._pump import read_all
-from ._write import SUFFIXES, write_checkpoint
+from ._write import format_for, write_checkpoint
 
 __all__ = ["load_flax", "load_state_dict", "save_flax", "save_state_dict"]
 
@@ -128,7 +128,7 @@ def save_state_dict(
         _check_plain(name, tensor)
     first: dict[Any, str] = {}
     leaves = []
-    _check_notes(path, format, metadata)
+    _check_notes(path, "torch", format, metadata)
     for name, tensor in state.items():
         place = tensor.device, place_of(tensor)
         twin = first.setdefault(place, name) if tensor.numel() else name
@@ -178,7 +178,7 @@ def save_flax(
     if len(tensors) < len(arrays):
         raise CheckpointError("two leaves have the same dotted name.")
     leaves = []
-    _check_notes(path, format, metadata)
+    _check_notes(path, "flax", format, metadata)
     for where in arrays:
         tensor = tensors[join_path(where)]
         if not isinstance(tensor, torch.Tensor):
@@ -206,9 +206,10 @@ def _values(checkpoint: Checkpoint, copy: bool) -> dict[str, torch.Tensor]:
     return {name: own.setdefault(id(tensor), tensor.clone()) for name, tensor in values.items()}
 
 
-def _check_notes(path: AnyPath, format: Format | None, metadata: Mapping[str, str] | None) -> None:
-    chosen = format or SUFFIXES.get(pathlib.Path(path).suffix, "safetensors")
-    if metadata and chosen != "safetensors":
+def _check_notes(
+    path: AnyPath, framework: Framework, format: Format | None, metadata: Mapping[str, str] | None
+) -> None:
+    if metadata and (chosen := format_for(pathlib.Path(path), framework, format)) != "safetensors":
         raise CheckpointError(f"metadata goes into the header of a safetensors file: {chosen} has none.")
 
 

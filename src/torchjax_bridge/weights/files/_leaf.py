@@ -16,6 +16,7 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, split_path
 
 __all__ = [
+    "DEEPEST",
     "Checkpoint",
     "Format",
     "Framework",
@@ -23,6 +24,7 @@ __all__ = [
     "Progress",
     "nest",
     "place_of",
+    "put_at",
     "segments",
     "size_of",
 ]
@@ -33,7 +35,8 @@ Format = Literal["safetensors", "pt", "msgpack", "orbax"]
 Progress = Callable[[int], None]
 """Called with the bytes of each leaf that was written."""
 
-_DEEPEST = 128
+DEEPEST = 128
+"""Segments of a path, more than any model has: trees are walked by recursion."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,11 @@ def segments(name: str, where: object) -> Path:
     """The path that a name in a file spells out.
 
     Raises:
-        CheckpointError: It is nested deeper than any model: trees are walked by recursion.
+        CheckpointError: It is nested deeper than `DEEPEST`.
     """
     path = split_path(name) or (name,)
-    if len(path) > _DEEPEST:
-        raise CheckpointError(f"{where}: '{name[:40]}...' is nested {len(path)} deep, more than {_DEEPEST}.")
+    if len(path) > DEEPEST:
+        raise CheckpointError(f"{where}: '{name[:40]}...' is nested {len(path)} deep, more than {DEEPEST}.")
     return path
 
 
@@ -138,11 +141,15 @@ def nest(flat: Mapping[Path, Any], where: object) -> dict[Any, Any]:
         if not path or path in inner:
             name = ".".join(map(str, path))
             raise CheckpointError(f"{where}: '{name}' is a tensor and also the name of a group of tensors.")
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = value
+        put_at(tree, path, value)
     return _of_one_kind(tree)
+
+
+def put_at(tree: dict[Any, Any], path: Path, value: Any) -> None:
+    """Put a value into nested dicts; those that are not there yet are made."""
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
 
 
 def _of_one_kind(tree: Any) -> Any:

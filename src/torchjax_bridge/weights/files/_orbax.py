@@ -22,7 +22,7 @@ import torch
 from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, torch_dtype
 
-from ._leaf import Checkpoint, Leaf, Progress, nest
+from ._leaf import Checkpoint, Leaf, Progress, nest, put_at
 from ._mapped import Window
 from ._pump import raw
 
@@ -209,8 +209,8 @@ class _Reader:
         hows: dict[Any, Any] = {}
         for path in group:
             struct: Any = jax.ShapeDtypeStruct(self._found[path].shape, self._found[path].dtype)
-            _put(structs, path, struct)
-            _put(hows, path, ocp.RestoreArgs(restore_type=np.ndarray))
+            put_at(structs, path, struct)
+            put_at(hows, path, ocp.RestoreArgs(restore_type=np.ndarray))
         with _in_words(self._folder):
             args = ocp.args.PyTreeRestore(item=structs, restore_args=hows, partial_restore=True)
             tree = self._checkpointer.restore(str(self._folder.absolute()), args=args)
@@ -221,12 +221,6 @@ class _Reader:
                 value = value[part]
             values[path] = value
         return values
-
-
-def _put(tree: dict[Any, Any], path: Path, value: Any) -> None:
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[path[-1]] = value
 
 
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, split_path
 
 from ._header import Entry, build_header, in_order, parse_json, read_header
-from ._leaf import Checkpoint, Framework, Leaf, segments
+from ._leaf import DEEPEST, Checkpoint, Framework, Leaf, segments
 from ._mapped import MappedFile, Window
 from ._pump import Pump
 
@@ -93,7 +93,7 @@ def _odd_paths(notes: Mapping[str, str], path: pathlib.Path) -> dict[str, Path]:
         if (
             not isinstance(parts, list)
             or not parts
-            or len(parts) > 128
+            or len(parts) > DEEPEST
             or not all(type(part) is int or isinstance(part, str) for part in parts)
         ):
             raise CheckpointError(f"{where} gives no path for {name!r}.")

@@ -19,11 +19,11 @@ from ._pump import Pump
 from ._safetensors import describe, write_safetensors
 from ._torch_file import write_torch_file
 
-__all__ = ["MEMORY", "SUFFIXES", "format_for", "write_checkpoint"]
+__all__ = ["MEMORY", "format_for", "write_checkpoint"]
 
 MEMORY = 1 << 30
 
-SUFFIXES: dict[str, Format] = {
+_SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors",
     ".msgpack": "msgpack",
     ".pt": "pt",
@@ -59,7 +59,7 @@ def format_for(target: pathlib.Path, framework: Framework, format: Format | None
     """
     if format not in (None, *_FORMATS):
         raise CheckpointError(f"{format!r} is no format: say {', '.join(_FORMATS)}.")
-    said = SUFFIXES.get(target.suffix)
+    said = _SUFFIXES.get(target.suffix)
     chosen = format or said or "safetensors"
     if said is not None and chosen != said:
         raise CheckpointError(
@@ -115,12 +115,12 @@ def write_checkpoint(
                 f"the metadata {name!r}: {text!r} is no pair of strings, which a header holds."
             )
     suffix = target.suffix.lower()
-    if suffix in _FOREIGN or (suffix in SUFFIXES and suffix != target.suffix):
+    if suffix in _FOREIGN or (suffix in _SUFFIXES and suffix != target.suffix):
         raise CheckpointError(
-            f"'{target.name}' is neither a file that is written here ({', '.join(SUFFIXES)}) nor the name of a "
+            f"'{target.name}' is neither a file that is written here ({', '.join(_SUFFIXES)}) nor the name of a "
             "folder: give it another suffix, or none."
         )
-    single = target.suffix in SUFFIXES
+    single = target.suffix in _SUFFIXES
     if target.is_symlink() and target.is_dir():
         target = target.resolve()  # the folder is replaced where it lies
     refuse_to_replace(target, folder=not single, overwrite=overwrite)
