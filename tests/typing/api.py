@@ -94,6 +94,10 @@ def code(module: torch.nn.Module, flax_module: nnx.Module, tensor: torch.Tensor,
     assert_type(ours.cache_info().hits, int)
     theirs = tb.as_jax_function(lambda x: x, residuals="recompute")
     jax.jit(theirs)(array)
+    theirs.cache_clear()
+    assert_type(theirs.cache_info().misses, int)
+    tb.as_jax_function(lambda x: x, residuals="keep")  # type: ignore[arg-type]
+    tb.as_jax_module(module, residuals="keep")  # type: ignore[arg-type]
     assert_type(tb.as_jax_module(module), tuple[Callable[..., Any], dict[str, dict[str, jax.Array]]])
     wrapped: torch.nn.Module = tb.as_torch_module(flax_module)
     wrapped.train()

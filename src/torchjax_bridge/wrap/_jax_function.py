@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ import torch
 from torchjax_bridge.errors import ArgumentError, DtypeError, NarrowingError, OutputError
 from torchjax_bridge.exchange import torch_device, torch_dtype
 
-from ._cache import Cache
+from ._cache import Cache, CacheInfo
 from ._call import Rest, split_call
 from ._jax_ambient import Ambient, under_autocast
 from ._jax_code import without_grad
@@ -33,15 +33,31 @@ from ._jax_random import Replay, draw_noise, no_draws
 from ._jax_samplers import Draw
 from ._settings import x64
 
-__all__ = ["as_jax_function", "has_key", "take_key"]
+__all__ = ["JaxFunction", "as_jax_function", "has_key", "take_key"]
 
 # How many kinds of call (structure, shapes, dtypes, static values) a wrapped function remembers.
 CACHE_SIZE = 256
 
 
+class JaxFunction(Protocol):
+    """What `as_jax_function` returns, for a type checker; at run time it is a plain function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """``fn`` of JAX arrays."""
+
+    def cache_info(self) -> CacheInfo:
+        """How many kinds of call are known, and how often one was met again."""
+
+    def cache_clear(self) -> None:
+        """Forget every kind of call."""
+
+
 def as_jax_function(
-    fn: Callable[..., Any], *, output_shape: Any = None, residuals: str = "save"
-) -> Callable[..., Any]:
+    fn: Callable[..., Any],
+    *,
+    output_shape: Any = None,
+    residuals: Literal["save", "recompute"] = "save",
+) -> JaxFunction:
     """A torch function as a JAX function, under every transform of JAX.
 
     The result takes and returns JAX arrays, and runs ``fn`` in torch: eagerly, inside ``jax.jit``, and under
@@ -102,7 +118,7 @@ def as_jax_function(
     functools.update_wrapper(call, fn, updated=())
     call.cache_info = wrapped.kinds.info  # type: ignore[attr-defined]
     call.cache_clear = wrapped.kinds.clear  # type: ignore[attr-defined]
-    return call
+    return cast(JaxFunction, call)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ with it. How a torch function becomes a JAX function is `as_jax_function`'s.
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -24,7 +24,10 @@ __all__ = ["as_jax_module"]
 
 
 def as_jax_module(
-    module: torch.nn.Module, *, output_shape: Any = None, residuals: str = "save"
+    module: torch.nn.Module,
+    *,
+    output_shape: Any = None,
+    residuals: Literal["save", "recompute"] = "save",
 ) -> tuple[Callable[..., Any], dict[str, dict[str, jax.Array]]]:
     """A torch module as ``(apply, variables)``.
 
