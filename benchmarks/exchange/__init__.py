@@ -7,7 +7,7 @@ from torchjax_bridge import exchange
 
 from .._case import Findings
 from .._setting import Setting
-from ._dispatch import dispatch
+from ._dispatch import dispatch, results
 from ._flat import flatness
 from ._headline import headline
 from ._order import no_host_wait
@@ -27,6 +27,7 @@ def run(setting: Setting) -> Findings:
         for direction in directions:
             found += part(direction, setting)
     found += dispatch(directions[0], setting)
+    found += results(directions[1], setting)
     if setting.device == "cuda":
         for direction in directions:
             found += no_host_wait(direction, setting)

@@ -1,20 +1,26 @@
-"""Whether a jitted call costs more on arrays that have just crossed than on arrays that JAX made."""
+"""Crossings next to a jitted call: arguments that have just arrived, and a result that leaves at once.
+
+An array that crosses again and again, as in the other questions, keeps what the first crossing made of it;
+the result of a call is a new array each time.
+"""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 
 from .._case import Candidate, Findings, WrongResultError, ask
 from .._record import Promise
 from .._setting import Setting
 from ._routes import OURS, RAW, STOCK, Direction
 
-__all__ = ["dispatch"]
+__all__ = ["dispatch", "results"]
 
 _NATIVE = "jit call on JAX's own arrays"
 _KEPT = "jit call on arrays imported once"
+_AWAITED = "the jit call alone"
 
 
 def dispatch(direction: Direction, setting: Setting) -> Findings:
@@ -71,6 +77,62 @@ def dispatch(direction: Direction, setting: Setting) -> Findings:
         for name in routes
     ]
     return Findings([case], promises)
+
+
+def results(direction: Direction, setting: Setting) -> Findings:
+    """``jit(f)(a)`` of a 64x64 array, awaited, and its result shared with torch."""
+    operand = direction.make((64, 64))
+    double = jax.jit(lambda a: a * 2)
+    expected = np.asarray(operand) * 2
+
+    def right(result: Any) -> None:
+        if not np.array_equal(
+            np.asarray(result.cpu() if isinstance(result, torch.Tensor) else result), expected
+        ):
+            raise WrongResultError("the product is wrong")
+
+    candidates = [Candidate(_AWAITED, lambda a: double(a).block_until_ready(), operand, right, limit=True)]
+    routes = [name for name in (STOCK, RAW, OURS) if name in direction.routes]
+    for name in routes:
+        cross = direction.routes[name]
+
+        def hand_over(a: jax.Array, cross: Any = cross) -> torch.Tensor:
+            return cross(double(a).block_until_ready())
+
+        candidates.append(
+            Candidate(_handed(name), hand_over, operand, right, ours=name == OURS, limit=name == RAW)
+        )
+    case, rounds = ask(
+        "to_torch/results",
+        "What does a 64x64 result that JAX has just computed cost to hand to torch?",
+        candidates,
+        setting,
+        effort=4,
+    )
+    promises = []
+    for other, words, limit in ((RAW, "at most", 2.0), (STOCK, "at least", 2.5)):
+        if other not in routes:
+            continue
+        above, below = (OURS, other) if other == RAW else (other, OURS)
+        promises.append(
+            Promise(
+                f"{above} / {below}, each less the jit call, for a result just computed",
+                words if setting.device == "cpu" else "reported",
+                limit if setting.device == "cpu" else None,
+                "x",
+                rounds.combine(
+                    lambda seconds, above=above, below=below: (  # type: ignore[misc]
+                        (seconds[_handed(above)] - seconds[_AWAITED])
+                        / (seconds[_handed(below)] - seconds[_AWAITED])
+                    )
+                ),
+            )
+        )
+    return Findings([case], promises)
+
+
+def _handed(name: str) -> str:
+    return f"the jit call, handed over by {name}"
 
 
 def _fresh(name: str) -> str:

@@ -89,6 +89,30 @@ def test_a_private_import_that_is_not_told_the_kind_of_memory_is_taken(monkeypat
     assert to_jax(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
 
 
+def test_a_jaxlib_whose_arrays_cannot_be_cloned_lends_them_all_the_same(monkeypatch):
+    monkeypatch.delattr(_jax.ArrayImpl, "clone")
+    assert _dlpack.use("").path == "fast"
+    array = jnp.full(1000, 5.0) + 0
+    tensor = to_torch(array)
+    assert tensor.data_ptr() == array.unsafe_buffer_pointer()
+    array.delete()
+    assert tensor.tolist() == [5.0] * 1000
+
+
+def test_arrays_of_an_unknown_class_share_memory_all_the_same(monkeypatch):
+    monkeypatch.setattr(_dlpack, "PlainArray", type("PlainArray", (), {}))
+    array = jnp.arange(16.0) + 1
+    assert to_torch(array).data_ptr() == array.unsafe_buffer_pointer()
+    assert to_torch([array])[0].tolist() == array.tolist()
+
+
+def test_lending_a_deleted_array_raises():
+    array = jnp.arange(3) + 1
+    array.delete()
+    with pytest.raises((RuntimeError, TypeError)):  # and does not crash, as a clone of it would
+        _dlpack.lend(array)
+
+
 def test_asking_for_a_fast_path_that_does_not_work_raises(monkeypatch):
     monkeypatch.delattr("jaxlib._jax.dlpack_managed_tensor_to_buffer")
     with pytest.raises(ExchangeError, match=r"TORCHJAX_BRIDGE_DLPACK=fast, but .*Unset it"):

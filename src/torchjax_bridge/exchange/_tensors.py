@@ -121,7 +121,7 @@ def array_to_torch(
         cannot mark memory read-only: writing to a shared result changes the JAX array. On the CPU the call
         waits until the array is computed.
     """
-    if (copy is None or copy is False) and device is None and isinstance(array, jax.Array):
+    if type(array) is _dlpack.PlainArray and (copy is None or copy is False) and device is None:
         try:
             sharding = array.sharding
             if array.dtype in _PLAIN_JAX and (type(sharding) is _OneDevice or sharding.num_devices == 1):

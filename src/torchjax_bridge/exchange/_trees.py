@@ -14,6 +14,7 @@ import torch
 from torchjax_bridge.errors import ExchangeError
 
 from ._devices import jax_device, torch_device
+from ._dlpack import PlainArray
 from ._paths import from_jax_keypath
 from ._refusals import check_copy
 from ._structure import flatten, rebuild
@@ -97,9 +98,9 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     >>> to_torch((jnp.zeros(3), jnp.ones(2, jnp.bfloat16)))[1].dtype
     torch.bfloat16
     """
+    if type(tree) is PlainArray and copy is None and device is None:
+        return array_to_torch(tree)
     if isinstance(tree, jax.Array):
-        if copy is None and device is None:
-            return array_to_torch(tree)
         return array_to_torch(tree, copy=copy, device=device)
     return _cross(array_to_torch, tree, copy, device)
 
