@@ -254,6 +254,18 @@ def test_a_parameter_that_only_one_side_trains_is_refused() -> None:
         to_optax(torch.optim.Adam(module.fc.parameters(), LR), state, module=module, template=twin)
 
 
+def test_summed_biases_are_refused_with_a_way_on_and_no_second_fault() -> None:
+    module = nn.LSTM(3, 4, batch_first=True)
+    variables = ln.RNN(ln.OptimizedLSTMCell(4)).init(jax.random.key(0), jnp.zeros((1, 2, 3)))
+    state = optax.adam(LR).init(variables["params"])
+    optimizer = torch.optim.Adam(module.parameters(), LR)
+    with pytest.raises(errors.OptimizerStateError) as caught:
+        to_optax(optimizer, state, module=module, template=variables)
+    (said,) = str(caught.value).splitlines()[1:]
+    assert "bias_ih_l0 + bias_hh_l0" in said
+    assert "go on with a fresh optimizer state" in said
+
+
 def test_a_masked_chain_takes_the_state_of_the_parameters_it_trains(batches: list[Any]) -> None:
     module = Net()
     optimizer = torch.optim.Adam(module.fc.parameters(), LR)

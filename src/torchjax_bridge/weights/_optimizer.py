@@ -69,7 +69,7 @@ def to_optax(
     names = _names(optimizer, module)
     faults: list[str] = []
     count = _step_of(optimizer, kind, names, step, faults)
-    filled: dict[tuple[str, str], dict[Path, jax.Array]] = {}
+    filled: dict[tuple[str, str], dict[Path, jax.Array | None]] = {}
     for slot in _slots(kind, group):
         filled[slot.state.__name__, slot.field] = _moments_to_jax(
             optimizer, slot, group, moves, names, faults
@@ -248,14 +248,16 @@ def _moments_to_jax(
     moves: Iterable[Move],
     names: Mapping[int, str],
     faults: list[str],
-) -> dict[Path, jax.Array]:
+) -> dict[Path, jax.Array | None]:
+    """The moments by their leaf; None where a fault was told of it already."""
     parameters = {name: p for g in optimizer.param_groups for p in g["params"] for name in [names[id(p)]]}
-    laid_out: dict[Path, torch.Tensor] = {}
+    laid_out: dict[Path, torch.Tensor | None] = {}
     for move in moves:
         if not any(key in parameters for key in move.torch_keys):
             continue
         if (fault := _no_image(move)) is not None:
             faults.append(fault)
+            laid_out |= dict.fromkeys(move.flax_paths)
             continue
         absent = [key for key in move.torch_keys if key not in parameters]
         if absent:
@@ -276,7 +278,10 @@ def _moments_to_jax(
 def _no_image(move: Move) -> str | None:
     if move.layout.is_linear and move.layout.lossless:
         return None
-    return f"{' + '.join(move.torch_keys)}: {move.layout}; the moments of its parts have no image"
+    return (
+        f"{' + '.join(move.torch_keys)}: Flax has one weight for these ({move.layout}), and their moments do not "
+        "give its moments; go on with a fresh optimizer state"
+    )
 
 
 # --- the optax side ----------------------------------------------------------------------------------
@@ -304,7 +309,7 @@ def _walk(state: Any) -> Iterator[Any]:
 
 def _rewrite(
     state: Any,
-    filled: Mapping[tuple[str, str], Mapping[Path, jax.Array]],
+    filled: Mapping[tuple[str, str], Mapping[Path, jax.Array | None]],
     count: int | None,
     faults: list[str],
 ) -> Any:
@@ -336,7 +341,7 @@ def _set_count(kind: type, value: Any, count: int | None, faults: list[str]) -> 
     return value.copy(new) if _is_variable(value) else new
 
 
-def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array], faults: list[str]) -> Any:
+def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: list[str]) -> Any:
     used = set()
 
     def replace(keypath: Any, leaf: Any) -> Any:
@@ -348,13 +353,15 @@ def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array], faults: list[str])
             )
             return leaf
         used.add(path)
+        array = arrays[path]
+        if array is None:
+            return leaf
         old = leaf.get_value() if _is_variable(leaf) else leaf
-        if old.dtype != arrays[path].dtype or old.shape != arrays[path].shape:
+        if old.dtype != array.dtype or old.shape != array.shape:
             faults.append(
-                f"'{join_path(path)}': optax holds {old.dtype}{old.shape}, torch "
-                f"{arrays[path].dtype}{arrays[path].shape}"
+                f"'{join_path(path)}': optax holds {old.dtype}{old.shape}, torch {array.dtype}{array.shape}"
             )
-        return leaf.copy(arrays[path]) if _is_variable(leaf) else arrays[path]
+        return leaf.copy(array) if _is_variable(leaf) else array
 
     new = jax.tree_util.tree_map_with_path(replace, tree, is_leaf=_is_variable)
     faults += [
