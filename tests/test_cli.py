@@ -223,6 +223,14 @@ def test_inspect_shows_layers_and_rules(nets: dict[str, torch.Tensor]) -> None:
     assert ["weight", "float32", "(4,", "3)", "48", "B"] in [line.split() for line in text.splitlines()]
 
 
+def test_inspect_shows_a_layer_once_whatever_the_order_of_its_file(nets: dict[str, torch.Tensor]) -> None:
+    save_state_dict("apart.pt", {name: nets[name] for name in ("fc.weight", "norm.weight", "fc.bias")})
+    text = run("inspect", "apart.pt").stdout
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["fc", "weight", "bias", "norm", "weight"]
+    assert "rule: one of " in text  # and not the dozen that a weight and a bias may be
+    assert " or " not in text
+
+
 def test_inspect_prints_json(nets: dict[str, torch.Tensor]) -> None:
     for what in ("net.pt", factory("Net"), factory("abstract"), factory("variables")):
         found = json.loads(run("inspect", what, "--json").stdout)

@@ -59,13 +59,19 @@ def inspect(
 
 def _tree(lines: Sequence[files.Line]) -> list[str]:
     """A heading for every layer, its tensors indented below."""
-    rows: list[list[str]] = []
-    last = None
-    for line in lines:
+    layers: dict[str, list[tuple[str, files.Line]]] = {}
+    for line in lines:  # a file may hold the tensors of one layer apart
         layer, _, name = line.name.replace("\n", "\\n").rpartition(".")
-        if layer != last:
-            about = ", ".join(filter(None, (line.layer, line.rule and f"rule: {line.rule}")))
-            rows.append([layer or "(root)", "", "", about])
-            last = layer
-        rows.append([f"  {name}", line.dtype, str(line.shape), human(line.nbytes)])
+        layers.setdefault(layer, []).append((name, line))
+    rows: list[list[str]] = []
+    for layer, held in layers.items():
+        rows.append([layer or "(root)", "", "", _about(held[0][1])])
+        rows += [[f"  {name}", line.dtype, str(line.shape), human(line.nbytes)] for name, line in held]
     return columns(rows, "  ")
+
+
+def _about(line: files.Line) -> str:
+    """The layer's class and rule; names alone may leave open which of many rules it is."""
+    rules = line.rule.split(" or ")
+    rule = line.rule if len(rules) <= 3 else f"one of {len(rules)}, as the layer's class says"
+    return ", ".join(filter(None, (line.layer, rule and f"rule: {rule}")))
