@@ -15,7 +15,7 @@ HEAD = """<!-- Written by docs/make_cli.py from the commands' own help; do not e
 
 # The command line
 
-`torchjax-bridge` is installed with the `cli` extra: `pip install 'torchjax-bridge[flax,cli]'`.
+`torchjax-bridge` comes with the extra `cli` (from a checkout: `pip install -e '.[all]'`).
 `python -m torchjax_bridge` is the same.
 
 Results go to stdout, progress and errors to stderr. An error is one message without a traceback (`--debug` shows

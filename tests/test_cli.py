@@ -15,8 +15,17 @@ from typer.testing import CliRunner, Result
 from torchjax_bridge.cli import _doctor
 from torchjax_bridge.cli._app import app
 from torchjax_bridge.cli._options import as_bytes, as_dtype
+from torchjax_bridge.cli._rules import read_rules
 from torchjax_bridge.cli._terminal import columns, human
-from torchjax_bridge.weights import load_flax, load_state_dict, open_checkpoint, save_state_dict
+from torchjax_bridge.weights import (
+    Flatten,
+    LayerType,
+    Rename,
+    load_flax,
+    load_state_dict,
+    open_checkpoint,
+    save_state_dict,
+)
 
 Folder = pathlib.Path
 
@@ -49,6 +58,14 @@ class LinenNet(linen.Module):
     @linen.compact
     def __call__(self, x):
         return linen.BatchNorm(True, name="norm")(linen.Dense(4, name="fc")(x))
+
+class WithMap(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.fc = nnx.Linear(16, 5, rngs=rngs)
+
+def with_map():
+    return WithMap(nnx.Rngs(0))
 
 def variables():
     return LinenNet().init(jax.random.key(0), jax.numpy.ones((1, 3)))
@@ -158,6 +175,7 @@ def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path
         ("[[flatten]]\ntorch = 'a'", "needs features"),
         ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\nchannels_first = true", "stands alone"),
         ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "stands alone"),
+        ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\noutput = 1", "output is true or false"),
         ("rename = 3", "'rename' is no list"),
         ("[[rename", "is no TOML"),
     ],
@@ -168,6 +186,42 @@ def test_a_rules_file_that_says_no_rule_is_a_usage_error(
     (tmp_path / "r.toml").write_text(text)
     done = run("plan", "net.pt", "--to", "flax", "--rules", "r.toml", code=2)
     assert why in " ".join(done.stderr.split())
+
+
+def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rules = {
+        "flatten = [{torch = 'a', features = [4, 2, 2]}]": Flatten("a", (4, 2, 2)),
+        "flatten = [{torch = 'a', channels_first = true}]": Flatten("a", None),
+        "flatten = [{torch = 'a', features = [4, 2, 2], output = true}]": Flatten(
+            "a", (4, 2, 2), output=True
+        ),
+        "rename = [{torch = 'a', flax = 'b'}]": Rename("a", "b"),
+        "layer_type = [{torch = 'a', kind = 'Linear'}]": LayerType("a", torch.nn.Linear),
+    }
+    for text, rule in rules.items():
+        pathlib.Path("r.toml").write_text(text)
+        assert read_rules("r.toml") == (rule,)
+
+
+def test_a_refused_flatten_comes_with_the_line_for_the_rules_file(
+    nets: dict[str, torch.Tensor], tmp_path: Folder
+) -> None:
+    command = ("net-with-map.pt", "out", "--to", "flax", "--template", factory("with_map"))
+    save_state_dict(
+        "net-with-map.pt",
+        {
+            "conv.weight": torch.randn(4, 3, 3, 3),
+            "conv.bias": torch.randn(4),
+            "fc.weight": torch.randn(5, 16),
+            "fc.bias": torch.randn(5),
+        },
+    )
+    said = run("convert", *command, code=1).stderr.splitlines()[-1].strip()
+    assert said == 'flatten = [{torch = "fc", features = [4, 2, 2]}]'
+    assert run("plan", command[0], *command[2:], code=1).stdout.splitlines()[-1].strip() == said
+    (tmp_path / "r.toml").write_text(said)
+    run("convert", *command, "--rules", "r.toml")
 
 
 def test_errors_are_one_message_without_traceback_unless_asked(

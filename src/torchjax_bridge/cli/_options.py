@@ -63,7 +63,12 @@ Template = Annotated[
 ]
 Rules = Annotated[
     str | None,
-    typer.Option("--rules", metavar="FILE", help="Renames, layer types and flattenings, as TOML or JSON."),
+    typer.Option(
+        "--rules",
+        metavar="FILE",
+        help='Renames, layer types and flattenings, as TOML or JSON, such as flatten = [{torch = "fc1", '
+        "features = [16, 5, 5]}].",
+    ),
 ]
 Key = Annotated[
     str | None,

@@ -9,7 +9,7 @@ from torchjax_bridge.weights import files
 
 from ._factory import flax_template, torch_model
 from ._options import Debug, Key, Model, Rules, Template
-from ._rules import read_rules
+from ._rules import read_rules, where_rules_go
 from ._terminal import say, spoken
 
 HELP = """Print how the tensors of a checkpoint would lie in the other framework, and every fault; convert nothing.
@@ -38,6 +38,6 @@ def plan(
     if route.plan is None:
         say(f"{src} holds {to} weights already: {len(route.leaves)} tensors would be copied as they are.")
         return
-    say(str(route.plan))
+    say(str(route.plan) + where_rules_go(str(route.plan)))
     if not route.plan.ok:
         raise typer.Exit(1)

@@ -13,10 +13,13 @@ TOML, or JSON of the same shape::
     [[flatten]]
     torch = "fc1"
     features = [16, 5, 5]          # (C, H, W); or channels_first = true
+    output = false                 # true: its output is what is viewed as a map
+    # on one line: flatten = [{torch = "fc1", features = [16, 5, 5]}]
 """
 
 import json
 import pathlib
+import re
 import tomllib
 from typing import Any
 
@@ -25,12 +28,12 @@ from torch import nn
 
 from torchjax_bridge.weights import Flatten, LayerType, Rename
 
-__all__ = ["read_rules"]
+__all__ = ["read_rules", "where_rules_go"]
 
 _FIELDS = {
     "rename": {"torch", "flax"},
     "layer_type": {"torch", "kind"},
-    "flatten": {"torch", "features", "channels_first"},
+    "flatten": {"torch", "features", "channels_first", "output"},
 }
 
 
@@ -62,6 +65,17 @@ def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten, ...]:
     return tuple(rules)
 
 
+def where_rules_go(report: str) -> str:
+    """What to add to a report that says ``rules=[...]``, which is Python; empty for any other."""
+    if "rules=[" not in report:
+        return ""
+    found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
+    if found is None:
+        return "\non the command line, rules=[...] is a file: --rules FILE"
+    rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
+    return f"\non the command line, rules=[...] is a file: --rules FILE, with such a line as\n  {rule}"
+
+
 def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:
     if not isinstance(entry, dict) or not set(entry) <= _FIELDS[kind]:
         raise typer.BadParameter(f"{where} is not a table of {', '.join(sorted(_FIELDS[kind]))}.")
@@ -77,15 +91,17 @@ def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:
         if not isinstance(found, type) or not issubclass(found, nn.Module):
             raise typer.BadParameter(f"{where}: {entry.get('kind')!r} is no class of torch.nn.")
         return LayerType(torch, found)
-    sizes = entry.get("features")
+    sizes, output = entry.get("features"), entry.get("output", False)
+    if not isinstance(output, bool):
+        raise typer.BadParameter(f"{where}: output is true or false.")
     if "channels_first" in entry:
         if entry["channels_first"] is not True or sizes is not None:
             raise typer.BadParameter(f"{where}: channels_first is true and stands alone, or is left out.")
-        return Flatten(torch, None)
+        return Flatten(torch, None, output)
     if (
         not isinstance(sizes, list)
         or not all(type(size) is int and size > 0 for size in sizes)
         or len(sizes) < 2
     ):
         raise typer.BadParameter(f"{where} needs features = [C, H, W], or channels_first = true.")
-    return Flatten(torch, tuple(sizes))
+    return Flatten(torch, tuple(sizes), output)

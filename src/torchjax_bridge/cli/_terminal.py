@@ -22,6 +22,8 @@ from rich.progress import (
 
 from torchjax_bridge.errors import BridgeError
 
+from ._rules import where_rules_go
+
 __all__ = ["columns", "fail", "human", "progress", "say", "spoken"]
 
 
@@ -53,7 +55,7 @@ def spoken(debug: bool) -> Iterator[None]:
     except BridgeError as err:
         if debug:
             raise
-        raise fail(str(err)) from err
+        raise fail(str(err) + where_rules_go(str(err))) from err
 
 
 def human(size: float) -> str:
