@@ -570,6 +570,36 @@ def test_integers_sequences_keywords_and_trees_are_compared(flavour: str, scale:
         assert (found.cause.kind, found.cause.proved) == ("scale", True)
 
 
+def test_a_layer_that_is_no_module_of_its_own_in_flax_is_said_not_to_be_compared() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, batch_first=True, bidirectional=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.lstm(x)[0])
+
+    class LinenBoth(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            ways = [ln.RNN(ln.OptimizedLSTMCell(4)) for _ in range(2)]
+            return ln.Dense(2, name="head")(ln.Bidirectional(*ways)(x))
+
+    module, linen = Both(), LinenBoth()
+    x = torch.randn(2, 5, 3)
+    shapes = jax.eval_shape(linen.init, jax.random.key(0), x.numpy())
+    found = parity(module, (linen, to_flax(module, shapes)), x)
+    assert found.ok
+    assert [row.ok for row in found.rows] == [None, True, True]
+    title, _, lstm, *_ = str(found).splitlines()
+    assert title.startswith("parity: 2 outputs agree and 1 cannot be compared, ")
+    assert "(output)" not in lstm
+    assert found.notes == (
+        "'lstm' (LSTM) is not called as one module in Flax: its own output is not compared",
+    )
+
+
 def test_a_square_image_of_as_many_channels_is_laid_out_by_its_values() -> None:
     class Front(nnx.Module):
         """Takes its channels in front, as torch does."""

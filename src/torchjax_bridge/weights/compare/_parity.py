@@ -6,6 +6,7 @@ is recorded by ``_record``, put side by side by ``_steps`` and explained by ``_c
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from torchjax_bridge.exchange import join_path
 from .._audit import SettingFault
 from .._plan import UserRule
 from ._causes import find_cause
-from ._evidence import Cause, Evidence
+from ._evidence import Cause, Evidence, not_called, place
 from ._inputs import Moves, check_call, choose_layout, to_flax_inputs
 from ._record import Call, Record, record_torch
 from ._statistics import Statistic, statistics
@@ -84,9 +85,12 @@ class Parity:
 
     def __str__(self) -> str:
         if self.ok:
-            title = (
-                f"parity: {len(self.rows)} outputs agree, the models' own within {self.max_difference:.2g}"
-            )
+            unseen = sum(row.ok is None for row in self.rows)
+            rest = f" and {unseen} cannot be compared" if unseen else ""
+            agree = f"{len(self.rows) - unseen} outputs agree{rest}"
+            title = f"parity: {agree}, the models' own within {self.max_difference:.2g}"
+        elif isnan(self.max_difference):  # one of them gave no numbers
+            title = "parity: the models differ"
         else:
             title = f"parity: the models differ, by up to {self.max_difference:.2g} in their outputs"
         table: list[tuple[str, ...]] = [("", "layer", "torch", "Flax", "shape", "difference", "relative")]
@@ -109,7 +113,8 @@ def _cells(row: ParityRow, *, first: bool) -> tuple[str, ...]:
     call = f" [{row.call}]" if row.call else ""
     numbers = (f"{row.difference:.2e}", f"{row.relative:.2e}") if not row.note else (row.note, "")
     shape = str(row.shape) if row.shape is not None else ""
-    return ("first" if first else mark, row.layer, name + call, row.flax_path or "(output)", shape, *numbers)
+    twin = row.flax_path or ("(output)" if not row.torch_path else "")
+    return ("first" if first else mark, row.layer, name + call, twin, shape, *numbers)
 
 
 def parity(
@@ -258,8 +263,10 @@ def _notes(twins: Twins, steps: Sequence[Step], last: Moves, error: BaseExceptio
     for step in steps:
         ours, theirs = step.counts
         if step.number == 0 and ours != theirs and not list(step.module.children()):
-            name = join_path(step.torch.path)
-            yield f"'{name}' is called {ours} times in torch and {theirs} times in Flax"
+            if theirs or error is not None:
+                yield not_called(step).message
+            else:  # such as the cells of a linen.RNN, which are no module together
+                yield f"{place(step)} is not called as one module in Flax: its own output is not compared"
     if error is not None:
         yield f"the Flax model raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     yield from (f"the plan says {fault}" for fault in twins.plan.report)
