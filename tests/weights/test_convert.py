@@ -319,6 +319,16 @@ def test_tied_tensors_become_one_leaf_or_two_as_the_template_wants(tie: bool) ->
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
 
 
+def test_a_conjugate_view_of_a_tensor_is_no_tie() -> None:
+    value = torch.randn(3, dtype=torch.complex64)
+    state = {"first": value, "second": value.conj()}
+    empty = nnx.State({name: nnx.Param(jnp.zeros(3, jnp.complex64)) for name in state})
+    twin = to_flax(state, empty)
+    back = to_state_dict(twin, state)
+    assert torch.equal(back["first"], value)
+    assert torch.equal(back["second"], value.conj().resolve_conj())
+
+
 def test_two_values_for_one_tied_tensor_are_refused() -> None:
     module = Tied()
     twin = to_flax(module, NnxTied(nnx.Rngs(0), tie=False))

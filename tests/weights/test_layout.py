@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchjax_bridge.weights import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
+from torchjax_bridge.weights._layout import Constant
 from torchjax_bridge.weights.rules._linear import kernel_after_flatten
 
 # A NaN with a payload, a signed zero, a subnormal: what a careless copy loses.
@@ -101,6 +102,27 @@ def test_a_sum_is_not_lossless_and_gives_its_terms_back_only_when_nothing_change
     unknown = layout.inverse([total])
     assert torch.equal(unknown[0], total)
     assert not unknown[1].any()
+
+
+def test_terms_whose_sum_is_not_a_number_come_back_to_the_bit() -> None:
+    first, second = torch.tensor([float("nan"), 1.0, float("inf")]), torch.tensor([2.0, 3.0, -float("inf")])
+    back = Sum().inverse(Sum().forward([first, second]), [first, second])
+    assert [_bits(t) for t in back] == [_bits(t) for t in (first, second)]
+
+
+def test_a_sum_whose_sign_of_zero_changed_is_another_sum() -> None:
+    zeros = torch.zeros(2)
+    back = Sum().inverse([-zeros], [zeros, zeros])
+    assert _bits(back[0]) == _bits(-zeros)
+
+
+def test_a_stack_of_what_torch_has_not_is_made_and_comes_back_as_nothing() -> None:
+    layout = Stack(3, Constant(0.0, (2,), torch.float32, fixed=True))
+    (made,) = layout.forward([])
+    assert torch.equal(made, torch.zeros(3, 2))
+    assert layout.inverse([made]) == layout.inverse([made], []) == ()
+    with pytest.raises(ValueError, match="no longer 0"):
+        layout.inverse([made + 1])
 
 
 def test_a_lossy_step_inside_a_chain_still_sees_what_stood_there() -> None:

@@ -1,6 +1,7 @@
 """Matching: by name, by place, by what alone fits; and refused where two answers are left."""
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import flax.linen as ln
@@ -261,6 +262,38 @@ def test_nnx_layers_made_by_vmap_are_stacked_too() -> None:
 
 
 # --- levels of their own -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_scanned_layers_keep_what_only_flax_has(statistics: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3, track_running_stats=statistics)
+            self.rnn = nn.LSTM(3, 3, bias=False)
+
+    class NnxBlock(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+            self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(3, 3, rngs=rngs))
+
+    module = nn.ModuleList(Block() for _ in range(4))
+    twin = to_flax(module, nnx.vmap(NnxBlock)(nnx.Rngs(0).split(4)))
+    assert not twin.rnn.cell.dense_h.bias[...].any()
+    assert twin.norm.var[...].shape == (4, 3)
+    back = to_state_dict(twin, module)
+    assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(("layers", "doubt"), [(3, True), (4, False)])
+def test_an_axis_of_layers_that_another_axis_could_be_is_warned_of(layers: int, doubt: bool) -> None:
+    module = nn.ModuleList(nn.Linear(3, 3) for _ in range(layers))
+    stacked = {"kernel": jnp.zeros((layers, 3, 3)), "bias": jnp.zeros((layers, 3))}
+    made = plan(module, {"params": stacked})
+    assert made.ok
+    assert bool(made.assumed) == doubt
+    with pytest.warns(PairingWarning, match="first axis") if doubt else nullcontext():
+        to_flax(module, {"params": stacked})
 
 
 def test_a_model_held_in_an_attribute_is_looked_into_on_either_side() -> None:

@@ -15,6 +15,7 @@ from torchjax_bridge.exchange import Path, check_copy, join_path, to_jax, to_tor
 from ._audit import compare_settings
 from ._bind import Move
 from ._flax_tree import FlaxLeaf, FlaxTree
+from ._layout import same_bits
 from ._live import live_nnx
 from ._memory import fresh
 from ._plan import Plan, UserRule, make_plan, read_sides
@@ -271,17 +272,9 @@ def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
     faults = [
         Fault("ambiguous", f"it is the same tensor as '{first}' in torch, but Flax holds two values", key)
         for key, first in tree.ties.items()
-        if key in filled and first in filled and not _same_bits(filled[key], filled[first])
+        if key in filled and first in filled and not same_bits(filled[key], filled[first])
     ]
     Report(tuple(faults)).raise_unless_ok("fill the tied tensors", strict=True)
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    return torch.equal(
-        one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8)
-    )
 
 
 def _kept(key: str, value: Any, copy: bool | None) -> Any:

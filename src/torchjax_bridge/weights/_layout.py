@@ -26,6 +26,7 @@ __all__ = [
     "Stack",
     "Sum",
     "Then",
+    "same_bits",
     "then",
 ]
 
@@ -187,7 +188,7 @@ class Sum(Layout):
         (total,) = tensors
         if was is not None and not total.is_meta:
             first, second = (term.to(total.device) for term in was)
-            if first.dtype == total.dtype and torch.equal(first + second, total):
+            if same_bits(first + second, total):
                 return first, second
         return total, torch.zeros_like(total)
 
@@ -335,8 +336,8 @@ class Stack(Layout):
         )
 
     def _groups(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        size = len(tensors) // self.count
-        return [tensors[start : start + size] for start in range(0, len(tensors), size)]
+        size = len(tensors) // self.count  # none where torch has no such tensor
+        return [tensors[place * size : (place + 1) * size] for place in range(self.count)]
 
     def __str__(self) -> str:
         return f"stack of {self.count} ({self.layout})"
@@ -355,6 +356,14 @@ def then(*layouts: Layout) -> Layout:
     for step in steps[1:]:
         result = Then(result, step)
     return result
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one device are the same in dtype, shape and every bit, NaNs included."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
+    return torch.equal(*bits)
 
 
 def _expect(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

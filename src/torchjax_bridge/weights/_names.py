@@ -165,8 +165,10 @@ class Matcher:
         keeps = tuple(key for match in matches for key in match.keeps)
         notes = tuple(note for match in matches for note in match.notes)
         together = tuple(pair for match in matches for pair in match.layers)
-        assumed = tuple(dict.fromkeys(one for match in matches for one in match.assumed))
-        return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=assumed)
+        assumed = list(dict.fromkeys(one for match in matches for one in match.assumed))
+        if _could_lie_otherwise([leaf.shape for leaf in leaves.values()]):
+            assumed.append((torch_node.where, _FIRST_AXIS))
+        return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=tuple(assumed))
 
 
 def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
@@ -184,6 +186,22 @@ def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
                 continue
         left[name] = child
     return replace(torch_node, leaves=torch_node.leaves | found, children=left) if found else torch_node
+
+
+_FIRST_AXIS = "taken to be stacked along the first axis of every leaf, and another axis has as many entries"
+
+
+def _could_lie_otherwise(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the axis of the layers could also be another one, which a scan's ``variable_axes`` decides."""
+    least = min(map(len, shapes))
+    return any(
+        all(_drop(shape, axis % len(shape)) == shape[1:] for shape in shapes)
+        for axis in (*range(1, least), *range(1 - least, 0))
+    )
+
+
+def _drop(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
 
 
 def _slice(node: FlaxNode) -> FlaxNode:

@@ -330,9 +330,9 @@ def _find_ties(state: dict[str, Any]) -> dict[str, str]:
 
 def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors that start at one address are the same tensor."""
-    return (one.dtype, one.shape, one.stride(), one.device) == (
-        other.dtype,
-        other.shape,
-        other.stride(),
-        other.device,
-    )
+    return _elements(one) == _elements(other)
+
+
+def _elements(tensor: torch.Tensor) -> tuple[Any, ...]:
+    # A conjugate or negative view is at the same address and has other values.
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.is_conj(), tensor.is_neg()

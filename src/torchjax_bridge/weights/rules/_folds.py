@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._layout import Layout
+from .._layout import Layout, same_bits
 
 __all__ = ["SpectralNormed", "SpectralParts", "WeightNormed"]
 
@@ -33,7 +33,7 @@ class WeightNormed(Layout):
         (weight,) = tensors
         if was is None:
             raise ValueError("weight_norm cannot be taken apart without the torch module as the template")
-        if _same(self.forward(was)[0], weight):
+        if same_bits(self.forward(was)[0].to(weight.device), weight):
             return tuple(was)
         return weight, _length(weight, was[1])
 
@@ -63,7 +63,7 @@ class SpectralNormed(Layout):
         (weight,) = tensors
         if was is None:
             raise ValueError("spectral_norm cannot be taken apart without the torch module as the template")
-        if _same(self.forward(was)[0], weight):
+        if same_bits(self.forward(was)[0].to(weight.device), weight):
             return tuple(was)
         wide = torch.promote_types(weight.dtype, torch.float32)
         left, values, right = torch.linalg.svd(_matrix(weight, self.dim).to(wide), full_matrices=False)
@@ -95,7 +95,10 @@ class SpectralParts(Layout):
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         """``(kernel, u, sigma)`` to ``(W, u, v)``: v as it was if nothing changed, else one step from u."""
-        if was is not None and all(map(_same, self.forward(was), tensors)):
+        if was is not None and all(
+            same_bits(before.to(now.device), now)
+            for before, now in zip(self.forward(was), tensors, strict=True)
+        ):
             return tuple(was)
         kernel, left, _ = tensors
         (original,) = self.kernel.inverse((kernel,))
@@ -121,7 +124,3 @@ def _length(direction: Tensor, length: Tensor) -> Tensor:
         return direction.norm()
     axes = [axis for axis, size in enumerate(length.shape) if size == 1]
     return torch.linalg.vector_norm(direction, dim=axes, keepdim=True) if axes else direction.abs()
-
-
-def _same(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.dtype == theirs.dtype and torch.equal(ours, theirs.to(ours.device))
