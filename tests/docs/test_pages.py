@@ -29,6 +29,14 @@ def _snippets(page: Path) -> list[tuple[int, str, str | None]]:
     return [(text[: found.start()].count("\n") + 2, *found.groups()) for found in _BLOCK.finditer(text)]
 
 
+def test_the_path_for_a_model_of_your_own_runs_by_itself(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/porting.md").read_text()
+    section = text.split("## Getting your own model across\n")[1].split("\n## ")[0]
+    exec("\n".join(code for code, _ in _BLOCK.findall(section)), {"__name__": "__main__"})
+    assert (tmp_path / "unet-flax.safetensors").exists()
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if _snippets(page)], ids=lambda page: page.name)
 def test_the_snippets_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
