@@ -14,11 +14,15 @@ from torchjax_bridge.exchange import Path, join_path
 
 from ._flax_tree import FlaxLeaf, FlaxNode
 from ._layout import Identity, Layout
+from ._own_forward import taken_for_granted
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Entry, Layer, Rule
 
-__all__ = ["Match", "Move", "bind", "bind_raw", "missing", "unexpected"]
+__all__ = ["RAW", "Match", "Move", "bind", "bind_raw", "missing", "unexpected"]
+
+RAW = "raw tensor"
+"""The rule of a parameter or buffer that a module holds itself."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     of_class = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
-    assumed: list[tuple[str, str]] = []
+    assumed = [(torch_node.where, words) for words in taken_for_granted(rule, torch_node)]
     for entry in entries:
         found = [ours.pop(name, None) for name in entry.torch_names]
         places = [theirs.pop(path, None) for path in entry.flax_paths]
@@ -147,7 +151,7 @@ def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str
             continue
         fault = _misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
         if fault is None:
-            moves.append(Move((leaf.key,), (place.path,), Identity(), "raw tensor", "raw tensor"))
+            moves.append(Move((leaf.key,), (place.path,), Identity(), RAW, RAW))
         else:
             faults.append(fault)
     faults += [missing(leaf) for name, leaf in theirs.items() if name not in ours]

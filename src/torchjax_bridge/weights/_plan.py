@@ -17,7 +17,7 @@ from torch import nn
 from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path
 
-from ._bind import Match, Move
+from ._bind import RAW, Match, Move
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
@@ -147,11 +147,12 @@ def read_sides(
     torch_side: Any, flax_side: Any, rules: Iterable[UserRule]
 ) -> tuple[TorchTree, FlaxTree, tuple[UserRule, ...]]:
     """Read both sides, with the caller's renames applied."""
-    given = (rules,) if isinstance(rules, UserRule) else tuple(rules)
+    given = tuple(rules) if isinstance(rules, Iterable) else (rules,)
     for rule in given:
         if not isinstance(rule, UserRule):
             raise PlanError(
-                f"{rule!r} is no rule: pass Rule, Rename, LayerType or Flatten from torchjax_bridge.weights."
+                f"{rule!r} is no rule: pass a list of Rule, Rename, LayerType and Flatten objects of "
+                "torchjax_bridge.weights, or leave rules out."
             )
     renames = tuple(rule for rule in given if isinstance(rule, Rename))
     return read_torch(torch_side, renames), read_flax(flax_side), given
@@ -199,7 +200,7 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
             faults.append(Fault("rules", f"{rule} names no layer of the torch side", rule.torch))
         for node in named:
             if isinstance(rule, LayerType):
-                node.kind = rule.kind
+                node.kind, node.said = rule.kind, True
             elif not can_be_flattened(node, output=rule.output):
                 other = "" if rule.output else ", and none over flattened features"
                 message = f"{rule} names {node.where}, which is no Linear layer{other}"
@@ -286,6 +287,8 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
             yield f"{name}: {move.note}"
         if not move.layout.lossless:
             yield f"{name}: {move.layout}; the way back needs the torch module as its template to be exact"
+        if move.rule == RAW:
+            yield from _other_role(tree, move, leaves)
         for key in move.torch_keys:
             holders.setdefault(tree.ties.get(key, key), []).extend(move.flax_paths)
         dtypes = {tree.state[key].dtype for key in move.torch_keys}
@@ -299,6 +302,17 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
         if key in tied and len(set(paths)) > 1:
             places = ", ".join(sorted({join_path(path) for path in paths}))
             yield f"{key}: one tied torch tensor becomes separate Flax leaves ({places}); the tie is lost"
+
+
+def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
+    """A buffer that is trained in Flax, or a parameter that is not."""
+    for key in move.torch_keys:
+        buffer = tree.is_buffer(key)
+        for collection in {leaves[path].collection for path in move.flax_paths}:
+            if buffer and collection == "params":
+                yield f"{key}: a buffer in torch and a parameter in Flax, where optimizers train it"
+            elif buffer is False and collection not in ("params", ""):
+                yield f"{key}: a parameter in torch and in '{collection}' in Flax, where no optimizer trains it"
 
 
 @lru_cache(maxsize=256)

@@ -8,7 +8,7 @@ its ``state_dict``.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class TorchNode:
         children: Its submodules by name; the names in a ``Sequential`` or ``ModuleList`` are integers.
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
         output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
+        said: Whether the caller said which class it has, so that it computes what that class does.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class TorchNode:
     children: dict[str | int, "TorchNode"] = field(default_factory=dict)
     features: tuple[int, ...] | None = None
     output: tuple[int, ...] | None = None
+    said: bool = False
 
     def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
         """Every tensor at or below this node, by its dotted name relative to the node."""
@@ -100,6 +102,7 @@ class TorchTree:
         others: Keys whose value is no tensor (a module's extra state); they never cross.
         notes: What was looked through while reading.
         faults: Renames that send two tensors to one place, or match nothing.
+        module: The live module, or None.
     """
 
     root: TorchNode
@@ -108,6 +111,16 @@ class TorchTree:
     others: tuple[str, ...]
     notes: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
+    module: nn.Module | None = None
+
+    def is_buffer(self, key: str) -> bool | None:
+        """Whether a key is a buffer's, not a parameter's; None where no live module tells."""
+        return None if self.module is None else key in self._buffers
+
+    @cached_property
+    def _buffers(self) -> frozenset[str]:
+        named = self.module.named_buffers(remove_duplicate=False) if self.module is not None else ()
+        return frozenset(name for name, _ in named)
 
     @property
     def device(self) -> torch.device:
@@ -170,7 +183,8 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         bare = tensor.detach() if tensor.requires_grad else tensor
         node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
     faults += change.unused()
-    return TorchTree(scopes.root, state, _find_ties(state), tuple(others), notes, tuple(faults))
+    live = source if isinstance(source, nn.Module) else None
+    return TorchTree(scopes.root, state, _find_ties(state), tuple(others), notes, tuple(faults), live)
 
 
 @lru_cache(maxsize=4096)

@@ -8,6 +8,8 @@ a typing error does not pass for an instruction.
 import re
 from dataclasses import dataclass
 
+from torch import nn
+
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, split_path
 
@@ -30,6 +32,10 @@ class Rename:
     torch: str
     flax: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.torch, str) or not isinstance(self.flax, str):
+            raise PlanError(f"Rename takes two dotted names, not {self.torch!r} and {self.flax!r}.")
+
     def apply(self, path: Path) -> Path | None:
         """The new path, or None when the pattern is not a prefix of this one."""
         pattern = split_path(self.torch)
@@ -51,7 +57,9 @@ class Rename:
 
 @dataclass(frozen=True)
 class LayerType:
-    """Which torch class a layer of a bare ``state_dict`` has, where its keys leave a doubt.
+    """Which torch class a layer has: one of a bare ``state_dict``, whose keys leave a doubt, or a subclass.
+
+    A subclass with a ``forward`` of its own is taken to compute what its base does, with a warning; this says so.
 
     Args:
         torch: The dotted path of the layer, or a pattern.
@@ -62,9 +70,10 @@ class LayerType:
     kind: type
 
     def __post_init__(self) -> None:
-        if not isinstance(self.kind, type):
+        _check_name("LayerType", self.torch)
+        if not isinstance(self.kind, type) or not issubclass(self.kind, nn.Module):
             raise PlanError(
-                f'LayerType("{self.torch}", ...) takes a class such as nn.Linear, not {self.kind!r}.'
+                f'LayerType("{self.torch}", ...) takes a torch class such as nn.Linear, not {self.kind!r}.'
             )
 
     def names(self, path: Path) -> bool:
@@ -93,7 +102,7 @@ class Flatten:
         output: Of a Linear: its output is viewed as ``features``, where Flax views it as ``(H, W, C)``.
 
     Raises:
-        PlanError: The features are not two or more positive sizes.
+        PlanError: The features are not two or more positive sizes, or ``output`` is not a bool.
     """
 
     torch: str
@@ -101,6 +110,9 @@ class Flatten:
     output: bool = False
 
     def __post_init__(self) -> None:
+        _check_name("Flatten", self.torch)
+        if not isinstance(self.output, bool):
+            raise PlanError(f'Flatten("{self.torch}", ...) takes output=True or False, not {self.output!r}.')
         sizes = self.features
         if sizes is None:
             return
@@ -121,6 +133,11 @@ class Flatten:
 
     def __str__(self) -> str:
         return f'Flatten("{self.torch}", {self.features}{", output=True" if self.output else ""})'
+
+
+def _check_name(hint: str, name: object) -> None:
+    if not isinstance(name, str):
+        raise PlanError(f"{hint}({name!r}, ...) takes the dotted name of a layer, or a pattern, first.")
 
 
 def _names(pattern: str, path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from .._layout import Identity, Layout
@@ -43,6 +44,15 @@ class Entry:
     optional: bool = False
     note: str = ""
     assumed: str = ""
+
+    def __post_init__(self) -> None:
+        for side, given, kinds in (("torch", self.torch, str), ("flax", self.flax, str | tuple)):
+            if not isinstance(given, str) and not (
+                isinstance(given, tuple | list) and all(isinstance(name, kinds) for name in given)
+            ):
+                raise PlanError(f"Entry takes a dotted name or a tuple of them for {side}, not {given!r}.")
+        if not isinstance(self.layout, Layout):
+            raise PlanError(f"Entry takes a Layout such as Permute((1, 0)), not {self.layout!r}.")
 
     @cached_property
     def torch_names(self) -> tuple[str, ...]:
@@ -92,7 +102,8 @@ class Rule:
     """How the weights of one kind of torch layer lie in its Flax counterpart.
 
     Args:
-        torch_types: The torch class, or classes; a subclass follows the rule of its nearest ancestor.
+        torch_types: The torch class, or classes; a subclass follows the rule of its nearest ancestor (with a
+            warning if it has a ``forward`` of its own).
         entries: The entries, or a function from a `Layer` to them.
         flax_types: Names of the Flax classes that are its counterpart; empty for any.
         keeps: Tensors of the torch layer without an image in Flax, which stay on the torch side.
@@ -102,6 +113,9 @@ class Rule:
             not tell (a parametrization).
         settings: What the constructor of the Flax layer needs for parity, for the documentation.
         label: A name for messages, by default that of the classes.
+
+    Raises:
+        PlanError: It is not made of classes and entries.
 
     >>> from torch import nn
     >>> class Scale(nn.Module):
@@ -121,6 +135,25 @@ class Rule:
     settings: str = ""
     label: str = ""
 
+    def __post_init__(self) -> None:
+        for kind in self.types:
+            if not isinstance(kind, type) or kind.__module__.startswith("flax."):
+                raise PlanError(
+                    f"Rule takes a torch class such as nn.Linear, or a tuple of them, not {kind!r}."
+                )
+        if not callable(self.entries) and not (
+            isinstance(self.entries, Sequence) and all(isinstance(one, Entry) for one in self.entries)
+        ):
+            raise PlanError(
+                f"Rule({self.name}, ...) takes a list of Entry objects, or a function from a Layer to them, not "
+                f"{self.entries!r}."
+            )
+        for name in ("flax_types", "keeps"):
+            if isinstance(getattr(self, name), str):
+                raise PlanError(
+                    f"Rule({self.name}, ...) takes {name} as a tuple of names, not as one string."
+                )
+
     @cached_property
     def name(self) -> str:
         """The class it is for."""
@@ -133,7 +166,12 @@ class Rule:
 
     def entries_for(self, layer: Layer) -> tuple[Entry, ...]:
         """The entries for one layer."""
-        return tuple(self.entries(layer) if callable(self.entries) else self.entries)
+        if not callable(self.entries):
+            return tuple(self.entries)
+        found = self.entries(layer)
+        if not isinstance(found, Iterable):
+            raise PlanError(f"the function of Rule({self.name}, ...) gave {found!r}, and no Entry objects.")
+        return tuple(found)
 
     def may_be(self, names: frozenset[str]) -> bool:
         """Whether a layer with these tensors, of a class that is not known, could follow this rule."""
