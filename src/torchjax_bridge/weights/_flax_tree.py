@@ -119,8 +119,9 @@ def read_flax(template: Any) -> FlaxTree:
         return _read_state(template)
     if isinstance(template, Mapping):
         return _read_linen(template)
+    what = f"the class {template.__name__}" if isinstance(template, type) else f"a {type(template).__name__}"
     raise PlanError(
-        f"a {type(template).__name__} is no Flax template: pass an nnx.Module, an nnx.State, or the "
+        f"{what} is no Flax template: pass an instance of nnx.Module, an nnx.State, or the "
         "variables that a linen module's init (or jax.eval_shape of it) gives."
     )
 

@@ -149,8 +149,9 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         _refuse_what_is_no_state_dict(state)
         peel, notes = _peel_keys(state)
     else:
+        what = f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
         raise PlanError(
-            f"a {type(source).__name__} is no source of torch weights: pass an nn.Module or its state_dict()."
+            f"{what} is no source of torch weights: pass an instance of nn.Module or its state_dict()."
         )
     change = _Renaming(renames)
     scopes = _Scopes()
