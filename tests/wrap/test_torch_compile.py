@@ -3,8 +3,11 @@
 import gc
 import subprocess
 import sys
+import warnings
 import weakref
-from collections import namedtuple
+from collections import OrderedDict, defaultdict, namedtuple
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from torch.utils.flop_counter import FlopCounterMode
 
 from torchjax_bridge.errors import TransformError
-from torchjax_bridge.wrap import _torch_op, as_torch_function
+from torchjax_bridge.wrap import _torch_op, _torch_state, as_torch_function
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
@@ -53,6 +56,99 @@ def use(x, w, scale=2.0):
 def inputs(n=3):
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in ((n, 4), (4, 2))]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Point:
+    x: torch.Tensor
+
+
+# Calls that no graph can hold: the function, its argument, and what of its result is used.
+OUTSIDE = {
+    "key": (lambda x, key: x + jax.random.normal(key, x.shape), jax.random.key(0), lambda y: y),
+    "array": (lambda x, y: x * y, jnp.arange(3.0), lambda y: y),
+    "function": (lambda x, g: g(x), jnp.tanh, lambda y: y),
+    "dataclass": (lambda x, p: x * p.x, Point(torch.ones(3)), lambda y: y),
+    "dataclass out": (lambda x, _: Point(x * 2), None, lambda y: y.x),
+    "defaultdict out": (lambda x, _: defaultdict(list, a=x), None, lambda y: y["a"]),
+    "key out": (lambda x, _: (x, jax.random.key(1)), None, lambda y: y[0]),
+}
+
+
+@contextmanager
+def quiet_unless_jax_is_read():
+    """Dynamo warns of its own doings after a graph break; what it says of code it reads there is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Dynamo (detected|does not know)")
+        yield
+
+
+@pytest.mark.parametrize("case", OUTSIDE)
+def test_what_no_graph_can_hold_runs_outside_it(case):
+    function, other, used = OUTSIDE[case]
+    wrapped = as_torch_function(function)
+
+    def run(x):
+        return torch.relu(used(wrapped(x * 2, other))).sum()
+
+    def grad(run):
+        x = torch.arange(3.0).requires_grad_()
+        loss = run(x)
+        loss.backward()
+        return loss.detach(), x.grad
+
+    with quiet_unless_jax_is_read():
+        found = grad(torch.compile(run, backend="aot_eager"))
+    torch.testing.assert_close(found, grad(run))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"wrapped JAX function|TransformError"):
+        torch.compile(lambda x: wrapped(x, other), fullgraph=True, backend="eager")(torch.ones(3))
+
+
+def test_an_error_of_the_users_code_is_not_lost():
+    wrapped = as_torch_function(lambda x: x @ jnp.ones((7, 7)))
+    with pytest.raises(TypeError, match="contracting dimensions") as caught:
+        torch.compile(lambda x: wrapped(x) + 1, backend="eager")(torch.ones(3))
+    assert "args[0]: float32[3]" in "\n".join(caught.value.__notes__)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="contracting dimensions"):
+        torch.compile(wrapped, fullgraph=True, backend="eager")(torch.ones(3))
+
+
+def test_more_shapes_than_torch_recompiles_for_run_as_they_are():
+    wrapped = as_torch_function(lambda tree: {"y": jnp.tanh(tree["x"]), "none": None})
+    compiled = torch.compile(lambda x: wrapped({"x": x * 2})["y"] + 1, backend="eager", dynamic=False)
+    for n in range(2, 2 * torch._dynamo.config.recompile_limit + 4):
+        torch.testing.assert_close(compiled(torch.ones(n)), torch.ones(n).mul(2).tanh() + 1)
+
+
+def test_a_backward_pass_and_transforms_inside_a_compiled_region_are_not_read_by_dynamo():
+    key = jax.random.key(0)
+    wrapped = as_torch_function(lambda x, key: jnp.sin(x) * jax.random.normal(key, x.shape))
+
+    def run(x):
+        wrapped(x, key).sum().backward()
+        return torch.func.vmap(lambda x: wrapped(x, key))(torch.stack([x.detach()] * 2))
+
+    x, y = (torch.arange(3.0).requires_grad_() for _ in range(2))
+    with quiet_unless_jax_is_read():
+        found = torch.compile(run, backend="eager")(x)
+    torch.testing.assert_close(found, run(y))
+    torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_an_ordered_dict_keeps_its_order_in_a_graph():
+    wrapped = as_torch_function(lambda tree: next(iter(tree.values())))
+
+    def run(x):
+        return wrapped(OrderedDict(z=x, a=2 * x))
+
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(torch.ones(1)), torch.ones(1))
+
+
+def test_a_function_is_read_by_dynamo_where_torch_cannot_be_told(monkeypatch):
+    monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
+    assert _torch_state.unseen(use) is use
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

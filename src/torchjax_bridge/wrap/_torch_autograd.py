@@ -20,7 +20,7 @@ import torch
 from ._program import Linear, Program
 from ._settings import x64_as
 from ._torch_run import run, run_keeping
-from ._torch_state import dual_level_active, functorch_active, saving_hooks_active
+from ._torch_state import dual_level_active, functorch_active, saving_hooks_active, unseen
 
 __all__ = ["call"]
 
@@ -43,6 +43,7 @@ class _Reverse(torch.autograd.Function):
     """Reverse mode outside ``torch.func``."""
 
     @staticmethod
+    @unseen
     def forward(ctx: Any, program: Program, *leaves: Any) -> tuple[Any, ...]:
         """Run the forward pass and save its residuals where torch can see them."""
         ctx.set_materialize_grads(False)
@@ -63,6 +64,7 @@ class _Reverse(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @unseen
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         """Pull the cotangents back; differentiably where torch asks for that (``create_graph=True``)."""
         linear: Linear = ctx.linear
@@ -94,11 +96,13 @@ class _Transformed(torch.autograd.Function):
     """Reverse mode, forward mode and vmap, in any nesting."""
 
     @staticmethod
+    @unseen
     def forward(program: Program, *leaves: Any) -> tuple[Any, ...]:
         """Run the forward pass; no residuals, since a transform above this one could not see them."""
         return tuple(run(program, leaves))
 
     @staticmethod
+    @unseen
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         """Save the arguments, from which every derivative is computed anew."""
         program, *leaves = inputs
@@ -111,6 +115,7 @@ class _Transformed(torch.autograd.Function):
         _mark(ctx, program, output)
 
     @staticmethod
+    @unseen
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         """Call the program's vjp."""
         program: Program = ctx.program
@@ -126,6 +131,7 @@ class _Transformed(torch.autograd.Function):
         return tuple(gradients)
 
     @staticmethod
+    @unseen
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         """Call the program's jvp."""
         program: Program = ctx.program
@@ -138,6 +144,7 @@ class _Transformed(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
+    @unseen
     def vmap(info: Any, in_dims: tuple[Any, ...], program: Program, *leaves: Any) -> tuple[Any, Any]:
         """Call the program's vmap."""
         axes = tuple(

@@ -5,6 +5,9 @@ it takes the same roads as in eager mode, and what stays in the graph is the ope
 when a call is first compiled, because it loads the compiler.
 """
 
+import collections
+import enum
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +22,25 @@ __all__ = ["call_in_graph"]
 
 
 _NONE = "torchjax_bridge: None"
+_REFUSED = "torchjax_bridge: refused"
+
+# What a node may be given, in dicts, lists and tuples.
+_LEAVES = (
+    torch.Tensor,
+    torch.SymInt,
+    torch.SymFloat,
+    torch.SymBool,
+    int,
+    float,
+    complex,
+    str,
+    enum.Enum,
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
 
 
 class _Nothing:
@@ -32,9 +54,19 @@ class _Named:
         self.kind, self.parts = kind, parts
 
 
-# The graph rebuilds results by these rules: what comes out of it is None and the namedtuple.
+class _Refused:
+    """In the place of a result: the function that makes the call outside the graph."""
+
+    def __init__(self, outside: Callable[..., Any]) -> None:
+        self.outside = outside
+
+
+# The graph rebuilds results by these rules: what comes out of it is None, the namedtuple, and a refusal.
 torch_pytree.register_pytree_node(_Nothing, lambda _: ([], None), lambda _parts, _context: None)
 torch_pytree.register_pytree_node(_Named, lambda n: (n.parts, n.kind), lambda parts, kind: kind(*parts))
+torch_pytree.register_pytree_node(
+    _Refused, lambda r: ([], r.outside), lambda _parts, outside: (_REFUSED, outside)
+)
 
 
 def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,14 +79,56 @@ def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_in_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the wrapped function ``name``. Dynamo reads this much, and takes the rest as one node."""
-    return _call(name, _veil(args), _veil(kwargs))
+    """Call the wrapped function ``name``. Dynamo reads this much, and takes the rest as one node.
+
+    A call that cannot be a node is made outside the graph: a graph break, or with ``fullgraph=True`` torch's
+    error with the reason.
+    """
+    if not (_fits(args) and _fits(kwargs)):
+        return _call_with_others(name, args, kwargs)
+    result = _call(name, _veil(args), _veil(kwargs))
+    if isinstance(result, _Refused):  # no graph is made of this, and the node ran as the function it is
+        return result.outside(name, args, kwargs)
+    if type(result) is tuple and len(result) == 2 and isinstance(result[0], str):
+        return result[1](name, args, kwargs)
+    return result
+
+
+@functools.lru_cache(maxsize=64)  # one for each reason, so that a graph finds the same one again
+def _outside(reason: str) -> Callable[..., Any]:
+    """A call that Dynamo neither reads nor puts into a graph, and why."""
+
+    def call_outside(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return functions[name].call(args, kwargs)
+
+    decorated: Callable[..., Any] = torch.compiler.disable(call_outside, reason=reason)
+    return decorated
+
+
+_call_with_others = _outside(
+    "an argument of a wrapped JAX function is or holds something that a graph cannot be given. In a compiled "
+    "region pass tensors, numbers and strings, in dicts, lists and tuples; close over the rest, and pass "
+    "jax.random.key_data(key) for a key"
+)
+
+
+def _fits(tree: Any, room: int = 32) -> bool:
+    """Whether a node may be given this; nothing nested deeper, which may be endless."""
+    if tree is None or isinstance(tree, _LEAVES):
+        return True
+    if type(tree) in (dict, collections.OrderedDict):
+        tree = list(tree.values())
+    if type(tree) not in (list, tuple) or not room:
+        return False
+    return all([_fits(part, room - 1) for part in tree])  # noqa: C419 - Dynamo reads no generator here
 
 
 def _veil(tree: Any) -> Any:
     """The arguments with a word in the place of ``None``, which a node may not take."""
     if tree is None:
         return _NONE
+    if type(tree) is collections.OrderedDict:
+        return collections.OrderedDict([(key, _veil(value)) for key, value in tree.items()])
     if isinstance(tree, dict):
         return {key: _veil(value) for key, value in tree.items()}
     if type(tree) is list:
@@ -68,7 +142,12 @@ def _veil(tree: Any) -> Any:
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The node; the graph rebuilds its result from marked parts."""
     args, kwargs = torch_pytree.tree_map(_unveil, (args, kwargs))
-    return _mark(functions[name].call(args, kwargs))
+    try:
+        return _mark(functions[name].call(args, kwargs))
+    except Exception as err:
+        # Of whatever class: Dynamo drops an error of a node and complains of the node's result instead. Outside
+        # the graph it is raised again, with the user's frames.
+        return _Refused(_outside(f"{type(err).__name__}: {err}"))
 
 
 def _unveil(leaf: Any) -> Any:
@@ -87,7 +166,7 @@ def _mark(result: Any) -> Any:
         return _Nothing()
     if isinstance(result, torch.Tensor):
         return result
-    if isinstance(result, dict):
+    if isinstance(result, dict) and type(result) in (dict, collections.OrderedDict):
         return type(result)((key, _mark(value)) for key, value in result.items())
     if isinstance(result, list | tuple):
         parts = [_mark(part) for part in result]

@@ -27,7 +27,7 @@ from ._call import Rest, StaticArguments, split_call
 from ._program import Origin, Program
 from ._settings import settings
 from ._torch_autograd import call
-from ._torch_state import modes_active
+from ._torch_state import modes_active, unseen
 
 __all__ = ["TorchFunction", "Trace", "as_torch_function", "functions", "is_value"]
 
@@ -159,6 +159,7 @@ class TorchFunction:
             return call_in_graph(self._name, args, kwargs)
         return self.call(args, kwargs)
 
+    @unseen
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`__call__`, as the graph of ``torch.compile`` runs it."""
         leaves, trace = self.prepare(args, kwargs)

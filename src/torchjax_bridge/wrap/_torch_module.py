@@ -22,10 +22,9 @@ from ._flax_linen import open_linen
 from ._flax_nnx import open_nnx
 from ._torch_autograd import call
 from ._torch_function import TorchFunction, Trace, is_value
+from ._torch_state import unseen
 
 __all__ = ["TorchModule", "as_torch_module"]
-
-_is_compiling = torch.compiler.is_compiling
 
 
 def as_torch_module(
@@ -117,12 +116,7 @@ class TorchModule(nn.Module):
         """Call the Flax module."""
         function = self._functions[self.training]
         parameters, buffers = self._values()
-        if _is_compiling():
-            from ._torch_compile import call_in_graph
-
-            result, changed = call_in_graph(function._name, (None, buffers, parameters, args, kwargs), {})
-        else:
-            result, changed = function.call((None, buffers, parameters, args, kwargs), {})
+        result, changed = function(None, buffers, parameters, args, kwargs)
         if changed:
             with torch.no_grad():
                 for name, value in changed.items():
@@ -205,6 +199,7 @@ class _ModuleFunction(TorchFunction):
         self._definition = definition
         self._origin = type(self._origin)(definition.title)
 
+    @unseen
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _, buffers, parameters, user_args, user_kwargs = args
         count = self._definition.words

@@ -24,6 +24,7 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 from ._program import Program
 from ._settings import x64_as
 from ._torch_run import execute
+from ._torch_state import unseen
 
 __all__ = ["run_op"]
 
@@ -95,12 +96,14 @@ def _lookup(name: str) -> _Bound:
     return found
 
 
+@unseen
 def _kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     bound = _lookup(program)
     with x64_as(bound.program.x64):
         return execute(bound.program, bound.leaves(inputs))
 
 
+@unseen
 def _fake_kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     bound = _lookup(program)
     device = inputs[0].device if inputs else torch_device(jax.local_devices()[0])
@@ -110,12 +113,14 @@ def _fake_kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     ]
 
 
+@unseen
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     name, tensors = inputs
     ctx.bound = _lookup(name)
     ctx.save_for_backward(*tensors)
 
 
+@unseen
 def _backward(ctx: Any, cotangents: Sequence[Any]) -> tuple[None, list[Any]]:
     program, others = ctx.bound.program, ctx.bound.others
     seen = tuple(i for i in program.smooth_outputs if cotangents[i] is not None)
@@ -128,6 +133,7 @@ def _backward(ctx: Any, cotangents: Sequence[Any]) -> tuple[None, list[Any]]:
     return None, [gradients.get(i) for i in place]
 
 
+@unseen
 def _vmap(info: Any, in_dims: Any, program: str, inputs: Sequence[_Tensor]) -> tuple[list[Any], list[int]]:
     bound = _lookup(program)
     leaves = bound.leaves(inputs)

@@ -5,12 +5,21 @@ probed for; where one is missing, the answer is the cautious one, which costs ti
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["dual_level_active", "functorch_active", "lies_elsewhere", "modes_active", "saving_hooks_active"]
+__all__ = [
+    "dual_level_active",
+    "functorch_active",
+    "lies_elsewhere",
+    "modes_active",
+    "saving_hooks_active",
+    "unseen",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def dual_level_active() -> bool:
@@ -33,6 +42,22 @@ def lies_elsewhere(tensor: torch.Tensor) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def unseen(function: _F) -> _F:
+    """Have ``torch.compile`` run the function, and all that it calls, as they are.
+
+    Inside a compiled region Python runs under Dynamo's eye also where no graph is made: after a graph break, in
+    a backward pass, past the limit of recompilations. Reading JAX's tracing machinery there, it breaks it. Costs
+    nothing in a call; ``torch.compiler.disable`` would wrap the function, and load the compiler.
+    """
+    try:
+        frames: Any = torch._C._dynamo.eval_frame
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    except (AttributeError, TypeError):  # private names, gone: it is read, as any other function
+        pass
+    return function
 
 
 def _probe(name: str, missing: Any) -> Callable[..., Any]:
