@@ -84,6 +84,8 @@ def convert(
         )
     if done.note:
         say(f"note: {src} was read as {done.note}")
+    if done.left:
+        say(f"note: {dst} has no header for metadata: {', '.join(map(repr, done.left))} stayed behind")
     if done.plan is not None:
         for text in done.plan.assumed:
             say(f"assumed: {text}")

@@ -261,3 +261,27 @@ def test_notes_of_ours_survive_a_change_of_format(tmp_path: Folder) -> None:
     convert(tmp_path / "a.safetensors", tmp_path / "b", to="flax")
     assert load_flax(tmp_path / "b")["params"]["0"]["w.x"].shape == (2,)
     assert json.loads(open_checkpoint(tmp_path / "b").metadata["torchjax_bridge.paths"])
+
+
+def test_metadata_of_others_goes_along_and_is_named_where_it_cannot(tmp_path: Folder) -> None:
+    notes = {"licence": "MIT", "epoch": "90"}
+    save_state_dict(tmp_path / "a", Mlp().state_dict(), shard_size=2048, metadata=notes)
+    template = nnx.eval_shape(NnxMlp)
+    done = convert(tmp_path / "a", tmp_path / "b", to="flax", template=template)
+    assert done.left == ()
+    for file in done.files[1:]:
+        assert notes.items() <= open_checkpoint(file).metadata.items()
+    convert(tmp_path / "b", tmp_path / "c.safetensors", to="torch", model=_meta_mlp())
+    assert open_checkpoint(tmp_path / "c.safetensors").metadata == {"format": "pt", **notes}
+    done = convert(tmp_path / "a", tmp_path / "d.msgpack", to="flax", template=template)
+    assert done.left == ("licence", "epoch")
+
+
+def test_a_record_of_a_tie_is_no_metadata_of_others(tmp_path: Folder) -> None:
+    save_state_dict(tmp_path / "a.safetensors", {"w": torch.ones(2)}, metadata={"tied": "v"})
+    raw = (tmp_path / "a.safetensors").read_bytes().replace(b'"tied":"v"', b'"tied":"w"')
+    (tmp_path / "a.safetensors").write_bytes(raw)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="torch")
+    found = open_checkpoint(tmp_path / "b.safetensors")
+    assert set(found.leaves) == {"w", "tied"}
+    assert "tied" not in found.metadata

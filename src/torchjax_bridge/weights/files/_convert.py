@@ -16,9 +16,11 @@ from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._open import open_checkpoint
 from ._pump import window_of
 from ._route import cast, route_to_flax, route_to_torch
-from ._write import MEMORY, write_checkpoint
+from ._write import MEMORY, format_for, write_checkpoint
 
 __all__ = ["Converted", "Route", "convert", "find_route", "framework_of"]
+
+_OURS = "torchjax_bridge."
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Converted:
         nbytes: Bytes of the values.
         leaves: How many tensors.
         note: What a reader should know of how the source was read; may be empty.
+        left: Entries of the source's metadata for which the target's format has no place.
     """
 
     plan: Plan | None
@@ -62,6 +65,7 @@ class Converted:
     nbytes: int
     leaves: int
     note: str = ""
+    left: tuple[str, ...] = ()
 
 
 def convert(
@@ -103,7 +107,8 @@ def convert(
         progress: Given the route before anything is written, gives what is told the bytes of each leaf.
 
     Returns:
-        The plan, the files and their size.
+        The plan, the files and their size. Metadata that others wrote into the header of a safetensors file goes
+        into the headers of the target.
 
     Raises:
         PlanError: The two sides do not fit; the message lists every fault.
@@ -136,7 +141,9 @@ def convert(
         overwrite=overwrite,
         progress=told,
     )
-    return Converted(route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note)
+    headed = format_for(pathlib.Path(target), to, format) == "safetensors"
+    left = () if headed else tuple(_of_others(route.source))
+    return Converted(route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note, left)
 
 
 def find_route(
@@ -169,7 +176,7 @@ def find_route(
     plan, notes = None, {}
     if since == to:
         leaves = list(found.leaves.values())
-        notes = {name: text for name, text in found.metadata.items() if name.startswith("torchjax_bridge.")}
+        notes = {name: text for name, text in found.metadata.items() if name.startswith(_OURS)}
     elif to == "flax":
         if template is None:
             raise CheckpointError(
@@ -186,7 +193,7 @@ def find_route(
         plan, leaves = route_to_torch(found, model, template, rules)
     if dtype is not None:
         leaves = [cast(leaf, dtype) for leaf in leaves]
-    return Route(found, to, tuple(leaves), plan, notes)
+    return Route(found, to, tuple(leaves), plan, _of_others(found) | notes)
 
 
 def framework_of(checkpoint: Checkpoint) -> Framework:
@@ -208,6 +215,16 @@ def framework_of(checkpoint: Checkpoint) -> Framework:
             "Write 'format': 'pt' or 'flax' into its metadata."
         )
     return "flax" if flax else "torch"
+
+
+def _of_others(source: Checkpoint) -> dict[str, str]:
+    """The metadata that is the user's: not ours, not the framework's name, no record of a tie, no size."""
+    known = {"format", "total_size", *source.leaves}
+    return {
+        name: text
+        for name, text in source.metadata.items()
+        if name not in known and not name.startswith(_OURS)
+    }
 
 
 def _identity(route: Route, key: str | None) -> str:
