@@ -236,3 +236,10 @@ def test_a_name_nested_beyond_any_model_is_refused(tmp_path: Folder, framework: 
     torch.save({name: torch.ones(1)}, tmp_path / "m.pt")
     with pytest.raises(CheckpointError, match="nested 50000 deep"):
         open_checkpoint(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("source", [None, [("w", torch.ones(2))], torch.ones(2)])
+def test_what_names_no_weights_is_refused_before_anything_is_written(tmp_path: Folder, source: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"pass an nn\.Module or its state_dict"):
+        save_state_dict(tmp_path / "m.pt", source)
+    assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from flax import nnx
 from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
-from torchjax_bridge.weights import Flatten, convert, load_state_dict, save_state_dict
+from torchjax_bridge.weights import Flatten, convert, load_state_dict, save_flax, save_state_dict
 
 from .bits import assert_same
 from .mlp import sharded
@@ -127,3 +127,23 @@ def test_a_source_that_was_written_again_is_not_resumed(tmp_path: Folder) -> Non
     sharded(tmp_path / "torch")
     with pytest.raises(CheckpointError, match="another source"):
         convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
+
+
+def test_another_value_that_only_the_module_has_is_not_resumed(tmp_path: Folder) -> None:
+    class Stack(nn.Module):
+        def __init__(self, seen: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.BatchNorm1d(64) for _ in range(4))
+            for layer in self.layers:
+                layer.num_batches_tracked.fill_(seen)
+
+    class Twin(nnx.Module):
+        def __init__(self) -> None:
+            self.layers = nnx.List([nnx.BatchNorm(64, rngs=nnx.Rngs(0)) for _ in range(4)])
+
+    save_flax(tmp_path / "flax", Twin(), shard_size=1024)
+    _interrupted(tmp_path / "flax", tmp_path / "out", after=6, model=Stack(1))
+    with pytest.raises(CheckpointError, match="cannot resume"):
+        convert(tmp_path / "flax", tmp_path / "out", to="torch", model=Stack(2), resume=True)
+    convert(tmp_path / "flax", tmp_path / "out", to="torch", model=Stack(1), resume=True)
+    assert load_state_dict(tmp_path / "out")["layers.3.num_batches_tracked"] == 1

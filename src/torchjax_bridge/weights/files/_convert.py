@@ -1,5 +1,6 @@
 """`convert`: a checkpoint into another, in another framework or format, one tensor at a time."""
 
+import hashlib
 import pathlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from .._plan import Plan, UserRule
 from ._doors import AnyPath
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._open import open_checkpoint
-from ._pump import window_of
+from ._pump import raw, window_of
 from ._route import cast, route_to_flax, route_to_torch
 from ._write import MEMORY, format_for, write_checkpoint
 
@@ -233,4 +234,18 @@ def _identity(route: Route, key: str | None) -> str:
     files = [path, *(path.parent / name for name in route.source.shards)]
     seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # Leaves of one name, shape and dtype may still be other values: of another entry, or laid out otherwise.
-    return repr((seen, key, route.plan and route.plan.moves))
+    return repr((seen, key, route.plan and route.plan.moves, _from_the_model(route)))
+
+
+def _from_the_model(route: Route) -> dict[str, str]:
+    """What comes from the module in memory, which may be another by the time of a resume: a digest by key."""
+    if route.plan is None or route.to != "torch":
+        return {}
+    sourced = {key for move in route.plan.moves for key in move.torch_keys} | {
+        key for key, _ in route.plan.ties
+    }
+    return {
+        leaf.name: hashlib.sha256(raw(leaf.read().cpu().contiguous()).numpy().data).hexdigest()
+        for leaf in route.leaves
+        if leaf.name not in sourced
+    }

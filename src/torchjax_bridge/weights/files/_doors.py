@@ -123,6 +123,10 @@ def save_state_dict(
     Memory:
         One tensor beside the source, where its strides are not row-major or it is on another device.
     """
+    if not isinstance(source, nn.Module | Mapping):
+        raise CheckpointError(
+            f"a {type(source).__name__} is no torch weights: pass an nn.Module or its state_dict."
+        )
     state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
     for name, tensor in state.items():
         _check_plain(name, tensor)
