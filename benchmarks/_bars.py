@@ -24,12 +24,15 @@ def bars(suite: Suite, cases: Sequence[Case]) -> Figure:
     """One chart for each case, two side by side: a bar a candidate, with its time and its ratio."""
     from matplotlib.figure import Figure
 
-    rows = math.ceil(len(cases) / 2)
-    pairs = [cases[2 * index : 2 * index + 2] for index in range(rows)]
-    tallest = [max(len(case.rows) for case in pair) for pair in pairs]
+    columns = min(2, len(cases))
+    rows = math.ceil(len(cases) / columns)
+    beside = [cases[columns * index : columns * (index + 1)] for index in range(rows)]
+    tallest = [max(len(case.rows) for case in row) for row in beside]
     height = sum(0.36 * count + 1.1 for count in tallest) + 1.1
-    figure = Figure(figsize=(15, height), facecolor="white", layout="constrained")
-    grid = figure.subplots(rows, 2, squeeze=False, height_ratios=[0.36 * count + 0.3 for count in tallest])
+    figure = Figure(figsize=(15 if columns == 2 else 9, height), facecolor="white", layout="constrained")
+    grid = figure.subplots(
+        rows, columns, squeeze=False, height_ratios=[0.36 * count + 0.3 for count in tallest]
+    )
     for axes, case in zip(grid.flat, cases, strict=False):
         _chart(axes, case)
     for axes in list(grid.flat)[len(cases) :]:
