@@ -186,7 +186,7 @@ def test_features_that_are_no_sizes_are_refused_at_once(features: Any) -> None:
 
 
 def test_a_layer_type_that_is_no_class_is_refused_at_once() -> None:
-    with pytest.raises(errors.PlanError, match="takes a class such as"):
+    with pytest.raises(errors.PlanError, match="takes a torch class such as"):
         LayerType("fc", nn.Linear(2, 3))  # type: ignore[arg-type]
 
 

@@ -238,6 +238,127 @@ def test_the_wrong_chain_is_refused_with_the_right_one() -> None:
     assert "ScaleByAdamState that torch.optim.SGD has no moments for" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tx", "name"),
+    [
+        (optax.lion(LR), "ScaleByLionState"),
+        (optax.amsgrad(LR), "ScaleByAmsgradState"),
+        (optax.chain(optax.sgd(LR), optax.ema(0.9)), "EmaState"),
+    ],
+)
+def test_an_accumulator_that_torch_has_no_moments_for_is_refused_by_name(tx: Any, name: str) -> None:
+    module, twin, _ = _parts()
+    state = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+    sgd = torch.optim.SGD(module.parameters(), LR)
+    words = f"a {name} that torch.optim.SGD has no moments"
+    with pytest.raises(errors.OptimizerStateError, match=words):
+        to_optax(sgd, state, module=module, template=twin)
+    with pytest.raises(errors.OptimizerStateError, match=words):
+        to_optimizer_state(state, sgd, module=module, template=twin)
+
+
+def test_wrappers_that_accumulate_nothing_of_their_own_are_looked_through(batches: list[Any]) -> None:
+    module = Net()
+    adam = torch.optim.Adam(module.parameters(), LR)
+    _train_torch(module, adam, batches[:3])
+    twin = to_flax(module, Twin(nnx.Rngs(0)))
+    for tx in (
+        optax.MultiSteps(optax.adam(LR), 2),
+        optax.apply_if_finite(optax.adam(LR), 3),
+        optax.chain(optax.adam(LR), optax.contrib.reduce_on_plateau()),
+    ):
+        state = nnx.Optimizer(twin, tx, wrt=nnx.Param)
+        handed = to_optax(adam, state, module=module, template=twin)
+        back = to_optimizer_state(handed, adam, module=module, template=twin)["state"]
+        assert all(torch.equal(back[place]["exp_avg"], entry["exp_avg"]) for place, entry in _entries(adam))
+
+
+def _entries(optimizer: torch.optim.Optimizer) -> Any:
+    return optimizer.state_dict()["state"].items()
+
+
+def test_squares_of_complex_gradients_are_refused_and_their_sums_are_not() -> None:
+    class Wave(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.phase = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+    module = Wave()
+    twin = nnx.State({"phase": nnx.Param(jnp.zeros(3, jnp.complex64))})
+    pure = jax.tree.map(lambda leaf: leaf, twin)
+    adam = torch.optim.Adam(module.parameters(), LR)
+    with pytest.raises(errors.OptimizerStateError, match="complex parameters"):
+        to_optax(adam, optax.adam(LR).init(pure), module=module, template=twin)
+    sgd = torch.optim.SGD(module.parameters(), LR, momentum=0.9)
+    module.phase.abs().square().sum().backward()
+    sgd.step()
+    handed = to_optax(sgd, optax.sgd(LR, 0.9).init(pure), module=module, template=twin)
+    (trace,) = jax.tree.leaves(handed)
+    assert np.array_equal(np.asarray(trace), sgd.state[module.phase]["momentum_buffer"].numpy())
+
+
+class Tied(nn.Module):
+    """An embedding and a head of one weight, of which the head is registered first or last."""
+
+    def __init__(self, *, head_first: bool) -> None:
+        super().__init__()
+        head, embed = nn.Linear(4, 9, bias=False), nn.Embedding(9, 4)
+        for name, layer in (("head", head), ("embed", embed))[:: 1 if head_first else -1]:
+            self.add_module(name, layer)
+        head.weight = embed.weight
+
+
+class NnxTied(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, *, tie: bool) -> None:
+        self.embed = nnx.Embed(9, 4, rngs=rngs)
+        if not tie:
+            self.head = nnx.Linear(4, 9, use_bias=False, rngs=rngs)
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_a_tied_parameter_has_one_state_under_whatever_name(head_first: bool) -> None:
+    module = Tied(head_first=head_first)
+    adam = torch.optim.Adam(module.parameters(), LR)
+    module.head(module.embed(torch.arange(5))).square().sum().backward()
+    adam.step()
+    twin = to_flax(module, NnxTied(nnx.Rngs(0), tie=True))
+    handed = to_optax(adam, nnx.Optimizer(twin, optax.adam(LR), wrt=nnx.Param), module=module, template=twin)
+    moment = adam.state[module.embed.weight]["exp_avg"]
+    assert np.array_equal(handed.opt_state[0].mu["embed"]["embedding"][...], moment.numpy())
+    back = to_optimizer_state(handed, adam, module=module, template=twin)
+    assert torch.equal(back["state"][0]["exp_avg"], moment)
+
+
+@pytest.mark.parametrize("head_first", [True, False])
+def test_a_tie_that_flax_does_not_keep_is_refused_with_the_leaves(head_first: bool) -> None:
+    module = Tied(head_first=head_first)
+    twin = to_flax(module, NnxTied(nnx.Rngs(0), tie=False))
+    state = nnx.Optimizer(twin, optax.adam(LR), wrt=nnx.Param)
+    adam = torch.optim.Adam(module.parameters(), LR)
+    with pytest.raises(errors.OptimizerStateError, match=r"one tied parameter .*embed\.embedding"):
+        to_optax(adam, state, module=module, template=twin)
+    with pytest.raises(errors.OptimizerStateError, match=r"one tied parameter .*head\.kernel"):
+        to_optimizer_state(state, adam, module=module, template=twin)
+
+
+@pytest.mark.parametrize("step", [-1, 2.5, "3", True])
+def test_what_is_no_number_of_steps_is_refused(step: Any) -> None:
+    module, twin, state = _parts()
+    adam = torch.optim.Adam(module.parameters(), LR)
+    with pytest.raises(errors.OptimizerStateError, match="how many steps"):
+        to_optax(adam, state, module=module, template=twin, step=step)
+    with pytest.raises(errors.OptimizerStateError, match="how many steps"):
+        to_optimizer_state(state, adam, module=module, template=twin, step=step)
+
+
+def test_a_momentum_times_a_rate_of_zero_is_refused() -> None:
+    module, twin, _ = _parts()
+    state = nnx.Optimizer(twin, optax.rmsprop(LR, momentum=0.9), wrt=nnx.Param)
+    still = torch.optim.RMSprop(module.parameters(), 0.0, momentum=0.9)
+    with pytest.raises(errors.OptimizerStateError, match="lr=0"):
+        to_optimizer_state(state, still, module=module, template=twin, step=1)
+
+
 def test_different_numbers_of_steps_are_refused_by_name(batches: list[Any]) -> None:
     module, twin, state = _parts()
     optimizer = torch.optim.Adam(module.parameters(), LR)

@@ -421,7 +421,7 @@ def test_a_torch_layer_under_two_names_is_compared_with_both_of_its_twins() -> N
 class Stack(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(3))
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(4))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -432,7 +432,7 @@ class Stack(nn.Module):
 class NnxScan(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
         make = nnx.vmap(lambda rngs: nnx.Sequential(nnx.Linear(3, 3, rngs=rngs), nnx.tanh))
-        self.blocks = make(rngs.split(3))
+        self.blocks = make(rngs.split(4))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return nnx.scan(lambda x, block: block(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)(x, self.blocks)
@@ -447,7 +447,7 @@ class LinenScan(ln.Module):
                 return jnp.tanh(ln.Dense(3, name="layers_0")(x)), None
 
         body = ln.remat(Body)
-        scan = ln.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)
+        scan = ln.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)
         return scan(name="blocks")(x, None)[0]
 
 
@@ -462,7 +462,7 @@ def test_what_runs_inside_a_scan_is_compared_layer_by_layer(flavour: str) -> Non
     found = parity(module, model, torch.randn(4, 3))
     assert found.ok, str(found)
     linears = [row for row in found.rows if row.layer == "Linear"]
-    assert [row.torch_path for row in linears] == ["blocks.0.0", "blocks.1.0", "blocks.2.0"]
+    assert [row.torch_path for row in linears] == [f"blocks.{number}.0" for number in range(4)]
     module.blocks[1][0].weight.data.mul_(2)
     wrong = parity(module, model, torch.randn(4, 3))
     assert wrong.first is not None

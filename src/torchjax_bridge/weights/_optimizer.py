@@ -1,33 +1,33 @@
 """Optimizer state crosses, so that training handed over in mid-run goes on along the same trajectory.
 
 Moments take the layouts of their weights, by the weights' own plan; step counts follow. Owns the two verbs; which
-number is which is the table in ``_optimizer_kinds``. Refuses optimizers whose formulas differ, states that have no
-single step count, and weights whose layout no moment can take (a sum of two biases). Hyperparameters live in
-optax's closures and not in its state, so they are not compared, except those that ``inject_hyperparams`` shows.
+number is which is the table in ``_optimizer_kinds``, and what an optax state holds is for ``_optax_state``. Refuses
+optimizers whose formulas differ, states that have no single step count, and weights whose layout no moment can take
+(a sum of two biases) or whose tie Flax does not keep. Hyperparameters live in optax's closures and not in its
+state, so they are not compared, except those that ``inject_hyperparams`` shows.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from math import isclose
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from operator import index
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 import torch
 from flax import nnx
 from torch import nn
 
 from torchjax_bridge.errors import OptimizerStateError
-from torchjax_bridge.exchange import Path, from_jax_keypath, join_path, to_jax, to_torch
+from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch
 
 from ._bind import Move
 from ._memory import fresh
-from ._optimizer_kinds import COUNTED, KINDS, REFUSED, Kind, Slot, refusals
+from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, rewrite
+from ._optimizer_kinds import KINDS, REFUSED, Kind, Slot, refusals
 from ._plan import UserRule, plan
 
 __all__ = ["to_optax", "to_optimizer_state"]
-
-_COUNTED = dict(COUNTED)
 
 
 def to_optax(
@@ -65,19 +65,20 @@ def to_optax(
         Always copies.
     """
     kind, group = _kind_of(optimizer)
+    step = _checked(step)
     moves = _moves(module, template, rules)
     names = _names(optimizer, module)
-    faults: list[str] = []
+    faults = _lost_ties(moves, names)
     count = _step_of(optimizer, kind, names, step, faults)
     filled: dict[tuple[str, str], dict[Path, jax.Array | None]] = {}
-    for slot in _slots(kind, group):
+    for slot in kind.slots_for(group):
         filled[slot.state.__name__, slot.field] = _moments_to_jax(
             optimizer, slot, group, moves, names, faults
         )
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    new = _rewrite(state, filled, count, faults)
-    _check_found(state, kind, group, faults)
-    _check_hyperparameters(state, group, faults)
+    new = rewrite(state, filled, count, faults)
+    check_found(state, kind, group, faults)
+    check_hyperparameters(state, group, faults)
     _raise_all("hand the torch optimizer over to optax", faults)
     if not isinstance(opt_state, nnx.Optimizer):
         return new
@@ -110,7 +111,8 @@ def to_optimizer_state(
             and Adagrad without a schedule, outside an ``nnx.Optimizer``).
 
     Returns:
-        What ``optimizer.load_state_dict`` takes.
+        What ``optimizer.load_state_dict`` takes. Moments that came from torch come back to the bit, except
+        RMSprop's momentum, which optax keeps times the learning rate.
 
     Raises:
         OptimizerStateError: As for `to_optax`.
@@ -120,14 +122,15 @@ def to_optimizer_state(
         Always copies.
     """
     kind, group = _kind_of(optimizer)
+    step = _checked(step)
     moves = _moves(module, template, rules)
     names = _names(optimizer, module)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    faults: list[str] = []
-    _check_found(state, kind, group, faults)
-    _check_hyperparameters(state, group, faults)
+    faults = _lost_ties(moves, names)
+    check_found(state, kind, group, faults)
+    check_hyperparameters(state, group, faults)
     _raise_all("hand the optax state over to torch", faults)
-    count = _count_in(state, opt_state)
+    count = count_in(state, opt_state)
     if step is not None and count not in (None, step):
         raise OptimizerStateError(f"step={step} was passed, but the optax state has counted {count}.")
     count = step if count is None else count
@@ -141,14 +144,14 @@ def to_optimizer_state(
             )
         for entry in entries.values():
             entry["step"] = torch.tensor(float(count))
-    for slot in _slots(kind, group):
-        arrays = _moments_of(state, slot)
+    for slot in kind.slots_for(group):
+        arrays = moments_of(state, slot)
         for move in moves:
             for key, tensor in _moments_to_torch(arrays, slot, group, move, faults):
                 if key in indices:
                     entries[indices[key]][slot.name] = tensor
     for name, place in indices.items():
-        missing = [slot.name for slot in _slots(kind, group) if slot.name not in entries[place]]
+        missing = [slot.name for slot in kind.slots_for(group) if slot.name not in entries[place]]
         if missing:
             faults.append(f"'{name}': optax has no {', '.join(missing)} for it")
     _raise_all("hand the optax state over to torch", faults)
@@ -177,6 +180,13 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> tuple[Kind, Mapping[str, Any]]
         for group in optimizer.param_groups
     ]
     faults = [reason for group in groups for reason in refusals(group)]
+    if not kind.is_linear and any(
+        p.is_complex() for group in optimizer.param_groups for p in group["params"]
+    ):
+        faults.append(
+            "it has complex parameters, of which torch squares the real and the imaginary part apart, and optax "
+            "the absolute value"
+        )
     if any(group != groups[0] for group in groups):
         faults.append(
             "its param_groups differ in their hyperparameters; hand them over one by one into the inner states "
@@ -186,15 +196,44 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> tuple[Kind, Mapping[str, Any]]
     return kind, groups[0]
 
 
-def _slots(kind: Kind, group: Mapping[str, Any]) -> list[Slot]:
-    return [slot for slot in kind.slots if slot.when(group)]
-
-
 def _moves(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tuple[Move, ...]:
+    """What moves parameters, each under the first of its names, as torch's optimizers know it."""
     made = plan(module, template, rules=rules)
     made.report.raise_unless_ok("match the optimizer's parameters", strict=True)
-    trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    return tuple(move for move in made.moves if trained.intersection(move.torch_keys))
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
+    trained = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
+    return tuple(
+        replace(move, torch_keys=tuple(trained.get(key, key) for key in move.torch_keys))
+        for move in made.moves
+        if trained.keys() & set(move.torch_keys)
+    )
+
+
+def _lost_ties(moves: Iterable[Move], names: Mapping[int, str]) -> list[str]:
+    """Parameters that are tied in torch and several leaves in Flax: training parts them."""
+    leaves: dict[str, list[Path]] = {}
+    for move in moves:
+        for key in move.torch_keys:
+            leaves.setdefault(key, []).append(move.flax_paths[0])
+    return [
+        f"'{name}' is one tied parameter in torch and separate leaves in Flax "
+        f"({', '.join(map(join_path, leaves[name]))}), which each follow their own gradients; share it in Flax"
+        for name in names.values()
+        if len(leaves.get(name, ())) > 1
+    ]
+
+
+def _checked(step: Any) -> int | None:
+    """A number of steps, or None."""
+    if step is None:
+        return None
+    try:
+        count = index(step)
+    except TypeError:
+        count = -1
+    if count < 0 or isinstance(step, bool):
+        raise OptimizerStateError(f"step is how many steps have been taken, such as 100; got {step!r}.")
+    return count
 
 
 def _names(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[int, str]:
@@ -284,110 +323,6 @@ def _no_image(move: Move) -> str | None:
     )
 
 
-# --- the optax side ----------------------------------------------------------------------------------
-
-
-def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
-
-
-def _known(node: Any) -> bool:
-    return type(node) in _COUNTED or type(node) in _SLOT_STATES
-
-
-_SLOT_STATES = frozenset(slot.state for kind in KINDS for slot in kind.slots)
-
-
-def _walk(state: Any) -> Iterator[Any]:
-    """Every known state inside a chain, outer ones first."""
-    for node in jax.tree.leaves(state, is_leaf=_known):
-        if _known(node):
-            yield node
-            for value in node:
-                yield from _walk(value)
-
-
-def _rewrite(
-    state: Any,
-    filled: Mapping[tuple[str, str], Mapping[Path, jax.Array | None]],
-    count: int | None,
-    faults: list[str],
-) -> Any:
-    """The same chain with moments and counts replaced."""
-
-    def replace(node: Any) -> Any:
-        if not _known(node):
-            return node
-        fields = {}
-        for name, value in zip(node._fields, node, strict=True):
-            if name in _COUNTED.get(type(node), ()):
-                fields[name] = _set_count(type(node), value, count, faults)
-            elif (type(node).__name__, name) in filled:
-                fields[name] = _set_moments(value, filled[type(node).__name__, name], faults)
-            else:
-                fields[name] = jax.tree.map(replace, value, is_leaf=_known)
-        return type(node)(**fields)
-
-    return jax.tree.map(replace, state, is_leaf=_known)
-
-
-def _set_count(kind: type, value: Any, count: int | None, faults: list[str]) -> Any:
-    old = value.get_value() if _is_variable(value) else value
-    if count is None:
-        if kind is optax.ScaleByScheduleState:
-            faults.append("a schedule counts steps and torch's SGD does not: pass step=, how many were taken")
-        return value
-    new = jnp.asarray(count, old.dtype)
-    return value.copy(new) if _is_variable(value) else new
-
-
-def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: list[str]) -> Any:
-    used = set()
-
-    def replace(keypath: Any, leaf: Any) -> Any:
-        path = _find(from_jax_keypath(keypath), arrays)
-        if path is None:
-            faults.append(
-                f"'{join_path(from_jax_keypath(keypath))}' is trained by optax and not by the torch optimizer; "
-                "mask it (optax.masked), or give it to both"
-            )
-            return leaf
-        used.add(path)
-        array = arrays[path]
-        if array is None:
-            return leaf
-        old = leaf.get_value() if _is_variable(leaf) else leaf
-        if old.dtype != array.dtype or old.shape != array.shape:
-            faults.append(
-                f"'{join_path(path)}': optax holds {old.dtype}{old.shape}, torch {array.dtype}{array.shape}"
-            )
-        return leaf.copy(array) if _is_variable(leaf) else array
-
-    new = jax.tree_util.tree_map_with_path(replace, tree, is_leaf=_is_variable)
-    faults += [
-        f"'{join_path(path)}' is trained by the torch optimizer and not by optax"
-        for path in arrays.keys() - used
-    ]
-    return new
-
-
-def _find(path: Path, arrays: Mapping[Path, Any]) -> Path | None:
-    """The path under which the plan knows a leaf of a moment tree (linen's may lack the collection)."""
-    for candidate in (path, ("params", *path)):
-        if candidate in arrays:
-            return candidate
-    return None
-
-
-def _moments_of(state: Any, slot: Slot) -> dict[Path, jax.Array]:
-    (node,) = (node for node in _walk(state) if type(node) is slot.state)
-    leaves = jax.tree_util.tree_leaves_with_path(getattr(node, slot.field), is_leaf=_is_variable)
-    return {
-        from_jax_keypath(keypath): leaf.get_value() if _is_variable(leaf) else leaf
-        for keypath, leaf in leaves
-    }
-
-
 def _moments_to_torch(
     arrays: Mapping[Path, jax.Array],
     slot: Slot,
@@ -409,54 +344,6 @@ def _moments_to_torch(
     factor = slot.factor(group)
     for key, tensor in zip(move.torch_keys, move.layout.inverse(tensors), strict=True):
         yield key, fresh(tensor) if factor == 1 else fresh(tensor) / factor
-
-
-def _count_in(state: Any, holder: Any) -> int | None:
-    """How many steps an optax chain, or the ``nnx.Optimizer`` around it, has counted."""
-    for node in _walk(state):
-        for name in _COUNTED.get(type(node), ()):
-            value = getattr(node, name)
-            return int(value.get_value() if _is_variable(value) else value)
-    return int(holder.step[...]) if isinstance(holder, nnx.Optimizer) else None
-
-
-def _check_found(state: Any, kind: Kind, group: Mapping[str, Any], faults: list[str]) -> None:
-    """Every moment has exactly one place, and no other accumulator waits for one."""
-    present = [type(node) for node in _walk(state)]
-    wanted = {slot.state for slot in _slots(kind, group)}
-    faults += [
-        f"the optax state has {present.count(want)} {want.__name__} where one is needed; build it with {kind.optax}"
-        for want in wanted
-        if present.count(want) != 1
-    ]
-    faults += [
-        f"the optax state has a {extra} that torch.optim.{kind.torch_type.__name__} has no moments for"
-        for extra in sorted({found.__name__ for found in present if found in _SLOT_STATES - wanted})
-    ]
-
-
-# What torch calls the hyperparameters that optax.inject_hyperparams keeps in its state.
-_HYPERPARAMETERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "learning_rate": lambda group: group.get("lr"),
-    "b1": lambda group: group["betas"][0] if "betas" in group else None,
-    "b2": lambda group: group["betas"][1] if "betas" in group else None,
-    "eps": lambda group: group.get("eps"),
-    "weight_decay": lambda group: group.get("weight_decay"),
-    "momentum": lambda group: group.get("momentum"),
-    "decay": lambda group: group.get("alpha"),
-}
-
-
-def _check_hyperparameters(state: Any, group: Mapping[str, Any], faults: list[str]) -> None:
-    """Compare the hyperparameters that are in the state, which only injected ones are."""
-    for node in _walk(state):
-        if type(node) is not optax.InjectStatefulHyperparamsState:
-            continue
-        for name, value in node.hyperparams.items():
-            theirs = _HYPERPARAMETERS[name](group) if name in _HYPERPARAMETERS else None
-            ours = value.get_value() if _is_variable(value) else value
-            if theirs is not None and not isclose(float(ours), float(theirs), rel_tol=1e-6, abs_tol=1e-12):
-                faults.append(f"{name} is {float(ours):g} in optax and {float(theirs):g} in torch")
 
 
 def _raise_all(what: str, faults: list[str]) -> None:

@@ -53,12 +53,18 @@ class Kind:
         slots: Its moments.
         has_step: Whether torch counts steps for every parameter.
         optax: How to build the counterpart, for messages.
+        is_linear: Whether its moments are sums of gradients, of complex ones just as of real ones.
     """
 
     torch_type: type
     slots: tuple[Slot, ...]
     has_step: bool
     optax: str
+    is_linear: bool = False
+
+    def slots_for(self, group: _Group) -> list[Slot]:
+        """The moments that an optimizer with these hyperparameters has."""
+        return [slot for slot in self.slots if slot.when(group)]
 
 
 def _has_momentum(group: _Group) -> bool:
@@ -91,6 +97,7 @@ KINDS = (
         (Slot("momentum_buffer", optax.TraceState, "trace", when=_has_momentum),),
         False,
         "optax.sgd(lr, momentum, nesterov), behind optax.add_decayed_weights where weight_decay is not 0",
+        is_linear=True,
     ),
     Kind(
         torch.optim.RMSprop,
@@ -130,6 +137,8 @@ COUNTED: tuple[tuple[type, tuple[str, ...]], ...] = (
 def refusals(group: _Group) -> list[str]:
     """Why hyperparameters of a torch optimizer have no image in optax."""
     found = []
+    if group.get("centered") is not None and group.get("momentum") and not group["lr"]:
+        found.append("lr=0: optax.rmsprop keeps its momentum times the learning rate; set the lr first")
     if group.get("amsgrad"):
         found.append(
             "amsgrad=True: optax.amsgrad takes the maximum of the bias-corrected moment, torch of the raw one"
