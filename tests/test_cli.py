@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from torchjax_bridge.cli import _doctor
+from torchjax_bridge import exchange
 from torchjax_bridge.cli._app import app
 from torchjax_bridge.cli._options import as_bytes, as_dtype
 from torchjax_bridge.cli._rules import read_rules
@@ -328,8 +328,8 @@ def test_doctor_is_content_here() -> None:
 
 
 def test_doctor_exits_with_1_when_memory_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    share = _doctor.to_jax
-    monkeypatch.setattr(_doctor, "to_jax", lambda tensor: share(tensor, copy=True))
+    share = exchange.to_jax
+    monkeypatch.setattr(exchange, "to_jax", lambda tensor: share(tensor, copy=True))
     assert "broken: an aligned tensor is copied" in run("doctor", code=1).stdout
 
 

@@ -149,6 +149,7 @@ before = {
 }
 modules = set(sys.modules)
 import torchjax_bridge
+torchjax_bridge.to_jax, torchjax_bridge.torch_device
 after = {
     "jax": {name: str(getattr(jax.config, name)) for name in dir(jax.config)
             if name.startswith("jax_") and not callable(getattr(jax.config, name))},
@@ -189,9 +190,23 @@ def test_importing_loads_neither_flax_nor_any_other_extra(probe: dict[str, list[
     assert not heavy & set(probe["new"])
 
 
+def test_importing_and_asking_for_help_load_neither_torch_nor_jax() -> None:
+    code = (
+        "import sys, torchjax_bridge\n"
+        "from typer.testing import CliRunner\n"
+        "from torchjax_bridge.cli._app import app\n"
+        "for command in ('', 'convert', 'inspect', 'plan', 'verify', 'doctor', 'bench'):\n"
+        "    assert CliRunner().invoke(app, [*command.split(), '--help']).exit_code == 0\n"
+        "print(sorted({'torch', 'jax', 'flax', 'numpy'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_importing_starts_no_jax_backend() -> None:
     code = (
         "import torchjax_bridge, jax\n"
+        "for name in torchjax_bridge.__all__: getattr(torchjax_bridge, name)\n"
         "jax.config.update('jax_platforms', 'no_such_platform')\n"  # would raise had a backend started
         "jax.config.update('jax_num_cpu_devices', 3)\n"
     )
@@ -208,8 +223,8 @@ def test_every_public_name_can_be_had_and_is_documented() -> None:
         assert thing.__doc__, name
 
 
-def test_the_lazy_names_are_exactly_the_public_ones_that_are_not_loaded() -> None:
-    assert set(torchjax_bridge._LAZY) <= set(torchjax_bridge.__all__)
+def test_every_public_name_but_the_errors_is_loaded_when_it_is_first_touched() -> None:
+    assert {*torchjax_bridge._LAZY, "errors"} == set(torchjax_bridge.__all__)
     assert set(torchjax_bridge.__all__) <= set(dir(torchjax_bridge))
     with pytest.raises(AttributeError, match="no_such_name"):
         torchjax_bridge.no_such_name  # noqa: B018

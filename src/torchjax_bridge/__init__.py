@@ -1,17 +1,22 @@
 """torchjax-bridge: PyTorch and JAX share tensors, weights and code.
 
 The everyday names. ``to_*`` moves data (the result lives in the other framework), ``as_*`` wraps code (it
-is called from the other framework and still runs in its own). Importing this module imports torch and jax
-and changes nothing; names that need flax are loaded when first touched.
+is called from the other framework and still runs in its own). Importing this module changes nothing and is
+cheap: a name brings torch, jax and what else it needs when it is first touched.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors
-from .exchange import jax_device, jax_dtype, to_jax, to_torch, torch_device, torch_dtype
 
 if TYPE_CHECKING:
+    from .exchange import jax_device as jax_device
+    from .exchange import jax_dtype as jax_dtype
+    from .exchange import to_jax as to_jax
+    from .exchange import to_torch as to_torch
+    from .exchange import torch_device as torch_device
+    from .exchange import torch_dtype as torch_dtype
     from .weights import audit as audit
     from .weights import parity as parity
     from .weights import plan as plan
@@ -28,6 +33,12 @@ __version__ = "0.1.0"
 
 # The room that holds each name which is loaded on first touch (PEP 562).
 _LAZY = {
+    "jax_device": "exchange",
+    "jax_dtype": "exchange",
+    "to_jax": "exchange",
+    "to_torch": "exchange",
+    "torch_device": "exchange",
+    "torch_dtype": "exchange",
     "as_torch_function": "wrap",
     "as_torch_module": "wrap",
     "as_jax_function": "wrap",

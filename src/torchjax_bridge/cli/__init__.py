@@ -1,7 +1,10 @@
 """THE COMMAND LINE: ``torchjax-bridge``, also ``python -m torchjax_bridge``.
 
-One file a command; what they do is done in the other rooms. Exit codes are the same everywhere: 0 it is done, or
-the same; 1 it failed, or differs; 2 the command line itself is wrong.
+One file a command; what they do is done in the other rooms. Those are imported by the functions that need them:
+torch and jax take seconds to import, and ``--help`` and a shell's completion should answer at once.
+
+Exit codes are the same everywhere: 0 it is done, or the same; 1 it failed, or differs; 2 the command line itself is
+wrong.
 """
 
 import sys
@@ -16,6 +19,10 @@ def main() -> None:
         from typer.main import get_command
 
         from ._app import app
+
+        if "--debug" not in sys.argv:
+            sys.excepthook = _in_one_line
+        get_command(app)(prog_name="torchjax-bridge")
     except ModuleNotFoundError as err:
         if err.name not in ("typer", "rich", "click", "flax"):
             raise
@@ -24,9 +31,6 @@ def main() -> None:
             f"error: the command line needs {err.name}: pip install 'torchjax-bridge[{extras}]'\n"
         )
         raise SystemExit(1) from None
-    if "--debug" not in sys.argv:
-        sys.excepthook = _in_one_line
-    get_command(app)(prog_name="torchjax-bridge")
 
 
 def _in_one_line(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:

@@ -5,13 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import torch
 import typer
-
-from torchjax_bridge.exchange import to_jax, to_torch
 
 from ._options import Debug, as_bytes
 from ._terminal import columns, fail, human, say
@@ -35,6 +29,13 @@ def bench(
     debug: Debug = False,
 ) -> None:
     """Time each route in turn, so that a busy machine is busy for all."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from torchjax_bridge.exchange import to_jax, to_torch
+
     sizes = [as_bytes(text) for text in size or ["4kB", "1MB", "64MB"]]
     rows = [["size", "route", "median", "against NumPy"]]
     for count in sizes:
@@ -61,6 +62,8 @@ def bench(
 
 def _interleaved(calls: list[Callable[[Any], Any]], value: Any, rounds: int) -> list[float]:
     """The median seconds of each call."""
+    import jax
+
     seconds: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 3):
         for call, found in zip(calls, seconds, strict=True):

@@ -7,11 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from torchjax_bridge.weights import PairingWarning, files
-
-from ._factory import flax_template, torch_model
 from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes, as_dtype
-from ._rules import read_rules
 from ._terminal import human, progress, say, spoken
 
 HELP = """Convert a checkpoint to the other framework, or to another format, one tensor at a time.
@@ -35,7 +31,7 @@ def convert(
     ],
     to: Annotated[Literal["flax", "torch"], typer.Option("--to", help="The framework of DST.")],
     format: Annotated[
-        Literal["safetensors", "msgpack", "orbax", "pt"] | None,
+        Literal["safetensors", "pt", "msgpack", "orbax"] | None,
         typer.Option("--format", help="By default what the name of DST says, else safetensors."),
     ] = None,
     model: Model = None,
@@ -60,6 +56,11 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Parse, convert, report."""
+    from torchjax_bridge.weights import PairingWarning, files
+
+    from ._factory import flax_template, torch_model
+    from ._rules import read_rules
+
     cast = None if dtype is None else as_dtype(dtype)
     limit, size = as_bytes(memory), None if shard_size is None else as_bytes(shard_size)
     hints = read_rules(rules)

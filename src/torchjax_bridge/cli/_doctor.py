@@ -5,13 +5,9 @@ import os
 import platform
 from collections.abc import Iterator
 
-import jax
-import jax.numpy as jnp
-import torch
 import typer
 
 from torchjax_bridge.errors import BridgeError
-from torchjax_bridge.exchange import choice, to_jax, to_torch
 
 from ._options import Debug
 from ._terminal import columns, say
@@ -41,6 +37,10 @@ _PACKAGES = (
 def doctor(debug: Debug = False) -> None:
     """Look, try, report."""
     del debug  # nothing is hidden here: what is broken is the report
+    import jax
+
+    from torchjax_bridge.exchange import choice
+
     rows = [["python", platform.python_version()]]
     rows += [[name, _version(name)] for name in _PACKAGES]
     devices, fault = _jax_devices()
@@ -69,12 +69,16 @@ def _version(name: str) -> str:
 
 
 def _torch_devices() -> str:
+    import torch
+
     names = ["cpu", *(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count()))]
     return ", ".join(names)
 
 
 def _jax_devices() -> tuple[str, str]:
     """Their names, or why there are none."""
+    import jax
+
     try:
         return ", ".join(str(device) for device in jax.devices()), ""
     except (RuntimeError, AssertionError) as err:
@@ -85,6 +89,12 @@ def _jax_devices() -> tuple[str, str]:
 
 def _trials() -> Iterator[str]:
     """What does not work, tried on small tensors."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from torchjax_bridge.exchange import to_jax, to_torch
+
     bits = torch.tensor([0x7FC00001, -(2**31), 1, 0x3F800000] * 16, dtype=torch.int32).view(torch.float32)
     try:
         array = to_jax(bits)

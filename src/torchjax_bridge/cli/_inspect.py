@@ -4,15 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from torchjax_bridge.weights import files
-
-from ._factory import build
 from ._options import Debug, Key
 from ._terminal import columns, human, say, spoken
+
+if TYPE_CHECKING:
+    from torchjax_bridge.weights import files
 
 HELP = """Show what a checkpoint or a model holds: names, shapes, dtypes, bytes, layers and their rules.
 
@@ -34,6 +34,10 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Open, outline, print."""
+    from torchjax_bridge.weights import files
+
+    from ._factory import build
+
     with spoken(debug):
         if ":" in what and not Path(what).exists():
             head: dict[str, Any] = {"factory": what}
@@ -57,9 +61,9 @@ def inspect(
         say(line)
 
 
-def _tree(lines: Sequence[files.Line]) -> list[str]:
+def _tree(lines: "Sequence[files.Line]") -> list[str]:
     """A heading for every layer, its tensors indented below."""
-    layers: dict[str, list[tuple[str, files.Line]]] = {}
+    layers: dict[str, list[tuple[str, Any]]] = {}
     for line in lines:  # a file may hold the tensors of one layer apart
         layer, _, name = line.name.replace("\n", "\\n").rpartition(".")
         layers.setdefault(layer, []).append((name, line))
@@ -70,7 +74,7 @@ def _tree(lines: Sequence[files.Line]) -> list[str]:
     return columns(rows, "  ")
 
 
-def _about(line: files.Line) -> str:
+def _about(line: "files.Line") -> str:
     """The layer's class and rule; names alone may leave open which of many rules it is."""
     rules = line.rule.split(" or ")
     rule = line.rule if len(rules) <= 3 else f"one of {len(rules)}, as the layer's class says"

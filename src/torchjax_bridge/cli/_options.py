@@ -1,10 +1,12 @@
 """Options that several commands share, and what their values mean."""
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Debug", "Key", "Memory", "Model", "Rules", "Template", "as_bytes", "as_dtype"]
 
@@ -31,12 +33,14 @@ def as_bytes(text: str) -> int:
     return size
 
 
-def as_dtype(text: str) -> torch.dtype:
+def as_dtype(text: str) -> "torch.dtype":
     """A floating-point dtype from its name or short name.
 
     >>> as_dtype("bf16")
     torch.bfloat16
     """
+    import torch
+
     dtype = getattr(torch, _SHORT.get(text.lower(), text.lower()), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise typer.BadParameter(

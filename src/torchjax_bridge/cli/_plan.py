@@ -5,12 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from torchjax_bridge.weights import files
-
-from ._factory import flax_template, torch_model
 from ._options import Debug, Key, Model, Rules, Template
-from ._rules import read_rules, where_rules_go
-from ._terminal import say, spoken
+from ._terminal import say, spoken, where_rules_go
 
 HELP = """Print how the tensors of a checkpoint would lie in the other framework, and every fault; convert nothing.
 
@@ -31,6 +27,11 @@ def plan(
     debug: Debug = False,
 ) -> None:
     """Find the route and print its plan."""
+    from torchjax_bridge.weights import files
+
+    from ._factory import flax_template, torch_model
+    from ._rules import read_rules
+
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
     with spoken(debug):

@@ -19,7 +19,6 @@ TOML, or JSON of the same shape::
 
 import json
 import pathlib
-import re
 import tomllib
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch import nn
 
 from torchjax_bridge.weights import Flatten, LayerType, Rename
 
-__all__ = ["read_rules", "where_rules_go"]
+__all__ = ["read_rules"]
 
 _FIELDS = {
     "rename": {"torch", "flax"},
@@ -63,17 +62,6 @@ def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten, ...]:
         for place, entry in enumerate(entries):
             rules.append(_rule(kind, entry, f"{path}: {kind} {place}"))
     return tuple(rules)
-
-
-def where_rules_go(report: str) -> str:
-    """What to add to a report that says ``rules=[...]``, which is Python; empty for any other."""
-    if "rules=[" not in report:
-        return ""
-    found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
-    if found is None:
-        return "\non the command line, rules=[...] is a file: --rules FILE"
-    rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
-    return f"\non the command line, rules=[...] is a file: --rules FILE, with such a line as\n  {rule}"
 
 
 def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:

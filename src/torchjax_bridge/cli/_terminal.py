@@ -4,6 +4,8 @@ Results go to stdout, everything else to stderr. Nothing depends on colour, and 
 terminal, so that a pipe and a log hold the same words.
 """
 
+import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +24,7 @@ from rich.progress import (
 
 from torchjax_bridge.errors import BridgeError
 
-from ._rules import where_rules_go
-
-__all__ = ["columns", "fail", "human", "progress", "say", "spoken"]
+__all__ = ["columns", "fail", "human", "progress", "say", "spoken", "where_rules_go"]
 
 
 def say(text: str = "") -> None:
@@ -56,6 +56,17 @@ def spoken(debug: bool) -> Iterator[None]:
         if debug:
             raise
         raise fail(str(err) + where_rules_go(str(err))) from err
+
+
+def where_rules_go(report: str) -> str:
+    """What to add to a report that says ``rules=[...]``, which is Python; empty for any other."""
+    if "rules=[" not in report:
+        return ""
+    found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
+    if found is None:
+        return "\non the command line, rules=[...] is a file: --rules FILE"
+    rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
+    return f"\non the command line, rules=[...] is a file: --rules FILE, with such a line as\n  {rule}"
 
 
 def human(size: float) -> str:

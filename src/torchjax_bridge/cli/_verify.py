@@ -5,11 +5,7 @@ from typing import Annotated
 
 import typer
 
-from torchjax_bridge.weights import files
-
-from ._factory import flax_template, torch_model
 from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes
-from ._rules import read_rules
 from ._terminal import columns, say, spoken
 
 HELP = """Are two checkpoints the same weights, bit for bit, whatever their formats and frameworks?
@@ -36,6 +32,11 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Compare and print the worst."""
+    from torchjax_bridge.weights import files
+
+    from ._factory import flax_template, torch_model
+    from ._rules import read_rules
+
     hints, limit = read_rules(rules), as_bytes(memory)
     sides = torch_model(model, debug), flax_template(template, debug)
     with spoken(debug):
