@@ -387,11 +387,15 @@ def test_the_shell_completes_commands() -> None:
     assert done.stdout.split() == ["convert"]
 
 
-def test_without_its_packages_one_is_told_what_to_install(tmp_path: Folder) -> None:
-    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError('no', name='typer')")
-    done = _process("doctor", PYTHONPATH=str(tmp_path))
+@pytest.mark.parametrize(("package", "extras"), [("typer", "cli"), ("flax", "flax,cli")])
+def test_without_its_packages_one_is_told_what_to_install(
+    tmp_path: Folder, package: str, extras: str
+) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no', name='{package}')")
+    done = _process("inspect", "no-such-file", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    assert done.stderr == "error: the command line needs typer: pip install 'torchjax-bridge[cli]'\n"
+    said = f"error: the command line needs {package}: pip install 'torchjax-bridge[{extras}]'\n"
+    assert done.stderr == said
 
 
 # --- what nobody wishes for ----------------------------------------------------------------------------

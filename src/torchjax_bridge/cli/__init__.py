@@ -24,11 +24,12 @@ def main() -> None:
             sys.excepthook = _in_one_line
         get_command(app)(prog_name="torchjax-bridge")
     except ModuleNotFoundError as err:
-        if err.name not in ("typer", "rich", "click", "flax"):
+        missing = (err.name or "").partition(".")[0]
+        if missing not in ("typer", "rich", "click", "flax"):
             raise
-        extras = "flax,cli" if err.name == "flax" else "cli"
+        extras = "flax,cli" if missing == "flax" else "cli"
         sys.stderr.write(
-            f"error: the command line needs {err.name}: pip install 'torchjax-bridge[{extras}]'\n"
+            f"error: the command line needs {missing}: pip install 'torchjax-bridge[{extras}]'\n"
         )
         raise SystemExit(1) from None
 
