@@ -2,11 +2,13 @@
 
 import doctest
 from collections import namedtuple
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import torch
 
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.wrap import _call
@@ -112,6 +114,48 @@ def test_an_unhashable_static_value_is_named():
 def test_dict_keys_that_do_not_sort_are_an_error_with_the_fix():
     with pytest.raises(ArgumentError, match="must sort"):
         split_call(({1: 1.0, "a": 2.0},), {}, is_float)
+
+
+def endless():
+    tree = {"a": [1.0]}
+    tree["a"].append(tree)
+    return tree
+
+
+def test_an_argument_that_contains_itself_is_named_and_the_thread_works_on():
+    for args, kwargs, name in [
+        ((1.0, endless()), {}, r"args\[1\]"),
+        ((), {"k": endless()}, r"kwargs\['k'\]"),
+    ]:
+        for _ in range(2):
+            with pytest.raises(ArgumentError, match=rf"{name} is no pytree: .*'a\.1'.* contains itself"):
+                split_call(args, kwargs, is_float)
+    assert split_call(({"a": [{"b": 1.0}]},), {}, is_float)[0] == [1.0]
+
+
+@dataclass(frozen=True)
+class Holder:
+    weight: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(1), r"args\[0\] is static and a tensor"),
+        ((1, torch.ones(1)), "holds a tensor"),
+        (Holder(torch.ones(1)), "register_dataclass"),
+        (torch.max(torch.ones(2, 2), dim=0), "pass a tuple"),
+    ],
+)
+def test_a_tensor_is_never_a_static_value(value, words):
+    with pytest.raises(ArgumentError, match=words):
+        split_call((value,), {}, is_float, StaticArguments(lambda x: x, argnums=0))
+
+
+def test_equal_numbers_of_unequal_types_inside_a_static_tuple_are_kept_apart():
+    static = StaticArguments(lambda x: x, argnums=0)
+    values = ((1,), (1.0,), (True,), (0.0,), (-0.0,), ((1,),), ((1.0,),))
+    assert len({split_call((value,), {}, is_float, static)[1] for value in values}) == len(values)
 
 
 def test_tracers_pass_through_a_split():

@@ -503,6 +503,68 @@ def test_a_result_that_torch_cannot_hold_is_named():
         f(t(2))
 
 
+def _endless(x):
+    tree = [x]
+    tree.append(tree)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (_endless, "the result of _endless is no pytree: .*contains itself"),
+        (lambda x: {1: x, "a": x}, "no pytree: .*must sort"),
+        (lambda x: {"a": [x, "text"]}, r"the result\['a'\]\[1\] of .* is a builtins.str"),
+        (lambda x: torch.ones(1), "is a torch.Tensor"),
+    ],
+)
+def test_a_result_that_is_no_pytree_of_arrays_is_named(function, words):
+    with pytest.raises(errors.OutputError, match=words):
+        as_torch_function(function)(torch.ones(2))
+    assert as_torch_function(lambda t: t["a"][0]["b"])({"a": [{"b": torch.ones(2)}]}).shape == (2,)
+
+
+def test_python_numbers_come_out_as_tensors():
+    results = as_torch_function(lambda x: (1, 2.0, True, np.float32(3)))(torch.ones(2))
+    assert [result.item() for result in results] == [1, 2.0, True, 3.0]
+    assert results[2].dtype == torch.bool
+
+
+def test_a_number_that_does_not_fit_is_named(x64_off):
+    f = as_torch_function(lambda x, n: x * n)
+    for warm in (False, True):
+        if warm:
+            f(torch.ones(1), 2)
+        with pytest.raises(
+            errors.NarrowingError, match=rf"'args\[1\]' to JAX: {2**40} does not fit in 32 bits"
+        ):
+            f(torch.ones(1), 2**40)
+
+
+@pytest.mark.parametrize("value", [np.str_("sum"), np.datetime64("2020-01-01"), np.longdouble(1)])
+def test_a_numpy_scalar_that_is_no_number_of_jaxs_is_named(value):
+    with pytest.raises(errors.ArgumentError, match=rf"args\[1\] is a numpy.{type(value).__name__}"):
+        as_torch_function(lambda x, y: x)(torch.ones(1), value)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_named(layout):
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=layout)
+    f = as_torch_function(jnp.sin)
+    with pytest.raises(errors.ArgumentError, match=r"args\[0\] is a nested tensor"):
+        f(nested)
+    with pytest.raises(errors.ArgumentError, match=r"args\[0\] is a lazy parameter"):
+        f(torch.nn.parameter.UninitializedParameter())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
+def test_jit_trace_is_refused_as_it_would_record_constants():
+    f = as_torch_function(jnp.sin)
+    with pytest.raises(errors.TransformError, match=r"torch\.export"):
+        torch.jit.trace(lambda x: f(x) + 1, torch.ones(2))
+
+
 def test_a_tracer_is_refused_with_the_way_out():
     f = as_torch_function(lambda x: x)
     with pytest.raises(errors.ArgumentError, match="as_jax_function"):

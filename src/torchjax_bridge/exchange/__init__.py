@@ -8,6 +8,7 @@ from ._dlpack import Choice, choice
 from ._dtypes import jax_dtype, torch_dtype
 from ._paths import Path, from_jax_keypath, join_path, split_path
 from ._refusals import check_copy
+from ._structure import flatten
 from ._tensors import array_to_torch, tensor_to_jax
 from ._trees import to_jax, to_torch
 
@@ -17,6 +18,7 @@ __all__ = [
     "array_to_torch",
     "check_copy",
     "choice",
+    "flatten",
     "from_jax_keypath",
     "jax_device",
     "jax_dtype",

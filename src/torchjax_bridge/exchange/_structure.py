@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import jax
+import torch
 
 from torchjax_bridge.errors import UnsupportedLeafError
 
@@ -25,9 +26,14 @@ from ._paths import Path, from_jax_keypath, join_path
 __all__ = ["flatten", "rebuild"]
 
 _CONTAINERS = (dict, list, tuple)
-# A tree within both bounds cannot be endless; one beyond is searched with care.
+# Questions about all types in a container at once, answered in C; they are cheaper from so many on.
+_FEW = 4
+_are_strings = frozenset({str}).issuperset
+_are_leaves = frozenset(
+    {torch.Tensor, torch.nn.Parameter, int, float, bool, complex, str, type(None)}
+).issuperset
+# A tree no deeper cannot be endless; a deeper one is searched with care.
 _SHALLOW = 32
-_MANY = 100_000
 # What a class's own flattening, construction or comparison of keys may raise.
 _NODE_ERRORS = (TypeError, ValueError, AttributeError, LookupError, RuntimeError, AssertionError)
 # Frames of our own and of jax between a caller and the flattening.
@@ -40,7 +46,7 @@ def flatten(tree: Any) -> tuple[list[Any], Any]:
     Raises:
         UnsupportedLeafError: JAX cannot flatten it; the message names the container and its path.
     """
-    if not _is_plain(tree):
+    if isinstance(tree, _CONTAINERS) and not _is_plain(tree):
         _refuse_faulty(tree)
     try:
         return jax.tree_util.tree_flatten(tree)
@@ -65,30 +71,20 @@ def rebuild(structure: Any, leaves: Sequence[Any], tree: Any) -> Any:
         ) from err
 
 
-def _is_plain(tree: Any) -> bool:
-    """Whether all dicts sort and no builtin container lies deep: the quick look at every tree."""
-    level: list[Any] = [tree] if isinstance(tree, _CONTAINERS) else []
-    seen = 0
-    try:
-        for _ in range(_SHALLOW):
-            if not level:
-                return True
-            below: list[Any] = []
-            for node in level:
-                if isinstance(node, dict):
-                    if type(node) is not OrderedDict:  # whose order JAX keeps
-                        sorted(node)
-                    children: Iterable[Any] = node.values()
-                else:
-                    children = node
-                below += [child for child in children if isinstance(child, _CONTAINERS)]
-            level = below
-            seen += len(level)
-            if seen > _MANY:
-                break
-    except _NODE_ERRORS:  # from comparing keys
-        return False
-    return False
+def _is_plain(node: Any, room: int = _SHALLOW) -> bool:
+    """Whether in a builtin container all dicts sort and no other lies deep: the quick look at every tree."""
+    children: Iterable[Any] = node
+    if isinstance(node, dict):
+        children = node.values()
+        # JAX keeps the order of an OrderedDict.
+        if not _are_strings(map(type, node)) and type(node) is not OrderedDict and not _sorts(node):
+            return False
+    if len(node) > _FEW and _are_leaves(map(type, children)):
+        return True
+    for child in children:
+        if isinstance(child, _CONTAINERS) and not (room and _is_plain(child, room - 1)):
+            return False
+    return True
 
 
 def _refuse_faulty(tree: Any) -> None:

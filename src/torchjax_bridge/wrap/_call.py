@@ -6,14 +6,17 @@ only in their leaves, so the rest is what a compiled program is cached under. Ow
 error messages (``args[0]['x']``). Does not know which leaves may cross: the caller brings that test.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import torch
 
-from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.errors import ArgumentError, UnsupportedLeafError
+from torchjax_bridge.exchange import flatten
 
 __all__ = ["Rest", "StaticArguments", "split_call"]
 
@@ -116,8 +119,8 @@ def split_call(
         The dynamic leaves in order, and the `Rest`; ``rest.join(leaves)`` gives the call back.
 
     Raises:
-        ArgumentError: A static value is not hashable, or the arguments are no pytree (dict keys that do
-            not sort).
+        ArgumentError: A static value is not hashable, or an argument is no pytree (it contains itself, or has
+            dict keys that do not sort).
 
     >>> leaves, rest = split_call((1.0, "sum"), {"scale": 2.0}, lambda leaf: isinstance(leaf, float))
     >>> leaves, rest.names()
@@ -128,12 +131,10 @@ def split_call(
     if static:
         args, kwargs = static.seal(args, kwargs)
     try:
-        leaves, structure = jax.tree_util.tree_flatten((args, kwargs))
-    except (ValueError, TypeError) as err:
-        raise ArgumentError(
-            f"cannot flatten the arguments as a pytree: {err}. Dict keys must sort among themselves "
-            "(all strings, or all integers)."
-        ) from err
+        leaves, structure = flatten((args, kwargs))
+    except UnsupportedLeafError:
+        _refuse_argument(args, kwargs)
+        raise
     if not static and all(map(is_dynamic, leaves)):
         return leaves, Rest(structure)
     dynamic: list[Any] = []
@@ -143,6 +144,8 @@ def split_call(
             dynamic.append(leaf)
             continue
         value = leaf.value if type(leaf) is _Sealed else leaf
+        if _holds_tensor(value):
+            raise ArgumentError(_hidden(_names(structure)[position], value))
         try:
             hash(value)
         except TypeError as err:
@@ -151,11 +154,35 @@ def split_call(
     return dynamic, Rest(structure, tuple(constants))
 
 
+def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise for the first argument that is no pytree."""
+    named = [
+        *((f"args[{i}]", value) for i, value in enumerate(args)),
+        *((f"kwargs[{k!r}]", v) for k, v in kwargs.items()),
+    ]
+    for name, value in named:
+        try:
+            flatten(value)
+        except UnsupportedLeafError as err:
+            raise ArgumentError(f"{name} is no pytree: {err}") from err
+
+
 def _kind(value: Any) -> Any:
     """What tells values apart that are equal to Python: their type, and the signs of their zeros."""
+    if isinstance(value, tuple):
+        return type(value), tuple(map(_kind, value))
     if type(value) in (float, complex) and not (value.real and value.imag):
         return type(value), repr(value)
     return type(value)
+
+
+def _holds_tensor(value: Any) -> bool:
+    """Whether a static value is a tensor or wraps one: it would be frozen into the program as it is now."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = tuple(getattr(value, field.name, None) for field in dataclasses.fields(value))
+    if isinstance(value, tuple | list):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, torch.Tensor)
 
 
 class _Sealed:
@@ -189,6 +216,15 @@ def _position(fn: Callable[..., Any], number: int, count: int, endless: bool) ->
             f"{_title(fn)} has {count} positional arguments; static_argnums={number} is none."
         )
     return number
+
+
+def _hidden(name: str, value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{name} is static and a tensor, whose values may change. Leave it out of static_argnames."
+    return (
+        f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which JAX does not take apart, and it "
+        "holds a tensor. Register the class with jax.tree_util.register_dataclass, or pass a tuple or dict."
+    )
 
 
 def _unhashable(name: str, value: Any) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import torch
 
-from torchjax_bridge.errors import OutputError, TransformError
+from torchjax_bridge.errors import OutputError, TransformError, UnsupportedLeafError
+from torchjax_bridge.exchange import flatten
 
 from ._jax_graph import Spec, fakes, tracing
 from ._jax_samplers import Draw, is_random, plan_of
@@ -77,11 +78,14 @@ def flatten_output(output: Any) -> tuple[list[torch.Tensor], Any]:
     """The tensors of a torch function's result and their structure; numbers become tensors.
 
     Raises:
-        OutputError: A leaf is neither a tensor nor a number, or is sparse or quantized.
+        OutputError: A leaf is neither a tensor nor a number, or is sparse or quantized; or it is no pytree.
     """
     if type(output) is torch.Tensor and output.layout is torch.strided:
         return [output], _ONE
-    leaves, structure = jax.tree_util.tree_flatten(output)
+    try:
+        leaves, structure = flatten(output)
+    except UnsupportedLeafError as err:
+        raise OutputError(f"the output of the torch function is no pytree: {err}") from err
     if not all(isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided for leaf in leaves):
         leaves = [_as_tensor(leaf, i, structure) for i, leaf in enumerate(leaves)]
     return leaves, structure

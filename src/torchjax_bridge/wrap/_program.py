@@ -307,7 +307,8 @@ def has_torch_dtype(aval: Any) -> bool:
 
 def _fresh(array: Any) -> Any:
     """A copy in memory of its own; PRNG keys stay JAX's and immutable, so they need none."""
-    return array if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else jnp.array(array, copy=True)
+    is_key = jnp.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key)  # a literal may be a Python bool
+    return array if is_key else jnp.array(array, copy=True)
 
 
 def _merge(primals: Sequence[Any], wrt: Sequence[int], moving: Sequence[Any]) -> list[Any]:

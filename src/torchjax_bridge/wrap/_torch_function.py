@@ -18,16 +18,25 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
-from torchjax_bridge.errors import ArgumentError, DtypeError, ExchangeError, OutputError
-from torchjax_bridge.exchange import jax_dtype, tensor_to_jax, torch_dtype
+from torchjax_bridge.errors import (
+    ArgumentError,
+    DtypeError,
+    ExchangeError,
+    OutputError,
+    TransformError,
+    UnsupportedLeafError,
+)
+from torchjax_bridge.exchange import flatten, jax_dtype, tensor_to_jax, torch_dtype
 
 from ._cache import Cache, CacheInfo
 from ._call import Rest, StaticArguments, split_call
 from ._program import Origin, Program
 from ._settings import settings
 from ._torch_autograd import call
-from ._torch_state import modes_active, unseen
+from ._torch_run import too_wide
+from ._torch_state import jit_tracing, modes_active, unseen
 
 __all__ = ["TorchFunction", "Trace", "as_torch_function", "functions", "is_value"]
 
@@ -41,7 +50,9 @@ _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _NUMBERS = (bool, int, float, complex)
-_VALUES = (_Tensor, *_NUMBERS, np.ndarray, np.generic, jax.Array)
+_NESTED = "whose rows differ in length. Pad it first, with torch.nested.to_padded_tensor."
+_ARRAYS = (jax.Array, *_NUMBERS, np.ndarray, np.generic)
+_VALUES = (_Tensor, *_ARRAYS)
 
 
 def as_torch_function(
@@ -170,6 +181,18 @@ class TorchFunction:
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
         """The dynamic leaves of a call, and the program for them."""
+        if jit_tracing():
+            raise TransformError(
+                f"torch.jit.trace would keep the results of {self._origin.title} as constants. Use torch.export "
+                "or torch.compile."
+            )
+        try:
+            return self._prepare(args, kwargs)
+        except RuntimeError:
+            _refuse_shapeless(args, kwargs)
+            raise
+
+    def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
         symbolic = modes_active()
         if not kwargs and not symbolic and not self._static:
             # The plainest call, tensors by position, is told from others before anything is taken apart.
@@ -235,10 +258,26 @@ def _numbers(shape: torch.Size) -> torch.Size:
     return torch.Size(map(int, shape))
 
 
+def _refuse_shapeless(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise for the first tensor whose shape is not known."""
+    leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor))
+    for leaf, name in zip(leaves, rest.names(), strict=True):
+        if leaf.is_nested:
+            raise ArgumentError(f"{name} is a nested tensor, {_NESTED}")
+        if is_lazy(leaf):
+            raise ArgumentError(f"{name} is a lazy parameter without values yet. Run its module once first.")
+
+
 def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:
     """A leaf that is no tensor, as JAX takes it, and what a program depends on of it."""
     if isinstance(leaf, np.generic):
-        leaf = leaf.item()
+        number = leaf.item()
+        if not isinstance(number, _NUMBERS):
+            raise ArgumentError(
+                f"{rest.names()[position]} is a {type(leaf).__module__}.{type(leaf).__qualname__}, for which JAX "
+                "has no dtype. Pass a Python value: str(...) of a text, float(...) of a number."
+            )
+        leaf = number
     elif isinstance(leaf, np.ndarray):
         leaf = _from_numpy(leaf, rest, position)
     if isinstance(leaf, _NUMBERS):
@@ -275,7 +314,7 @@ def _trace(
 
     def flat(*arrays: Any) -> list[Any]:
         args, kwargs = rest.join(arrays)
-        results, structure = jax.tree_util.tree_flatten(fn(*args, **kwargs))
+        results, structure = _flatten_results(fn(*args, **kwargs), origin)
         structures.append(structure)
         return results
 
@@ -287,10 +326,36 @@ def _trace(
     return Trace(program, structure, bare)
 
 
+def _flatten_results(results: Any, origin: Origin) -> tuple[list[Any], Any]:
+    """The leaves of what the user's function returned; raise for one that is no array."""
+    try:
+        leaves, structure = flatten(results)
+    except UnsupportedLeafError as err:
+        raise OutputError(f"the result of {origin.title} is no pytree: {err}") from err
+    for leaf in leaves:
+        if not isinstance(leaf, _ARRAYS):
+            break
+    else:
+        return leaves, structure
+    for path, leaf in jax.tree_util.tree_flatten_with_path(results)[0]:
+        if not isinstance(leaf, _ARRAYS) and not hasattr(leaf, "__jax_array__"):
+            raise OutputError(
+                f"the result{jax.tree_util.keystr(path)} of {origin.title} is a "
+                f"{type(leaf).__module__}.{type(leaf).__qualname__}, and only arrays and numbers cross to torch. "
+                "Return them alone, or None."
+            )
+    return leaves, structure
+
+
 def _abstract(leaf: Any, name: str) -> Any:
     """The shape and dtype that a leaf will have in JAX."""
     if not isinstance(leaf, _Tensor):
-        return jax.typeof(leaf)
+        try:
+            return jax.typeof(leaf)
+        except OverflowError as err:
+            raise too_wide(name, leaf) from err
+    if leaf.is_nested:
+        raise ArgumentError(f"{name} is a nested tensor, {_NESTED}")
     try:
         wide = jax_dtype(leaf.dtype)
     except DtypeError as err:

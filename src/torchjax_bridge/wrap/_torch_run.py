@@ -16,14 +16,15 @@ from typing import Any
 import jax
 import torch
 
-from torchjax_bridge.errors import ExchangeError
+from torchjax_bridge.errors import ExchangeError, NarrowingError
 from torchjax_bridge.exchange import array_to_torch, tensor_to_jax
 
 from ._program import Program
+from ._settings import x64
 from ._torch_batch import LegacyBatch
 from ._torch_state import lies_elsewhere, modes_active
 
-__all__ = ["execute", "run", "run_keeping"]
+__all__ = ["execute", "run", "run_keeping", "too_wide"]
 
 _Tensor = torch.Tensor
 
@@ -58,6 +59,12 @@ def _run_arrays(program: Program, arrays: list[Any]) -> list[Any]:
     """Run, export the results, and add them to ``arrays``."""
     try:
         found = program.run(*arrays)
+    except OverflowError as err:
+        width = 63 if program.x64 else 31
+        for name, value in zip(program.names, arrays, strict=True):
+            if type(value) is int and not -(2**width) <= value < 2**width:
+                raise too_wide(name, value) from err
+        raise
     except jax.errors.JaxRuntimeError as err:
         err.add_note(f"while running {program.describe()}")
         raise
@@ -79,6 +86,12 @@ def _run_arrays(program: Program, arrays: list[Any]) -> list[Any]:
         jax.effects_barrier()
     arrays += found
     return results
+
+
+def too_wide(name: str, number: int) -> NarrowingError:
+    """The error for a Python integer that JAX's integers do not hold."""
+    bits, fix = (64, "Pass a float.") if x64() else (32, "Pass a float, or a tensor with x64 on.")
+    return NarrowingError(f"cannot pass '{name}' to JAX: {number} does not fit in {bits} bits. {fix}")
 
 
 def _raise_failure(program: Program, found: list[Any]) -> None:

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 __all__ = [
     "dual_level_active",
     "functorch_active",
+    "jit_tracing",
     "lies_elsewhere",
     "modes_active",
     "saving_hooks_active",
@@ -72,5 +73,8 @@ functorch_active = _probe("_are_functorch_transforms_active", True)
 
 modes_active = _probe("_len_torch_dispatch_stack", True)
 """Whether a ``TorchDispatchMode`` watches: fake tensors, make_fx, selective checkpointing, counters."""
+
+jit_tracing = _probe("_get_tracing_state", None)
+"""The state of ``torch.jit.trace`` if it is recording, which sees operators of torch's and no others."""
 
 _saving_hooks = _probe("_autograd._top_saved_tensors_default_hooks", True)
