@@ -40,6 +40,10 @@ def _twin(part: nn.Module) -> Any:
             return nnx.Linear(part.in_features, part.out_features, rngs=rngs)
         case nn.BatchNorm1d():
             return nnx.BatchNorm(part.num_features, use_running_average=True, momentum=0.9, rngs=rngs)
+        case nn.GroupNorm():
+            return nnx.GroupNorm(
+                part.num_channels, part.num_groups, epsilon=1e-5, use_fast_variance=False, rngs=rngs
+            )
         case nn.LayerNorm():
             return nnx.LayerNorm(part.normalized_shape[0], epsilon=1e-5, use_fast_variance=False, rngs=rngs)
         case nn.PReLU():
@@ -65,7 +69,8 @@ def _asked(module: Any, template: Any, *rules: Any) -> list[str]:
     ("parts", "asked"),
     [
         ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 64), "fc2": nn.Linear(64, 10)}, ["fc", "fc2"]),
-        ({"conv": nn.Conv2d(3, 16, 3), "down": nn.Linear(64, 7), "up": nn.Linear(7, 64)}, ["down", "up"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "down": nn.Linear(64, 6), "up": nn.Linear(6, 64)}, ["down", "up"]),
+        ({"conv": nn.Conv2d(3, 16, 3), "down": nn.Linear(64, 7), "up": nn.Linear(7, 64)}, ["down"]),
         ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(16, 64), "fc2": nn.Linear(64, 64)}, []),
         ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 10), "fc2": nn.Linear(10, 64)}, ["fc", "fc2"]),
         ({"conv": nn.Conv2d(3, 16, 3), "fc": nn.Linear(64, 10), "fc2": nn.Linear(10, 5)}, ["fc"]),
@@ -133,11 +138,7 @@ def test_a_map_made_of_a_linear_s_output_is_asked_for_and_follows_the_view(encod
         rules = [Flatten("down", (16, 2, 2)), *rules]
     module, template = _pair(**parts)
     assert "fc" in _asked(module, template, *rules[:-1])
-    assert _asked(module, template, *rules[:-1], Flatten("fc", None, output=True)) == (
-        [] if encoder else ["fc"]
-    )
-    if not encoder:  # its five inputs are a noise, and the model has feature maps
-        rules = [*rules, Flatten("fc", None)]
+    assert _asked(module, template, *rules[:-1], Flatten("fc", None, output=True)) == []
     twin = to_flax(module, template, rules=rules)
     noise = torch.randn(3, 5)
     with torch.no_grad():
@@ -145,6 +146,44 @@ def test_a_map_made_of_a_linear_s_output_is_asked_for_and_follows_the_view(encod
     got = twin.up(twin.fc(jnp.asarray(noise.numpy())).reshape(3, 2, 2, 16))
     np.testing.assert_allclose(got, expected, atol=1e-5)
     _assert_comes_back(module, twin, rules)
+
+
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda layer: type(layer).__name__)
+def test_a_layer_between_a_linear_and_the_map_made_of_it_is_asked_for_and_follows_the_view(
+    between: nn.Module,
+) -> None:
+    for tensor in between.state_dict().values():
+        if tensor.ndim:
+            tensor.copy_(torch.rand(64) + 0.5)
+    module, template = _pair(fc=nn.Linear(5, 64), norm=between, up=nn.ConvTranspose2d(16, 3, 2))
+    rules = [Flatten("fc", (16, 2, 2), output=True)]
+    assert _asked(module, template, *rules) == ["norm"]
+    assert _asked(module, template, Flatten("fc", None, output=True)) == []
+    rules = [*rules, Flatten("norm", (16, 2, 2))]
+    twin = to_flax(module, template, rules=rules)
+    noise = torch.randn(3, 5)
+    with torch.no_grad():
+        expected = module.up(module.norm(module.fc(noise)).view(3, 16, 2, 2)).permute(0, 2, 3, 1)
+    got = twin.up(twin.norm(twin.fc(jnp.asarray(noise.numpy()))).reshape(3, 2, 2, 16))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    _assert_comes_back(module, twin, rules)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 97])
+def test_a_prime_number_of_inputs_is_no_flattened_map(width: int) -> None:
+    assert _asked(*_pair(conv=nn.Conv2d(3, 16, 3), fc=nn.Linear(width, 10))) == []
+    assert _asked(*_pair(conv=nn.Conv2d(3, 16, 3), fc=nn.Linear(width + 3, 10))) == ["fc"] * (width != 2)
+
+
+def test_groups_of_flattened_features_have_no_layout_and_are_asked_for() -> None:
+    module, template = _pair(conv=nn.Conv2d(3, 16, 3), norm=nn.GroupNorm(4, 64), fc=nn.Linear(64, 5))
+    flatten = Flatten("fc", (16, 2, 2))
+    with pytest.raises(errors.PlanError, match=r"'norm' \(GroupNorm\) takes 64 features.*no layout"):
+        to_flax(module, template, rules=[flatten])
+    assert _asked(module, template, flatten, Flatten("norm", (16, 2, 2))) == ["norm", "norm"]
+    assert _asked(module, template, Flatten("fc", None), Flatten("norm", None)) == []
+    maps = {"conv": nn.Conv2d(3, 16, 3), "norm": nn.GroupNorm(4, 64), "two": nn.Conv2d(64, 4, 3)}
+    assert _asked(*_pair(**maps, fc=nn.Linear(64, 5)), flatten) == []
 
 
 def test_a_sequential_shows_a_flatten_and_an_unflatten_whatever_the_widths() -> None:

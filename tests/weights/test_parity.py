@@ -759,3 +759,49 @@ def test_an_input_that_cannot_cross_is_named() -> None:
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
     with jax.enable_x64(False), pytest.raises(errors.DtypeError, match="input 0"):
         parity(module, model, torch.ones(1, 2, dtype=torch.float64))
+
+
+# --- maps that are made of vectors ---------------------------------------------------------------------
+
+
+class Generator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(5, 24), nn.BatchNorm1d(24))
+        self.up = nn.ConvTranspose2d(4, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.up(self.fc(x).relu().view(-1, 4, 2, 3))
+
+
+class NnxGenerator(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, *, front: bool) -> None:
+        norm = nnx.BatchNorm(24, momentum=0.9, use_fast_variance=False, rngs=rngs)
+        self.fc = nnx.Sequential(nnx.Linear(5, 24, rngs=rngs), norm)
+        self.up = nnx.ConvTranspose(4, 3, (2, 2), padding="VALID", transpose_kernel=True, rngs=rngs)
+        self.front = front
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nnx.relu(self.fc(x))
+        return self.up(x.reshape(-1, 4, 2, 3).transpose(0, 2, 3, 1) if self.front else x.reshape(-1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("front", [True, False], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("features", [None, (4, 2, 3)])
+def test_a_map_made_of_a_vector_agrees_as_it_was_said_and_its_order_is_named_as_it_was_not(
+    front: bool, features: tuple[int, ...] | None
+) -> None:
+    torch.manual_seed(0)
+    module = Generator().eval()
+    rules = [Flatten("fc.0", features, output=True), Flatten("fc.1", features)]
+    twin = to_flax(module, nnx.eval_shape(lambda: NnxGenerator(nnx.Rngs(0), front=front)), rules=rules)
+    twin.eval()
+    found = parity(module, twin, torch.randn(4, 5), rules=rules)
+    if front == (features is None):
+        assert found.ok, str(found)
+        return
+    assert found.cause is not None
+    assert found.first is not None
+    assert (found.cause.kind, found.cause.proved, found.first.torch_path) == ("flatten order", True, "up")
+    wanted = "(4, 2, 3)" if features is None else "None"
+    assert f'Flatten("fc.0", {wanted}, output=True)' in found.cause.fix

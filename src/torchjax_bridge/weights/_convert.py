@@ -61,7 +61,8 @@ def to_flax(
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
         SettingsWarning: An nnx template has settings (epsilon, padding, ...) with which it computes another thing
-            than the ``nn.Module``; `audit` gives them as data.
+            than the ``nn.Module``; `audit` gives them as data. linen's variables and an ``nnx.State`` have no
+            settings to compare, not even the groups of a convolution: ask `audit` with the live linen module.
 
     Memory:
         ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:

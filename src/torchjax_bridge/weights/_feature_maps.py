@@ -14,11 +14,12 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from ._bind import Move
+from ._map_faults import contradicts, say_how, say_no_layout, say_shape, say_whose
 from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
 from .rules import RULES, Flatten
 
-__all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened"]
+__all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened", "output_order"]
 
 COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
 
@@ -32,6 +33,7 @@ _RECURRENT = _names_of(nn.RNNBase, nn.RNNCellBase)
 # One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
 _PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 _NORMS = _names_of(*_PER_FEATURE)
+_GROUPED = _names_of(nn.GroupNorm)
 _TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *_PER_FEATURE)
 # What a Sequential may have between a flatten and the layer that it feeds.
 _OF_MAPS = (
@@ -40,8 +42,11 @@ _OF_MAPS = (
 )  # fmt: skip
 
 
-def can_be_flattened(node: TorchNode, *, output: bool) -> bool:
+def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
     """Whether a `Flatten` can speak of this layer; of a class that is not known, by its tensors."""
+    output = rule.output
+    if node.kind is not None and issubclass(node.kind, nn.GroupNorm):
+        return rule.features is None and not output
     if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
         flat = not issubclass(node.kind, _PER_FEATURE) or all(
             leaf.meta.ndim < 2 for leaf in node.leaves.values()
@@ -50,6 +55,13 @@ def can_be_flattened(node: TorchNode, *, output: bool) -> bool:
     shapes = {name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in node.flat().items()}
     matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
     return matrix or (not output and set(shapes.values()) <= {0, 1})
+
+
+def output_order(node: TorchNode) -> tuple[int, ...] | None:
+    """The ``(C, H, W)`` in whose order the output of a layer is, where the caller said so."""
+    if node.kind is not None and issubclass(node.kind, _PER_FEATURE):
+        return node.features  # what it takes is what it gives
+    return node.output
 
 
 @dataclass(eq=False)
@@ -69,7 +81,9 @@ class _Widths:
     channels: list[int] = field(default_factory=list)  # of the maps that its convolutions and norms give
     upwards: list[int] = field(default_factory=list)  # of the maps that its transposed convolutions take
     known: set[int] = field(default_factory=set)  # of tables, attention and the like
+    inward: set[int] = field(default_factory=set)  # of the maps that its convolutions take
     readers: list[_Reader] = field(default_factory=list)
+    grouped: list[tuple[TorchNode, int]] = field(default_factory=list)  # GroupNorms, and how many they take
 
 
 def ask_about_maps(
@@ -88,22 +102,30 @@ def ask_about_maps(
         }
         for out in (False, True)
     )
-    faults = [fault for reader in widths.readers for fault in _contradicts(reader.node, widths.channels)]
+    faults = [fault for reader in widths.readers for fault in contradicts(reader.node, widths.channels)]
     maps = bool(widths.channels) or any(_is_of_maps(node.kind) for node in tree.root.walk())
     roots = _unexplained(widths, taken) if maps else set()
     asked: set[int] = set()
     assumed = []
+    viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     for reader in widths.readers:
         path, known = id(reader.node), behind.get(id(reader.node))
-        if path in taken or reader.width < 2 or known == reader.width:
+        if path in taken or known == reader.width or not _has_an_order(reader.width):
             continue
-        if maps and (reader.width in roots or known):
+        if reader.width in viewed and viewed[reader.width] is not reader.node:
+            faults.append(say_whose(reader.node, reader.width, viewed[reader.width]))
+        elif maps and (reader.width in roots or known):
             asked.add(path)
             fitting = [count for count in reversed(widths.channels) if reader.width % count == 0]
-            faults.append(_say_how(reader.node, reader.width, known or (fitting[0] if fitting else 0)))
+            faults.append(say_how(reader.node, reader.width, known or (fitting[0] if fitting else 0)))
         elif not maps and known is not None:
             how = f'Flatten("{join_path(reader.node.origin)}", None)'
             assumed.append((reader.node.where, f"behind nn.Flatten, which {_TAKEN} (rules=[{how}] says so)"))
+    flat = {r.width for r in widths.readers if id(r.node) in asked or r.node.features}
+    for node, width in widths.grouped:
+        said_none = any(rule.features is None and rule.names(node.origin) for rule in said)
+        if width in flat and width not in {*widths.channels, *widths.inward} and not said_none:
+            faults.append(say_no_layout(node, width))
     # A hidden layer whose width happens to fit is read by a layer that reads no map.
     read = {
         r.width for r in widths.readers if r.linear and id(r.node) not in asked and r.node.features is None
@@ -115,8 +137,13 @@ def ask_about_maps(
             fitting = [c for c in widths.upwards if 1 < c < out and out % c == 0]
             hidden = out in read or out in widths.channels or out in widths.upwards
             if id(reader.node) in before or (fitting and not hidden):
-                faults.append(_say_shape(reader.node, out, before.get(id(reader.node)) or fitting[0]))
+                faults.append(say_shape(reader.node, out, before.get(id(reader.node)) or fitting[0]))
     return faults, assumed
+
+
+def _has_an_order(width: int) -> bool:
+    """Whether a map of this many numbers has several channels and several positions: not if it is a prime."""
+    return any(width % size == 0 for size in range(2, isqrt(width) + 1))
 
 
 _TAKEN = "is taken to flatten in one order on both sides, as it does what has one channel or no channels"
@@ -142,10 +169,13 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
             shape, node, name = tuple(tree.state[key].shape), nodes[key], key.rpartition(".")[2]
             if move.rule in _CONVOLUTIONS and len(shape) > 2:
                 found.channels.append(_channels(node, move, shape))
+                found.inward.add(getattr(node.module, "in_channels", shape[1]))
                 if "Transpose" in move.rule:
                     found.upwards.append(shape[0])
             elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
                 found.channels.append(shape[0])
+            elif move.rule in _GROUPED and name == "weight":
+                found.grouped.append((node, shape[0]))
             elif move.rule in _NORMS and len(shape) == 1 and shape[0] > 1:
                 reader(node, shape[0])
             elif move.rule == "Linear" and len(shape) == 2 and shape[1] > 1:  # one input has no order
@@ -265,54 +295,3 @@ def _gives_channels(module: nn.Module | None) -> int:
 
 def _is_of_maps(kind: type | None) -> bool:
     return kind is not None and issubclass(kind, _OF_MAPS)
-
-
-# --- words -------------------------------------------------------------------------------------------
-
-
-def _contradicts(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
-    """Features of which the last, not the first, are the channels of a map."""
-    for features, output in ((node.features, ""), (node.output, ", output=True")):
-        if not features or not channels or features[0] in channels:
-            continue
-        first, *rest = features
-        square = len(rest) > 1 and first == rest[0] != rest[-1]
-        if any(size in channels for size in rest) and (square or first < min(channels)):
-            path, turned = join_path(node.origin), (rest[-1], first, *rest[:-1])
-            message = (
-                f"no layer has maps of {first} channels, and Flatten takes (C, H, W) as torch has it, also where "
-                f'the Flax model has the channels last: rules=[Flatten("{path}", {turned}{output})]'
-            )
-            yield Fault("rules", message, path)
-
-
-def _say_how(node: TorchNode, width: int, channels: int) -> Fault:
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} takes {width} inputs in a model with feature maps, and no layer is sure to give that many: "
-        "if they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax "
-        f'model does: rules=[Flatten("{path}", {_shape(width, channels)})], with what torch flattens, if it '
-        f'flattens its own channels-last map, or Flatten("{path}", None) if it moves the channels to the front '
-        "first, or if nothing is flattened (a map pooled to one position)",
-        path,
-    )
-
-
-def _say_shape(node: TorchNode, width: int, channels: int) -> Fault:
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} gives {width} outputs, and no layer is sure to read them as they are: if a map is made of "
-        "them, torch views them as (C, H, W) where Flax views them as (H, W, C). Say what the Flax model does: "
-        f'rules=[Flatten("{path}", {_shape(width, channels)}, output=True)], with the map that torch makes, if '
-        f'Flax makes a channels-last one, or Flatten("{path}", None, output=True) if it makes torch\'s and moves '
-        "the channels to the end, or if no map is made",
-        path,
-    )
-
-
-def _shape(width: int, channels: int) -> str:
-    side = isqrt(width // channels) if channels else 0
-    square = bool(channels) and side * side * channels == width
-    return f"({channels}, {side}, {side})" if square else f"({channels or 'C'}, ...)"

@@ -5,10 +5,6 @@ them otherwise (standardised, scaled, quantised), and no array shows it. Owns th
 for the class or a `LayerType` for the layer is the answer. torch's own hooks (``weight_norm``) are for the rules.
 """
 
-from collections.abc import Iterator
-
-from torch import nn
-
 from ._torch_tree import TorchNode
 from .rules import Rule
 
@@ -18,30 +14,35 @@ __all__ = ["taken_for_granted"]
 _METHODS = ("forward", "_conv_forward", "__call__")
 
 
-def taken_for_granted(rule: Rule, node: TorchNode) -> Iterator[str]:
+def taken_for_granted(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     """What is assumed of a layer that may compute something else than its rule's class, one sentence each."""
-    if node.kind is None or node.said:
-        return
-    base = next((kind for kind in node.kind.__mro__ if kind in rule.types), node.kind)
-    own = base is not node.kind and any(
-        getattr(node.kind, name, None) is not getattr(base, name, None) for name in _METHODS
+    kind = node.kind
+    if kind is None or node.said:
+        return ()
+    base = kind if kind in rule.types else next((one for one in kind.__mro__ if one in rule.types), kind)
+    own = base is not kind and any(
+        getattr(kind, name, None) is not getattr(base, name, None) for name in _METHODS
     )
-    if own or "forward" in getattr(node.module, "__dict__", ()):
-        yield (
-            f"computed by a forward of {node.kind.__name__}'s own, which is taken to be that of {_spelt(base)}; "
-            f"LayerType(<path>, {_spelt(base)}) says that it is, a Rule({node.kind.__name__}, ...) what it is else"
+    # torch keeps a patched method and hooks in these attributes and offers no other way to ask for them.
+    state = getattr(node.module, "__dict__", {})
+    hooked = any(
+        _is_foreign(hook) for name in _HOOKS if (hooks := state.get(name)) for hook in hooks.values()
+    )
+    found = []
+    if own or "forward" in state:
+        found.append(
+            f"computed by a forward of {kind.__name__}'s own, which is taken to be that of {_spelt(base)}; "
+            f"LayerType(<path>, {_spelt(base)}) says that it is, a Rule({kind.__name__}, ...) what it is else"
         )
-    if node.module is not None and any(map(_is_foreign, _hooks(node.module))):
-        yield (
+    if hooked:
+        found.append(
             f"it has hooks, which do not cross and are taken to change nothing; LayerType(<path>, {_spelt(base)}) "
             "says that they do not"
         )
+    return tuple(found)
 
 
-def _hooks(module: nn.Module) -> Iterator[object]:
-    # torch keeps hooks in these attributes and offers no other way to ask for them.
-    for name in ("_forward_pre_hooks", "_forward_hooks"):
-        yield from getattr(module, name, {}).values()
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 def _is_foreign(hook: object) -> bool:

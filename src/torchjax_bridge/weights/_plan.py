@@ -201,7 +201,7 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
         for node in named:
             if isinstance(rule, LayerType):
                 node.kind, node.said = rule.kind, True
-            elif not can_be_flattened(node, output=rule.output):
+            elif not can_be_flattened(node, rule):
                 other = "" if rule.output else ", and none over flattened features"
                 message = f"{rule} names {node.where}, which is no Linear layer{other}"
                 faults.append(Fault("rules", message, rule.torch))

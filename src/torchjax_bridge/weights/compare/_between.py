@@ -35,6 +35,7 @@ def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
         ours, theirs = inputs.shapes
         yield Cause("shape", f"{where}torch has {ours}, Flax {theirs}", "", proved=False)
         return
+    yield from _viewed(inputs, before, where, evidence)
     yield from _pooling(step, inputs, evidence, where)
     yield from relation(step, inputs, evidence, where)
     for other in evidence.steps[: evidence.steps.index(step)]:
@@ -56,6 +57,36 @@ def _front(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
         )
         fix = f'convert with rules=[Flatten("{path}", None)], or leave the channels last when flattening'
         yield Cause("flatten order", message, fix, proved=True)
+
+
+def _viewed(inputs: Comparison, before: list[Step], where: str, evidence: Evidence) -> Iterator[Cause]:
+    """A vector that one side views as ``(C, *space)`` and the other as ``(*space, C)``."""
+    ours, theirs = inputs.ours, inputs.theirs
+    linear = next((other for other in before if isinstance(other.module, nn.Linear)), None)
+    if ours is None or linear is None or ours.ndim < 3 or ours.shape != theirs.shape:
+        return
+    path, shape = join_path(linear.torch.path), (ours.shape[-1], *ours.shape[1:-1])
+    if linear.gives is None and evidence.close(_channels_first(ours), theirs.reshape(len(theirs), -1)):
+        yield Cause(
+            "flatten order",
+            f"{where}torch views features as {shape}, channels first, and Flax views the same ones channels last",
+            f'convert with rules=[Flatten("{path}", {shape}, output=True)], or view them as {shape} in Flax and '
+            "then move the channels to the end",
+            proved=True,
+        )
+    if linear.gives is not None and evidence.close(ours.reshape(len(ours), -1), _channels_first(theirs)):
+        yield Cause(
+            "flatten order",
+            f"{where}Flax views features as {shape}, as torch does, and "
+            f'Flatten("{path}", {linear.gives}, output=True) laid them out for channels last',
+            f'convert with rules=[Flatten("{path}", None, output=True)], or view them channels last in Flax',
+            proved=True,
+        )
+
+
+def _channels_first(array: np.ndarray) -> np.ndarray:
+    """A map with its channels last as the vector that torch views as this map."""
+    return np.moveaxis(array, -1, 1).reshape(len(array), -1)
 
 
 def _maps(step: Step, evidence: Evidence) -> list[tuple[int, ...]]:

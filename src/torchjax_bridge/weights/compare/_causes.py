@@ -99,7 +99,7 @@ def _agrees(step: Step, call: Call, settings: Mapping[str, Any], evidence: Evide
     again = evidence.rerun(call, settings)
     if again is None:
         return False
-    output = compare(step.module, step.torch.outputs, again, evidence.bounds)
+    output = compare(step.module, step.gave, again, evidence.bounds)
     if output is None:
         return False
     was = step.output.gap.relative if step.output is not None else float("inf")

@@ -185,7 +185,7 @@ def parity(
         return twins.run_flax(tuple(arrays[name] for name in named), extra)
 
     def lay(theirs: Record) -> list[Step]:
-        return align(twins.plan.layers, twins.modules, twins.names, twins.features, ours, theirs, bounds)
+        return align(twins.plan.layers, twins.modules, twins.names, twins.orders, ours, theirs, bounds)
 
     theirs, last = choose_layout(named, channels_last, ours, run, lay)
     steps = lay(theirs)

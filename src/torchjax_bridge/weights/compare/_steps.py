@@ -6,6 +6,7 @@ that are one on the other side (tied, or stacked in a scan) are taken together, 
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from torch import nn
@@ -15,7 +16,7 @@ from torchjax_bridge.exchange import Path
 from ._record import Call, Record
 from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance
 
-__all__ = ["Bounds", "Comparison", "Step", "align", "channels_last", "compare"]
+__all__ = ["Bounds", "Comparison", "Orders", "Step", "align", "channels_last", "compare"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Step:
         output: The outputs, compared.
         counts: How often the pair was called on each side.
         features: The ``(C, *space)`` whose flattening feeds the layer, channels first in torch and last in Flax.
+        gives: The ``(C, *space)`` in whose order its output is, likewise.
     """
 
     torch: Call
@@ -73,20 +75,29 @@ class Step:
     output: Comparison | None
     counts: tuple[int, int]
     features: tuple[int, ...] | None = None
+    gives: tuple[int, ...] | None = None
 
     @property
     def given(self) -> tuple[Value, ...]:
         """Torch's inputs, as the Flax layer is to be given them."""
-        ours = self.torch.inputs
-        if self.features is None or len(ours) != 1:
-            return ours
-        return (Value(channels_last(ours[0].array, self.features), ours[0].dtype),)
+        return _in_order(self.torch.inputs, self.features)
+
+    @property
+    def gave(self) -> tuple[Value, ...]:
+        """Torch's outputs, as the Flax layer is to give them."""
+        return _in_order(self.torch.outputs, self.gives)
 
     def inputs(self, bounds: Bounds) -> Comparison | None:
         """The inputs, compared; None where there is nothing to compare."""
         if self.flax is None:
             return None
         return compare(self.module, self.given, self.flax.inputs, bounds)
+
+
+def _in_order(values: tuple[Value, ...], features: tuple[int, ...] | None) -> tuple[Value, ...]:
+    if features is None or len(values) != 1:
+        return values
+    return (Value(channels_last(values[0].array, features), values[0].dtype),)
 
 
 def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
@@ -125,6 +136,31 @@ def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds) -> Compar
     return Comparison(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
 
 
+@dataclass(frozen=True)
+class Orders:
+    """Where features are in the order of a flattened ``(C, *space)`` in torch, and of ``(*space, C)`` in Flax.
+
+    Attributes:
+        takes: For a torch path: the shape whose flattening feeds the layer.
+        gives: For a torch path: the shape in whose order its output is.
+    """
+
+    takes: Mapping[Path, tuple[int, ...]]
+    gives: Mapping[Path, tuple[int, ...]]
+
+    def ways(self, call: Call) -> list[tuple[int, ...] | None]:
+        """The orders in which the output of a call may be: for a container, that of any of its layers."""
+        if call.path in self.gives:
+            return [self.gives[call.path]]
+        inside = {
+            shape
+            for path, shape in self.gives.items()
+            if call.path and path[: len(call.path)] == call.path
+            if call.outputs and call.outputs[0].array.shape[-1:] == (prod(shape),)
+        }
+        return [None, *sorted(inside)]
+
+
 # --- which call is which -------------------------------------------------------------------------------
 
 
@@ -132,7 +168,7 @@ def align(
     layers: Sequence[tuple[Path, Path]],
     modules: Mapping[Path, nn.Module],
     names: Mapping[Path, Path],
-    features: Mapping[Path, tuple[int, ...]],
+    orders: Orders,
     ours: Record,
     theirs: Record,
     bounds: Bounds,
@@ -143,7 +179,7 @@ def align(
         layers: The pairs of the plan.
         modules: The torch modules by path.
         names: For a path of a Flax module that has several: the one under which its calls were recorded.
-        features: For a torch path: the shape whose flattening feeds the layer, where the caller said so.
+        orders: In which order features are in Flax.
         ours: The run in torch.
         theirs: The run in Flax.
         bounds: What is taken for rounding.
@@ -167,9 +203,21 @@ def align(
         counts = (len(first), len(other))
         for number, call in enumerate(first):
             twin = other[number] if number < len(other) else None
-            output = compare(call.module, call.outputs, twin.outputs, bounds) if twin else None
-            steps.append(Step(call, twin, call.module, number, output, counts, features.get(call.path)))
+            features, ways = orders.takes.get(call.path), orders.ways(call)
+            tried = [
+                Step(call, twin, call.module, number, _output(call, twin, way, bounds), counts, features, way)
+                for way in ways
+            ]
+            steps.append(next((step for step in tried if step.output and step.output.ok), tried[0]))
     return sorted(steps, key=lambda step: order[id(step.torch)])
+
+
+def _output(
+    call: Call, twin: Call | None, order: tuple[int, ...] | None, bounds: Bounds
+) -> Comparison | None:
+    if twin is None:
+        return None
+    return compare(call.module, _in_order(call.outputs, order), twin.outputs, bounds)
 
 
 _Group = tuple[dict[nn.Module, None], dict[Path, None]]

@@ -17,6 +17,7 @@ from torchjax_bridge.exchange import Path
 
 from .._audit import Audit, compare_settings
 from .._bind import Move
+from .._feature_maps import output_order
 from .._flax_tree import FlaxTree
 from .._live import Linen, as_linen, live_nnx
 from .._plan import Plan, UserRule, make_plan, read_sides
@@ -24,6 +25,7 @@ from .._torch_tree import TorchTree
 from ._record import Record
 from ._record_flax import record_linen, record_nnx
 from ._rerun import Rerun, rerun_linen, rerun_nnx
+from ._steps import Orders
 from ._values import values_in
 
 __all__ = ["Twins", "read_twins"]
@@ -53,10 +55,12 @@ class Twins:
         return {node.origin: node.module for node in self.torch_tree.root.walk() if node.module is not None}
 
     @cached_property
-    def features(self) -> dict[Path, tuple[int, ...]]:
-        """The shapes whose flattening feeds a layer, where the caller said so."""
-        nodes = self.torch_tree.root.walk()
-        return {node.origin: node.features for node in nodes if node.features is not None}
+    def orders(self) -> Orders:
+        """The orders of flattened features, where the caller said them."""
+        nodes = list(self.torch_tree.root.walk())
+        takes = {node.origin: node.features for node in nodes if node.features is not None}
+        gives = {node.origin: shape for node in nodes if (shape := output_order(node)) is not None}
+        return Orders(takes, gives)
 
     @property
     def root(self) -> nn.Module:

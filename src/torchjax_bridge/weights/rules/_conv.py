@@ -135,7 +135,8 @@ RULES = (
         required=frozenset({"weight"}),
         settings=(
             "kernel_size as a tuple (an int is a 1-D convolution), strides, padding=((p, p), ...) and never "
-            "'SAME' for a number, kernel_dilation, feature_group_count=groups, use_bias"
+            "'SAME' for a number, kernel_dilation, feature_group_count=groups (linen's variables do not tell it: "
+            "audit compares it), use_bias"
         ),
     ),
     Rule(
