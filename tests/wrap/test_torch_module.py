@@ -348,6 +348,47 @@ def test_other_dtypes(kind):
         assert module(images().double()).dtype is torch.float64
 
 
+@both
+@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")  # of nnx.BatchNorm
+def test_a_module_in_fewer_bits_trains_and_keeps_its_buffers_dtype(kind):
+    module = make(kind).to(torch.bfloat16)
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    y = module(images().bfloat16())
+    y.float().square().sum().backward()
+    assert y.dtype is torch.bfloat16
+    assert all(p.grad is not None and p.grad.dtype is torch.bfloat16 for p in module.parameters())
+    for name, buffer in module.named_buffers():
+        assert buffer.dtype is torch.bfloat16
+        assert not torch.equal(buffer, before[name])
+
+
+def test_a_part_of_an_nnx_module_has_a_mode_of_its_own():
+    module = make("nnx")
+    module.get_submodule("blocks.0").eval()
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    flax = make_nnx()
+    flax.train()
+    flax.blocks[0].bn.eval()
+    torch.testing.assert_close(
+        as_torch_module(make_nnx(), method="features").eval()(images()),
+        to_torch(flax.features(to_jax(images()))),
+    )
+    y = module(images())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+    assert not torch.equal(module(images()), y)  # dropout still draws
+    module.eval().get_submodule("blocks.0.bn").train()
+    assert torch.equal(module(images()), module(images()))
+    assert not torch.equal(module.get_buffer("blocks.0.bn.mean"), before["blocks.0.bn.mean"])
+
+
+def test_a_part_of_a_linen_module_has_none_and_says_so():
+    module = make("linen")
+    module.get_submodule("bn").eval()
+    with pytest.raises(errors.TransformError, match="'bn' is in another"):
+        module(images())
+    assert module.train()(images()).shape == (4, 2)
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "LBFGS", "Adafactor", "RMSprop"])
 def test_any_optimizer_lowers_the_loss(optimizer):
     module = as_torch_module(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
@@ -537,6 +578,21 @@ def test_frozen_bound_and_boxed_variables_are_taken():
     assert torch.equal(as_torch_module(module, boxed).eval()(x), expected)
 
 
+def test_names_that_the_wrapper_uses_itself_are_no_trouble():
+    class Awkward(nnx.Module):
+        def __init__(self):
+            self._places, self._functions, self._definition, self._parts = (
+                nnx.Param(jnp.full(2, n)) for n in (1.0, 2.0, 3.0, 4.0)
+            )
+
+        def __call__(self, x):
+            return x * self._places + self._functions * self._definition - self._parts
+
+    module = copy.deepcopy(as_torch_module(Awkward()))
+    module.load_state_dict(pickle.loads(pickle.dumps(module.state_dict())))
+    assert module(torch.ones(2)).tolist() == [3.0, 3.0]
+
+
 def test_names_that_torch_modules_use_themselves_are_no_trouble():
     class Awkward(linen.Module):
         @linen.compact
@@ -562,6 +618,17 @@ def test_names_that_torch_modules_use_themselves_are_no_trouble():
     assert torch.equal(other(torch.ones(1, 3)), module(torch.ones(1, 3)))
 
 
+class Sown(nnx.Module):
+    def __call__(self, x):
+        return x
+
+
+def sown():
+    module = Sown()
+    module.h = nnx.Intermediate((jnp.ones(1),))  # as sow leaves it
+    return module
+
+
 @pytest.mark.parametrize(
     ("wrap", "words"),
     [
@@ -579,6 +646,13 @@ def test_names_that_torch_modules_use_themselves_are_no_trouble():
         ),
         (lambda: as_torch_module(LinenNet(), {"params": {"a.b": jnp.ones(1)}}), "'a.b'"),
         (lambda: as_torch_module(LinenNet(), [1]), "the dict of collections"),
+        (
+            lambda: as_torch_module(LinenNet(), {"kernel": jnp.ones(1)}),
+            "'kernel' of the variables is no coll",
+        ),
+        (lambda: as_torch_module(*make_linen(), method="nope"), "LinenNet has no method 'nope'"),
+        (lambda: as_torch_module(make_nnx(), method="nope"), "NnxNet has no method 'nope'"),
+        (lambda: as_torch_module(sown()), r"'h' of Sown holds a tuple.*nnx\.pop"),
     ],
 )
 def test_what_cannot_be_wrapped_says_why(wrap, words):

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 
 from torchjax_bridge.errors import ArgumentError, OutputError
 
-__all__ = ["Definition", "Pure", "check_changed", "keys_from_words", "mode_keywords"]
+__all__ = [
+    "Definition",
+    "Pure",
+    "check_changed",
+    "check_method",
+    "keys_from_words",
+    "mode_keywords",
+    "split_name",
+]
 
 Arrays = Mapping[str, Any]
 Pure = Callable[..., tuple[Any, dict[str, Any]]]
@@ -62,8 +70,11 @@ class Definition(ABC):
     words: int
 
     @abstractmethod
-    def pure(self, training: bool) -> Pure:
-        """``(words, buffers, parameters, args, kwargs) -> (result, {name: new value of a changed buffer})``."""
+    def pure(self, training: bool, apart: frozenset[str] = frozenset()) -> Pure:
+        """``(words, buffers, parameters, args, kwargs) -> (result, {name: new value of a changed buffer})``.
+
+        The parts named in ``apart`` are in the other mode.
+        """
 
     @abstractmethod
     def restore(self, parameters: Arrays, buffers: Arrays) -> Any:
@@ -103,6 +114,12 @@ def keys_from_words(words: Any, shapes: Sequence[tuple[tuple[int, ...], Any]]) -
         keys.append(data if impl is None else jax.random.wrap_key_data(data, impl=impl))
         start += count
     return keys
+
+
+def check_method(module: Any, method: str) -> None:
+    """Raise unless the module has the method."""
+    if not callable(getattr(module, method, None)):
+        raise ArgumentError(f"{type(module).__name__} has no method {method!r} for forward to call.")
 
 
 def check_changed(name: str, old: Any, new: Any) -> Any:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen
 from flax.core import meta, unfreeze
 
-from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.errors import ArgumentError, TransformError
 from torchjax_bridge.exchange import from_jax_keypath, join_path
 
 from ._flax_definition import (
@@ -20,6 +21,7 @@ from ._flax_definition import (
     Definition,
     Pure,
     check_changed,
+    check_method,
     keys_from_words,
     mode_keywords,
     split_name,
@@ -33,6 +35,16 @@ class _Slot:
     path: tuple[Any, ...]
     name: str
     is_parameter: bool
+    dtype: Any
+
+    def give(self, buffer: Any) -> Any:
+        """What Flax is given for a buffer.
+
+        Linen computes running statistics in the dtype they began with; a buffer that ``module.to`` has left fewer
+        bits is widened to it, and what comes back is rounded.
+        """
+        narrower = buffer.dtype != self.dtype and jnp.promote_types(buffer.dtype, self.dtype) == self.dtype
+        return buffer.astype(self.dtype) if narrower and self.path[0] == "batch_stats" else buffer
 
 
 def open_linen(
@@ -40,6 +52,7 @@ def open_linen(
 ) -> tuple[Definition, dict[str, jax.Array], dict[str, jax.Array]]:
     """The definition, the parameters and the buffers of a module with its variables."""
     title = type(module).__name__
+    check_method(module, method)
     if variables is None:
         if module.scope is None:
             raise ArgumentError(
@@ -60,6 +73,11 @@ def open_linen(
     for keypath, leaf in leaves:
         path = from_jax_keypath(keypath)
         collection, *rest = path
+        if not rest:
+            raise ArgumentError(
+                f"'{collection}' of the variables is no collection of variables. Pass the dict of collections that "
+                "module.init returns: {'params': ..., 'batch_stats': ...}."
+            )
         name = join_path(split_name(str(part), title) for part in rest)
         if not isinstance(leaf, jax.Array) and not hasattr(leaf, "__array__"):
             raise ArgumentError(
@@ -71,8 +89,9 @@ def open_linen(
                 f"two collections of the variables hold '{name}', and torch knows one variable of a name. Leave "
                 f"out '{collection}', or rename the variable."
             )
-        (parameters if collection == "params" else buffers)[name] = jax.numpy.asarray(leaf)
-        slots.append(_Slot(path, name, collection == "params"))
+        array = jnp.asarray(leaf)
+        (parameters if collection == "params" else buffers)[name] = array
+        slots.append(_Slot(path, name, collection == "params", array.dtype))
     definition = _LinenDefinition(module, method, structure, tuple(slots), tuple(streams))
     return definition, parameters, buffers
 
@@ -98,14 +117,21 @@ class _LinenDefinition(Definition):
         self._streams = [(data, str(jax.random.key_impl(jax.random.key(0))))] * len(streams)
         self.words = len(streams) * data[0]
 
-    def pure(self, training: bool) -> Pure:
+    def pure(self, training: bool, apart: frozenset[str] = frozenset()) -> Pure:
+        if apart:
+            raise TransformError(
+                f"{self.title} is a linen module, whose mode is an argument of its method and one for all its "
+                f"parts; '{min(apart)}' is in another. Call train() or eval() on the whole module, or give the "
+                "method an argument for that part."
+            )
         module, slots = self._module, self._slots
         function = getattr(type(module), self._method)
 
         def call(
             words: Any, buffers: Arrays, parameters: Arrays, args: Any, kwargs: Any
         ) -> tuple[Any, dict[str, Any]]:
-            variables = self.restore(parameters, buffers)
+            given = {slot.name: slot.give(buffers[slot.name]) for slot in slots if not slot.is_parameter}
+            variables = self.restore(parameters, given)
             streams = keys_from_words(words, self._streams)
             result = module.apply(
                 variables,
@@ -123,8 +149,9 @@ class _LinenDefinition(Definition):
             for slot in slots:
                 if not slot.is_parameter:
                     new = _lookup(after, slot.path)
-                    if new is not None and new is not buffers[slot.name]:
-                        changed[slot.name] = check_changed(slot.name, buffers[slot.name], new)
+                    if new is not None and new is not given[slot.name]:
+                        new = check_changed(slot.name, given[slot.name], new)
+                        changed[slot.name] = new.astype(buffers[slot.name].dtype)
             return result, changed
 
         return call

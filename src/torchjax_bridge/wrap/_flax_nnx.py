@@ -19,6 +19,7 @@ from ._flax_definition import (
     Definition,
     Pure,
     check_changed,
+    check_method,
     keys_from_words,
     mode_keywords,
     split_name,
@@ -51,6 +52,7 @@ def open_nnx(
     module: nnx.Module, method: str
 ) -> tuple[Definition, dict[str, jax.Array], dict[str, jax.Array]]:
     """The definition, the parameters and the buffers of a module, which is left as it is."""
+    check_method(module, method)
     copy = nnx.clone(module)
     graphs = {}
     for training in (True, False):
@@ -75,7 +77,7 @@ class _NnxDefinition(Definition):
         self._streams = [(slot.shape, slot.impl) for slot in slots if slot.kind == "key"]
         self.words = sum(_size(shape) for shape, _ in self._streams)
 
-    def pure(self, training: bool) -> Pure:
+    def pure(self, training: bool, apart: frozenset[str] = frozenset()) -> Pure:
         graph, slots, method = self._graphs[training], self._slots, self._method
 
         def call(
@@ -92,6 +94,9 @@ class _NnxDefinition(Definition):
                     value = (parameters if slot.kind == "parameter" else buffers)[slot.name]
                 flat.append((slot.path, slot.fill(value)))
             module = nnx.merge(graph, nnx.from_flat_state(flat))
+            for path, part in nnx.iter_modules(module) if apart else ():
+                if join_path(map(str, path)) in apart:
+                    part.eval() if training else part.train()
             function = getattr(module, method)
             result = function(*args, **kwargs, **mode_keywords(function, training, args, kwargs))
             after = dict(nnx.to_flat_state(nnx.state(module)))
@@ -127,6 +132,12 @@ def _slot(title: str, path: tuple[Any, ...], variable: Any) -> tuple[_Slot, Any]
             f"'{name}' of {title} has a shape and no value: the module is abstract. Pass one with values, for "
             "one from torchjax_bridge.to_flax."
         )
+    if not isinstance(value, jax.Array | int | float | complex) and not hasattr(value, "__array__"):
+        raise ArgumentError(
+            f"'{name}' of {title} holds a {type(value).__qualname__}, and only arrays become torch parameters "
+            "and buffers. Keep other values in plain attributes; what sow left in the module, take out with "
+            "nnx.pop(module, nnx.Intermediate)."
+        )
     kept = None
     if isinstance(variable, nnx.Variable):
         kept = variable.replace(jax.ShapeDtypeStruct(jnp.shape(value), jnp.result_type(value)))
@@ -137,11 +148,6 @@ def _slot(title: str, path: tuple[Any, ...], variable: Any) -> tuple[_Slot, Any]
         return _Slot(path, name, "key", kept, data.shape, data.dtype, impl), value
     if isinstance(variable, nnx.RngCount):
         return _Slot(path, name, "count", kept, jnp.shape(value), jnp.result_type(value)), value
-    if not isinstance(value, jax.Array | int | float | complex) and not hasattr(value, "__array__"):
-        raise ArgumentError(
-            f"'{name}' of {title} holds a {type(value).__qualname__}, and only arrays become torch parameters "
-            "and buffers. Keep other values in plain attributes."
-        )
     value = jnp.asarray(value)
     kind = "parameter" if isinstance(variable, nnx.Param) else "buffer"
     return _Slot(path, name, kind, kept, value.shape, value.dtype), value

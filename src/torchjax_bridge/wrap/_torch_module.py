@@ -51,8 +51,8 @@ def as_torch_module(
 
         * Parameters and buffers carry the Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
           parameter is an ``nnx.Param``, in linen what is in ``params``; everything else is a buffer.
-        * ``train()`` and ``eval()`` do what they do in nnx, and pass the arguments ``train``, ``training``,
-          ``is_training``, ``deterministic`` and ``use_running_average`` of the method, where it has them and the
+        * ``train()`` and ``eval()`` do what they do in nnx, of a part of it too, and pass the arguments ``train``,
+          ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method, where it has them and the
           caller does not. Like every torch module it starts in training mode.
         * A variable that a call changes (running statistics in training, a cache in decoding) is written back
           to its buffer. Variables that a call creates, as ``sow`` does, are dropped.
@@ -94,11 +94,18 @@ def as_torch_module(
 class TorchModule(nn.Module):
     """What `as_torch_module` returns."""
 
+    _functions: "dict[tuple[bool, frozenset[str]], _ModuleFunction]"
+    _places: list[tuple[tuple[str, ...], list[tuple[str, str]]]]
+    _parts: list[tuple[str, nn.Module]]
+
     def __init__(
         self, definition: Definition, parameters: Mapping[str, jax.Array], buffers: Mapping[str, jax.Array]
     ) -> None:
         super().__init__()
         self._definition = definition
+        # Set past nn.Module, which would take a Flax variable of the same name for it.
+        own: dict[str, Any] = self.__dict__
+        own["_functions"] = _functions(definition)
         places: dict[tuple[str, ...], list[tuple[str, str]]] = {}
         for group in (parameters, buffers):
             for name, array in group.items():
@@ -109,12 +116,14 @@ class TorchModule(nn.Module):
                 parts, last = _place(self, name, tensor)
                 places.setdefault(parts, []).append((name, last))
         # One walk for all variables of one submodule.
-        self._places = list(places.items())
-        self._functions = _functions(definition)
+        own["_places"] = list(places.items())
+        own["_parts"] = [(name, part) for name, part in self.named_modules() if name]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the Flax module."""
-        function = self._functions[self.training]
+        training = self.training
+        apart = frozenset([name for name, part in self._parts if part.training is not training])
+        function = self._functions.get((training, apart)) or self._function(training, apart)
         parameters, buffers = self._values()
         result, changed = function(None, buffers, parameters, args, kwargs)
         if changed:
@@ -146,7 +155,12 @@ class TorchModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._functions = _functions(self._definition)
+        self.__dict__["_functions"] = _functions(self._definition)
+
+    def _function(self, training: bool, apart: frozenset[str]) -> "_ModuleFunction":
+        """The function for this mode, with the parts that are in the other one."""
+        function = _ModuleFunction(self._definition, training, apart)
+        return self._functions.setdefault((training, apart), function)
 
     def _values(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Parameters and buffers as they are now, found by their place, so that torch may put others there."""
@@ -187,15 +201,17 @@ def _read(node: nn.Module, name: str) -> torch.Tensor:
     return computed
 
 
-def _functions(definition: Definition) -> dict[bool, "_ModuleFunction"]:
-    return {training: _ModuleFunction(definition, training) for training in (True, False)}
+def _functions(definition: Definition) -> "dict[tuple[bool, frozenset[str]], _ModuleFunction]":
+    """The functions for training and for evaluation of the whole."""
+    none: frozenset[str] = frozenset()
+    return {(training, none): _ModuleFunction(definition, training, none) for training in (True, False)}
 
 
 class _ModuleFunction(TorchFunction):
     """The pure function of a definition in one mode, called on the module's variables."""
 
-    def __init__(self, definition: Definition, training: bool) -> None:
-        super().__init__(definition.pure(training))
+    def __init__(self, definition: Definition, training: bool, apart: frozenset[str]) -> None:
+        super().__init__(definition.pure(training, apart))
         self._definition = definition
         self._origin = type(self._origin)(definition.title)
 
