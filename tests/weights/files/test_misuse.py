@@ -243,3 +243,12 @@ def test_what_names_no_weights_is_refused_before_anything_is_written(tmp_path: F
     with pytest.raises(CheckpointError, match=r"pass an nn\.Module or its state_dict"):
         save_state_dict(tmp_path / "m.pt", source)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, "20KB", 1.5])
+def test_a_shard_size_that_is_no_number_of_bytes_is_refused(tmp_path: Folder, size: Any) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"shard_size is a number of bytes above 0, such as 10\*\*9; got"
+    ):
+        save_state_dict(tmp_path / "m", {"w": torch.ones(2)}, shard_size=size)
+    assert not list(tmp_path.iterdir())

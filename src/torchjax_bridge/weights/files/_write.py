@@ -106,8 +106,9 @@ def write_checkpoint(
         The files, or the folder that Orbax wrote.
     """
     format = format_for(target, framework, format)
-    if memory < 1 or (shard_size is not None and shard_size < 1):
-        raise CheckpointError("memory and shard_size are bytes: say a number above 0.")
+    for name, size in (("memory", memory), ("shard_size", shard_size)):
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise CheckpointError(f"{name} is a number of bytes above 0, such as 10**9; got {size!r}.")
     _check_names(leaves)
     for name, text in (metadata or {}).items():
         if not (isinstance(name, str) and isinstance(text, str) and _is_text(name + text)):
