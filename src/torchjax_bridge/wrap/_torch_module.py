@@ -52,8 +52,8 @@ def as_torch_module(
         * Parameters and buffers carry the Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
           parameter is an ``nnx.Param``, in linen what is in ``params``; everything else is a buffer.
         * ``train()`` and ``eval()`` do what they do in nnx, of a part of it too, and pass the arguments ``train``,
-          ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method, where it has them and the
-          caller does not. Like every torch module it starts in training mode.
+          ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method,
+          where it has them and the caller does not. Like every torch module it starts in training mode.
         * A variable that a call changes (running statistics in training, a cache in decoding) is written back
           to its buffer. Variables that a call creates, as ``sow`` does, are dropped.
         * Keys for dropout and other draws come from torch's default generator of the parameters' device, so
