@@ -28,6 +28,7 @@ WEIGHTS = (
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree"),
+    ("_own_forward", "_map_faults"),
     ("_bind", "_live"),
     ("_siblings", "_feature_maps"),
     ("_names",),
@@ -35,6 +36,7 @@ WEIGHTS = (
     ("_audit",),
     ("_convert",),
     ("_optimizer_kinds", "files"),
+    ("_optax_state",),
     ("compare", "_optimizer"),
 )
 

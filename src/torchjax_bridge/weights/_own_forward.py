@@ -25,9 +25,10 @@ def taken_for_granted(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     )
     # torch keeps a patched method and hooks in these attributes and offers no other way to ask for them.
     state = getattr(node.module, "__dict__", {})
-    hooked = any(
-        _is_foreign(hook) for name in _HOOKS if (hooks := state.get(name)) for hook in hooks.values()
-    )
+    hooks = [hook for name in _HOOKS if name in state for hook in state[name].values()]
+    if base is kind and not hooks and "forward" not in state:
+        return ()  # as nearly every layer is
+    hooked = any(map(_is_foreign, hooks))
     found = []
     if own or "forward" in state:
         found.append(

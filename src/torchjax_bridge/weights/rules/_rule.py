@@ -46,6 +46,8 @@ class Entry:
     assumed: str = ""
 
     def __post_init__(self) -> None:
+        if type(self.torch) is type(self.flax) is str and isinstance(self.layout, Layout):
+            return  # as nearly every entry is, and some are made for every layer
         for side, given, kinds in (("torch", self.torch, str), ("flax", self.flax, str | tuple)):
             if not isinstance(given, str) and not (
                 isinstance(given, tuple | list) and all(isinstance(name, kinds) for name in given)
