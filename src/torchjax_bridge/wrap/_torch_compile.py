@@ -9,6 +9,8 @@ import collections
 import enum
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -142,12 +144,28 @@ def _veil(tree: Any) -> Any:
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The node; the graph rebuilds its result from marked parts."""
     args, kwargs = torch_pytree.tree_map(_unveil, (args, kwargs))
-    try:
+    with _Passed() as passed:
         return _mark(functions[name].call(args, kwargs))
-    except Exception as err:
-        # Of whatever class: Dynamo drops an error of a node and complains of the node's result instead. Outside
-        # the graph it is raised again, with the user's frames.
-        return _Refused(_outside(f"{type(err).__name__}: {err}"))
+    return passed.refusal()
+
+
+class _Passed(AbstractContextManager["_Passed"]):
+    """Takes an error out of a node, for it to be raised outside the graph with the user's frames.
+
+    Of whatever class: Dynamo would drop it, and complain of the node's result instead.
+    """
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._reason = f"{type(err).__name__}: {err}"
+        return isinstance(err, Exception)
+
+    def refusal(self) -> _Refused:
+        return _Refused(_outside(self._reason))
 
 
 def _unveil(leaf: Any) -> Any:
