@@ -230,6 +230,42 @@ def test_groups_with_different_hyperparameters_are_refused() -> None:
         to_optax(torch.optim.Adam(groups, LR), state, module=module, template=twin)
 
 
+def _spared(module: nn.Module, decay: float = 0.5) -> torch.optim.AdamW:
+    """Weights decay and biases do not, as language models are trained."""
+    wide = [p for p in module.parameters() if p.ndim > 1]
+    flat = [p for p in module.parameters() if p.ndim == 1]
+    return torch.optim.AdamW(
+        [{"params": wide, "weight_decay": decay}, {"params": flat, "weight_decay": 0.0}], LR
+    )
+
+
+def test_groups_that_are_spared_the_decay_are_one_masked_optimizer_both_ways(batches: list[Any]) -> None:
+    tx = optax.adamw(LR, weight_decay=0.5, mask=lambda p: jax.tree.map(lambda leaf: leaf.ndim > 1, p))
+    whole, module, back = Net(), Net(), Net()
+    whole.load_state_dict(module.state_dict())
+    _train_torch(whole, _spared(whole), batches)
+
+    optimizer = _spared(module)
+    _train_torch(module, optimizer, batches[:15])
+    twin = to_flax(module, Twin(nnx.Rngs(0)))
+    handed = to_optax(optimizer, nnx.Optimizer(twin, tx, wrt=nnx.Param), module=module, template=twin)
+    _train_nnx(twin, handed, batches[15:35])
+    back.load_state_dict(to_state_dict(twin, back))
+    last = _spared(back)
+    last.load_state_dict(to_optimizer_state(handed, last, module=back, template=twin))
+    assert [group["weight_decay"] for group in last.param_groups] == [0.5, 0.0]
+    _train_torch(back, last, batches[35:])
+    assert _difference(back, whole) < 5e-6
+
+
+def test_groups_with_two_decays_are_refused() -> None:
+    module, twin, fresh = _parts()
+    optimizer = _spared(module)
+    optimizer.param_groups[1]["weight_decay"] = 0.1
+    with pytest.raises(errors.OptimizerStateError, match="more than whether weight_decay is 0"):
+        to_optax(optimizer, fresh, module=module, template=twin)
+
+
 def test_the_wrong_chain_is_refused_with_the_right_one() -> None:
     module, twin, state = _parts()
     with pytest.raises(errors.OptimizerStateError) as caught:
@@ -404,6 +440,20 @@ def test_a_masked_chain_takes_the_state_of_the_parameters_it_trains(batches: lis
         optimizer.state[module.fc.weight]["exp_avg"].numpy().T,
     )
     assert int(filled.inner_state[0].count) == 3
+
+
+def test_a_mask_of_jax_tree_map_over_nnx_variables_is_a_mask(batches: list[Any]) -> None:
+    module = Net()
+    optimizer = torch.optim.Adam([module.conv.weight, module.fc.weight], LR)
+    _train_torch(module, optimizer, batches[:3])
+    tx = optax.masked(optax.adam(LR), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
+    twin = to_flax(module, Twin(nnx.Rngs(0)))
+    handed = to_optax(optimizer, nnx.Optimizer(twin, tx, wrt=nnx.Param), module=module, template=twin)
+    mu = handed.opt_state.inner_state[0].mu
+    moment = optimizer.state[module.fc.weight]["exp_avg"]
+    np.testing.assert_array_equal(np.asarray(mu["fc"]["kernel"][...]), moment.numpy().T)
+    back = to_optimizer_state(handed, optimizer, module=module, template=twin)
+    assert torch.equal(back["state"][1]["exp_avg"], moment)
 
 
 def test_a_schedule_needs_to_know_how_many_steps_sgd_has_taken() -> None:

@@ -60,6 +60,8 @@ def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: lis
     used = set()
 
     def fill(keypath: Any, leaf: Any) -> Any:
+        if _is_masked(leaf):
+            return leaf
         path = _find(from_jax_keypath(keypath), arrays)
         if path is None:
             faults.append(
@@ -100,6 +102,7 @@ def moments_of(state: Any, slot: Slot) -> dict[Path, jax.Array]:
     return {
         from_jax_keypath(keypath): leaf.get_value() if _is_variable(leaf) else leaf
         for keypath, leaf in leaves
+        if not _is_masked(leaf)
     }
 
 
@@ -189,3 +192,8 @@ def _is_state(node: Any) -> bool:
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether a mask that ``jax.tree.map`` made over variables put its blank inside one."""
+    return _is_variable(node) and isinstance(node.get_raw_value(), optax.MaskedNode)

@@ -187,13 +187,15 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> tuple[Kind, Mapping[str, Any]]
             "it has complex parameters, of which torch squares the real and the imaginary part apart, and optax "
             "the absolute value"
         )
-    if any(group != groups[0] for group in groups):
+    # A decay that some parameters are spared, which optax says with a mask, is in no moment.
+    decays = {group.pop("weight_decay", 0) for group in groups}
+    if len(decays - {0}) > 1 or any(group != groups[0] for group in groups):
         faults.append(
-            "its param_groups differ in their hyperparameters; hand them over one by one into the inner states "
-            "of optax.partition"
+            "its param_groups differ in their hyperparameters, and in more than whether weight_decay is 0; hand "
+            "them over one by one into the inner states of optax.partition"
         )
     _raise_all(f"hand torch.optim.{kind.torch_type.__name__} over", list(dict.fromkeys(faults)))
-    return kind, groups[0]
+    return kind, {**groups[0], "weight_decay": max(decays, default=0)}
 
 
 def _moves(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tuple[Move, ...]:
