@@ -52,12 +52,12 @@ paired by name, by place or by what alone fits. Raw parameters and buffers cross
 `ParameterList` or `ParameterDict` is an `nnx.List` or `nnx.Dict`; in linen `scales.0` is the parameter `scales_0`
 of the module.
 
-Raw tensors that are a buffer on one side and a parameter on the other cross, with a note in the plan. Layers that are
-stacked for a scan lie along the first axis; a `PairingWarning` says where another axis would fit as well.
+Raw tensors that are a buffer on one side and a parameter on the other cross, with a note in the plan. Layers that
+are stacked for a scan lie along the first axis; a `PairingWarning` says where another axis would fit as well.
 
-A subclass follows the rule of its nearest ancestor. If it has a `forward` of its own, or if a layer has hooks, what it
-computes may be something else: it converts with a `PairingWarning`, until `LayerType("path", nn.Linear)` says that it
-computes what `nn.Linear` does, or a `Rule` for the subclass where its tensors go.
+A subclass follows the rule of its nearest ancestor. If it has a `forward` of its own, or if a layer has hooks, what
+it computes may be something else: it converts with a `PairingWarning`, until `LayerType("path", nn.Linear)` says
+that it computes what `nn.Linear` does, or a `Rule` for the subclass where its tensors go.
 
 A layer of `torch.nn` with tensors and without a rule is refused, with the text of the rule to pass. Refused with a
 reason: `proj_size` of an LSTM, `add_bias_kv` and `add_zero_attn` of attention, `max_norm` of an embedding, groups
