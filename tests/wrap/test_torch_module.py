@@ -720,3 +720,8 @@ def test_the_ported_resnet20_trains_like_native_torch(shared, x64_on):
     assert len(mine) == 20
     assert np.abs(mine / theirs - 1).max() < 1e-8
     assert np.ptp(theirs) > 0.1  # the weights do move
+
+
+def test_streams_for_a_module_that_has_its_own_are_refused() -> None:
+    with pytest.raises(errors.ArgumentError, match="streams of its own; pass no rngs"):
+        as_torch_module(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs="noise")

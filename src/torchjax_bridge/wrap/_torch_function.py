@@ -1,8 +1,8 @@
 """`as_torch_function`: a JAX function as a torch function, with every transform of torch.
 
-Owns the door: what a call may hold, what its program is cached under, and what an error says. What a program
-computes is in ``_program``, how tensors cross in ``_torch_run``, how derivatives are taken in
-``_torch_autograd``, and how ``torch.compile`` sees a call in ``_torch_compile`` and ``_torch_op``.
+Owns the door: what a call may hold, and what its program is cached under. How the user's Python is traced is in
+``_torch_trace``, what a program computes in ``_program``, how tensors cross in ``_torch_run``, how derivatives are
+taken in ``_torch_autograd``, and how ``torch.compile`` sees a call in ``_torch_compile`` and ``_torch_op``.
 """
 
 import functools
@@ -10,9 +10,6 @@ import sys
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -20,25 +17,18 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from torchjax_bridge.errors import (
-    ArgumentError,
-    DtypeError,
-    ExchangeError,
-    OutputError,
-    TransformError,
-    UnsupportedLeafError,
-)
-from torchjax_bridge.exchange import flatten, jax_dtype, tensor_to_jax, torch_dtype
+from torchjax_bridge.errors import ArgumentError, ExchangeError, TransformError
+from torchjax_bridge.exchange import tensor_to_jax
 
 from ._cache import Cache, CacheInfo
 from ._call import Rest, StaticArguments, split_call
-from ._program import Origin, Program
+from ._program import Origin
 from ._settings import settings
 from ._torch_autograd import call
-from ._torch_run import too_wide
 from ._torch_state import jit_tracing, modes_active, unseen
+from ._torch_trace import ARRAYS, NESTED, Trace, in_numbers, trace
 
-__all__ = ["TorchFunction", "Trace", "as_torch_function", "functions", "is_value"]
+__all__ = ["TorchFunction", "as_torch_function", "functions", "is_value"]
 
 # How many structures, shapes, dtypes and static values one function keeps compiled.
 MAXSIZE = 256
@@ -50,9 +40,7 @@ _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _NUMBERS = (bool, int, float, complex)
-_NESTED = "whose rows differ in length. Pad it first, with torch.nested.to_padded_tensor."
-_ARRAYS = (jax.Array, *_NUMBERS, np.ndarray, np.generic)
-_VALUES = (_Tensor, *_ARRAYS)
+_VALUES = (_Tensor, *ARRAYS)
 
 
 def as_torch_function(
@@ -113,18 +101,6 @@ def as_torch_function(
     CacheInfo(hits=0, misses=1, maxsize=256, currsize=1)
     """
     return TorchFunction(fn, static_argnums, static_argnames)
-
-
-@dataclass(frozen=True)
-class Trace:
-    """The program of one kind of call, and how its results nest."""
-
-    program: Program
-    structure: Any
-    bare: bool
-    """Whether the result is one tensor, in no container."""
-    notes: dict[str, Any] = field(default_factory=dict)
-    """What a caller wants to remember about it."""
 
 
 def is_value(leaf: Any) -> bool:
@@ -208,7 +184,7 @@ class TorchFunction:
         kinds: list[Any] = []
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
-                kinds.append((leaf.dtype, _numbers(leaf.shape) if symbolic else leaf.shape))
+                kinds.append((leaf.dtype, in_numbers(leaf.shape) if symbolic else leaf.shape))
             else:
                 leaves[i], kind = _constant(leaf, rest, i)
                 kinds.append(kind)
@@ -218,7 +194,7 @@ class TorchFunction:
     def _trace(self, leaves: Sequence[Any], rest: Rest | None = None) -> "Trace":
         if rest is None:
             rest = split_call(tuple(leaves), {}, self._is_dynamic, self._static)[1]
-        return _trace(self._fn, leaves, rest, self._names(rest), self._origin)
+        return trace(self._fn, leaves, rest, self._names(rest), self._origin)
 
     _is_dynamic = staticmethod(is_value)
 
@@ -253,17 +229,12 @@ class TorchFunction:
         return f"<as_torch_function of {self._origin.title}>"
 
 
-def _numbers(shape: torch.Size) -> torch.Size:
-    """The shape in numbers: a graph traced with symbols in it is from now on for these numbers."""
-    return torch.Size(map(int, shape))
-
-
 def _refuse_shapeless(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise for the first tensor whose shape is not known."""
     leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor))
     for leaf, name in zip(leaves, rest.names(), strict=True):
         if leaf.is_nested:
-            raise ArgumentError(f"{name} is a nested tensor, {_NESTED}")
+            raise ArgumentError(f"{name} is a nested tensor, {NESTED}")
         if is_lazy(leaf):
             raise ArgumentError(f"{name} is a lazy parameter without values yet. Run its module once first.")
 
@@ -303,107 +274,3 @@ def _from_numpy(array: np.ndarray, rest: Rest, position: int) -> jax.Array:
             f"{name} is a numpy array of dtype {array.dtype}, which torch cannot hold. Pass jnp.asarray(...) "
             "of it, or a tensor."
         ) from err
-
-
-def _trace(
-    fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, names: Sequence[str], origin: Origin
-) -> Trace:
-    """Run the user's Python once, on tracers."""
-    inputs = [_abstract(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
-    structures: list[Any] = []
-
-    def flat(*arrays: Any) -> list[Any]:
-        args, kwargs = rest.join(arrays)
-        results, structure = _flatten_results(fn(*args, **kwargs), origin)
-        structures.append(structure)
-        return results
-
-    with _Noted(origin, names, inputs):
-        program = Program.trace(flat, inputs, names, origin)
-    _check_outputs(program, structures[-1])
-    structure = structures[-1]
-    bare = structure == jax.tree_util.tree_structure(0)
-    return Trace(program, structure, bare)
-
-
-def _flatten_results(results: Any, origin: Origin) -> tuple[list[Any], Any]:
-    """The leaves of what the user's function returned; raise for one that is no array."""
-    try:
-        leaves, structure = flatten(results)
-    except UnsupportedLeafError as err:
-        raise OutputError(f"the result of {origin.title} is no pytree: {err}") from err
-    for leaf in leaves:
-        if not isinstance(leaf, _ARRAYS):
-            break
-    else:
-        return leaves, structure
-    for path, leaf in jax.tree_util.tree_flatten_with_path(results)[0]:
-        if not isinstance(leaf, _ARRAYS) and not hasattr(leaf, "__jax_array__"):
-            raise OutputError(
-                f"the result{jax.tree_util.keystr(path)} of {origin.title} is a "
-                f"{type(leaf).__module__}.{type(leaf).__qualname__}, and only arrays and numbers cross to torch. "
-                "Return them alone, or None."
-            )
-    return leaves, structure
-
-
-def _abstract(leaf: Any, name: str) -> Any:
-    """The shape and dtype that a leaf will have in JAX."""
-    if not isinstance(leaf, _Tensor):
-        try:
-            return jax.typeof(leaf)
-        except OverflowError as err:
-            raise too_wide(name, leaf) from err
-    if leaf.is_nested:
-        raise ArgumentError(f"{name} is a nested tensor, {_NESTED}")
-    try:
-        wide = jax_dtype(leaf.dtype)
-    except DtypeError as err:
-        raise DtypeError(f"cannot pass '{name}' to JAX: {err}") from None
-    held = jax.dtypes.canonicalize_dtype(wide)
-    if held != wide and wide.kind not in "iu":
-        raise DtypeError(
-            f"cannot pass '{name}' to JAX: dtype {leaf.dtype} needs x64, which is off. Cast it to "
-            f'{torch_dtype(held)} first, or call jax.config.update("jax_enable_x64", True).'
-        )
-    return jax.ShapeDtypeStruct(_numbers(leaf.shape), held)
-
-
-def _check_outputs(program: Program, structure: Any) -> None:
-    """Raise unless torch can hold every result; PRNG keys alone may stay JAX's."""
-    if program.lends_all:
-        return
-    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
-    for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]:
-        aval = program.outputs[i]
-        if not program.lendable[i] and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-            raise OutputError(
-                f"the result{jax.tree_util.keystr(path)} of {program.describe()} is {aval.str_short()}, and "
-                f"torch has no dtype for {aval.dtype}. Cast it in the JAX function, for one to jnp.int8 or "
-                "jnp.float32."
-            )
-
-
-class _Noted(AbstractContextManager[None]):
-    """Adds to an error what JAX was tracing; the error and its traceback stay the user's."""
-
-    def __init__(self, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> None:
-        self._origin, self._names, self._inputs = origin, names, inputs
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if err is None:
-            return
-        lines = [f"while JAX traced {self._origin.title}, called through as_torch_function with"]
-        lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(self._names, self._inputs, strict=True)]
-        if isinstance(err, jax.errors.ConcretizationTypeError):
-            lines.append(
-                "if a Python number or bool is at fault, name its argument in as_torch_function(..., "
-                "static_argnames=...)"
-            )
-        err.add_note("\n".join(lines))
-
-
-def _short(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"

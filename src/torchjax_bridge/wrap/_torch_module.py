@@ -21,10 +21,15 @@ from ._flax_definition import Definition
 from ._flax_linen import open_linen
 from ._flax_nnx import open_nnx
 from ._torch_autograd import call
-from ._torch_function import TorchFunction, Trace, is_value
+from ._torch_function import TorchFunction, is_value
 from ._torch_state import unseen
+from ._torch_trace import Trace
 
 __all__ = ["TorchModule", "as_torch_module"]
+
+
+# The stream from which linen.Dropout draws.
+_STREAMS = ("dropout",)
 
 
 def as_torch_module(
@@ -32,7 +37,7 @@ def as_torch_module(
     variables: Any = None,
     *,
     method: str = "__call__",
-    rngs: str | Sequence[str] = ("dropout",),
+    rngs: str | Sequence[str] = _STREAMS,
 ) -> "TorchModule":
     """A Flax module as a torch module that trains, saves and runs like any other.
 
@@ -42,7 +47,8 @@ def as_torch_module(
         variables: For a linen module, its variables ``{"params": ..., "batch_stats": ..., ...}``; may be left
             out if the module is bound. For an nnx module, nothing.
         method: The method that ``forward`` calls.
-        rngs: For a linen module, the names of the streams of random numbers that it draws from.
+        rngs: For a linen module, the names of the streams of random numbers that it draws from. An nnx module
+            has its own.
 
     Returns:
         A `TorchModule` whose ``forward`` takes what the Flax method takes, with tensors for arrays, in
@@ -80,6 +86,10 @@ def as_torch_module(
             raise ArgumentError(
                 f"{type(flax_module).__name__} is an nnx module and holds its own values; pass no variables. "
                 "Call nnx.update(module, state) on it first to give it others."
+            )
+        if rngs != _STREAMS:
+            raise ArgumentError(
+                f"{type(flax_module).__name__} is an nnx module and draws from streams of its own; pass no rngs."
             )
         return TorchModule(*open_nnx(flax_module, method))
     if isinstance(flax_module, linen.Module):
