@@ -16,7 +16,7 @@ from torch import nn
 from tests.weights import planted
 from tests.weights.planted import FLATTEN, Setup
 from torchjax_bridge import errors, parity, to_flax
-from torchjax_bridge.weights import Flatten, layers
+from torchjax_bridge.weights import Flatten, LayerType, layers
 
 # Mistakes are planted here on purpose; that `to_flax` warns of those it can see is the audit's test.
 pytestmark = pytest.mark.filterwarnings("ignore::torchjax_bridge.weights.SettingsWarning")
@@ -805,3 +805,41 @@ def test_a_map_made_of_a_vector_agrees_as_it_was_said_and_its_order_is_named_as_
     assert (found.cause.kind, found.cause.proved, found.first.torch_path) == ("flatten order", True, "up")
     wanted = "(4, 2, 3)" if features is None else "None"
     assert f'Flatten("fc.0", {wanted}, output=True)' in found.cause.fix
+
+
+class _ChannelNorm(nn.LayerNorm):
+    """A norm over the channels of an image, as ConvNeXt has it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _NnxChannelNorm(nnx.Module):
+    def __init__(self, epsilon: float) -> None:
+        rngs = nnx.Rngs(0)
+        self.layers = nnx.List(
+            [
+                nnx.Conv(3, 6, (3, 3), padding="VALID", rngs=rngs),
+                nnx.LayerNorm(6, epsilon=epsilon, rngs=rngs),
+                nnx.Conv(6, 2, (1, 1), rngs=rngs),
+            ]
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("space", [(10, 12), (8, 8)])
+def test_a_norm_whose_forward_moves_the_channels_is_compared_where_flax_has_them(
+    space: tuple[int, int],
+) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), _ChannelNorm(6), nn.Conv2d(6, 2, 1)).eval()
+    x = torch.randn(2, 3, *space, generator=torch.manual_seed(0))
+    rules = [LayerType("1", nn.LayerNorm)]
+    assert parity(module, to_flax(module, _NnxChannelNorm(1e-5), rules=rules), x).ok
+    found = parity(module, to_flax(module, _NnxChannelNorm(1e-1), rules=rules), x)
+    assert not found.ok
+    assert found.cause is not None
+    assert "epsilon" in str(found)

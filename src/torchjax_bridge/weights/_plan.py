@@ -93,9 +93,9 @@ class Plan:
             lines = "\n".join(f"  {text}" for text in self.assumed)
             warnings.warn(
                 f"the names, classes and shapes do not settle this conversion, so it was assumed:\n{lines}\n"
-                "Pass the nn.Module where you passed its state_dict, or say which is which with "
-                'rules=[Rename("0", "Dense_0"), ...] or rules=[LayerType("conv", nn.Conv2d), ...]; '
-                "parity(torch_module, flax_model, x) shows whether it holds.",
+                'Say which is which with rules=[Rename("0", "Dense_0"), ...] or [LayerType("conv", nn.Conv2d)], '
+                "or pass the nn.Module if this was its state_dict; parity(torch_module, flax_model, x) shows "
+                "whether it holds.",
                 PairingWarning,
                 stacklevel=stacklevel + 1,
             )

@@ -85,9 +85,14 @@ def channels_in_front(module: nn.Module) -> bool:
 def has_one_layout(module: nn.Module) -> bool:
     """Whether the class of a torch layer leaves no doubt how its arrays lie in Flax.
 
-    It does for the channels of an image; which of two leading axes is the batch is nobody's to say.
+    It does for the channels of an image; which of two leading axes is the batch is nobody's to say, and what a
+    ``forward`` of a subclass's own transposes neither.
     """
-    return isinstance(module, _IN_FRONT)
+    return isinstance(module, _IN_FRONT) and not _has_own_forward(module)
+
+
+def _has_own_forward(module: nn.Module | None) -> bool:
+    return module is not None and not type(module).forward.__module__.startswith("torch.")
 
 
 def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -103,7 +108,9 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
             np.swapaxes(array, 0, 1),
             np.moveaxis(array, 0, -1),
         )
-        if isinstance(module, _IN_FRONT):
+        if _has_own_forward(module) and not isinstance(module, _IN_FRONT):
+            ways = [array, last, second, all_last]
+        elif isinstance(module, _IN_FRONT):
             ways = [last, all_last, array]
         elif isinstance(module, _BATCH_SECOND) and not module.batch_first:
             ways = [second, array]
