@@ -13,7 +13,7 @@ import torch
 from ._peers import PEER_ERRORS
 from ._setting import Setting
 
-__all__ = ["raw_pair"]
+__all__ = ["new_handle", "raw_pair"]
 
 _KDL_CPU, _KDL_CUDA = 1, 2
 
@@ -30,6 +30,12 @@ def raw_pair(
     except PEER_ERRORS as err:
         return f"The raw capsule functions cannot be timed here: {type(err).__name__}: {err}"
     return to_jax, to_torch
+
+
+def new_handle(array: jax.Array) -> jax.Array | None:
+    """Another array on the same buffer, which nothing has asked anything yet, as a call returns one; or None."""
+    clone = getattr(array, "clone", None)
+    return None if clone is None else clone()
 
 
 def _on_cpu(setting: Setting) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:

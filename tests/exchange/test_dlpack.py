@@ -72,6 +72,21 @@ def test_a_private_export_with_wrong_values_is_not_taken(monkeypatch):
     assert "other values" in chosen.reason
 
 
+def test_a_private_export_of_what_torch_has_not_is_not_taken(monkeypatch):
+    real = torch._C._from_dlpack
+
+    def eager(capsule):
+        try:
+            return real(capsule)
+        except BufferError:  # as if torch took float8_e3m4 for bytes
+            return torch.zeros(4, dtype=torch.uint8)
+
+    monkeypatch.setattr(torch._C, "_from_dlpack", eager)
+    chosen = _dlpack.use("")
+    assert chosen.path == "public"
+    assert "which torch has not, is exported" in chosen.reason
+
+
 def test_a_private_import_of_another_signature_is_not_taken(monkeypatch):
     monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", lambda capsule: None)
     assert _dlpack.use("").path == "public"

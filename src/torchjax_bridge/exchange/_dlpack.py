@@ -10,7 +10,7 @@ Nothing here copies, casts or checks. Callers (``_tensors``) pass only what DLPa
 
 * to `borrow_cpu` and `borrow_cuda` a dense, 64-byte-aligned, strided tensor without ``requires_grad``, conj
   or neg bit, of a dtype in the table and, with x64 off, not a 64-bit one;
-* to `lend` a ``jax.Array`` on one device, of a dtype in the table.
+* to `lend` a ``jax.Array`` on one device; a dtype that torch has not raises (the trial sees that it does).
 
 CUDA order is kept on streams alone, never by blocking the host: the consumer names the stream it will read
 on and the producer makes that stream wait for an event, as DLPack's ``stream`` argument prescribes
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from torch.utils import dlpack as torch_dlpack
@@ -260,6 +261,20 @@ def _has_gpu() -> bool:
         return False
 
 
+# Dtypes of JAX alone. Capsules of some of them do not exist, and torch refuses those of the others.
+_NOT_IN_TORCH = (
+    "int2", "int4", "uint2", "uint4", "float4_e2m1fn", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz"
+)  # fmt: skip
+
+
+def _refuses(give: Callable[[Any], Any], array: Any) -> bool:
+    try:
+        give(array)
+    except (RuntimeError, BufferError):
+        return True
+    return False
+
+
 def _try_out(borrow: Callable[[Any], Any], give: Callable[[Any], Any]) -> None:
     """Raise unless both functions share memory, keep values and strides, and say no where they must."""
     tensor = torch.arange(12, dtype=torch.float32, device="cpu").view(3, 4).t()
@@ -271,6 +286,10 @@ def _try_out(borrow: Callable[[Any], Any], give: Callable[[Any], Any]) -> None:
     back = give(jax.device_put(np.arange(6, dtype=np.int32).reshape(2, 3), jax_device("cpu")))
     if back.dtype != torch.int32 or back.tolist() != [[0, 1, 2], [3, 4, 5]]:
         raise RuntimeError("an exported array has other values")
+    for name in _NOT_IN_TORCH:
+        dtype = getattr(jnp, name, None)  # older releases have fewer of them
+        if dtype is not None and not _refuses(give, jax.device_put(np.zeros(4, dtype), jax_device("cpu"))):
+            raise RuntimeError(f"an array of {name}, which torch has not, is exported")
     again = give(array)
     if again.data_ptr() != tensor.data_ptr() or not torch.equal(again, tensor):
         raise RuntimeError("an exported array does not share memory")

@@ -16,7 +16,7 @@ from torchjax_bridge.errors import DeviceError, ExchangeError
 from . import _dlpack
 from ._autograd import carries_tangent
 from ._devices import jax_device, torch_device
-from ._dtypes import JAX_OF, NEEDS_X64, TORCH_OF
+from ._dtypes import JAX_OF, NEEDS_X64
 from ._memory import is_dense, narrow, row_major_copy, why_copy, with_row_major_strides
 from ._paths import Path
 from ._refusals import (
@@ -38,7 +38,6 @@ _Parameter = torch.nn.Parameter
 _strided = torch.strided
 # The dtypes that cross whether x64 is on or off and have no conj bit, so that one look is enough.
 _PLAIN_REAL = frozenset(dtype for dtype in JAX_OF if not dtype.is_complex) - frozenset(NEEDS_X64)
-_PLAIN_JAX = frozenset(TORCH_OF)
 _OneDevice = jax.sharding.SingleDeviceSharding
 
 
@@ -124,8 +123,8 @@ def array_to_torch(
     if type(array) is _dlpack.PlainArray and (copy is None or copy is False) and device is None:
         try:
             sharding = array.sharding
-            if array.dtype in _PLAIN_JAX and (type(sharding) is _OneDevice or sharding.num_devices == 1):
-                return _dlpack.lend(array)
+            if type(sharding) is _OneDevice or sharding.num_devices == 1:
+                return _dlpack.lend(array)  # which raises where torch has no such dtype
         except (*FOREIGN, AttributeError):
             pass  # not a plain array: the careful way names what it is, or raises the same again
     return _export(array, copy, device, path)
