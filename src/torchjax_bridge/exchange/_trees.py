@@ -13,14 +13,17 @@ import torch
 
 from torchjax_bridge.errors import ExchangeError
 
+from . import _dlpack
 from ._devices import jax_device, torch_device
 from ._dlpack import PlainArray
 from ._paths import from_jax_keypath
-from ._refusals import check_copy
+from ._refusals import FOREIGN, check_copy
 from ._structure import flatten, rebuild
 from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]
+
+_OneDevice = jax.sharding.SingleDeviceSharding
 
 
 @overload
@@ -99,7 +102,12 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     torch.bfloat16
     """
     if type(tree) is PlainArray and copy is None and device is None:
-        return array_to_torch(tree)
+        try:  # as array_to_torch begins: to call it would be a twentieth of the whole
+            sharding = tree.sharding
+            if type(sharding) is _OneDevice or sharding.num_devices == 1:
+                return _dlpack.lend(tree)
+        except FOREIGN:
+            pass
     if isinstance(tree, jax.Array):
         return array_to_torch(tree, copy=copy, device=device)
     return _cross(array_to_torch, tree, copy, device)
