@@ -96,4 +96,4 @@ def _chart(axes: Axes, case: Case) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_time(value) if value else "0"))
     axes.grid(axis="x", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(textwrap.fill(case.question.replace(" → ", "\xa0→\xa0"), 54), fontsize=10.5)
+    axes.set_title(textwrap.fill(case.question.replace(" → ", "\xa0→\xa0"), 48), fontsize=10.5)

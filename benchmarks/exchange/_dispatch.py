@@ -21,7 +21,7 @@ __all__ = ["dispatch", "results"]
 
 _NATIVE = "jit call on JAX's own arrays"
 _KEPT = "jit call on arrays imported once"
-_NEW = "a new array on an old buffer"
+_NEW = "a new array alone"
 
 
 def dispatch(direction: Direction, setting: Setting) -> Findings:
@@ -130,7 +130,7 @@ def results(direction: Direction, setting: Setting) -> Findings:
 
 
 def _handed(name: str) -> str:
-    return f"a new array, handed over by {name}"
+    return f"handed over by {name}"
 
 
 def _fresh(name: str) -> str:
