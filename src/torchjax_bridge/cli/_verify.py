@@ -10,7 +10,8 @@ from ._terminal import columns, say, spoken
 
 HELP = """Are two checkpoints the same weights, bit for bit, whatever their formats and frameworks?
 
-Between frameworks, A is laid out as B is: --template is needed when B is Flax, --model when B is torch or weights are tied.
+Between frameworks, A is laid out as B is: --template is needed when B is Flax, --model when B is torch or
+weights are tied.
 
 \b
 Examples:
