@@ -87,6 +87,10 @@ def results(direction: Direction, setting: Setting) -> Findings:
         return Findings(
             facts=["This JAX makes no new array on an old buffer, so fresh results were not timed."]
         )
+
+    def right(tensor: torch.Tensor) -> bool | None:
+        return check_crossed(operand, tensor, must_share=True)
+
     candidates = [Candidate(_NEW, new_handle, operand, lambda _: None, limit=True)]
     routes = [name for name in (STOCK, RAW, OURS) if name in direction.routes]
     for name in routes:
@@ -94,9 +98,6 @@ def results(direction: Direction, setting: Setting) -> Findings:
 
         def hand_over(array: jax.Array, cross: Any = cross) -> torch.Tensor:
             return cross(new_handle(array))
-
-        def right(tensor: torch.Tensor) -> bool | None:
-            return check_crossed(operand, tensor, must_share=True)
 
         candidates.append(
             Candidate(_handed(name), hand_over, operand, right, ours=name == OURS, limit=name == RAW)
@@ -109,10 +110,9 @@ def results(direction: Direction, setting: Setting) -> Findings:
         effort=4,
     )
     promises = []
-    for other, words, limit in ((RAW, "at most", 2.0), (STOCK, "at least", 2.5)):
-        if other not in routes:
+    for above, below, words, limit in ((OURS, RAW, "at most", 2.0), (STOCK, OURS, "at least", 2.5)):
+        if not {above, below} <= set(routes):
             continue
-        above, below = (OURS, other) if other == RAW else (other, OURS)
         promises.append(
             Promise(
                 f"{above} / {below} for an array that a call has just returned",

@@ -91,6 +91,13 @@ def test_what_was_said_of_one_layer_of_a_circle_explains_the_others() -> None:
     assert _asked(module, template, Flatten("fc", (16, 2, 2))) == []
 
 
+def _draw(layer: nn.Module) -> None:
+    """Another positive number for every feature, so that their order shows."""
+    for tensor in layer.state_dict().values():
+        if tensor.ndim:
+            tensor.copy_(torch.rand(64) + 0.5)
+
+
 BETWEEN = [nn.BatchNorm1d(64), nn.LayerNorm(64), nn.PReLU(64)]
 
 
@@ -98,9 +105,7 @@ BETWEEN = [nn.BatchNorm1d(64), nn.LayerNorm(64), nn.PReLU(64)]
 def test_a_layer_between_a_flatten_and_its_linear_is_asked_for_and_follows_the_flatten(
     between: nn.Module,
 ) -> None:
-    for tensor in between.state_dict().values():
-        if tensor.ndim:
-            tensor.copy_(torch.rand(64) + 0.5)
+    _draw(between)
     module, template = _pair(conv=nn.Conv2d(3, 16, 3), norm=between, fc=nn.Linear(64, 5))
     assert _asked(module, template) == ["norm", "fc"]
     assert _asked(module, template, Flatten("fc", (16, 2, 2))) == ["norm"]
@@ -152,9 +157,7 @@ def test_a_map_made_of_a_linear_s_output_is_asked_for_and_follows_the_view(encod
 def test_a_layer_between_a_linear_and_the_map_made_of_it_is_asked_for_and_follows_the_view(
     between: nn.Module,
 ) -> None:
-    for tensor in between.state_dict().values():
-        if tensor.ndim:
-            tensor.copy_(torch.rand(64) + 0.5)
+    _draw(between)
     module, template = _pair(fc=nn.Linear(5, 64), norm=between, up=nn.ConvTranspose2d(16, 3, 2))
     rules = [Flatten("fc", (16, 2, 2), output=True)]
     assert _asked(module, template, *rules) == ["norm"]

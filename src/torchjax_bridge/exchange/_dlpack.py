@@ -6,11 +6,12 @@ jaxlib's two capsule functions), which are private; so it is tried out once, on 
 first crossing, and the public path is taken wherever it does not behave. Set
 ``TORCHJAX_BRIDGE_DLPACK=public`` to force the public path, ``=fast`` to fail instead of falling back.
 
-Nothing here copies, casts or checks. Callers (``_tensors``) pass only what DLPack carries without loss:
+Nothing here copies or casts. Callers (``_tensors``) pass only what DLPack carries without loss:
 
 * to `borrow_cpu` and `borrow_cuda` a dense, 64-byte-aligned, strided tensor without ``requires_grad``, conj
   or neg bit, of a dtype in the table and, with x64 off, not a 64-bit one;
-* to `lend` a ``jax.Array`` on one device; a dtype that torch has not raises (the trial sees that it does).
+* to `lend` any ``jax.Array``; one that is deleted, on several devices, or of a dtype that torch has not raises
+  (the trial sees that dtypes do).
 
 CUDA order is kept on streams alone, never by blocking the host: the consumer names the stream it will read
 on and the producer makes that stream wait for an event, as DLPack's ``stream`` argument prescribes
@@ -50,6 +51,7 @@ SWITCH = "TORCHJAX_BRIDGE_DLPACK"
 # XLA's CPU client makes views only of buffers aligned to this many bytes, and copies others without a word.
 ALIGNMENT = 64
 
+_OneDevice = jax.sharding.SingleDeviceSharding
 _KDL_CPU = 1
 _KDL_CUDA = 2
 
@@ -227,17 +229,15 @@ def _fast_functions() -> tuple[Callable[[Any], Any], Callable[[Any], Any], Calla
     # torch still reads would abort the process ("Non-zero type 1 hold on destruction"). A clone is a handle on
     # the same buffer; addressable_data(0) is one, too, but for a result that has just been computed it first
     # builds a sharding, which takes longer than the rest of the crossing.
-    if hasattr(_jax.ArrayImpl, "clone"):
+    handle: Any = getattr(_jax.ArrayImpl, "clone", None) or (lambda array: array.addressable_data(0))
 
-        def lend_cpu(array: Any) -> torch.Tensor:
-            if array.is_deleted():  # a clone of it would be a null pointer
-                raise RuntimeError("Array has been deleted.")
-            return to_tensor(to_jax_capsule(array.clone()))
-
-    else:
-
-        def lend_cpu(array: Any) -> torch.Tensor:
-            return to_tensor(to_jax_capsule(array.addressable_data(0)))
+    def lend_cpu(array: Any) -> torch.Tensor:
+        sharding = array.sharding
+        if type(sharding) is not _OneDevice and sharding.num_devices != 1:
+            raise ValueError("the array is on several devices")  # its capsule would hold one of the shards
+        if array.is_deleted():  # a clone of it would be a null pointer
+            raise RuntimeError("Array has been deleted.")
+        return to_tensor(to_jax_capsule(handle(array)))
 
     def lend_anywhere(array: jax.Array) -> torch.Tensor:
         (device,) = array.devices()

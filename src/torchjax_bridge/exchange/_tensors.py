@@ -38,7 +38,6 @@ _Parameter = torch.nn.Parameter
 _strided = torch.strided
 # The dtypes that cross whether x64 is on or off and have no conj bit, so that one look is enough.
 _PLAIN_REAL = frozenset(dtype for dtype in JAX_OF if not dtype.is_complex) - frozenset(NEEDS_X64)
-_OneDevice = jax.sharding.SingleDeviceSharding
 
 
 def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, path: Path = ()) -> jax.Array:
@@ -122,10 +121,8 @@ def array_to_torch(
     """
     if type(array) is _dlpack.PlainArray and (copy is None or copy is False) and device is None:
         try:
-            sharding = array.sharding
-            if type(sharding) is _OneDevice or sharding.num_devices == 1:
-                return _dlpack.lend(array)  # which raises where torch has no such dtype
-        except (*FOREIGN, AttributeError):
+            return _dlpack.lend(array)
+        except FOREIGN:
             pass  # not a plain array: the careful way names what it is, or raises the same again
     return _export(array, copy, device, path)
 

@@ -23,8 +23,6 @@ from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]
 
-_OneDevice = jax.sharding.SingleDeviceSharding
-
 
 @overload
 def to_jax(tree: torch.Tensor | jax.Array, *, copy: bool | None = None, device: Any = None) -> jax.Array: ...
@@ -103,9 +101,7 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     """
     if type(tree) is PlainArray and copy is None and device is None:
         try:  # as array_to_torch begins: to call it would be a twentieth of the whole
-            sharding = tree.sharding
-            if type(sharding) is _OneDevice or sharding.num_devices == 1:
-                return _dlpack.lend(tree)
+            return _dlpack.lend(tree)
         except FOREIGN:
             pass
     if isinstance(tree, jax.Array):

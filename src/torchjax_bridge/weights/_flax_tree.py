@@ -20,6 +20,8 @@ from flax.core import meta
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
+from ._report import what_it_is
+
 __all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "read_flax"]
 
 # Collections and variables that belong to a run, not to the trained weights.
@@ -119,9 +121,8 @@ def read_flax(template: Any) -> FlaxTree:
         return _read_state(template)
     if isinstance(template, Mapping):
         return _read_linen(template)
-    what = f"the class {template.__name__}" if isinstance(template, type) else f"a {type(template).__name__}"
     raise PlanError(
-        f"{what} is no Flax template: pass an instance of nnx.Module, an nnx.State, or the "
+        f"{what_it_is(template)} is no Flax template: pass an instance of nnx.Module, an nnx.State, or the "
         "variables that a linen module's init (or jax.eval_shape of it) gives."
     )
 

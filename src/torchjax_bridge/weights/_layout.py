@@ -359,10 +359,10 @@ def then(*layouts: Layout) -> Layout:
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of one device are the same in dtype, shape and every bit, NaNs included."""
+    """Whether two tensors, on any devices, are the same in dtype, shape and every bit, NaNs included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one, other))
+    bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one.to(other.device), other))
     return torch.equal(*bits)
 
 

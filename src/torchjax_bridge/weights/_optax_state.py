@@ -47,13 +47,13 @@ def rewrite(
 
 
 def _set_count(kind: type, value: Any, count: int | None, faults: list[str]) -> Any:
-    old = value.get_value() if _is_variable(value) else value
+    old = _held(value)
     if count is None:
         if kind is optax.ScaleByScheduleState:
             faults.append("a schedule counts steps and torch's SGD does not: pass step=, how many were taken")
         return value
     new = jnp.asarray(count, old.dtype)
-    return value.copy(new) if _is_variable(value) else new
+    return _put(value, new)
 
 
 def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: list[str]) -> Any:
@@ -73,12 +73,12 @@ def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: lis
         array = arrays[path]
         if array is None:
             return leaf
-        old = leaf.get_value() if _is_variable(leaf) else leaf
+        old = _held(leaf)
         if old.dtype != array.dtype or old.shape != array.shape:
             faults.append(
                 f"'{join_path(path)}': optax holds {old.dtype}{old.shape}, torch {array.dtype}{array.shape}"
             )
-        return leaf.copy(array) if _is_variable(leaf) else array
+        return _put(leaf, array)
 
     new = jax.tree_util.tree_map_with_path(fill, tree, is_leaf=_is_variable)
     faults += [
@@ -99,11 +99,7 @@ def _find(path: Path, arrays: Mapping[Path, Any]) -> Path | None:
 def moments_of(state: Any, slot: Slot) -> dict[Path, jax.Array]:
     (node,) = (node for node in _walk(state) if type(node) is slot.state)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(node, slot.field), is_leaf=_is_variable)
-    return {
-        from_jax_keypath(keypath): leaf.get_value() if _is_variable(leaf) else leaf
-        for keypath, leaf in leaves
-        if not _is_masked(leaf)
-    }
+    return {from_jax_keypath(keypath): _held(leaf) for keypath, leaf in leaves if not _is_masked(leaf)}
 
 
 def count_in(state: Any, holder: Any) -> int | None:
@@ -111,7 +107,7 @@ def count_in(state: Any, holder: Any) -> int | None:
     for node in _walk(state):
         for name in _COUNTED.get(type(node), ()):
             value = getattr(node, name)
-            return int(value.get_value() if _is_variable(value) else value)
+            return int(_held(value))
     return int(holder.step[...]) if isinstance(holder, nnx.Optimizer) else None
 
 
@@ -165,7 +161,7 @@ def check_hyperparameters(state: Any, group: Mapping[str, Any], faults: list[str
             continue
         for name, value in node.hyperparams.items():
             theirs = _HYPERPARAMETERS[name](group) if name in _HYPERPARAMETERS else None
-            ours = value.get_value() if _is_variable(value) else value
+            ours = _held(value)
             if theirs is not None and not isclose(float(ours), float(theirs), rel_tol=1e-6, abs_tol=1e-12):
                 faults.append(f"{name} is {float(ours):g} in optax and {float(theirs):g} in torch")
 
@@ -192,6 +188,16 @@ def _is_state(node: Any) -> bool:
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
+
+
+def _held(node: Any) -> Any:
+    """The array of an nnx variable, or the array that it is."""
+    return node.get_value() if _is_variable(node) else node
+
+
+def _put(node: Any, value: Any) -> Any:
+    """What holds another value in the place of an nnx variable or an array."""
+    return node.copy(value) if _is_variable(node) else value
 
 
 def _is_masked(node: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torchjax_bridge.errors import PlanError
 
-__all__ = ["Fault", "FaultKind", "Report"]
+__all__ = ["Fault", "FaultKind", "Report", "what_it_is"]
 
 FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
 
@@ -74,3 +74,8 @@ class Report:
 
 def _indent(faults: Iterable[Fault]) -> str:
     return "\n".join(f"  {fault}" for fault in faults)
+
+
+def what_it_is(thing: object) -> str:
+    """An argument in words: ``a Linear``, or ``the class Linear`` where an instance was meant."""
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from ._report import Fault
+from ._report import Fault, what_it_is
 from .rules import Rename
 
 __all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
@@ -149,9 +149,9 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         _refuse_what_is_no_state_dict(state)
         peel, notes = _peel_keys(state)
     else:
-        what = f"the class {source.__name__}" if isinstance(source, type) else f"a {type(source).__name__}"
         raise PlanError(
-            f"{what} is no source of torch weights: pass an instance of nn.Module or its state_dict()."
+            f"{what_it_is(source)} is no source of torch weights: pass an instance of nn.Module or its "
+            "state_dict()."
         )
     change = _Renaming(renames)
     scopes = _Scopes()

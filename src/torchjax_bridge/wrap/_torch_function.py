@@ -26,7 +26,7 @@ from ._program import Origin
 from ._settings import settings
 from ._torch_autograd import call
 from ._torch_state import jit_tracing, modes_active, unseen
-from ._torch_trace import ARRAYS, NESTED, Trace, in_numbers, trace
+from ._torch_trace import ARRAYS, Trace, in_numbers, refuse_nested, trace
 
 __all__ = ["TorchFunction", "as_torch_function", "functions", "is_value"]
 
@@ -233,8 +233,7 @@ def _refuse_shapeless(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise for the first tensor whose shape is not known."""
     leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor))
     for leaf, name in zip(leaves, rest.names(), strict=True):
-        if leaf.is_nested:
-            raise ArgumentError(f"{name} is a nested tensor, {NESTED}")
+        refuse_nested(leaf, name)
         if is_lazy(leaf):
             raise ArgumentError(f"{name} is a lazy parameter without values yet. Run its module once first.")
 

@@ -21,12 +21,10 @@ from ._call import Rest
 from ._program import Origin, Program
 from ._torch_run import too_wide
 
-__all__ = ["ARRAYS", "NESTED", "Trace", "in_numbers", "trace"]
+__all__ = ["ARRAYS", "Trace", "in_numbers", "refuse_nested", "trace"]
 
 ARRAYS = (jax.Array, bool, int, float, complex, np.ndarray, np.generic)
 """What JAX takes for an array."""
-NESTED = "whose rows differ in length. Pad it first, with torch.nested.to_padded_tensor."
-"""The end of the sentence that refuses a nested tensor."""
 _Tensor = torch.Tensor
 
 
@@ -57,8 +55,8 @@ def trace(
 
     with _Noted(origin, names, inputs):
         program = Program.trace(flat, inputs, names, origin)
-    _check_outputs(program, structures[-1])
     structure = structures[-1]
+    _check_outputs(program, structure)
     bare = structure == jax.tree_util.tree_structure(0)
     return Trace(program, structure, bare)
 
@@ -69,10 +67,7 @@ def _flatten_results(results: Any, origin: Origin) -> tuple[list[Any], Any]:
         leaves, structure = flatten(results)
     except UnsupportedLeafError as err:
         raise OutputError(f"the result of {origin.title} is no pytree: {err}") from err
-    for leaf in leaves:
-        if not isinstance(leaf, ARRAYS):
-            break
-    else:
+    if all(isinstance(leaf, ARRAYS) for leaf in leaves):
         return leaves, structure
     for path, leaf in jax.tree_util.tree_flatten_with_path(results)[0]:
         if not isinstance(leaf, ARRAYS) and not hasattr(leaf, "__jax_array__"):
@@ -91,8 +86,7 @@ def _abstract(leaf: Any, name: str) -> Any:
             return jax.typeof(leaf)
         except OverflowError as err:
             raise too_wide(name, leaf) from err
-    if leaf.is_nested:
-        raise ArgumentError(f"{name} is a nested tensor, {NESTED}")
+    refuse_nested(leaf, name)
     try:
         wide = jax_dtype(leaf.dtype)
     except DtypeError as err:
@@ -104,6 +98,15 @@ def _abstract(leaf: Any, name: str) -> Any:
             f'{torch_dtype(held)} first, or call jax.config.update("jax_enable_x64", True).'
         )
     return jax.ShapeDtypeStruct(in_numbers(leaf.shape), held)
+
+
+def refuse_nested(tensor: _Tensor, name: str) -> None:
+    """Raise for a nested tensor, which has no shape."""
+    if tensor.is_nested:
+        raise ArgumentError(
+            f"{name} is a nested tensor, whose rows differ in length. Pad it first, with "
+            "torch.nested.to_padded_tensor."
+        )
 
 
 def _check_outputs(program: Program, structure: Any) -> None:

@@ -108,16 +108,14 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
             np.swapaxes(array, 0, 1),
             np.moveaxis(array, 0, -1),
         )
-        if _has_own_forward(module) and not isinstance(module, _IN_FRONT):
-            ways = [array, last, second, all_last]
-        elif isinstance(module, _IN_FRONT):
+        if isinstance(module, _IN_FRONT):
             ways = [last, all_last, array]
-        elif isinstance(module, _BATCH_SECOND) and not module.batch_first:
-            ways = [second, array]
-        elif isinstance(module, (*_BATCH_SECOND, *_LAST)):
+        elif _has_own_forward(module) or not isinstance(module, (*_BATCH_SECOND, *_LAST)):
+            ways = [array, last, second, all_last]
+        elif isinstance(module, _LAST) or module.batch_first:
             ways = [array, second]
         else:
-            ways = [array, last, second, all_last]
+            ways = [second, array]
     fitting = [way for way in ways if way.shape == shape]
     if fitting:
         return fitting

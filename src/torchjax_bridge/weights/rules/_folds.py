@@ -33,7 +33,7 @@ class WeightNormed(Layout):
         (weight,) = tensors
         if was is None:
             raise ValueError("weight_norm cannot be taken apart without the torch module as the template")
-        if same_bits(self.forward(was)[0].to(weight.device), weight):
+        if same_bits(self.forward(was)[0], weight):
             return tuple(was)
         return weight, _length(weight, was[1])
 
@@ -63,7 +63,7 @@ class SpectralNormed(Layout):
         (weight,) = tensors
         if was is None:
             raise ValueError("spectral_norm cannot be taken apart without the torch module as the template")
-        if same_bits(self.forward(was)[0].to(weight.device), weight):
+        if same_bits(self.forward(was)[0], weight):
             return tuple(was)
         wide = torch.promote_types(weight.dtype, torch.float32)
         left, values, right = torch.linalg.svd(_matrix(weight, self.dim).to(wide), full_matrices=False)
@@ -95,10 +95,7 @@ class SpectralParts(Layout):
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
         """``(kernel, u, sigma)`` to ``(W, u, v)``: v as it was if nothing changed, else one step from u."""
-        if was is not None and all(
-            same_bits(before.to(now.device), now)
-            for before, now in zip(self.forward(was), tensors, strict=True)
-        ):
+        if was is not None and all(map(same_bits, self.forward(was), tensors)):
             return tuple(was)
         kernel, left, _ = tensors
         (original,) = self.kernel.inverse((kernel,))
