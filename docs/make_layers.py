@@ -57,7 +57,9 @@ are stacked for a scan lie along the first axis; a `PairingWarning` says where a
 
 A subclass follows the rule of its nearest ancestor. If it has a `forward` of its own, or if a layer has hooks, what
 it computes may be something else: it converts with a `PairingWarning`, until `LayerType("path", nn.Linear)` says
-that it computes what `nn.Linear` does, or a `Rule` for the subclass where its tensors go.
+that it computes what `nn.Linear` does, or a `Rule` for the subclass where its tensors go. So does a subclass of a
+Flax layer with a `__call__` of its own: an nnx module shows it, linen's variables only by an automatic name
+(`Scaled_0`), and `audit` with the live linen module always.
 
 A layer of `torch.nn` with tensors and without a rule is refused, with the text of the rule to pass. Refused with a
 reason: `proj_size` of an LSTM, `add_bias_kv` and `add_zero_attn` of attention, `max_norm` of an embedding, groups

@@ -4,16 +4,17 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, weight_norm
 
-from torchjax_bridge import errors, plan, to_flax, to_state_dict
-from torchjax_bridge.weights import Entry, Flatten, LayerType, PairingWarning, Permute, Rename, Rule
+from torchjax_bridge import audit, errors, plan, to_flax, to_state_dict
+from torchjax_bridge.weights import Entry, Flatten, LayerType, PairingWarning, Permute, Rename, Rule, layers
 
 # --- what is no rule -----------------------------------------------------------------------------------
 
@@ -161,3 +162,95 @@ def test_a_buffer_that_becomes_a_parameter_is_noted_and_so_is_the_reverse() -> N
     assert any("scale: a parameter in torch and in 'Variable' in Flax" in note for note in made.notes)
     assert not plan(Table(), NnxTable(nnx.Variable, nnx.Param)).notes
     assert not plan(Table().state_dict(), NnxTable(nnx.Param, nnx.Param)).notes
+
+
+# --- a __call__ of its own -------------------------------------------------------------------------------
+
+
+class NnxDoubling(nnx.Linear):
+    def __call__(self, x: Any, out_sharding: Any = None) -> Any:
+        return 2 * super().__call__(x)
+
+
+class NnxRenamed(nnx.Linear):
+    pass
+
+
+class NnxCell(nnx.OptimizedLSTMCell):
+    def __call__(self, carry: Any, x: Any) -> Any:
+        return super().__call__(carry, 2 * x)
+
+
+class LinenDoubling(linen.Dense):
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return 2 * super().__call__(x)
+
+
+class LinenRenamed(linen.Dense):
+    pass
+
+
+class OneLayer(linen.Module):
+    layer: type[linen.Dense]
+    named: bool = False
+
+    @linen.compact
+    def __call__(self, x: Any) -> Any:
+        return self.layer(3, name="fc" if self.named else None)(x)
+
+
+class OneLinear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 3)
+
+
+X = jnp.zeros((1, 2))
+
+
+def test_a_call_of_its_own_in_flax_is_warned_of_until_a_layer_type_settles_it() -> None:
+    twin, module = NnxDoubling(2, 3, rngs=nnx.Rngs(0)), nn.Linear(2, 3)
+    with pytest.warns(PairingWarning, match="a __call__ of NnxDoubling's own.*to be that of Linear"):
+        filled = to_flax(module, twin)
+    with pytest.warns(PairingWarning, match="NnxDoubling's own"):
+        to_state_dict(filled, module)
+    with pytest.warns(PairingWarning, match="NnxDoubling's own"):
+        to_flax(module.state_dict(), twin)
+    assert not plan(module, twin, rules=[LayerType("", nn.Linear)]).assumed
+    assert not plan(module, twin, rules=[Rule(nn.Linear, DENSE)]).assumed
+    assert not plan(module, NnxRenamed(2, 3, rngs=nnx.Rngs(0))).assumed
+
+
+def test_a_cell_with_a_call_of_its_own_is_warned_of_inside_its_rnn() -> None:
+    twin = nnx.RNN(NnxCell(2, 3, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
+    assert any("NnxCell's own" in text for text in plan(nn.LSTM(2, 3), twin).assumed)
+
+
+def test_the_layers_of_this_library_are_taken_at_their_word() -> None:
+    assert not plan(nn.BatchNorm1d(3), layers.nnx.BatchNorm(3, rngs=nnx.Rngs(0))).assumed
+    variables = layers.linen.BatchNorm(use_running_average=True).init(jax.random.key(0), X)
+    assert not plan(nn.BatchNorm1d(2), variables).assumed
+
+
+@pytest.mark.parametrize("layer", [LinenDoubling, LinenRenamed])
+def test_an_automatic_name_of_linen_that_is_no_class_of_flax_s_is_warned_of(layer: type[linen.Dense]) -> None:
+    variables = OneLayer(layer).init(jax.random.key(0), X)
+    (assumed,) = plan(OneLinear(), variables).assumed
+    assert f"named for a class that is not Flax's ({layer.__name__})" in assumed
+    assert not plan(OneLinear(), variables, rules=[LayerType("fc", nn.Linear)]).assumed
+
+
+@pytest.mark.parametrize("lift", [linen.jit, linen.remat])
+def test_a_layer_of_flax_s_that_was_lifted_is_still_one(lift: Any) -> None:
+    assert not plan(OneLinear(), OneLayer(lift(linen.Dense)).init(jax.random.key(0), X)).assumed
+
+
+def test_the_audit_sees_a_call_of_its_own_that_linen_s_variables_do_not_show() -> None:
+    module, twin = OneLinear(), OneLayer(LinenDoubling, named=True)
+    assert not plan(module, twin.init(jax.random.key(0), X)).assumed
+    with pytest.warns(PairingWarning, match="LinenDoubling's own.*to be that of Dense"):
+        found = audit(module, twin, X)
+    assert "assumed: 'fc' (Linear): its twin has a __call__ of LinenDoubling's own" in str(found)
+    assert not audit(module, twin, X, rules=[LayerType("fc", nn.Linear)]).assumed
+    assert not audit(module, OneLayer(LinenRenamed, named=True), X).assumed

@@ -7,7 +7,7 @@ weights and needs none.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,8 +16,10 @@ from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
-from ._plan import Plan, UserRule, make_plan, read_sides
+from ._own_forward import call_of_its_own
+from ._plan import Plan, UserRule, by_words, make_plan, read_sides
 from ._torch_tree import TorchTree
+from .rules import Rule
 from .settings import Difference, FlaxLayer, activation_differences, differences, is_activation
 
 __all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_settings"]
@@ -80,11 +82,14 @@ class Audit:
         faults: Every setting that differs, in the order of the torch model.
         layers: How many pairs of layers have settings that were compared.
         notes: Why some layers could not be paired.
+        assumed: What was concluded about pairs of layers and is no setting, such as that a subclass with a
+            ``__call__`` of its own computes what Flax's layer does.
     """
 
     faults: tuple[SettingFault, ...]
     layers: int
     notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -102,6 +107,7 @@ class Audit:
         for row in rows:
             cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
             lines.append("  " + "  ".join([*cells, row[4]]))
+        lines += [f"  assumed: {text}" for text in self.assumed]
         lines += [f"  not paired: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -167,6 +173,10 @@ def audit(
             linen model came without inputs.
         PlanError: No layer of the one is a layer of the other.
 
+    Warns:
+        PairingWarning: The layers were paired, or taken to be what their class is derived from, by an assumption;
+            ``assumed`` lists them.
+
     Memory:
         Reads settings and shapes, and computes nothing.
 
@@ -188,10 +198,31 @@ def audit(
     if not plan.moves:
         plan.report.raise_unless_ok("audit two models that have no layer in common", strict=True)
         raise PlanError("the two models have no layer in common.")
+    if layers is not None:
+        found_in_linen = _calls_of_their_own(torch_tree, layers, plan, given)
+        plan = replace(plan, assumed=(*plan.assumed, *by_words(found_in_linen)))
     found = compare_settings(torch_tree, layers if layers is not None else live_nnx(flax_tree), plan)
+    plan.warn_of_assumptions(stacklevel=2)
     if strict:
         found.raise_unless_ok()
     return found
+
+
+def _calls_of_their_own(
+    torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], plan: Plan, rules: Sequence[UserRule]
+) -> Iterator[tuple[str, str]]:
+    """The linen layers that override what Flax's class computes, which variables do not show the plan."""
+    nodes = {node.origin: node for node in torch_tree.root.walk()}
+    for torch_path, flax_path in plan.layers:
+        node = nodes[torch_path]
+        if node.said or any(isinstance(node.module, rule.types) for rule in rules if isinstance(rule, Rule)):
+            continue
+        # What is below a container has a pair of its own; what is below a layer is a part of its twin.
+        whole = not node.children or isinstance(node.module, nn.MultiheadAttention)
+        parts = dict(below(layers, flax_path)) if whole else {flax_path: layers.get(flax_path)}
+        for layer in parts.values():
+            if layer is not None and layer.overrides is not None:
+                yield node.where, call_of_its_own(layer.name, layer.overrides, node.kind)
 
 
 def _trace(
@@ -239,7 +270,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
-    return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report))
+    return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report), plan.assumed)
 
 
 def _faults(

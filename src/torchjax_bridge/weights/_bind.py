@@ -14,7 +14,7 @@ from torchjax_bridge.exchange import Path, join_path
 
 from ._flax_tree import FlaxLeaf, FlaxNode
 from ._layout import Identity, Layout
-from ._own_forward import taken_for_granted
+from ._own_forward import taken_for_granted, taken_for_granted_in_flax
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Entry, Layer, Rule
@@ -106,7 +106,8 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     of_class = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
-    assumed = [(torch_node.where, words) for words in taken_for_granted(rule, torch_node)]
+    doubts = *taken_for_granted(rule, torch_node), *taken_for_granted_in_flax(rule, torch_node, flax_node)
+    assumed = [(torch_node.where, words) for words in doubts]
     for entry in entries:
         found = [ours.pop(name, None) for name in entry.torch_names]
         places = [theirs.pop(path, None) for path in entry.flax_paths]

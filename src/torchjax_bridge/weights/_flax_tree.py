@@ -28,8 +28,8 @@ __all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "read_flax"]
 _RUN_COLLECTIONS = frozenset({"cache", "intermediates", "perturbations", "rngs"})
 _RUN_VARIABLES = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
 
-# What flax writes before the class name of a lifted module (nn.remat, nn.vmap, nn.scan).
-_LIFTED = re.compile(r"^(?:Checkpoint|Remat|Vmap|Scan)+(?=[A-Z])")
+# What flax writes before the class name of a lifted module (nn.remat, nn.vmap, nn.scan, nn.jit).
+_LIFTED = re.compile(r"^(?:Checkpoint|Remat|Vmap|Scan|Jit)+(?=[A-Z])")
 _AUTO_NAME = re.compile(r"^([A-Z]\w*?)_(\d+)$")
 
 

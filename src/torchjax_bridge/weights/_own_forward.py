@@ -1,14 +1,22 @@
 """Whether a layer computes what its rule is about: a subclass, a patch or a hook may change that.
 
 The weights of a subclass of ``nn.Linear`` lie as those of an ``nn.Linear`` do, but a ``forward`` of its own may use
-them otherwise (standardised, scaled, quantised), and no array shows it. Owns the question and its words; a `Rule`
-for the class or a `LayerType` for the layer is the answer. torch's own hooks (``weight_norm``) are for the rules.
+them otherwise (standardised, scaled, quantised), and no array shows it; nor does one show a ``__call__`` of a
+subclass of ``nnx.Linear``. Owns the question, on both sides, and its words; a `Rule` for the class or a `LayerType`
+for the layer is the answer. torch's own hooks (``weight_norm``) are for the rules.
 """
 
-from ._torch_tree import TorchNode
-from .rules import Rule
+from collections.abc import Iterator
 
-__all__ = ["taken_for_granted"]
+from flax import linen
+
+from ._flax_tree import FlaxNode
+from ._torch_tree import TorchNode
+from .layers import linen as ours
+from .rules import RULES, Rule
+from .settings import overridden_call
+
+__all__ = ["call_of_its_own", "taken_for_granted", "taken_for_granted_in_flax"]
 
 # What a subclass of one of torch's layers overrides to compute something else.
 _METHODS = ("forward", "_conv_forward", "__call__")
@@ -44,6 +52,39 @@ def taken_for_granted(rule: Rule, node: TorchNode) -> tuple[str, ...]:
 
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+def taken_for_granted_in_flax(rule: Rule, node: TorchNode, flax_node: FlaxNode) -> Iterator[str]:
+    """The same of the Flax side: of a live module by its class, of linen's variables by an automatic name."""
+    if node.said or id(rule) not in _BUILT_IN:
+        return
+    said = node.kind or next(iter(rule.types), None)
+    for part in flax_node.walk():
+        kind = type(part.module)
+        base = overridden_call(kind) if part.module is not None else None
+        if base is not None:
+            yield call_of_its_own(kind.__name__, base, said)
+        elif part.module is None and part.kind and part.leaves and not _is_flaxs(part.kind):
+            yield (
+                f"its place in Flax is named for a class that is not Flax's ({part.kind}), which is taken to "
+                f"compute what Flax's own layer does{_answer(said)}"
+            )
+
+
+_BUILT_IN = frozenset(map(id, RULES))
+
+
+def call_of_its_own(name: str, base: type, said: type | None) -> str:
+    """The words for a Flax class with a ``__call__`` of its own, where torch has a layer of class ``said``."""
+    return f"its twin has a __call__ of {name}'s own, which is taken to be that of {base.__name__}{_answer(said)}"
+
+
+def _answer(said: type | None) -> str:
+    return f"; LayerType(<path>, {_spelt(said)}) says that it does" if said else ""
+
+
+def _is_flaxs(kind: str) -> bool:
+    return hasattr(linen, kind) or hasattr(ours, kind)
 
 
 def _is_foreign(hook: object) -> bool:

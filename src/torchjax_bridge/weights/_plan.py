@@ -181,7 +181,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         Report(tuple(faults)),
         flax_tree.flavour,
         match.layers,
-        tuple(_assumed([*match.assumed, *taken])),
+        tuple(by_words([*match.assumed, *taken])),
     )
 
 
@@ -265,7 +265,7 @@ def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
                 )
 
 
-def _assumed(found: Sequence[tuple[str, str]]) -> Iterable[str]:
+def by_words(found: Iterable[tuple[str, str]]) -> Iterable[str]:
     """One line for all the layers about which the same was assumed."""
     layers: dict[str, list[str]] = {}
     for layer, words in found:

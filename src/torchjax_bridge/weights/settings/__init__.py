@@ -9,7 +9,7 @@ Owns no matching of layers and moves nothing. A Flax class that it does not know
 
 from ._activation import activation_differences, is_activation
 from ._difference import Difference, Effect
-from ._layer import FlaxLayer, flax_layer
+from ._layer import FlaxLayer, flax_layer, overridden_call
 from ._table import differences
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "differences",
     "flax_layer",
     "is_activation",
+    "overridden_call",
 ]

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import flax.linen
 
-__all__ = ["FlaxLayer", "flax_layer"]
+__all__ = ["FlaxLayer", "flax_layer", "overridden_call"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class FlaxLayer:
         name: The name of its class as written.
         flavour: ``"nnx"`` or ``"linen"``.
         values: Its settings by name; for nnx all its attributes, live.
+        overrides: Flax's class of which it overrides the ``__call__``, or None.
     """
 
     kind: str
     name: str
     flavour: str
     values: Mapping[str, Any]
+    overrides: type | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A setting; None where this class has none of that name."""
@@ -44,7 +46,21 @@ def flax_layer(module: Any) -> FlaxLayer:
         values = vars(module)
     if known in _WRAPPERS and "layer_instance" in values:
         return flax_layer(values["layer_instance"])
-    return FlaxLayer(known, kind.__name__, "linen" if linen else "nnx", values)
+    flavour = "linen" if linen else "nnx"
+    return FlaxLayer(known, kind.__name__, flavour, values, overridden_call(kind))
+
+
+def overridden_call(kind: type) -> type | None:
+    """The class of Flax's, or of ours, whose ``__call__`` a subclass replaces; None where it replaces none."""
+    if kind not in _CALLS:
+        made = [one for one in kind.__mro__ if "__call__" in vars(one)]
+        known = next((one for one in made if one.__module__.split(".")[0] in _TRUSTED), None)
+        _CALLS[kind] = known if made and known is not made[0] else None
+    return _CALLS[kind]
+
+
+_CALLS: WeakKeyDictionary[type, type | None] = WeakKeyDictionary()
+_TRUSTED = ("flax", __name__.split(".")[0])
 
 
 def _sort(kind: type) -> tuple[str, bool]:
