@@ -5,6 +5,7 @@ from pathlib import Path
 from torchjax_bridge import to_flax
 
 from .._case import Findings
+from .._memory import give_back_memory
 from .._record import Promise
 from .._setting import Setting
 from .._timing import Spread
@@ -22,6 +23,7 @@ def peak_memory(name: str, description: Description, setting: Setting) -> Findin
     sizes = [tensor.nbytes for tensor in module.state_dict().values()]
     shares = []
     for _ in range(3):
+        give_back_memory()  # what an earlier result left to be used again would not be counted
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
         before = _status("VmRSS")
         twin = to_flax(module, template)

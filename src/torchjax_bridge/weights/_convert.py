@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from ._report import Fault, Report
 from ._torch_tree import TorchTree
 
 __all__ = ["to_flax", "to_state_dict"]
+
+Key = TypeVar("Key")
 
 
 def to_flax(
@@ -83,13 +85,20 @@ def to_flax(
     plan.warn_of_assumptions(stacklevel=2)
     _refuse_holes(plan, flax_tree)
     laid_out: dict[Path, torch.Tensor] = {}
+    views: list[Path] = []
     for move in plan.moves:
         tensors = [_bare(torch_tree.state[key]) for key in move.torch_keys]
         # What has no source is made where the sources are.
         with nullcontext() if tensors else torch_tree.device:
             made = move.layout.forward(tensors)
         for path, tensor in zip(move.flax_paths, made, strict=True):
-            laid_out[path] = _own(tensor, tensors) if copy else _view(tensor, tensors, path, copy)
+            if _shares(tensor, tensors):
+                views.append(path)
+            else:
+                tensor = _made(tensor, path, copy)
+            laid_out[path] = tensor
+    if copy:
+        _make_own(laid_out, views)
     filled = flax_tree.fill(_cross(laid_out, None if copy else copy))
     if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
         compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
@@ -149,6 +158,7 @@ def to_state_dict(
     plan.warn_of_assumptions(stacklevel=2)
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     filled: dict[str, torch.Tensor] = {}
+    views: list[str] = []
     for move in plan.moves:
         names = [join_path(path) for path in move.flax_paths]
         arrays = to_torch(
@@ -160,7 +170,14 @@ def to_state_dict(
         for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
             if _WIDER.get(tensor.dtype) == old.dtype:
                 tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
-            filled[key] = _own(tensor, tensors) if copy else _view(tensor, tensors, (key,), copy)
+            # A sum gives its terms back as the template has them: views too, of the template.
+            if _shares(tensor, tensors) or (copy and _shares(tensor, before)):
+                views.append(key)
+            else:
+                tensor = _made(tensor, (key,), copy)
+            filled[key] = tensor
+    if copy:
+        _make_own(filled, views)
     _settle_ties(filled, torch_tree)
     for key, twin in plan.ties:
         filled[key] = filled[twin]
@@ -208,23 +225,19 @@ def _bare(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _own(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The tensor in row-major memory that none of its sources holds."""
-    if tensor.is_contiguous() and not _shares(tensor, sources):
-        return tensor  # the layout made it just now
-    return fresh(tensor)
-
-
-def _view(
-    tensor: torch.Tensor, sources: Sequence[torch.Tensor], path: Path, copy: bool | None
-) -> torch.Tensor:
-    if copy is False and not _shares(tensor, sources):
-        name = join_path(path)
+def _made(tensor: torch.Tensor, path: Path, copy: bool | None) -> torch.Tensor:
+    """A tensor that its layout has just made, if ``copy`` admits that; row-major if it asks for that."""
+    if copy is False:
         raise ShareError(
-            f"cannot share '{name}' under copy=False: its layout moves bytes. "
+            f"cannot share '{join_path(path)}' under copy=False: its layout moves bytes. "
             "Pass copy=None to let it be copied."
         )
-    return tensor
+    return fresh([tensor])[0] if copy and not tensor.is_contiguous() else tensor
+
+
+def _make_own(tensors: dict[Key, torch.Tensor], views: Sequence[Key]) -> None:
+    """Put copies in row-major memory of their own where there are views, all in one go."""
+    tensors.update(zip(views, fresh([tensors[key] for key in views]), strict=True))
 
 
 def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:

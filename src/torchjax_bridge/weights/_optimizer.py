@@ -310,8 +310,7 @@ def _moments_to_jax(
             moment = optimizer.state.get(parameter, {}).get(slot.name)
             moment = torch.zeros_like(parameter) if moment is None else moment
             tensors.append(moment.detach() * slot.factor(group))
-        for path, tensor in zip(move.flax_paths, move.layout.forward(tensors), strict=True):
-            laid_out[path] = fresh(tensor)
+        laid_out.update(zip(move.flax_paths, fresh(move.layout.forward(tensors)), strict=True))
     arrays = to_jax({join_path(path): tensor for path, tensor in laid_out.items()})
     return {path: arrays[join_path(path)] for path in laid_out}
 
@@ -344,8 +343,8 @@ def _moments_to_torch(
         return
     tensors = list(to_torch(dict(enumerate(found))).values())
     factor = slot.factor(group)
-    for key, tensor in zip(move.torch_keys, move.layout.inverse(tensors), strict=True):
-        yield key, fresh(tensor) if factor == 1 else fresh(tensor) / factor
+    for key, tensor in zip(move.torch_keys, fresh(move.layout.inverse(tensors)), strict=True):
+        yield key, tensor if factor == 1 else tensor / factor
 
 
 def _raise_all(what: str, faults: list[str]) -> None:
