@@ -15,12 +15,20 @@ from torch import nn
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
+from ._layout import Layout
 from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
 from ._own_forward import call_of_its_own
 from ._plan import Plan, UserRule, by_words, make_plan, read_sides
 from ._torch_tree import TorchTree
 from .rules import Rule
-from .settings import Difference, FlaxLayer, activation_differences, differences, is_activation
+from .settings import (
+    Difference,
+    FlaxLayer,
+    activation_differences,
+    differences,
+    einsum_differences,
+    is_activation,
+)
 
 __all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_settings"]
 
@@ -261,6 +269,9 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             for path, cell in below(layers, flax_path):
                 if path != flax_path:
                     faults += _faults(differences(module, cell), module, torch_path, cell, path)
+        if layer.kind == "Einsum":
+            found = einsum_differences(layer, _kernel_layout(plan, flax_path))
+            faults += _faults(found, module, torch_path, layer, flax_path)
         if next(module.children(), None) is None:
             continue
         for name, child, function in _functions(module, layer):
@@ -271,6 +282,12 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
     return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report), plan.assumed)
+
+
+def _kernel_layout(plan: Plan, flax_path: Path) -> Layout | None:
+    """How the plan fills the kernel at a path, if it does."""
+    kernels = (*flax_path, "kernel"), ("params", *flax_path, "kernel")
+    return next((move.layout for move in plan.moves if move.flax_paths[:1] in [(k,) for k in kernels]), None)
 
 
 def _faults(

@@ -8,10 +8,22 @@ weight is computed by a parametrization is asked for before the plain one.
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
 from ._hints import Flatten, LayerType, Rename
+from ._linear import summed_axis
 from ._parametrized import parametrized
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["LOOKALIKES", "PLAIN", "RULES", "Entry", "Flatten", "Layer", "LayerType", "Rename", "Rule"]
+__all__ = [
+    "LOOKALIKES",
+    "PLAIN",
+    "RULES",
+    "Entry",
+    "Flatten",
+    "Layer",
+    "LayerType",
+    "Rename",
+    "Rule",
+    "summed_axis",
+]
 
 # The layers as torch.nn has them.
 PLAIN: tuple[Rule, ...] = (

@@ -9,6 +9,7 @@ Owns no matching of layers and moves nothing. A Flax class that it does not know
 
 from ._activation import activation_differences, is_activation
 from ._difference import Difference, Effect
+from ._einsum import einsum_differences
 from ._layer import FlaxLayer, flax_layer, overridden_call
 from ._table import differences
 
@@ -18,6 +19,7 @@ __all__ = [
     "FlaxLayer",
     "activation_differences",
     "differences",
+    "einsum_differences",
     "flax_layer",
     "is_activation",
     "overridden_call",

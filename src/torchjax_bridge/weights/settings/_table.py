@@ -20,7 +20,7 @@ _CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"})
 
 # For torch classes: the Flax classes they are compared with, and the checks.
 _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] = (
-    ((nn.Linear,), frozenset({"Linear", "Dense"}), (dense,)),
+    ((nn.Linear,), frozenset({"Linear", "Dense", "Einsum"}), (dense,)),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), frozenset({"Conv"}), (convolution, dense)),
     (
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
