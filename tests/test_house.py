@@ -24,11 +24,11 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_relayout", "_report", "layers", "settings"),
+    ("_layout", "_relayout", "_report", "layers"),
     ("_memory",),
     ("rules",),
-    ("_torch_tree", "_flax_tree"),
-    ("_own_forward", "_map_faults"),
+    ("_torch_tree", "_flax_tree", "settings"),
+    ("_own_forward", "_map_faults", "_weightless"),
     ("_bind", "_live"),
     ("_siblings", "_feature_maps"),
     ("_names",),

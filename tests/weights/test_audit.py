@@ -373,6 +373,65 @@ def test_the_functions_of_a_cell_are_compared_inside_its_rnn(flavour: str) -> No
         assert [fault.setting for fault in found.faults] == want
 
 
+class NnxTwoLayers(nnx.Module):
+    def __init__(self, rate: float | None, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List(
+            [nnx.RNN(nnx.OptimizedLSTMCell(size, 4, rngs=rngs), rngs=rngs) for size in (3, 4)]
+        )
+        if rate is not None:
+            self.drop = nnx.Dropout(rate, rngs=rngs)
+
+
+class LinenTwoLayers(ln.Module):
+    rate: float | None
+
+    @ln.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = ln.RNN(ln.OptimizedLSTMCell(4))(x)
+        if self.rate is not None:
+            x = ln.Dropout(self.rate, deterministic=True)(x)
+        return ln.RNN(ln.OptimizedLSTMCell(4))(x)
+
+
+@pytest.mark.parametrize("flavour", ["nnx", "linen"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+def test_the_dropout_between_recurrent_layers_is_compared(flavour: str, rate: float) -> None:
+    module = nn.LSTM(3, 4, num_layers=2, batch_first=True, dropout=rate)
+
+    def faults(other: float | None) -> list[Any]:
+        if flavour == "nnx":
+            return list(audit(module, nnx.eval_shape(lambda: NnxTwoLayers(other, nnx.Rngs(0)))).faults)
+        return list(audit(module, LinenTwoLayers(other), jnp.zeros((1, 5, 3))).faults)
+
+    assert faults(rate) == []
+    (fault,) = faults(0.1)
+    assert (fault.in_torch, fault.in_flax, fault.to_type, fault.effect) == (
+        f"dropout={rate}",
+        "rate=0.1",
+        f"Dropout(..., rate={rate})",
+        "training",
+    )
+    lost = faults(None)
+    assert [fault.to_type for fault in lost] == ["Dropout(0.3) between the layers of cells"] * (rate > 0)
+
+
+def test_a_dropout_beside_the_recurrent_layers_counts_unless_it_is_another_torch_layers() -> None:
+    class Torch(nn.Module):
+        def __init__(self, **parts: nn.Module) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(3, 4, num_layers=2, dropout=0.3)
+            for name, part in parts.items():
+                setattr(self, name, part)
+
+    class Nnx(nnx.Module):
+        def __init__(self) -> None:
+            self.lstm = NnxTwoLayers(None, nnx.Rngs(0))
+            self.drop = nnx.Dropout(0.3, rngs=nnx.Rngs(0))
+
+    assert audit(Torch(), nnx.eval_shape(Nnx)).ok
+    assert [f.torch_path for f in audit(Torch(drop=nn.Dropout(0.3)), nnx.eval_shape(Nnx)).faults] == ["lstm"]
+
+
 def test_a_layer_inside_linens_weight_norm_is_compared() -> None:
     module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 3, padding=1)))
 

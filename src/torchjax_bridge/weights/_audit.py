@@ -20,6 +20,7 @@ from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
 from ._own_forward import call_of_its_own
 from ._plan import Plan, UserRule, by_words, make_plan, read_sides
 from ._torch_tree import TorchTree
+from ._weightless import between_layers, dropouts_beside, functions
 from .rules import Rule
 from .settings import (
     Difference,
@@ -27,7 +28,7 @@ from .settings import (
     activation_differences,
     differences,
     einsum_differences,
-    is_activation,
+    recurrent_dropout,
 )
 
 __all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_settings"]
@@ -269,15 +270,19 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             for path, cell in below(layers, flax_path):
                 if path != flax_path:
                     faults += _faults(differences(module, cell), module, torch_path, cell, path)
+        if isinstance(module, nn.RNNBase) and module.num_layers > 1:
+            parent = modules.get(torch_path[:-1]) if torch_path else None
+            for path, drop in between_layers(module, parent, flax_path, dropouts):
+                faults += _faults(recurrent_dropout(module, drop), module, torch_path, drop, path)
         if layer.kind == "Einsum":
             found = einsum_differences(layer, _kernel_layout(plan, flax_path))
             faults += _faults(found, module, torch_path, layer, flax_path)
         if next(module.children(), None) is None:
             continue
-        for name, child, function in _functions(module, layer):
+        for name, child, function in functions(module, layer):
             place = (*torch_path, name), (*flax_path, name)
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
-        for name, child, path, other in _dropouts(module, flax_path, dropouts):
+        for name, child, path, other in dropouts_beside(module, flax_path, dropouts):
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
@@ -303,45 +308,3 @@ def _faults(
         )
         for one in found
     ]
-
-
-# --- layers without weights ----------------------------------------------------------------------------
-
-
-def _children(module: nn.Module) -> Iterator[tuple[str | int, nn.Module]]:
-    for name, child in module.named_children():
-        yield int(name) if name.isdecimal() else name, child
-
-
-def _functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, nn.Module, Any]]:
-    """The children of a torch module in whose place the Flax module holds a function."""
-    ours = dict(_children(module))
-    found = {name: child for name, child in ours.items() if is_activation(child)}
-    items = list(layer["layers"]) if found and layer.kind == "Sequential" else []
-    same = len(items) == len(ours)
-    for name, child in found.items():
-        held = items[name] if same and isinstance(name, int) and name < len(items) else layer[str(name)]
-        if callable(held):
-            yield name, child, held
-
-
-def _dropouts(
-    module: nn.Module, flax_path: Path, dropouts: Mapping[Path, Mapping[Path, FlaxLayer]]
-) -> Iterator[tuple[str | int, nn.Module, Path, FlaxLayer]]:
-    """The dropouts of a module beside those of its twin: by name, else in order if there are as many."""
-    if not dropouts:
-        return
-    theirs = {**dropouts.get(flax_path, {}), **dropouts.get((*flax_path, "layers"), {})}
-    ours = {name: child for name, child in _children(module) if type(child) in _DROPOUTS}
-    for path in list(theirs):
-        name = path[-1]
-        if isinstance(name, str) and name.startswith("layers_") and name[7:].isdecimal():
-            name = int(name[7:])
-        if name in ours and path in theirs:
-            yield name, ours.pop(name), path, theirs.pop(path)
-    if len(ours) == len(theirs):
-        for (name, child), (path, layer) in zip(ours.items(), theirs.items(), strict=True):
-            yield name, child, path, layer
-
-
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)

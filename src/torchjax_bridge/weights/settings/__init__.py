@@ -11,6 +11,7 @@ from ._activation import activation_differences, is_activation
 from ._difference import Difference, Effect
 from ._einsum import einsum_differences
 from ._layer import FlaxLayer, flax_layer, overridden_call
+from ._others import recurrent_dropout
 from ._table import differences
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "flax_layer",
     "is_activation",
     "overridden_call",
+    "recurrent_dropout",
 ]

@@ -15,7 +15,7 @@ from ._layer import FlaxLayer
 
 _Dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
 
-__all__ = ["any_layer", "attention", "dense", "dropout", "recurrent"]
+__all__ = ["any_layer", "attention", "dense", "dropout", "recurrent", "recurrent_dropout"]
 
 
 def any_layer(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
@@ -50,6 +50,14 @@ def dropout(module: _Dropout, layer: FlaxLayer) -> Iterator[Difference]:
     pair = ("the class", type(module).__name__)
     yield from differs("broadcast_dims", axes, dims, torch=pair, effect="training")
     yield from _deterministic(module, layer)
+
+
+def recurrent_dropout(module: nn.RNNBase, layer: FlaxLayer | None) -> Iterator[Difference]:
+    """The dropout between the layers of an ``LSTM``, ``GRU`` or ``RNN`` beside a ``Dropout``, or beside none."""
+    rate = layer["rate"] if layer else None
+    pair = ("dropout", module.dropout)
+    fix = "" if layer else f"Dropout({module.dropout:g}) between the layers of cells"
+    yield from differs("rate", module.dropout, rate, torch=pair, effect="training", fix=fix)
 
 
 def attention(module: nn.MultiheadAttention, layer: FlaxLayer) -> Iterator[Difference]:
