@@ -14,6 +14,7 @@ from torchjax_bridge.errors import CheckpointError, PlanError
 from torchjax_bridge.weights import (
     Flatten,
     Rename,
+    _xla_copy,
     compare_checkpoints,
     convert,
     load_flax,
@@ -23,6 +24,7 @@ from torchjax_bridge.weights import (
     save_state_dict,
     to_flax,
 )
+from torchjax_bridge.weights.files import _pump
 
 from ..models import IMAGE, LinenNet, Net, NnxNet, net
 from .bits import assert_same, bits
@@ -65,6 +67,27 @@ def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, forma
     assert bits(filled.layers[2].kernel.get_value())[2] == bits(state["layers.2.weight"].t())[2]
     convert(there, tmp_path / "back", to="torch", model=_meta_mlp())
     assert_same(load_state_dict(tmp_path / "back"), state)
+
+
+def test_a_large_kernel_is_laid_out_and_written_piece_by_piece(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[torch.Size] = []
+    lay_out = _xla_copy.lay_out
+
+    def look(tensor: torch.Tensor) -> torch.Tensor:
+        shapes.append(tensor.shape)
+        return lay_out(tensor)
+
+    monkeypatch.setattr(_xla_copy, "lay_out", look)
+    monkeypatch.setattr(_xla_copy, "_LARGE_BYTES", 512)
+    monkeypatch.setattr(_pump, "_PIECE", 1000)
+    weights = torch.randn(30, 40).bfloat16()
+    save_state_dict(tmp_path / "torch", {"weight": weights, "bias": torch.zeros(30).bfloat16()})
+    template = nnx.eval_shape(lambda: nnx.Linear(40, 30, rngs=nnx.Rngs(0)))
+    convert(tmp_path / "torch", tmp_path / "flax", to="flax", template=template)
+    assert sorted(shapes) == [(8, 30)] + 2 * [(16, 30)]
+    assert bits(load_flax(tmp_path / "flax", template).kernel.get_value())[2] == bits(weights.t())[2]
 
 
 def test_shards_stay_as_the_source_had_them(tmp_path: Folder) -> None:

@@ -1,7 +1,7 @@
 """Leaves into a file, one after another: laid out by some threads while another one writes.
 
 Owns the only loop that moves the values of a checkpoint, and its memory: the bytes of a leaf that is row-major go
-from where they are; another is copied into a buffer first.
+from where they are; another is copied first, into a buffer or, where it is large, by XLA and piece by piece.
 """
 
 import os
@@ -16,13 +16,16 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
+from .. import _xla_copy
 from ._leaf import Leaf, Progress
 from ._mapped import Window
 
 __all__ = ["Pump", "raw", "read_all", "window_of"]
 
 # Bytes of one write: the kernel copies what its caches hold, and a large piece of a map is faulted in long before.
-_PIECE = 1 << 20
+_WRITE = 1 << 20
+# Bytes laid out at a time: of twice as many, every page would come fresh from the kernel.
+_PIECE = 16 << 20
 _MOST = 4  # threads that lay out: beyond, the one that writes is the limit
 
 
@@ -104,6 +107,13 @@ class Pump:
         if tensor.is_contiguous():
             self._pending.append(writer.submit(_write, tensor, file, at, progress))
             return
+        if _xla_copy.pays(tensor):
+            rows = max(_PIECE * tensor.shape[0] // tensor.nbytes, 1)
+            for piece in tensor.split(rows):
+                made = layouts.submit(_xla_copy.lay_out, piece)
+                self._pending.append(writer.submit(_write_made, made, file, at, progress))
+                at = None  # the others follow it
+            return
         laid_out = layouts.submit(self._lay_out, tensor)
 
         def write() -> None:
@@ -137,9 +147,15 @@ def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progr
         file.seek(at)
     data = memoryview(raw(tensor).numpy().data)
     while data:
-        data = data[file.write(data[:_PIECE]) :]
+        data = data[file.write(data[:_WRITE]) :]
     if progress is not None:
         progress(tensor.nbytes)
+
+
+def _write_made(
+    made: Future[torch.Tensor], file: BinaryIO, at: int | None, progress: Progress | None
+) -> None:
+    _write(made.result(), file, at, progress)
 
 
 def raw(tensor: torch.Tensor) -> torch.Tensor:
