@@ -28,7 +28,7 @@ WEIGHTS = (
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
-    ("_own_forward", "_map_faults", "_weightless"),
+    ("_own_forward", "_flatten_modules", "_map_faults", "_weightless"),
     ("_bind", "_live"),
     ("_siblings", "_feature_maps"),
     ("_names",),

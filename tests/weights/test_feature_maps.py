@@ -50,6 +50,13 @@ def _twin(part: nn.Module) -> Any:
             return layers.nnx.PReLU(part.num_parameters)
         case nn.LSTM():
             return nnx.RNN(nnx.OptimizedLSTMCell(part.input_size, part.hidden_size, rngs=rngs), rngs=rngs)
+        case nn.MultiheadAttention():
+            sizes = part.num_heads, part.embed_dim
+            return nnx.MultiHeadAttention(*sizes, in_kv_features=part.kdim, decode=False, rngs=rngs)
+        case nn.Bilinear():
+            return Flax(
+                weight=nnx.Param(jnp.zeros(part.weight.shape)), bias=nnx.Param(jnp.zeros(part.bias.shape))
+            )
         case nn.Sequential():
             return nnx.Sequential(*map(_twin, part))
     return lambda x: x
@@ -170,6 +177,45 @@ def test_a_layer_between_a_linear_and_the_map_made_of_it_is_asked_for_and_follow
     got = twin.up(twin.norm(twin.fc(jnp.asarray(noise.numpy()))).reshape(3, 2, 2, 16))
     np.testing.assert_allclose(got, expected, atol=1e-5)
     _assert_comes_back(module, twin, rules)
+
+
+CONV = nn.Conv2d(3, 16, 3)
+FIXED = [
+    ({"net": nn.MultiheadAttention(64, 4), "fc": nn.Linear(64, 5)}, ["net", "fc"]),
+    ({"net": nn.MultiheadAttention(16, 4, kdim=64, vdim=64)}, ["net"]),
+    ({"net": nn.MultiheadAttention(16, 4), "fc": nn.Linear(16, 5)}, []),
+    ({"lift": nn.Linear(16, 64), "net": nn.MultiheadAttention(64, 4)}, []),
+    ({"net": nn.Bilinear(64, 16, 5)}, ["net"]),
+    ({"net": nn.Bilinear(16, 64, 5)}, ["net"]),
+    ({"net": nn.Bilinear(16, 16, 5), "fc": nn.Linear(5, 5)}, []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("parts", "asked"), FIXED)
+@pytest.mark.parametrize("bare", [False, True])
+def test_an_attention_or_a_bilinear_layer_over_a_flattened_map_is_asked_for(
+    parts: dict[str, nn.Module], asked: list[str], bare: bool
+) -> None:
+    module, template = _pair(conv=CONV, **parts)
+    given = [LayerType("net", type(module.net))] if bare else []
+    source = module.state_dict() if bare else module
+    assert _asked(source, template, *given) == asked
+    assert _asked(source, template, *given, Flatten("net", None)) == []
+    if asked:
+        said = plan(source, template, rules=[*given, Flatten("net", (16, 2, 2))]).faults
+        assert any(fault.kind == "rules" and fault.path == "net" for fault in said)
+
+
+def test_a_flatten_outside_of_a_sequential_whose_reader_no_width_shows_is_warned_of() -> None:
+    parts = {"conv": CONV, "side": nn.Linear(5, 64), "fc": nn.Linear(64, 10)}
+    module, template = _pair(**parts, flat=nn.Flatten())
+    with pytest.warns(PairingWarning, match=r"'flat' \(Flatten\): an nn\.Flatten, and all"):
+        to_flax(module, template)
+    assert not plan(module, template, rules=[Flatten("fc", (16, 2, 2))]).assumed
+    assert not plan(*_pair(**parts, flat=nn.Flatten(), pool=nn.AdaptiveAvgPool2d(1))).assumed
+    assert not plan(*_pair(**parts, flat=nn.Flatten(2))).assumed
+    assert plan(*_pair(**{**parts, "conv": nn.Sequential(CONV, nn.Flatten())})).assumed
+    assert not plan(*_pair(**parts)).assumed
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 97])

@@ -227,7 +227,8 @@ def test_a_setting_that_differs_and_does_not_matter_is_not_the_cause(flavour: st
     module, x = nn.BatchNorm2d(4).eval(), torch.randn(2, 4, 5, 5)
     settings = {"momentum": 0.99, "epsilon": 1.1e-5, "use_running_average": True}
     if flavour == "nnx":
-        model = to_flax(module, nnx.eval_shape(lambda: NnxDoubled(4, **settings, rngs=nnx.Rngs(0))))
+        template = nnx.eval_shape(lambda: NnxDoubled(4, **settings, rngs=nnx.Rngs(0)))
+        model = to_flax(module, template, rules=[LayerType("", nn.BatchNorm2d)])
     else:
         linen = LinenDoubled(**settings)
         model = linen, to_flax(module, jax.eval_shape(linen.init, jax.random.key(0), jnp.zeros((1, 5, 5, 4))))

@@ -14,7 +14,8 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from ._bind import Move
-from ._map_faults import contradicts, say_how, say_no_layout, say_shape, say_whose
+from ._flatten_modules import NO_READER, PER_FEATURE, TAKES_FEATURES, in_sequentials, loose_flattens
+from ._map_faults import contradicts, say_fixed, say_how, say_no_layout, say_shape, say_whose
 from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
 from .rules import RULES, Flatten
@@ -30,11 +31,11 @@ def _names_of(*kinds: type) -> frozenset[str]:
 
 _CONVOLUTIONS = frozenset(rule.name for rule in RULES if any("Conv" in kind.__name__ for kind in rule.types))
 _RECURRENT = _names_of(nn.RNNBase, nn.RNNCellBase)
-# One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
-_PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
-_NORMS = _names_of(*_PER_FEATURE)
+_NORMS = _names_of(*PER_FEATURE)
 _GROUPED = _names_of(nn.GroupNorm)
-_TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *_PER_FEATURE)
+# What reads features through weights that no `Flatten` lays out.
+_FIXED = (nn.MultiheadAttention, nn.Bilinear)
+_ATTENTION, _BILINEAR = _names_of(nn.MultiheadAttention), _names_of(nn.Bilinear)
 # What a Sequential may have between a flatten and the layer that it feeds.
 _OF_MAPS = (
     nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
@@ -45,13 +46,13 @@ _OF_MAPS = (
 def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
     """Whether a `Flatten` can speak of this layer; of a class that is not known, by its tensors."""
     output = rule.output
-    if node.kind is not None and issubclass(node.kind, nn.GroupNorm):
+    if node.kind is not None and issubclass(node.kind, (nn.GroupNorm, *_FIXED)):
         return rule.features is None and not output
     if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
-        flat = not issubclass(node.kind, _PER_FEATURE) or all(
+        flat = not issubclass(node.kind, PER_FEATURE) or all(
             leaf.meta.ndim < 2 for leaf in node.leaves.values()
         )
-        return flat and issubclass(node.kind, nn.Linear if output else _TAKES_FEATURES)
+        return flat and issubclass(node.kind, nn.Linear if output else TAKES_FEATURES)
     shapes = {name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in node.flat().items()}
     matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
     return matrix or (not output and set(shapes.values()) <= {0, 1})
@@ -59,19 +60,20 @@ def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
 
 def output_order(node: TorchNode) -> tuple[int, ...] | None:
     """The ``(C, H, W)`` in whose order the output of a layer is, where the caller said so."""
-    if node.kind is not None and issubclass(node.kind, _PER_FEATURE):
+    if node.kind is not None and issubclass(node.kind, PER_FEATURE):
         return node.features  # what it takes is what it gives
     return node.output
 
 
 @dataclass(eq=False)
 class _Reader:
-    """A layer that reads features: how many, and how many it gives."""
+    """A layer that reads features: how many, and how many it gives; ``fixed`` if in no order but torch's."""
 
     node: TorchNode
     width: int
     gives: set[int] = field(default_factory=set)
     linear: bool = False
+    fixed: bool = False
 
 
 @dataclass(eq=False)
@@ -92,7 +94,7 @@ def ask_about_maps(
     """What must be said about maps and is not, and what was assumed: about which layer, and what."""
     said = [rule for rule in rules if isinstance(rule, Flatten)]
     widths = _read(tree, moves)
-    behind, before = _in_sequentials(tree.root)
+    behind, before = in_sequentials(tree.root)
     taken, shaped = (
         {
             id(r.node)
@@ -110,17 +112,21 @@ def ask_about_maps(
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     for reader in widths.readers:
         path, known = id(reader.node), behind.get(id(reader.node))
-        if path in taken or known == reader.width or not _has_an_order(reader.width):
+        told = path in taken or (reader.fixed and path in asked)
+        if told or known == reader.width or not _has_an_order(reader.width):
             continue
         if reader.width in viewed and viewed[reader.width] is not reader.node:
             faults.append(say_whose(reader.node, reader.width, viewed[reader.width]))
         elif maps and (reader.width in roots or known):
             asked.add(path)
             fitting = [count for count in reversed(widths.channels) if reader.width % count == 0]
-            faults.append(say_how(reader.node, reader.width, known or (fitting[0] if fitting else 0)))
+            channels = known or (fitting[0] if fitting else 0)
+            faults.append((say_fixed if reader.fixed else say_how)(reader.node, reader.width, channels))
         elif not maps and known is not None:
             how = f'Flatten("{join_path(reader.node.origin)}", None)'
             assumed.append((reader.node.where, f"behind nn.Flatten, which {_TAKEN} (rules=[{how}] says so)"))
+    if maps and not asked and not any(not rule.output for rule in said):
+        assumed += [(node.where, NO_READER) for node in loose_flattens(tree.root)]
     flat = {r.width for r in widths.readers if id(r.node) in asked or r.node.features}
     for node, width in widths.grouped:
         said_none = any(rule.features is None and rule.names(node.origin) for rule in said)
@@ -182,12 +188,18 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
                 one = reader(node, shape[1])
                 one.gives.add(shape[0])
                 one.linear = True
+            elif move.rule in _ATTENTION:
+                if name.endswith("_proj_weight"):  # the packed one has three of them
+                    gives = shape[0] // 3 if name.startswith("in_") else shape[0]
+                    found.readers.append(_Reader(node, shape[1], {gives}, fixed=True))
+            elif move.rule in _BILINEAR and len(shape) == 3:
+                found.readers += [_Reader(node, width, {shape[0]}, fixed=True) for width in shape[1:]]
             elif move.rule in _RECURRENT and len(shape) == 2 and "weight_ih" in key:
                 if not name[len("weight_ih") :].startswith("_l") or "_l0" in name:
                     reader(node, shape[1])
             elif move.rule in _RECURRENT and len(shape) == 2:
                 recurrent.setdefault(id(node), set()).update((shape[1], 2 * shape[1]))
-            elif len(shape) == 2 and move.rule != "Linear":  # a table, or an attention
+            elif len(shape) == 2 and move.rule != "Linear":  # a table
                 found.known |= {*shape}
             elif len(shape) == 2 and name == "weight":
                 found.known.add(shape[0])
@@ -246,51 +258,6 @@ def _reached(start: int, edges: dict[int, set[int]]) -> set[int]:
                 found.add(width)
                 todo.append(width)
     return found
-
-
-# --- what a Sequential says ------------------------------------------------------------------------------
-
-
-def _in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
-    """The layers right behind an ``nn.Flatten`` and the Linears right before an ``nn.Unflatten``.
-
-    Each with the channels of the map, 0 where the ``Sequential`` does not tell.
-    """
-    behind: dict[int, int] = {}
-    before: dict[int, int] = {}
-    for node in root.walk():
-        if not isinstance(node.module, nn.Sequential):
-            continue
-        channels, flat = 0, False
-        last: TorchNode | None = None
-        for child in node.children.values():
-            module = child.module
-            if isinstance(module, nn.Flatten):
-                flat = module.start_dim == 1 and module.end_dim == -1
-            elif isinstance(module, nn.Unflatten):
-                sizes = [size[1] if isinstance(size, tuple) else size for size in module.unflattened_size]
-                if last is not None and len(sizes) > 1 and sizes[0] > 1:
-                    before[id(last)] = sizes[0]
-                last, flat = None, False
-            elif child.empty:
-                if isinstance(module, nn.PixelShuffle | nn.GLU | nn.Unfold | nn.Fold | nn.Sequential):
-                    channels = 0
-            else:
-                if flat and isinstance(module, _TAKES_FEATURES):
-                    behind[id(child)] = channels
-                flat = flat and isinstance(module, _PER_FEATURE)
-                channels = _gives_channels(module)
-                if isinstance(module, nn.Linear):
-                    last = child
-                elif not isinstance(module, _PER_FEATURE):
-                    last = None
-    return behind, before
-
-
-def _gives_channels(module: nn.Module | None) -> int:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module.out_channels
-    return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
 
 
 def _is_of_maps(kind: type | None) -> bool:

@@ -11,7 +11,7 @@ from torchjax_bridge.exchange import join_path
 from ._report import Fault
 from ._torch_tree import TorchNode
 
-__all__ = ["contradicts", "say_how", "say_no_layout", "say_shape", "say_whose"]
+__all__ = ["contradicts", "say_fixed", "say_how", "say_no_layout", "say_shape", "say_whose"]
 
 
 def contradicts(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
@@ -39,7 +39,20 @@ def say_how(node: TorchNode, width: int, channels: int) -> Fault:
         "if they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax "
         f'model does: rules=[Flatten("{path}", {_shape(width, channels)})], with what torch flattens, if it '
         f'flattens its own channels-last map, or Flatten("{path}", None) if it moves the channels to the front '
-        "first, or if nothing is flattened (a map pooled to one position)",
+        "first, or if nothing is flattened (a map pooled to one position, a latent vector)",
+        path,
+    )
+
+
+def say_fixed(node: TorchNode, width: int, channels: int) -> Fault:
+    """An attention or a bilinear layer whose input may be a flattened map."""
+    path = join_path(node.origin)
+    return Fault(
+        "ambiguous",
+        f"{node.where} takes {width} features in a model with feature maps, and no layer is sure to give that "
+        f"many: if they are a flattened map {_shape(width, channels)}, torch flattens (C, H, W) where Flax "
+        "flattens (H, W, C), and its weights are laid out for torch's order only. Move the channels to the front in "
+        f'Flax before flattening; say rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
         path,
     )
 
