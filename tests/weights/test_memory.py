@@ -42,6 +42,7 @@ def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
     monkeypatch.setattr(_xla_copy, "lay_out", look)
     monkeypatch.setattr(_xla_copy, "_LARGE_BYTES", 64)
+    monkeypatch.setattr(_xla_copy, "_LARGE_BYTES_IN_SHORT_RUNS", 64)
     monkeypatch.setattr(_xla_copy, "_SHORTEST_RUN", 2)
     return shapes
 
@@ -91,8 +92,13 @@ def test_xla_lays_out_what_is_large_and_strided(laid_out: list[torch.Size], dtyp
 
 
 def test_leaves_of_full_size_are_shared_among_threads() -> None:
-    kernels = [_random_bits((1024, 1500), torch.float32, n).t() for n in range(3)]
+    kernels = [
+        _random_bits((512, 600), torch.float32).t(),
+        _random_bits((1024, 512, 1, 1), torch.bfloat16).permute(2, 3, 1, 0),
+        _random_bits((512, 256, 3, 3), torch.float32).permute(2, 3, 1, 0),
+    ]
     assert all(map(_xla_copy.pays, kernels))
+    assert not _xla_copy.pays(_random_bits((256, 256, 3, 3), torch.float32).permute(2, 3, 1, 0))
     assert not _xla_copy.pays(_random_bits((64, 64), torch.float32).t())
     assert not _xla_copy.pays(_random_bits((3, 3, 512, 512), torch.float32).permute(3, 2, 0, 1))
     _check(kernels)

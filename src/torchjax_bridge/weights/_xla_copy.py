@@ -19,9 +19,11 @@ __all__ = ["lay_out", "pays"]
 
 _STANDS_FOR = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.complex64}
 # Below this the call itself, a quarter of a millisecond in Python, is a good part of the time.
-_LARGE_BYTES = 4 << 20
-# Runs shorter than this (the 3x3 of a kernel) are written element by element.
+_LARGE_BYTES = 1 << 20
+# Runs shorter than this (the 3x3 of a kernel) are gone through element by element. Where such are written, torch is
+# faster; where such are read, it is for as long as its cache holds what it reads and writes.
 _SHORTEST_RUN = 16
+_LARGE_BYTES_IN_SHORT_RUNS = 4 << 20
 
 
 def pays(tensor: torch.Tensor) -> bool:
@@ -29,6 +31,7 @@ def pays(tensor: torch.Tensor) -> bool:
     return (
         tensor.is_cpu
         and tensor.nbytes >= _LARGE_BYTES
+        and (tensor.nbytes >= _LARGE_BYTES_IN_SHORT_RUNS or _run(tensor) >= _SHORTEST_RUN)
         and tensor.shape[-1] >= _SHORTEST_RUN
         and tensor.element_size() in _STANDS_FOR
         and not (tensor.is_contiguous() or tensor.is_neg() or tensor.is_conj())
@@ -45,6 +48,13 @@ def lay_out(tensor: torch.Tensor) -> torch.Tensor:
     # may_alias=False: the source may change as soon as the call has returned.
     array = jax.device_put(bits.numpy(), _host(), may_alias=False)
     return array_to_torch(array).view(tensor.dtype)
+
+
+def _run(tensor: torch.Tensor) -> int:
+    """How many elements lie one after another along one axis."""
+    return max(
+        (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 1), default=1
+    )
 
 
 def _host() -> jax.Device | None:

@@ -108,6 +108,7 @@ class Pump:
             self._pending.append(writer.submit(_write, tensor, file, at, progress))
             return
         if _xla_copy.pays(tensor):
+            tensor = tensor.squeeze()  # the same bytes, cut along an axis that can be
             rows = max(_PIECE * tensor.shape[0] // tensor.nbytes, 1)
             for piece in tensor.split(rows):
                 made = layouts.submit(_xla_copy.lay_out, piece)
