@@ -261,6 +261,26 @@ def test_nnx_layers_made_by_vmap_are_stacked_too() -> None:
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("name", ["blocks", None])
+def test_layers_that_are_stacked_along_another_axis_are_refused_with_that_axis(
+    axis: int, name: str | None
+) -> None:
+    class Body(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return ln.Dense(3, name="down")(ln.Dense(6, name="up")(x)), None
+
+    class Net(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            scan = ln.scan(Body, variable_axes={"params": axis}, split_rngs={"params": True}, length=4)
+            return ln.Dense(2, name="head")(scan(name=name)(x, None)[0])
+
+    with pytest.raises(errors.PlanError, match=rf"stacked along axis {axis} .*variable_axes=.\"params\": 0"):
+        to_flax(Stack(4), jax.eval_shape(Net().init, jax.random.key(0), jnp.zeros((1, 3))))
+
+
 # --- levels of their own -----------------------------------------------------------------------------
 
 

@@ -51,8 +51,8 @@ def say_fixed(node: TorchNode, width: int, channels: int) -> Fault:
         "ambiguous",
         f"{node.where} takes {width} features in a model with feature maps, and no layer is sure to give that "
         f"many: if they are a flattened map {_shape(width, channels)}, torch flattens (C, H, W) where Flax "
-        "flattens (H, W, C), and its weights are laid out for torch's order only. Move the channels to the front in "
-        f'Flax before flattening; say rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
+        "flattens (H, W, C), and its weights are laid out for torch's order only. Move the channels to the front "
+        f'in Flax before flattening; say rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
         path,
     )
 

@@ -59,6 +59,8 @@ class Matcher:
             found = self._untyped(torch_node, flax_node)
         if not found.ok and (stacked := self._stacked(torch_node, flax_node)) is not None:
             return stacked
+        if not found.ok and (axis := self._axis_of_layers(torch_node, flax_node)) is not None:
+            return Match(faults=(_not_in_front(torch_node, flax_node, axis),))
         return found
 
     # --- one layer -----------------------------------------------------------------------------------
@@ -142,11 +144,8 @@ class Matcher:
 
     def _stacked(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match | None:
         """Equal torch layers that are one Flax layer with a leading axis; None when they are not."""
-        layers = [node for node in torch_node.children.values() if not node.empty]
-        leaves = flax_node.flat()
-        if torch_node.leaves or not layers or not leaves:
-            return None
-        if not all(isinstance(name, int) for name in torch_node.children):
+        layers, leaves = _row(torch_node), flax_node.flat()
+        if not layers or not leaves:
             return None
         if any(leaf.shape[:1] != (len(layers),) for leaf in leaves.values()):
             return None
@@ -169,6 +168,27 @@ class Matcher:
         if _could_lie_otherwise([leaf.shape for leaf in leaves.values()]):
             assumed.append((torch_node.where, _FIRST_AXIS))
         return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=tuple(assumed))
+
+    def _axis_of_layers(self, torch_node: TorchNode, flax_node: FlaxNode) -> int | None:
+        """Another axis than the first along which equal torch layers are one Flax layer; None if there is none."""
+        layers, shapes = _row(torch_node), [leaf.shape for leaf in flax_node.flat().values()]
+        if not layers or not shapes:
+            return None
+        least = min(map(len, shapes))
+        for axis in (*range(1, least), *range(-1, -least, -1)):
+            if all(shape[axis] == len(layers) for shape in shapes):
+                one = _slice(flax_node, axis)
+                self._alive.append(one)
+                if all(self.match(layer, one).ok for layer in layers):
+                    return axis
+        return None
+
+
+def _row(torch_node: TorchNode) -> list[TorchNode]:
+    """The layers of a container that holds nothing but numbered layers."""
+    if torch_node.leaves or not all(isinstance(name, int) for name in torch_node.children):
+        return []
+    return [node for node in torch_node.children.values() if not node.empty]
 
 
 def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
@@ -204,14 +224,17 @@ def _drop(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _slice(node: FlaxNode) -> FlaxNode:
-    """The node as one of its stacked layers sees it: without the leading axis."""
+def _slice(node: FlaxNode, axis: int = 0) -> FlaxNode:
+    """The node as one of its stacked layers sees it: without the axis of the layers."""
     return FlaxNode(
         node.path,
         node.kind,
         node.module,
-        {name: replace(leaf, shape=leaf.shape[1:]) for name, leaf in node.leaves.items()},
-        {name: _slice(child) for name, child in node.children.items()},
+        {
+            name: replace(leaf, shape=_drop(leaf.shape, axis % len(leaf.shape)))
+            for name, leaf in node.leaves.items()
+        },
+        {name: _slice(child, axis) for name, child in node.children.items()},
     )
 
 
@@ -233,6 +256,16 @@ def _no_rule(node: TorchNode) -> Fault:
         f"torch.nn.{kind} ({names}) has no counterpart in Flax; pass rules=[Rule({kind}, [Entry(...), ...])] "
         "that says where its tensors go",
         join_path(node.origin),
+    )
+
+
+def _not_in_front(torch_node: TorchNode, flax_node: FlaxNode, axis: int) -> Fault:
+    return Fault(
+        "mismatch",
+        f"the layers of {torch_node.where} are stacked along axis {axis} in {flax_node.where}, and only the first "
+        'axis is understood: scan with variable_axes={"params": 0} (nnx: vmap with out_axes=0), or move that axis of '
+        "every leaf to the front with jnp.moveaxis",
+        join_path(torch_node.origin),
     )
 
 
