@@ -14,7 +14,7 @@ from flax import linen as ln
 from torch import nn
 
 from tests.weights import models
-from torchjax_bridge import errors, to_flax, to_state_dict
+from torchjax_bridge import errors, plan, to_flax, to_state_dict
 from torchjax_bridge.weights import Flatten, PairingWarning
 
 RULES = [Flatten("fc1", (4, 2, 2))]
@@ -317,6 +317,24 @@ def test_tied_tensors_become_one_leaf_or_two_as_the_template_wants(tie: bool) ->
     assert (twin.second.kernel is twin.first.kernel) == tie
     back = to_state_dict(twin, module)
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+
+
+def test_the_second_name_of_a_tied_tensor_is_known_by_its_values_where_no_module_says_so() -> None:
+    class Nnx(nnx.Module):
+        def __init__(self) -> None:
+            self.embed = nnx.Embed(6, 4, rngs=nnx.Rngs(0))
+
+    embed = torch.randn(6, 4)
+    template = nnx.eval_shape(Nnx)
+    copied = {"embed.weight": embed, "lm_head.weight": embed.clone()}
+    hint = r"'lm_head\.weight' .*same values as 'embed\.weight'.*pass the nn\.Module, or leave this key out"
+    with pytest.raises(errors.PlanError, match=hint):
+        to_flax(copied, template)
+    to_flax({"embed.weight": embed, "lm_head.weight": embed}, template)  # the same memory says so itself
+    for other in (embed + 1, embed.bfloat16(), embed.to("meta")):
+        assert "same values" not in str(plan({**copied, "lm_head.weight": other}, template).report)
+    zeros = {key: torch.zeros_like(value) for key, value in copied.items()}
+    assert "same values" not in str(plan(zeros, template).report)
 
 
 def test_a_conjugate_view_of_a_tensor_is_no_tie() -> None:

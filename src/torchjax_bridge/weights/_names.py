@@ -263,8 +263,8 @@ def _not_in_front(torch_node: TorchNode, flax_node: FlaxNode, axis: int) -> Faul
     return Fault(
         "mismatch",
         f"the layers of {torch_node.where} are stacked along axis {axis} in {flax_node.where}, and only the first "
-        'axis is understood: scan with variable_axes={"params": 0} (nnx: vmap with out_axes=0), or move that axis of '
-        "every leaf to the front with jnp.moveaxis",
+        'axis is understood: scan with variable_axes={"params": 0} (nnx: vmap with out_axes=0), or move that axis '
+        "of every leaf to the front with jnp.moveaxis",
         join_path(torch_node.origin),
     )
 

@@ -6,7 +6,7 @@ and does not raise for what does not fit. Refuses only what is neither a torch s
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +20,7 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path
 from ._bind import RAW, Match, Move
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
+from ._layout import same_bits
 from ._names import Matcher
 from ._report import Fault, Report
 from ._torch_tree import TorchTree, read_torch
@@ -224,8 +225,31 @@ def _settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fa
         if fault.kind == "unexpected" and twin is not None:
             ties[fault.subject] = twin
         else:
-            faults.append(fault)
+            faults.append(_perhaps_tied(tree, fault, moved.values()) if fault.kind == "unexpected" else fault)
     return ties, faults
+
+
+def _perhaps_tied(tree: TorchTree, fault: Fault, moved: Iterable[str]) -> Fault:
+    """The fault, with a hint where a ``state_dict`` that was copied or saved holds a tied tensor twice."""
+    lost = tree.state.get(fault.subject)
+    if tree.module is not None or lost is None or not _tells(lost):
+        return fault
+    twin = next((key for key in moved if _tells(tree.state[key]) and same_bits(tree.state[key], lost)), None)
+    if twin is None:
+        return fault
+    return replace(
+        fault,
+        message=f"{fault.message}; it holds the same values as '{twin}', and a state_dict that was saved or copied "
+        "does not say whether the two are tied: pass the nn.Module, or leave this key out if they are",
+    )
+
+
+def _tells(tensor: torch.Tensor) -> bool:
+    """Whether it has values that another tensor does not have by chance, as ones and zeros are."""
+    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_conj())
+    if not plain or tensor.ndim < 2 or not tensor.numel():
+        return False
+    return not same_bits(tensor.reshape(-1)[:1].expand(tensor.numel()), tensor.reshape(-1))
 
 
 def _twice(moves: Sequence[Move]) -> list[Fault]:
