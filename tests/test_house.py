@@ -35,7 +35,7 @@ WEIGHTS = (
     ("_plan",),
     ("_audit",),
     ("_convert",),
-    ("_optimizer_kinds", "files"),
+    ("_optimizer_kinds", "_trained", "files"),
     ("_optax_state",),
     ("compare", "_optimizer"),
 )

@@ -13,7 +13,7 @@ from flax import linen as ln
 from flax import nnx
 from torch import nn
 
-from torchjax_bridge import errors, to_flax, to_optax, to_optimizer_state, to_state_dict
+from torchjax_bridge import as_jax_module, errors, to_flax, to_optax, to_optimizer_state, to_state_dict
 
 STEPS = 25
 LR = 1e-2
@@ -482,3 +482,45 @@ def test_an_optimizer_of_another_module_is_refused() -> None:
     module, twin, state = _parts()
     with pytest.raises(errors.OptimizerStateError, match="none of the module's"):
         to_optax(torch.optim.Adam(Net().parameters(), LR), state, module=module, template=twin)
+
+
+# --- the variables of as_jax_module ----------------------------------------------------------------------
+
+
+def test_training_goes_on_over_the_variables_of_as_jax_module_and_comes_back() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4))
+    adam, x = torch.optim.Adam(module.parameters(), lr=0.01), torch.randn(8, 3)
+
+    def torch_step() -> None:
+        adam.zero_grad()
+        module(x).square().mean().backward()
+        adam.step()
+
+    for _ in range(3):
+        torch_step()
+    apply, variables = as_jax_module(module)
+    params = jax.tree.map(jnp.copy, variables["params"])
+    tx = optax.adam(0.01)
+    state = to_optax(adam, tx.init(params), module=module, template=variables)
+    back = to_optimizer_state(state, adam, module=module, template=variables)
+    for place, entry in adam.state_dict()["state"].items():
+        assert all(torch.equal(back["state"][place][name], value) for name, value in entry.items())
+
+    def loss(params: Any) -> jax.Array:
+        return (apply({**variables, "params": params}, jnp.asarray(x.numpy())) ** 2).mean()
+
+    for _ in range(5):
+        torch_step()
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(params[name], parameter.detach(), atol=2e-6)
+
+
+def test_variables_of_another_module_are_no_template_of_its_optimizer() -> None:
+    module, other = nn.Linear(3, 4), nn.Linear(3, 5)
+    adam, (_, variables) = torch.optim.Adam(module.parameters()), as_jax_module(other)
+    state = optax.adam(0.01).init(variables["params"])
+    with pytest.raises(errors.PlanError, match="cannot match the optimizer's parameters"):
+        to_optimizer_state(state, adam, module=module, template=variables)

@@ -4,11 +4,11 @@ Moments take the layouts of their weights, by the weights' own plan; step counts
 number is which is the table in ``_optimizer_kinds``, and what an optax state holds is for ``_optax_state``. Refuses
 optimizers whose formulas differ, states that have no single step count, and weights whose layout no moment can take
 (a sum of two biases) or whose tie Flax does not keep. Hyperparameters live in optax's closures and not in its
-state, so they are not compared, except those that ``inject_hyperparams`` shows.
+state, so they are not compared, except those that ``inject_hyperparams`` shows; nor are formulas whose states
+are alike.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from operator import index
 from typing import Any
 
@@ -25,7 +25,8 @@ from ._bind import Move
 from ._memory import fresh
 from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, rewrite
 from ._optimizer_kinds import KINDS, REFUSED, Kind, Slot, refusals
-from ._plan import UserRule, plan
+from ._plan import UserRule
+from ._trained import lost_ties, moves_of, names_of
 
 __all__ = ["to_optax", "to_optimizer_state"]
 
@@ -46,8 +47,8 @@ def to_optax(
         opt_state: The state to fill, from ``tx.init(params)``, however the transformation is chained, masked
             or injected; or an ``nnx.Optimizer``. It is left untouched.
         module: The torch module whose parameters are optimized.
-        template: The Flax side that ``opt_state`` was made for: an ``nnx.Module``, an ``nnx.State`` or linen
-            variables, as for `to_flax`.
+        template: The side that ``opt_state`` was made for: an ``nnx.Module``, an ``nnx.State`` or linen variables,
+            as for `to_flax`, or the variables of ``as_jax_module(module)``, which have torch's names and layouts.
         rules: As for `to_flax`.
         step: How many steps have been taken, for optimizers that torch does not count them for (SGD); only
             needed where the optax state counts them (a schedule).
@@ -55,6 +56,11 @@ def to_optax(
     Returns:
         A state of the same structure, or a new ``nnx.Optimizer``, with moments in the layouts of the
         weights.
+
+    What an optax state does not hold is not seen: learning rate, decay, betas and eps (other than injected ones),
+    and which of the formulas it is that keep the same state. ``optax.nadam``, ``adamax``, ``radam``, ``yogi`` and
+    ``lamb`` are taken for Adam, and so is ``adamw(nesterov=True)``; ``optax.rmsprop`` needs ``eps_in_sqrt=False``,
+    which is not its default. Take one step on both sides to see that they agree.
 
     Raises:
         OptimizerStateError: The optimizer has no counterpart, or its state none in this ``opt_state``; the
@@ -66,9 +72,9 @@ def to_optax(
     """
     kind, group = _kind_of(optimizer)
     step = _checked(step)
-    moves = _moves(module, template, rules)
-    names = _names(optimizer, module)
-    faults = _lost_ties(moves, names)
+    moves = moves_of(module, template, rules)
+    names = names_of(optimizer, module)
+    faults = lost_ties(moves, names)
     count = _step_of(optimizer, kind, names, step, faults)
     filled: dict[tuple[str, str], dict[Path, jax.Array | None]] = {}
     for slot in kind.slots_for(group):
@@ -105,7 +111,7 @@ def to_optimizer_state(
         opt_state: The optax state, or an ``nnx.Optimizer``.
         optimizer: The torch optimizer to fill; it is only read. Its hyperparameters are kept.
         module: The torch module whose parameters it optimizes.
-        template: The Flax side that ``opt_state`` belongs to.
+        template: The side that ``opt_state`` belongs to, as for `to_optax`.
         rules: As for `to_flax`.
         step: How many steps have been taken, where torch counts them and the optax state does not (RMSprop
             and Adagrad without a schedule, outside an ``nnx.Optimizer``).
@@ -113,6 +119,8 @@ def to_optimizer_state(
     Returns:
         What ``optimizer.load_state_dict`` takes. Moments that came from torch come back to the bit, except
         RMSprop's momentum, which optax keeps times the learning rate.
+
+    What an optax state does not hold is not seen, as in `to_optax`.
 
     Raises:
         OptimizerStateError: As for `to_optax`.
@@ -123,10 +131,10 @@ def to_optimizer_state(
     """
     kind, group = _kind_of(optimizer)
     step = _checked(step)
-    moves = _moves(module, template, rules)
-    names = _names(optimizer, module)
+    moves = moves_of(module, template, rules)
+    names = names_of(optimizer, module)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    faults = _lost_ties(moves, names)
+    faults = lost_ties(moves, names)
     check_found(state, kind, group, faults)
     check_hyperparameters(state, group, faults)
     _raise_all("hand the optax state over to torch", faults)
@@ -198,33 +206,6 @@ def _kind_of(optimizer: torch.optim.Optimizer) -> tuple[Kind, Mapping[str, Any]]
     return kind, {**groups[0], "weight_decay": max(decays, default=0)}
 
 
-def _moves(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tuple[Move, ...]:
-    """What moves parameters, each under the first of its names, as torch's optimizers know it."""
-    made = plan(module, template, rules=rules)
-    made.report.raise_unless_ok("match the optimizer's parameters", strict=True)
-    first = {id(parameter): name for name, parameter in module.named_parameters()}
-    trained = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-    return tuple(
-        replace(move, torch_keys=tuple(trained.get(key, key) for key in move.torch_keys))
-        for move in made.moves
-        if trained.keys() & set(move.torch_keys)
-    )
-
-
-def _lost_ties(moves: Iterable[Move], names: Mapping[int, str]) -> list[str]:
-    """Parameters that are tied in torch and several leaves in Flax: training parts them."""
-    leaves: dict[str, list[Path]] = {}
-    for move in moves:
-        for key in move.torch_keys:
-            leaves.setdefault(key, []).append(move.flax_paths[0])
-    return [
-        f"'{name}' is one tied parameter in torch and separate leaves in Flax "
-        f"({', '.join(map(join_path, leaves[name]))}), which each follow their own gradients; share it in Flax"
-        for name in names.values()
-        if len(leaves.get(name, ())) > 1
-    ]
-
-
 def _checked(step: Any) -> int | None:
     """A number of steps, or None."""
     if step is None:
@@ -236,21 +217,6 @@ def _checked(step: Any) -> int | None:
     if count < 0 or isinstance(step, bool):
         raise OptimizerStateError(f"step is how many steps have been taken, such as 100; got {step!r}.")
     return count
-
-
-def _names(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[int, str]:
-    """The name of every optimized parameter by its identity, in the order of torch's indices."""
-    known = {id(parameter): name for name, parameter in module.named_parameters()}
-    names = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if id(parameter) not in known:
-                raise OptimizerStateError(
-                    f"the optimizer holds a parameter of shape {tuple(parameter.shape)} that is none of the "
-                    "module's: pass the module that it was built from."
-                )
-            names[id(parameter)] = known[id(parameter)]
-    return names
 
 
 def _step_of(
