@@ -1,11 +1,13 @@
 """A call is split and put back."""
 
 import doctest
+import functools
 from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,11 @@ class Holder:
     weight: torch.Tensor
 
 
+class Plain:
+    def __init__(self, weight):
+        self.inside = [weight, self]
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
@@ -145,11 +152,20 @@ class Holder:
         ((1, torch.ones(1)), "holds a tensor"),
         (Holder(torch.ones(1)), "register_dataclass"),
         (torch.max(torch.ones(2, 2), dim=0), "pass a tuple"),
+        (Plain(torch.ones(1)), "holds a tensor"),
+        (functools.partial(print, end=torch.ones(1)), "holds a tensor"),
+        (torch.nn.Linear(1, 1), "named_parameters"),
+        (torch.fx.Proxy(torch.fx.Graph().placeholder("x")), "fx.wrap"),
     ],
 )
 def test_a_tensor_is_never_a_static_value(value, words):
     with pytest.raises(ArgumentError, match=words):
         split_call((value,), {}, is_float, StaticArguments(lambda x: x, argnums=0))
+
+
+@pytest.mark.parametrize("value", [jnp.sin, jnp.float32, functools.partial(print, end=""), Plain(1)])
+def test_a_static_value_without_tensors_is_taken(value):
+    assert split_call((value,), {}, is_float)[0] == []
 
 
 def test_equal_numbers_of_unequal_types_inside_a_static_tuple_are_kept_apart():

@@ -189,6 +189,15 @@ def test_other_shapes_and_numbers_recompile():
         torch.testing.assert_close(dynamic(*inputs(n)), use(*inputs(n)))
 
 
+def test_zeros_of_both_signs_are_two_numbers_in_a_graph():
+    g = as_torch_function(lambda x, c: x * jnp.copysign(1.0, c))
+    x = torch.ones(2)
+    one = torch.compile(lambda x: g(x, 0.0), fullgraph=True, backend="aot_eager")
+    other = torch.compile(lambda x: g(x, -0.0), fullgraph=True, backend="aot_eager")
+    assert torch.equal(one(x), x)
+    assert torch.equal(other(x), -x)
+
+
 @pytest.mark.parametrize(
     "transform",
     [

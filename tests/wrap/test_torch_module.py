@@ -6,6 +6,7 @@ import io
 import pickle
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import pytest
 import torch
 from flax import linen, nnx
 from flax.core import freeze
+from torch.nn.utils import prune
 
 from torchjax_bridge import as_torch_module, errors, to_jax, to_torch
 from torchjax_bridge.wrap import _torch_module
@@ -349,7 +351,6 @@ def test_other_dtypes(kind):
 
 
 @both
-@pytest.mark.filterwarnings("ignore:scatter inputs have incompatible types:FutureWarning")  # of nnx.BatchNorm
 def test_a_module_in_fewer_bits_trains_and_keeps_its_buffers_dtype(kind):
     module = make(kind).to(torch.bfloat16)
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
@@ -360,6 +361,20 @@ def test_a_module_in_fewer_bits_trains_and_keeps_its_buffers_dtype(kind):
     for name, buffer in module.named_buffers():
         assert buffer.dtype is torch.bfloat16
         assert not torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_statistics_in_fewer_bits_are_those_of_flax(dtype):
+    x = images()[0, 0].to(dtype)
+    module = as_torch_module(nnx.BatchNorm(3, rngs=nnx.Rngs(0))).to(dtype)
+    module(x)
+    flax = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    nnx.update(flax, jax.tree.map(lambda leaf: leaf.astype(to_jax(x).dtype), nnx.state(flax)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # JAX has something against Flax's own rounding
+        nnx.jit(lambda module, x: module(x))(flax, to_jax(x))
+    assert torch.equal(module.mean, to_torch(flax.mean.get_value()))
+    assert torch.equal(module.var, to_torch(flax.var.get_value()))
 
 
 def test_a_part_of_an_nnx_module_has_a_mode_of_its_own():
@@ -379,6 +394,50 @@ def test_a_part_of_an_nnx_module_has_a_mode_of_its_own():
     module.eval().get_submodule("blocks.0.bn").train()
     assert torch.equal(module(images()), module(images()))
     assert not torch.equal(module.get_buffer("blocks.0.bn.mean"), before["blocks.0.bn.mean"])
+
+
+def test_a_part_keeps_its_mode_inside_a_part_in_the_other_mode():
+    module = make("nnx")
+    module.get_submodule("blocks.0").eval().bn.train()
+    mean = module.get_buffer("blocks.0.bn.mean").clone()
+    module(images())
+    assert not torch.equal(module.get_buffer("blocks.0.bn.mean"), mean)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_part_changes_its_mode_under_compile_without_a_graph_break(backend):
+    module = make("nnx").eval()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    bn = module.get_submodule("blocks.0.bn")
+    moves = []
+    for part, training in [(bn, True), (bn, False), (module, True), (bn, False), (bn, True)]:
+        part.train(training)
+        mean = bn.mean.clone()
+        assert compiled(images()).shape == (4, 2)
+        moves.append(not torch.equal(bn.mean, mean))
+    assert moves == [True, False, True, False, True]
+
+
+def test_a_part_that_two_modules_share_has_its_mode_in_both():
+    one, two = make("nnx"), make("nnx")
+    two.blocks = one.blocks
+    bn = one.get_submodule("blocks.0.bn").eval()
+    mean = bn.mean.clone()
+    two(images())
+    assert torch.equal(bn.mean, mean)
+
+
+def test_what_is_gone_from_a_module_is_named():
+    module = make("nnx")
+    module.fc.bias = None
+    with pytest.raises(errors.ArgumentError, match=r"no variable 'fc\.bias'"):
+        module(images())
+    module.fc = torch.nn.Linear(4, 2)
+    with pytest.raises(errors.ArgumentError, match=r"no variable 'fc\.kernel'"):
+        module(images())
+    del module.fc
+    with pytest.raises(errors.ArgumentError, match="no part 'fc'"):
+        module(images())
 
 
 def test_a_part_of_a_linen_module_has_none_and_says_so():
@@ -443,6 +502,24 @@ def test_parametrizations_and_frozen_parameters_are_respected():
     assert torch.equal(module(torch.ones(1, 3)), expected)
     module.parametrizations.kernel.original.requires_grad_(False)
     assert not module(torch.ones(1, 3)).requires_grad
+
+
+@both
+def test_a_pruned_kernel_follows_its_original(kind):
+    module = make(kind).eval()
+    prune.l1_unstructured(module.fc, "kernel", 0.5)
+    prune.random_unstructured(module.fc, "bias", 0.5)
+    for _ in range(2):  # torch computes the pruned kernel once when it is asked to, and then in hooks
+        module.zero_grad()
+        loss_of(module, images()).backward()
+        mask = module.fc.kernel_mask
+        assert module.fc.kernel_orig.grad[mask == 0].eq(0).all()
+        with torch.no_grad():
+            module.fc.kernel_orig.mul_(3)
+            expected = module(images())
+            module.fc.kernel_orig.copy_(torch.where(mask == 1, module.fc.kernel_orig, 7.0))
+            torch.testing.assert_close(module(images()), expected)
+            assert torch.equal(module.fc.kernel, module.fc.kernel_orig * mask)
 
 
 @both
@@ -578,6 +655,19 @@ def test_frozen_bound_and_boxed_variables_are_taken():
     assert torch.equal(as_torch_module(module, boxed).eval()(x), expected)
 
 
+def test_a_parameter_that_a_call_overwrites_keeps_the_value_that_torch_gave_it():
+    norm = nnx.SpectralNorm(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(1))
+    module = as_torch_module(norm)
+    kernel = module.get_parameter("layer_instance.kernel")
+    before, x = kernel.detach().clone(), torch.randn(4, 3)
+    for _ in range(2):  # Flax divides the kernel in its place by its norm, which is then 1
+        torch.testing.assert_close(
+            module(x), to_torch(norm(to_jax(x), update_stats=True)), rtol=1e-3, atol=1e-3
+        )
+    assert torch.equal(kernel, before)
+    assert not torch.equal(to_torch(norm.layer_instance.kernel.get_value()), before)
+
+
 def test_names_that_the_wrapper_uses_itself_are_no_trouble():
     class Awkward(nnx.Module):
         def __init__(self):
@@ -680,6 +770,12 @@ def test_an_error_names_the_argument_and_the_parameter():
     with pytest.raises(TypeError) as caught:
         module(torch.ones(2, 4))
     assert "parameters['kernel']: float32[3,2]" in caught.value.__notes__[-1]
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged)
+    for wrong in ({1, 2}, np.array(["a"]), nested):
+        with pytest.raises(errors.ArgumentError, match=r"^args\[0\] is a"):
+            module(wrong)
+    with pytest.raises(errors.ArgumentError, match=r"^kwargs\['x'\] is a"):
+        module(torch.ones(2, 3), x={1})
 
 
 def test_the_examples_in_the_docstrings_run():

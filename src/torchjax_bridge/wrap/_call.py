@@ -7,18 +7,26 @@ error messages (``args[0]['x']``). Does not know which leaves may cross: the cal
 """
 
 import dataclasses
+import enum
+import functools
 import inspect
+import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import torch
+import torch.fx
 
 from torchjax_bridge.errors import ArgumentError, UnsupportedLeafError
 from torchjax_bridge.exchange import flatten
 
-__all__ = ["Rest", "StaticArguments", "split_call"]
+__all__ = ["Rest", "StaticArguments", "kind_of", "split_call"]
+
+
+# Static values whose attributes are not theirs alone.
+_OPAQUE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, enum.Enum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,8 @@ class Rest:
     static: tuple[tuple[int, Any, Any], ...] = ()
     """Position among all leaves, kind and value of each static leaf. The kind keeps ``1`` from ``True``, and
     ``0.0`` from ``-0.0``."""
+    roots: tuple[str, ...] = ()
+    """What the positional arguments are called, if not ``args[0]`` and so on."""
 
     def join(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` with ``leaves`` in the places of the dynamic leaves."""
@@ -42,7 +52,7 @@ class Rest:
     def names(self) -> list[str]:
         """What each dynamic leaf is called: ``args[0]['x']``, or ``kwargs['scale']``."""
         static = {position for position, _, _ in self.static}
-        return [name for i, name in enumerate(_names(self.structure)) if i not in static]
+        return [name for i, name in enumerate(_names(self.structure, self.roots)) if i not in static]
 
 
 class StaticArguments:
@@ -106,6 +116,7 @@ def split_call(
     kwargs: dict[str, Any],
     is_dynamic: Callable[[Any], bool],
     static: StaticArguments | None = None,
+    roots: tuple[str, ...] = (),
 ) -> tuple[list[Any], Rest]:
     """Split a call into its dynamic leaves and the rest.
 
@@ -114,6 +125,7 @@ def split_call(
         kwargs: Keyword arguments, each a JAX pytree.
         is_dynamic: Whether a leaf is a value that crosses. A leaf that is not is static.
         static: The arguments that are static as a whole, whatever they hold.
+        roots: What the positional arguments are called, if not ``args[0]`` and so on.
 
     Returns:
         The dynamic leaves in order, and the `Rest`; ``rest.join(leaves)`` gives the call back.
@@ -133,10 +145,10 @@ def split_call(
     try:
         leaves, structure = flatten((args, kwargs))
     except UnsupportedLeafError:
-        _refuse_argument(args, kwargs)
+        _refuse_argument(args, kwargs, roots)
         raise
     if not static and all(map(is_dynamic, leaves)):
-        return leaves, Rest(structure)
+        return leaves, Rest(structure, (), roots)
     dynamic: list[Any] = []
     constants: list[tuple[int, type, Any]] = []
     for position, leaf in enumerate(leaves):
@@ -145,19 +157,19 @@ def split_call(
             continue
         value = leaf.value if type(leaf) is _Sealed else leaf
         if _holds_tensor(value):
-            raise ArgumentError(_hidden(_names(structure)[position], value))
+            raise ArgumentError(_hidden(_names(structure, roots)[position], value))
         try:
             hash(value)
         except TypeError as err:
-            raise ArgumentError(_unhashable(_names(structure)[position], value)) from err
-        constants.append((position, _kind(value), value))
-    return dynamic, Rest(structure, tuple(constants))
+            raise ArgumentError(_unhashable(_names(structure, roots)[position], value)) from err
+        constants.append((position, kind_of(value), value))
+    return dynamic, Rest(structure, tuple(constants), roots)
 
 
-def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any], roots: tuple[str, ...]) -> None:
     """Raise for the first argument that is no pytree."""
     named = [
-        *((f"args[{i}]", value) for i, value in enumerate(args)),
+        *((roots[i] if roots else f"args[{i}]", value) for i, value in enumerate(args)),
         *((f"kwargs[{k!r}]", v) for k, v in kwargs.items()),
     ]
     for name, value in named:
@@ -167,22 +179,31 @@ def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise ArgumentError(f"{name} is no pytree: {err}") from err
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """What tells values apart that are equal to Python: their type, and the signs of their zeros."""
     if isinstance(value, tuple):
-        return type(value), tuple(map(_kind, value))
+        return type(value), tuple(map(kind_of, value))
     if type(value) in (float, complex) and not (value.real and value.imag):
         return type(value), repr(value)
     return type(value)
 
 
-def _holds_tensor(value: Any) -> bool:
-    """Whether a static value is a tensor or wraps one: it would be frozen into the program as it is now."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = tuple(getattr(value, field.name, None) for field in dataclasses.fields(value))
-    if isinstance(value, tuple | list):
-        return any(map(_holds_tensor, value))
-    return isinstance(value, torch.Tensor)
+def _holds_tensor(value: Any, room: int = 4) -> bool:
+    """Whether a static value is a tensor or has one among its parts: it would be frozen into the program as it is.
+
+    Looks into tuples, lists and the attributes of objects, ``room`` deep.
+    """
+    if isinstance(value, torch.Tensor | torch.nn.Module | torch.fx.Proxy):
+        return True
+    if room == 0 or isinstance(value, _OPAQUE):
+        return False
+    if isinstance(value, functools.partial):
+        value = (*value.args, *value.keywords.values())
+    elif dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif not isinstance(value, tuple | list):
+        value = list(getattr(value, "__dict__", {}).values())
+    return any(_holds_tensor(part, room - 1) for part in value)
 
 
 class _Sealed:
@@ -194,11 +215,18 @@ class _Sealed:
         self.value = value
 
 
-def _names(structure: Any) -> list[str]:
+def _names(structure: Any, roots: tuple[str, ...]) -> list[str]:
     """The name of every leaf of ``(args, kwargs)``."""
     numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]]
-    return [("kwargs" if path[0].idx else "args") + jax.tree_util.keystr(path[1:]) for path in paths]
+    names = []
+    for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]:
+        if path[0].idx:
+            names.append("kwargs" + jax.tree_util.keystr(path[1:]))
+        elif roots:
+            names.append(roots[path[1].idx] + jax.tree_util.keystr(path[2:]))
+        else:
+            names.append("args" + jax.tree_util.keystr(path[1:]))
+    return names
 
 
 def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
@@ -221,6 +249,16 @@ def _position(fn: Callable[..., Any], number: int, count: int, endless: bool) ->
 def _hidden(name: str, value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{name} is static and a tensor, whose values may change. Leave it out of static_argnames."
+    if isinstance(value, torch.nn.Module):
+        return (
+            f"{name} is a torch module, whose parameters may change, and JAX cannot call it. Pass "
+            "dict(module.named_parameters())."
+        )
+    if isinstance(value, torch.fx.Proxy):
+        return (
+            f"{name} is a torch.fx.Proxy, which stands for a tensor, and JAX needs a shape. Record the call with "
+            "torch.export, or name the Python function around it to torch.fx.wrap, so that it is left whole."
+        )
     return (
         f"{name} is a {type(value).__module__}.{type(value).__qualname__}, which JAX does not take apart, and it "
         "holds a tensor. Register the class with jax.tree_util.register_dataclass, or pass a tuple or dict."

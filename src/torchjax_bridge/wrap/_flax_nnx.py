@@ -45,7 +45,14 @@ class _Slot:
     """For a key, the name of its implementation; None for raw data."""
 
     def fill(self, value: Any) -> Any:
-        return value if self.variable is None else self.variable.replace(value)
+        if self.variable is None:
+            return value
+        variable = self.variable.replace(value)
+        if self.kind == "buffer" and value.dtype != self.dtype:
+            # module.to has left it fewer bits than what the module computes for it has.
+            hooks = variable.get_metadata().get("on_set_value", ())
+            variable.set_metadata(on_set_value=(*(hooks if isinstance(hooks, tuple) else (hooks,)), _rounded))
+        return variable
 
 
 def open_nnx(
@@ -74,6 +81,9 @@ class _NnxDefinition(Definition):
         self.parameters = tuple(slot.name for slot in slots if slot.kind == "parameter")
         self.buffers = tuple(slot.name for slot in slots if slot.kind == "buffer")
         self._method, self._graphs, self._slots = method, graphs, slots
+        held = [slot.path for slot in slots if slot.kind in ("parameter", "buffer")]
+        # The names of what torch has as modules: each holds a variable, or a part that does.
+        self._parts = {join_path(map(str, path[:n])) for path in held for n in range(1, len(path))}
         self._streams = [(slot.shape, slot.impl) for slot in slots if slot.kind == "key"]
         self.words = sum(_size(shape) for shape, _ in self._streams)
 
@@ -94,9 +104,8 @@ class _NnxDefinition(Definition):
                     value = (parameters if slot.kind == "parameter" else buffers)[slot.name]
                 flat.append((slot.path, slot.fill(value)))
             module = nnx.merge(graph, nnx.from_flat_state(flat))
-            for path, part in nnx.iter_modules(module) if apart else ():
-                if join_path(map(str, path)) in apart:
-                    part.eval() if training else part.train()
+            if apart:
+                self._set_modes(module, training, apart)
             function = getattr(module, method)
             result = function(*args, **kwargs, **mode_keywords(function, training, args, kwargs))
             after = dict(nnx.to_flat_state(nnx.state(module)))
@@ -109,6 +118,14 @@ class _NnxDefinition(Definition):
             return result, changed
 
         return call
+
+    def _set_modes(self, module: nnx.Module, training: bool, apart: frozenset[str]) -> None:
+        """Give each part the mode of the torch part of its name, or of the nearest above that torch has."""
+        # Parents first, because to set a part sets what is in it.
+        for path, part in sorted(nnx.iter_modules(module), key=lambda found: len(found[0])):
+            names = [join_path(map(str, path[:depth])) for depth in range(len(path), 0, -1)]
+            name = next((name for name in names if name in self._parts), None)
+            part.train() if training is (name not in apart) else part.eval()
 
     def restore(self, parameters: Arrays, buffers: Arrays) -> Any:
         flat = []
@@ -151,6 +168,11 @@ def _slot(title: str, path: tuple[Any, ...], variable: Any) -> tuple[_Slot, Any]
     value = jnp.asarray(value)
     kind = "parameter" if isinstance(variable, nnx.Param) else "buffer"
     return _Slot(path, name, kind, kept, value.shape, value.dtype), value
+
+
+def _rounded(variable: Any, value: Any) -> Any:
+    """What the module sets, in the dtype that the variable has."""
+    return jnp.asarray(value, variable.get_raw_value().dtype)
 
 
 def _value(variable: Any) -> Any:

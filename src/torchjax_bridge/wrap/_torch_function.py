@@ -165,7 +165,7 @@ class TorchFunction:
         try:
             return self._prepare(args, kwargs)
         except RuntimeError:
-            _refuse_shapeless(args, kwargs)
+            self._refuse_shapeless(args, kwargs)
             raise
 
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
@@ -180,7 +180,7 @@ class TorchFunction:
             else:
                 key.append(settings())
                 return list(args), self._traces.get(tuple(key), lambda: self._trace(args))
-        leaves, rest = split_call(args, kwargs, self._is_dynamic, self._static)
+        leaves, rest = split_call(args, kwargs, self._is_dynamic, self._static, self._roots)
         kinds: list[Any] = []
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
@@ -193,13 +193,21 @@ class TorchFunction:
 
     def _trace(self, leaves: Sequence[Any], rest: Rest | None = None) -> "Trace":
         if rest is None:
-            rest = split_call(tuple(leaves), {}, self._is_dynamic, self._static)[1]
-        return trace(self._fn, leaves, rest, self._names(rest), self._origin)
+            rest = split_call(tuple(leaves), {}, self._is_dynamic)[1]
+        return trace(self._fn, leaves, rest, rest.names(), self._origin)
+
+    def _refuse_shapeless(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise for the first tensor whose shape is not known."""
+        leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor), roots=self._roots)
+        for leaf, name in zip(leaves, rest.names(), strict=True):
+            refuse_nested(leaf, name)
+            if is_lazy(leaf):
+                raise ArgumentError(
+                    f"{name} is a lazy parameter without values yet. Run its module once first."
+                )
 
     _is_dynamic = staticmethod(is_value)
-
-    def _names(self, rest: Rest) -> list[str]:
-        return rest.names()
+    _roots: tuple[str, ...] = ()
 
     def cache_info(self) -> CacheInfo:
         """How often a call found its program, in the words of ``functools.lru_cache``.
@@ -227,15 +235,6 @@ class TorchFunction:
 
     def __repr__(self) -> str:
         return f"<as_torch_function of {self._origin.title}>"
-
-
-def _refuse_shapeless(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise for the first tensor whose shape is not known."""
-    leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor))
-    for leaf, name in zip(leaves, rest.names(), strict=True):
-        refuse_nested(leaf, name)
-        if is_lazy(leaf):
-            raise ArgumentError(f"{name} is a lazy parameter without values yet. Run its module once first.")
 
 
 def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:

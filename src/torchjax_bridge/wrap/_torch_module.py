@@ -14,14 +14,14 @@ from flax import linen, nnx
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.exchange import split_path, to_jax, to_torch
+from torchjax_bridge.exchange import to_jax, to_torch
 
-from ._call import Rest
-from ._flax_definition import Definition
+from ._flax_definition import Definition, Pure
 from ._flax_linen import open_linen
 from ._flax_nnx import open_nnx
 from ._torch_autograd import call
 from ._torch_function import TorchFunction, is_value
+from ._torch_parts import Place, find, plant
 from ._torch_state import unseen
 from ._torch_trace import Trace
 
@@ -104,9 +104,8 @@ def as_torch_module(
 class TorchModule(nn.Module):
     """What `as_torch_module` returns."""
 
-    _functions: "dict[tuple[bool, frozenset[str]], _ModuleFunction]"
-    _places: list[tuple[tuple[str, ...], list[tuple[str, str]]]]
-    _parts: list[tuple[str, nn.Module]]
+    _functions: "dict[bool | None, _ModuleFunction]"
+    _places: list[Place]
 
     def __init__(
         self, definition: Definition, parameters: Mapping[str, jax.Array], buffers: Mapping[str, jax.Array]
@@ -116,26 +115,24 @@ class TorchModule(nn.Module):
         # Set past nn.Module, which would take a Flax variable of the same name for it.
         own: dict[str, Any] = self.__dict__
         own["_functions"] = _functions(definition)
-        places: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        variables: dict[str, torch.Tensor] = {}
         for group in (parameters, buffers):
             for name, array in group.items():
                 tensor = to_torch(array, copy=True)
                 if group is parameters:
                     trainable = tensor.is_floating_point() or tensor.is_complex()
                     tensor = nn.Parameter(tensor, requires_grad=trainable)
-                parts, last = _place(self, name, tensor)
-                places.setdefault(parts, []).append((name, last))
-        # One walk for all variables of one submodule.
-        own["_places"] = list(places.items())
-        own["_parts"] = [(name, part) for name, part in self.named_modules() if name]
+                variables[name] = tensor
+        own["_places"] = plant(self, variables)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the Flax module."""
-        training = self.training
-        apart = frozenset([name for name, part in self._parts if part.training is not training])
-        function = self._functions.get((training, apart)) or self._function(training, apart)
-        parameters, buffers = self._values()
-        result, changed = function(None, buffers, parameters, args, kwargs)
+        parameters, buffers, apart = self._values()
+        if apart:
+            mode = (self.training, *apart)
+            result, changed = self._functions[None](None, buffers, parameters, args, kwargs, mode)
+        else:
+            result, changed = self._functions[self.training](None, buffers, parameters, args, kwargs)
         if changed:
             with torch.no_grad():
                 for name, value in changed.items():
@@ -150,7 +147,7 @@ class TorchModule(nn.Module):
         """
         parameters, buffers = (
             to_jax({name: value.detach() for name, value in values.items()}, copy=True)
-            for values in self._values()
+            for values in self._values()[:2]
         )
         return self._definition.restore(parameters, buffers)
 
@@ -167,73 +164,44 @@ class TorchModule(nn.Module):
         super().__setstate__(state)
         self.__dict__["_functions"] = _functions(self._definition)
 
-    def _function(self, training: bool, apart: frozenset[str]) -> "_ModuleFunction":
-        """The function for this mode, with the parts that are in the other one."""
-        function = _ModuleFunction(self._definition, training, apart)
-        return self._functions.setdefault((training, apart), function)
-
-    def _values(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Parameters and buffers as they are now, found by their place, so that torch may put others there."""
-        values: dict[str, torch.Tensor] = {}
-        for parts, variables in self._places:
-            node: Any = self
-            for part in parts:
-                node = node._modules[part]
-            for name, last in variables:
-                values[name] = _read(node, last)
+    def _values(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+        """Parameters and buffers as they are now, and the parts whose mode is not the module's."""
+        values, apart = find(self, self._places)
         definition = self._definition
-        return {name: values[name] for name in definition.parameters}, {
-            name: values[name] for name in definition.buffers
-        }
+        parameters = {name: values[name] for name in definition.parameters}
+        return parameters, {name: values[name] for name in definition.buffers}, apart
 
 
-class _Node(nn.Module):
-    """A part of the tree of names; it computes nothing."""
+def _functions(definition: Definition) -> "dict[bool | None, _ModuleFunction]":
+    """The functions for training, for evaluation, and (None) for parts that have modes of their own."""
 
+    def mixed(words: Any, buffers: Any, parameters: Any, args: Any, kwargs: Any, mode: Any) -> Any:
+        training, *apart = mode
+        return definition.pure(training, frozenset(apart))(words, buffers, parameters, args, kwargs)
 
-def _place(root: nn.Module, name: str, value: torch.Tensor) -> tuple[tuple[str, ...], str]:
-    """Put a variable where its name says, and return that place and the variable's own name there."""
-    *parts, last = (str(part) for part in split_path(name))
-    node: Any = root
-    for part in parts:
-        # Not through add_module and its like, which refuse names that nn.Module has ("type", "half", ...).
-        node = node._modules.setdefault(part, _Node())
-    (node._parameters if isinstance(value, nn.Parameter) else node._buffers)[last] = value
-    return tuple(parts), last
-
-
-def _read(node: nn.Module, name: str) -> torch.Tensor:
-    for held in (node._parameters, node._buffers):
-        tensor = held.get(name)
-        if tensor is not None:
-            return tensor
-    computed: torch.Tensor = getattr(node, name)  # by a parametrization
-    return computed
-
-
-def _functions(definition: Definition) -> "dict[tuple[bool, frozenset[str]], _ModuleFunction]":
-    """The functions for training and for evaluation of the whole."""
-    none: frozenset[str] = frozenset()
-    return {(training, none): _ModuleFunction(definition, training, none) for training in (True, False)}
+    pure: dict[bool | None, Pure] = {True: definition.pure(True), False: definition.pure(False), None: mixed}
+    return {mode: _ModuleFunction(definition, function) for mode, function in pure.items()}
 
 
 class _ModuleFunction(TorchFunction):
-    """The pure function of a definition in one mode, called on the module's variables."""
+    """A pure function of a definition, called on the module's variables."""
 
-    def __init__(self, definition: Definition, training: bool, apart: frozenset[str]) -> None:
-        super().__init__(definition.pure(training, apart))
+    _roots = ("words", "buffers", "parameters", "args", "kwargs", "mode")
+
+    def __init__(self, definition: Definition, function: Pure) -> None:
+        super().__init__(function)
         self._definition = definition
         self._origin = type(self._origin)(definition.title)
 
     @unseen
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _, buffers, parameters, user_args, user_kwargs = args
+        _, buffers, parameters, user_args, user_kwargs, *mode = args
         count = self._definition.words
         words: Any = None
         if count:
             device = next((tensor.device for tensor in parameters.values()), torch.device("cpu"))
             words = torch.zeros(count, dtype=torch.int32, device=device)
-        leaves, trace = self.prepare((words, buffers, parameters, user_args, user_kwargs), kwargs)
+        leaves, trace = self.prepare((words, buffers, parameters, user_args, user_kwargs, *mode), kwargs)
         if count and 0 in trace.program.live:
             leaves[0] = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, device=words.device)
         for position in self._changing(trace):
@@ -254,7 +222,3 @@ class _ModuleFunction(TorchFunction):
     @staticmethod
     def _is_dynamic(leaf: Any) -> bool:
         return is_value(leaf) and not isinstance(leaf, bool)
-
-    def _names(self, rest: Rest) -> list[str]:
-        roots = ("words", "buffers", "parameters", "args", "kwargs")
-        return [roots[int(name[5])] + name[7:] for name in rest.names()]

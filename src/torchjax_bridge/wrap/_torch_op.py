@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchjax_bridge.errors import TransformError
 from torchjax_bridge.exchange import torch_device, torch_dtype
 
+from ._call import kind_of
 from ._program import Program
 from ._settings import x64_as
 from ._torch_run import execute
@@ -60,7 +61,7 @@ def run_op(program: Program, leaves: Sequence[Any]) -> list[Any]:
 
 def _bind(program: Program, others: Sequence[Any]) -> _Bound:
     """The program with its other arguments, found again when they are the same numbers."""
-    key: Any = (program, tuple((type(other), other) for other in others))
+    key: Any = (program, tuple((kind_of(other), other) for other in others))
     try:
         known = program.origin.pins.get(key)
     except TypeError:  # an array among them, which is not hashable
