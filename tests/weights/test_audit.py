@@ -188,6 +188,13 @@ def test_paddings_that_mean_the_same_are_no_difference(module: nn.Conv2d, paddin
     assert _audit("nnx", module, "Conv", (3, 4, *module.kernel_size), settings).ok
 
 
+@pytest.mark.parametrize(("padding", "alike"), [(0, True), (4, True), (2, False), ("same", False)])
+def test_a_causal_convolution_is_one_that_torch_pads_or_cuts_by_hand(padding: Any, alike: bool) -> None:
+    module = nn.Conv1d(3, 4, 3, dilation=2, padding=padding)
+    settings = {"padding": "CAUSAL", "kernel_dilation": 2}
+    assert _audit("nnx", module, "Conv", (3, 4, 3), settings).ok == alike
+
+
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(("size", "stride"), [(3, 2), (2, 2), (2, 3), (4, 1)])
 def test_the_words_of_a_transposed_convolution_are_read_as_jax_reads_them(

@@ -254,6 +254,7 @@ def test_a_flatten_in_a_model_that_shows_no_maps_is_assumed_and_warned_of() -> N
     with pytest.warns(PairingWarning, match=r"'net\.1' \(Linear\): behind nn\.Flatten.*one channel"):
         to_flax(module, template)
     to_flax(module, template, rules=[Flatten("net.1", None)])
+    assert _asked(*_pair(unfold=nn.Unfold(2), fc=nn.Linear(12, 5))) == ["fc"]
     pooled, template = _pair(net=nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 5)))
     assert _asked(pooled, template) == ["net.2"]
 

@@ -36,10 +36,11 @@ _GROUPED = _names_of(nn.GroupNorm)
 # What reads features through weights that no `Flatten` lays out.
 _FIXED = (nn.MultiheadAttention, nn.Bilinear)
 _ATTENTION, _BILINEAR = _names_of(nn.MultiheadAttention), _names_of(nn.Bilinear)
-# What a Sequential may have between a flatten and the layer that it feeds.
+# What only a model with feature maps has.
 _OF_MAPS = (
     nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-    nn.Dropout2d, nn.Dropout3d, nn.Upsample, nn.PixelShuffle,
+    nn.Dropout2d, nn.Dropout3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Fold,
+    nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.LPPool2d, nn.ChannelShuffle,
 )  # fmt: skip
 
 

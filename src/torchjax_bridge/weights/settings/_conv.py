@@ -104,8 +104,18 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
         return
     if mode != "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
         return  # padded by hand in front of the layer, as it must be where Flax has no such mode
+    if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
+        return
     wanted, fix = _wanted(module, mode, pads)
     yield Difference("padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix)
+
+
+def _is_causal_by_hand(pads: Pads, reach: Sequence[int]) -> bool:
+    """Whether torch pads nothing, or by the whole reach on both sides: it has no causal mode.
+
+    The input is then padded in front of the layer, or the end of the output is cut off behind it.
+    """
+    return all(pad == (0, 0) for pad in pads) or pads == tuple((total, total) for total in reach)
 
 
 class _Shown(str):
