@@ -1,6 +1,7 @@
 """Gradients of a JAX function called from torch, against native torch and finite differences."""
 
 import threading
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -434,6 +435,32 @@ def test_an_error_in_the_backward_pass_names_what_is_at_fault():
     y = f(x)
     with pytest.raises(ExchangeError, match="cotangent of result 0"):
         y.backward(torch.ones(4).to_sparse())
+
+
+@pytest.mark.parametrize(
+    ("transform", "words"),
+    [
+        (lambda f: f(torch.ones(2, requires_grad=True)).sum().backward(), "transposed"),
+        (lambda f: torch.func.grad(lambda x: f(x).sum())(torch.ones(2)), "differentiated"),
+        (lambda f: torch.func.jvp(f, (torch.ones(2),), (torch.ones(2),)), "differentiated"),
+    ],
+    ids=["backward", "grad", "jvp"],
+)
+def test_an_error_of_a_derivative_names_the_function_and_shows_the_users_line(transform, words):
+    def of_no_derivative(x):
+        return jax.pure_callback(lambda x: x, x, x)  # the line
+
+    def doubling(x):
+        return jax.lax.while_loop(lambda c: c.sum() < 10, lambda c: c * 2, jnp.sin(x))  # the line
+
+    function = doubling if words == "transposed" else of_no_derivative
+    with pytest.raises(ValueError, match=r"Reverse-mode|do not support JVP") as caught:
+        transform(as_torch_function(function))
+    assert any(
+        note.startswith(f"while JAX {words} ") and function.__name__ in note
+        for note in caught.value.__notes__
+    )
+    assert "# the line" in "".join(traceback.format_exception(caught.value))
 
 
 def test_the_two_roads_of_reverse_mode_agree(x64_on, monkeypatch):

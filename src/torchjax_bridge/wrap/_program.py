@@ -19,6 +19,7 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import torch_dtype
 
 from ._cache import Cache
+from ._notes import Noted
 from ._residuals import Plan, plan_residuals
 from ._settings import x64
 
@@ -99,22 +100,26 @@ class Program:
 
     def linear(self, wrt: tuple[int, ...]) -> "Linear":
         """The program linearised in the arguments ``wrt``: values and residuals, then a pullback."""
-        return self._derived.get(("linear", wrt), lambda: Linear(self, wrt))
+        return self._derived.get(("linear", wrt), lambda: _derive(self, "differentiated", Linear, self, wrt))
 
     def vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "Program":
         """The program ``(*arguments, *cotangents of the results seen) -> cotangents of wrt``.
 
         Results not in ``seen`` are absent, rather than given a zero cotangent: ``0 * inf`` is no gradient.
         """
-        return self._derived.get(("vjp", wrt, seen), lambda: self._vjp(wrt, seen))
+        return self._derived.get(
+            ("vjp", wrt, seen), lambda: _derive(self, "differentiated", self._vjp, wrt, seen)
+        )
 
     def jvp(self, wrt: tuple[int, ...]) -> "Program":
         """The program ``(*arguments, *tangents of wrt) -> tangents of the smooth results``."""
-        return self._derived.get(("jvp", wrt), lambda: self._jvp(wrt))
+        return self._derived.get(("jvp", wrt), lambda: _derive(self, "differentiated", self._jvp, wrt))
 
     def vmap(self, axes: tuple[int | None, ...], size: int) -> "Program":
         """The program over a batch, whose axis is ``axes[i]`` in argument ``i``, and first in the results."""
-        return self._derived.get(("vmap", axes, size), lambda: self._vmap(axes, size))
+        return self._derived.get(
+            ("vmap", axes, size), lambda: _derive(self, "batched", self._vmap, axes, size)
+        )
 
     def _vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "Program":
         function, count = jaxpr_as_fun(self.jaxpr), len(self.inputs)
@@ -230,7 +235,7 @@ class Linear:
 
     def pullback(self, seen: tuple[int, ...]) -> Program:
         """``(*residuals, *cotangents of the results seen) -> cotangents of wrt``."""
-        return self._pullbacks.get(seen, lambda: self._pullback(seen))
+        return self._pullbacks.get(seen, lambda: _derive(self.program, "transposed", self._pullback, seen))
 
     def _pullback(self, seen: tuple[int, ...]) -> Program:
         place = {output: i for i, output in enumerate(self.program.smooth_outputs)}
@@ -254,6 +259,12 @@ class Linear:
         cotangents = [_strong(self.program.outputs[i]) for i in seen]
         names = ["a residual"] * len(given) + _cotangent_names(seen, self.program)
         return Program.trace(pull, [*given, *cotangents], names, self.program.origin)
+
+
+def _derive(program: Program, what: str, build: Callable[..., Any], *arguments: Any) -> Any:
+    """Build what is derived from a program; an error says that it was being derived."""
+    with Noted(lambda _: f"while JAX {what} {program.describe()}"):
+        return build(*arguments)
 
 
 def _thinned(jaxpr: ClosedJaxpr, count: int) -> tuple[Plan, ClosedJaxpr]:

@@ -5,9 +5,7 @@ goes along with an error of the user's own code.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ from torchjax_bridge.errors import ArgumentError, DtypeError, OutputError, Unsup
 from torchjax_bridge.exchange import flatten, jax_dtype, torch_dtype
 
 from ._call import Rest
+from ._notes import Noted
 from ._program import Origin, Program
 from ._torch_run import too_wide
 
@@ -53,7 +52,7 @@ def trace(
         structures.append(structure)
         return results
 
-    with _Noted(origin, names, inputs):
+    with Noted(lambda err: _note(err, origin, names, inputs)):
         program = Program.trace(flat, inputs, names, origin)
     structure = structures[-1]
     _check_outputs(program, structure)
@@ -124,25 +123,16 @@ def _check_outputs(program: Program, structure: Any) -> None:
             )
 
 
-class _Noted(AbstractContextManager[None]):
-    """Adds to an error what JAX was tracing; the error and its traceback stay the user's."""
-
-    def __init__(self, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> None:
-        self._origin, self._names, self._inputs = origin, names, inputs
-
-    def __exit__(
-        self, kind: type[BaseException] | None, err: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if err is None:
-            return
-        lines = [f"while JAX traced {self._origin.title}, called through as_torch_function with"]
-        lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(self._names, self._inputs, strict=True)]
-        if isinstance(err, jax.errors.ConcretizationTypeError):
-            lines.append(
-                "if a Python number or bool is at fault, name its argument in as_torch_function(..., "
-                "static_argnames=...)"
-            )
-        err.add_note("\n".join(lines))
+def _note(err: BaseException, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> str:
+    """What JAX was tracing."""
+    lines = [f"while JAX traced {origin.title}, called through as_torch_function with"]
+    lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(names, inputs, strict=True)]
+    if isinstance(err, jax.errors.ConcretizationTypeError):
+        lines.append(
+            "if a Python number or bool is at fault, name its argument in as_torch_function(..., "
+            "static_argnames=...)"
+        )
+    return "\n".join(lines)
 
 
 def _short(leaf: Any) -> str:
