@@ -261,6 +261,25 @@ def test_nnx_layers_made_by_vmap_are_stacked_too() -> None:
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
 
 
+def test_stacked_layers_whose_parts_could_be_each_other_are_refused_with_those_parts() -> None:
+    class Expert(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.up, self.down = (nnx.Linear(3, 3, rngs=rngs) for _ in range(2))
+
+    class Net(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.experts = nnx.vmap(Expert, in_axes=0, out_axes=0)(rngs.split(4))
+
+    module = nn.Module()
+    module.experts = nn.ModuleList(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(4))
+    with pytest.raises(errors.PlanError, match=r"'experts\.0\.0' .*'experts\.0\.1' .*equally well") as caught:
+        to_flax(module, Net(nnx.Rngs(0)))
+    assert "1 fault" in str(caught.value)
+    rules = [Rename("experts.*.0", "experts.*.up"), Rename("experts.*.1", "experts.*.down")]
+    twin = to_flax(module, Net(nnx.Rngs(0)), rules=rules)
+    np.testing.assert_array_equal(twin.experts.down.kernel[2], module.experts[2][1].weight.detach().T)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 @pytest.mark.parametrize("name", ["blocks", None])
 def test_layers_that_are_stacked_along_another_axis_are_refused_with_that_axis(

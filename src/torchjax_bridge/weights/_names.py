@@ -152,8 +152,10 @@ class Matcher:
         one = _slice(flax_node)
         self._alive.append(one)
         matches = [self.match(layer, one) for layer in layers]
-        if not all(match.ok for match in matches):
-            return None
+        if (doubt := next((match for match in matches if not match.ok), None)) is not None:
+            # Only an ambiguity says that the layers would fit, and how.
+            kinds = {fault.kind for fault in doubt.faults}
+            return Match(faults=doubt.faults) if kinds == {"ambiguous"} else None
         moves = []
         for group in zip(*(match.moves for match in matches), strict=True):
             first: Move = group[0]

@@ -225,3 +225,24 @@ def test_kernels_of_one_shape_and_other_groups_are_refused(conv: nn.Module) -> N
     template = nnx.eval_shape(lambda: nnx.Conv(4, 8, (3, 3), rngs=nnx.Rngs(0)))
     with pytest.raises(errors.PlanError, match="groups=2 in torch, feature_group_count=1 in Flax"):
         to_flax(conv, template)
+
+
+# --- a dense layer at every position ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flavour", ["linen", "nnx"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_with_a_kernel_of_1_fills_a_dense_layer(flavour: str, rank: int, bias: bool) -> None:
+    def dense(rngs: nnx.Rngs) -> nnx.Linear:
+        return nnx.Linear(4, 6, use_bias=bias, rngs=rngs)
+
+    twin = ln.Dense(6, use_bias=bias) if flavour == "linen" else dense
+    assert_twins(CONV[rank - 1](4, 6, 1, bias=bias), twin, draw(2, 4, *SPACE[rank - 1]), within=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"stride": 2}, {"padding": 1}, {"groups": 2}, {"kernel_size": 3}])
+def test_a_convolution_that_reads_its_neighbours_or_skips_some_fills_no_dense_layer(change: Any) -> None:
+    module = nn.Conv2d(**({"in_channels": 4, "out_channels": 4, "kernel_size": 1} | change))
+    with pytest.raises(errors.PlanError, match="only where that has a kernel of 1, stride 1, no padding"):
+        to_flax(module, nnx.Linear(4, 4, rngs=nnx.Rngs(0)))

@@ -5,7 +5,7 @@ A transposed one's is ``(in, out / groups, *space)`` in torch. Flax has it in tw
 ``transpose_kernel=True`` it takes the kernel of the convolution whose gradient it is, ``(*space, out, in)``;
 with ``False``, its default, ``(*space, in, out)`` turned by 180 degrees. Flax has no transposed convolution
 with groups; a ``Conv`` over an input with ``stride - 1`` zeros between its elements is one, and its kernel is
-``(*space, in / groups, out)``, turned as well.
+``(*space, in / groups, out)``, turned as well. A convolution with a kernel of 1 may be a dense layer in Flax.
 
 Sources of the formulas: https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html (shapes),
 ``jax.lax.conv_transpose`` (what ``transpose_kernel`` swaps and flips), and V. Dumoulin and F. Visin, "A guide
@@ -33,12 +33,27 @@ __all__ = ["RULES"]
 
 def _convolution(layer: Layer) -> Iterable[Entry]:
     rank = _rank(layer)
+    if len(layer.flax.get(("kernel",), ())) == 2:
+        return _entries(_pointwise(layer))
     _same_groups(layer)
     outputs, inputs, *_ = layer.torch["weight"].shape
     # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
     doubtful = layer.kind is None and layer.flax_kind is None and inputs == outputs
     kernel = Permute((*range(2, rank), 1, 0))
     return _entries(kernel, "taken for a convolution, and could be a transposed one" if doubtful else "")
+
+
+def _pointwise(layer: Layer) -> Layout:
+    """The weight ``(out, in, 1, ...)`` of a convolution that is a dense layer at every position."""
+    outputs, inputs, *space = weight = tuple(layer.torch["weight"].shape)
+    groups, strides, pads = (getattr(layer.module, name, ()) for name in ("groups", "stride", "padding"))
+    plain = groups in ((), 1) and set(strides) <= {1} and (isinstance(pads, str) or not any(pads))
+    if any(size > 1 for size in space) or not plain:
+        raise ValueError(
+            "a dense layer stands for a convolution only where that has a kernel of 1, stride 1, no padding and no "
+            "groups; use a Conv"
+        )
+    return then(Reshape(weight, (outputs, inputs)), Permute((1, 0)))
 
 
 def _transposed(layer: Layer) -> Iterable[Entry]:
@@ -131,12 +146,12 @@ RULES = (
     Rule(
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
         _convolution,
-        flax_types=("Conv",),
+        flax_types=("Conv", "Dense", "Linear"),
         required=frozenset({"weight"}),
         settings=(
             "kernel_size as a tuple (an int is a 1-D convolution), strides, padding=((p, p), ...) and never "
             "'SAME' for a number, kernel_dilation, feature_group_count=groups (linen's variables do not tell it: "
-            "audit compares it), use_bias"
+            "audit compares it), use_bias; a kernel of 1 fills a Dense too"
         ),
     ),
     Rule(
