@@ -61,7 +61,8 @@ def as_torch_module(
           ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method,
           where it has them and the caller does not. Like every torch module it starts in training mode.
         * A variable that a call changes (running statistics in training, a cache in decoding) is written back
-          to its buffer. Variables that a call creates, as ``sow`` does, are dropped.
+          to its buffer. Variables that a call creates, as ``sow`` does, are dropped, and so is what it writes into
+          plain attributes. A parameter keeps the value that torch gave it, also where a call overwrites it.
         * Keys for dropout and other draws come from torch's default generator of the parameters' device, so
           ``torch.manual_seed`` repeats them; nothing is drawn where nothing random happens.
 
