@@ -254,3 +254,18 @@ def test_the_audit_sees_a_call_of_its_own_that_linen_s_variables_do_not_show() -
     assert "assumed: 'fc' (Linear): its twin has a __call__ of LinenDoubling's own" in str(found)
     assert not audit(module, twin, X, rules=[LayerType("fc", nn.Linear)]).assumed
     assert not audit(module, OneLayer(LinenRenamed, named=True), X).assumed
+
+
+class NnxOwn(nnx.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.kernel, self.bias = nnx.Param(jnp.zeros((inputs, outputs))), nnx.Param(jnp.zeros(outputs))
+
+
+def test_a_square_kernel_of_a_class_that_is_not_flax_s_is_warned_of() -> None:
+    module, twin = nn.Linear(3, 3), NnxOwn(3, 3)
+    with pytest.warns(PairingWarning, match=r"'kernel' of a class of your own \(NnxOwn\) is square"):
+        to_flax(module, twin)
+    assert not plan(module, twin, rules=[LayerType("", nn.Linear)]).assumed
+    assert not plan(module, twin, rules=[Rule(nn.Linear, DENSE)]).assumed
+    assert not plan(nn.Linear(2, 3), NnxOwn(2, 3)).assumed  # the shape tells
+    assert not plan(module, NnxRenamed(3, 3, rngs=nnx.Rngs(0))).assumed

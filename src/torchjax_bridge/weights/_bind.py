@@ -14,7 +14,7 @@ from torchjax_bridge.exchange import Path, join_path
 
 from ._flax_tree import FlaxLeaf, FlaxNode
 from ._layout import Identity, Layout
-from ._own_forward import taken_for_granted, taken_for_granted_in_flax
+from ._own_forward import lies_by_its_name, taken_for_granted, taken_for_granted_in_flax
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Entry, Layer, Rule
@@ -122,6 +122,9 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
             continue
         if entry.assumed:
             assumed.append((torch_node.where, entry.assumed))
+        square = not isinstance(entry.layout, Identity) and _is_square(torch_leaves, flax_leaves)
+        if square and (words := lies_by_its_name(rule, torch_node, flax_node, entry.flax_paths[0])):
+            assumed.append((torch_node.where, words))
         moves.append(
             Move(
                 tuple([leaf.key for leaf in torch_leaves]),
@@ -226,6 +229,11 @@ def _misfit(
     places = ", ".join(f"'{join_path(leaf.path)}' {leaf.shape}" for leaf in flax_leaves)
     became = ", ".join(map(str, shapes))
     return Fault("mismatch", f"{names} would be {became} ({entry.layout}), but {places} is there", where)
+
+
+def _is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
+    """Whether one tensor has the same shape on both sides, which then says nothing about its layout."""
+    return [tuple(leaf.meta.shape) for leaf in torch_leaves] == [leaf.shape for leaf in flax_leaves]
 
 
 @lru_cache(maxsize=4096)

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 
 from flax import linen
 
+from torchjax_bridge.exchange import Path
+
 from ._flax_tree import FlaxNode
 from ._torch_tree import TorchNode
 from .layers import linen as ours
 from .rules import RULES, Rule
-from .settings import overridden_call
+from .settings import is_flaxs_layer, overridden_call
 
-__all__ = ["call_of_its_own", "taken_for_granted", "taken_for_granted_in_flax"]
+__all__ = ["call_of_its_own", "lies_by_its_name", "taken_for_granted", "taken_for_granted_in_flax"]
 
 # What a subclass of one of torch's layers overrides to compute something else.
 _METHODS = ("forward", "_conv_forward", "__call__")
@@ -69,6 +71,20 @@ def taken_for_granted_in_flax(rule: Rule, node: TorchNode, flax_node: FlaxNode) 
                 f"its place in Flax is named for a class that is not Flax's ({part.kind}), which is taken to "
                 f"compute what Flax's own layer does{_answer(said)}"
             )
+
+
+def lies_by_its_name(rule: Rule, node: TorchNode, flax_node: FlaxNode, path: Path) -> str | None:
+    """What is assumed of a square leaf, which does not show its layout, of an nnx class that is not Flax's."""
+    if node.said or id(rule) not in _BUILT_IN:
+        return None
+    for name in path[:-1]:
+        flax_node = flax_node.children[name]
+    if flax_node.module is None or is_flaxs_layer(type(flax_node.module)):
+        return None
+    return (
+        f"'{path[-1]}' of a class of your own ({flax_node.kind}) is square, and taken to lie as that of Flax's own "
+        f"layer does{_answer(node.kind or next(iter(rule.types), None))}"
+    )
 
 
 _BUILT_IN = frozenset(map(id, RULES))

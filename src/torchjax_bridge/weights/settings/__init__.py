@@ -10,7 +10,7 @@ Owns no matching of layers and moves nothing. A Flax class that it does not know
 from ._activation import activation_differences, is_activation
 from ._difference import Difference, Effect
 from ._einsum import einsum_differences
-from ._layer import FlaxLayer, flax_layer, overridden_call
+from ._layer import FlaxLayer, flax_layer, is_flaxs_layer, overridden_call
 from ._others import recurrent_dropout
 from ._table import differences
 
@@ -23,6 +23,7 @@ __all__ = [
     "einsum_differences",
     "flax_layer",
     "is_activation",
+    "is_flaxs_layer",
     "overridden_call",
     "recurrent_dropout",
 ]

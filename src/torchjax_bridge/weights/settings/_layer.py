@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import flax.linen
 
-__all__ = ["FlaxLayer", "flax_layer", "overridden_call"]
+__all__ = ["FlaxLayer", "flax_layer", "is_flaxs_layer", "overridden_call"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ def flax_layer(module: Any) -> FlaxLayer:
         return flax_layer(values["layer_instance"])
     flavour = "linen" if linen else "nnx"
     return FlaxLayer(known, kind.__name__, flavour, values, overridden_call(kind))
+
+
+def is_flaxs_layer(kind: type) -> bool:
+    """Whether a class is a layer of Flax's, or is derived from one."""
+    return _sort(kind)[0] not in ("Module", "Pytree")
 
 
 def overridden_call(kind: type) -> type | None:
