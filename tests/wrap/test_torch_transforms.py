@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
-from torchjax_bridge.wrap import as_torch_function
+from torchjax_bridge.wrap import as_jax_function, as_torch_function
 
 # What torch itself warns of when torch.func is first used, and in torch.func.linearize.
 pytestmark = [
@@ -212,3 +212,27 @@ def test_a_custom_jvp_is_respected():
     x = torch.tensor(2.0, requires_grad=True)
     assert jvp(f, (x.detach(),), (torch.tensor(1.0),))[1] == 100.0
     assert torch.autograd.grad(f(x), x) == (100.0,)
+
+
+def dual_tangent(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
+
+
+@pytest.mark.parametrize(
+    ("transform", "shape"),
+    [
+        (grad, (3,)),
+        (hessian, (3,)),
+        (lambda f: vmap(grad(f)), (2, 3)),
+        (lambda f: lambda x: jvp(f, (x,), (x,))[1], (3,)),
+        (lambda f: lambda x: dual_tangent(f, x), (3,)),
+    ],
+    ids=["grad", "hessian", "vmap of grad", "jvp", "dual numbers"],
+)
+def test_a_function_that_goes_back_to_torch_may_be_traced_under_a_transform(transform, shape):
+    """Its first call runs torch code inside JAX on fake tensors, which are none of the transform's."""
+    back = as_jax_function(lambda x: torch.sin(x) * x)
+    f = as_torch_function(lambda x: back(x).sum())
+    x = torch.randn(shape)
+    torch.testing.assert_close(transform(f)(x), transform(lambda x: (torch.sin(x) * x).sum())(x))

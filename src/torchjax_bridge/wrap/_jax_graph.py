@@ -30,6 +30,7 @@ from ._jax_torch import (
     OpOverload,
     fake_tensors,
     make_fx,
+    outside_transforms,
     through_compiled_functions,
     truthful_schemas,
 )
@@ -162,6 +163,7 @@ def tracing(device: torch.device) -> Iterator[None]:
     # Compiled functions run as the Python that they were compiled from.
     with (
         _LOCK,
+        outside_transforms(),  # a JAX function that calls torch may itself be called from torch, and traced there
         torch.compiler.set_stance("force_eager"),
         through_compiled_functions(),
         _autograd_allowed(),

@@ -23,6 +23,7 @@ __all__ = [
     "fake_tensors",
     "has_batching_rule",
     "make_fx",
+    "outside_transforms",
     "through_compiled_functions",
     "truthful_schemas",
 ]
@@ -72,6 +73,15 @@ def through_compiled_functions() -> AbstractContextManager[Any]:
     if hasattr(config, "error_on_nested_fx_trace"):
         return config.patch(error_on_nested_fx_trace=False)
     return nullcontext()
+
+
+def outside_transforms() -> AbstractContextManager[Any]:
+    """The transforms of ``torch.func`` that run in this thread do not see what is made inside."""
+    try:
+        from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+    except ImportError:
+        return nullcontext()
+    return temporarily_clear_interpreter_stack()
 
 
 def decompositions(operators: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
