@@ -380,6 +380,20 @@ def test_the_functions_of_a_cell_are_compared_inside_its_rnn(flavour: str) -> No
         assert [fault.setting for fault in found.faults] == want
 
 
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_recurrent_layer_that_runs_backwards_is_not_one_of_torch_s_that_runs_forwards(
+    reverse: bool,
+) -> None:
+    def rnn(reverse: bool = False) -> nnx.RNN:
+        cell = nnx.OptimizedLSTMCell(3, 4, rngs=nnx.Rngs(0))
+        return nnx.RNN(cell, reverse=reverse, rngs=nnx.Rngs(0))
+
+    found = audit(nn.LSTM(3, 4), nnx.eval_shape(lambda: rnn(reverse)))
+    assert [(fault.setting, fault.effect) for fault in found.faults] == [("reverse", "output")] * reverse
+    both = nnx.eval_shape(lambda: nnx.Bidirectional(rnn(), rnn(reverse), rngs=nnx.Rngs(0)))
+    assert audit(nn.LSTM(3, 4, bidirectional=True), both).ok
+
+
 class NnxTwoLayers(nnx.Module):
     def __init__(self, rate: float | None, rngs: nnx.Rngs) -> None:
         self.layers = nnx.List(

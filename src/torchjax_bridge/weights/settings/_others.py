@@ -86,7 +86,9 @@ def _deterministic(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
 
 
 def recurrent(module: nn.RNNBase | nn.RNNCellBase, layer: FlaxLayer) -> Iterator[Difference]:
-    """A cell's functions: torch's LSTM and GRU have sigmoid and tanh, its RNN tanh or relu."""
+    """Which way it runs, and a cell's functions: an LSTM and a GRU have sigmoid and tanh, an RNN tanh or relu."""
+    if layer.kind == "RNN" and not getattr(module, "bidirectional", False):
+        yield from differs("reverse", False, layer["reverse"], torch=("bidirectional", False))
     word = getattr(module, "nonlinearity", "tanh")
     name = word if isinstance(word, str) else "tanh"
     for setting, wanted in (("activation_fn", name), ("gate_fn", "sigmoid")):

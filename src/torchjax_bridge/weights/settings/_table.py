@@ -16,7 +16,7 @@ __all__ = ["differences"]
 
 _Check = Callable[[Any, FlaxLayer], Iterator[Difference]]
 
-_CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"})
+_CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell", "RNN"})
 
 # For torch classes: the Flax classes they are compared with, and the checks.
 _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] = (
