@@ -462,6 +462,9 @@ def test_an_error_for_a_traced_number_says_how_to_make_it_static():
     with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
         f(t(2), True)
     assert "static_argnames" in caught.value.__notes__[-1]
+    with pytest.raises(jax.errors.TracerIntegerConversionError) as caught:
+        as_torch_function(lambda x, times: [x for _ in range(times)])(t(2), 3)
+    assert "static_argnames" in caught.value.__notes__[-1]
 
 
 def host_failure(x):
@@ -575,6 +578,25 @@ def test_a_tracer_is_refused_with_the_way_out():
 def test_only_a_jax_function_is_wrapped(thing):
     with pytest.raises(errors.ArgumentError, match="as_torch_function wraps a function of JAX arrays"):
         as_torch_function(thing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spring:
+    stiffness: float
+
+    @as_torch_function
+    def energy(self, x):
+        return (self.stiffness * x**2).sum()
+
+
+def test_a_method_is_bound_to_its_instance():
+    x = t(3).requires_grad_()
+    Spring(2.0).energy(x).backward()
+    torch.testing.assert_close(x.grad, 4 * x.detach())
+    torch.testing.assert_close(Spring.energy(Spring(3.0), x), 3 * x.square().sum())
+    assert Spring.energy.cache_info().currsize == 2  # the instance is a static value
+    compiled = torch.compile(Spring(2.0).energy, backend="eager")
+    torch.testing.assert_close(compiled(x), 2 * x.square().sum())
 
 
 def test_the_wrapper_keeps_the_name_and_the_documentation():

@@ -708,6 +708,25 @@ def test_names_that_torch_modules_use_themselves_are_no_trouble():
     assert torch.equal(other(torch.ones(1, 3)), module(torch.ones(1, 3)))
 
 
+class Repeated(nnx.Module):
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 3, rngs=rngs)
+
+    def __call__(self, x, times):
+        for _ in range(times):
+            x = self.linear(x)
+        return x
+
+
+def test_an_error_for_a_number_that_a_module_branches_on_says_where_to_fix_it():
+    with pytest.raises(jax.errors.TracerIntegerConversionError) as caught:
+        as_torch_module(Repeated(nnx.Rngs(0)))(torch.ones(2, 3), 3)
+    note = caught.value.__notes__[-1]
+    assert note.startswith("while JAX traced Repeated, called through as_torch_module with")
+    assert "method=" in note
+    assert "static_argnames" not in note
+
+
 class Sown(nnx.Module):
     def __call__(self, x):
         return x

@@ -37,6 +37,8 @@ class Origin:
 
     title: str
     """What to call it in an error message."""
+    door: str = "as_torch_function"
+    """What wrapped it."""
     pins: dict[Any, Any] = field(default_factory=dict)
     """What must live as long as it does, because graphs that torch compiled name it."""
 

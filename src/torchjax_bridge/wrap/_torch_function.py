@@ -7,6 +7,7 @@ taken in ``_torch_autograd``, and how ``torch.compile`` sees a call in ``_torch_
 
 import functools
 import sys
+import types
 import uuid
 import weakref
 from collections.abc import Callable, Sequence
@@ -220,6 +221,10 @@ class TorchFunction:
     def cache_clear(self) -> None:
         """Forget every program, and the counts."""
         self._traces.clear()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind to an instance, as Python functions in a class do."""
+        return self if instance is None else types.MethodType(self, instance)
 
     def __deepcopy__(self, memo: Any) -> "TorchFunction":
         return self  # as Python copies functions

@@ -192,7 +192,7 @@ class _ModuleFunction(TorchFunction):
     def __init__(self, definition: Definition, function: Pure) -> None:
         super().__init__(function)
         self._definition = definition
-        self._origin = type(self._origin)(definition.title)
+        self._origin = type(self._origin)(definition.title, "as_torch_module")
 
     @unseen
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -125,13 +125,15 @@ def _check_outputs(program: Program, structure: Any) -> None:
 
 def _note(err: BaseException, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> str:
     """What JAX was tracing."""
-    lines = [f"while JAX traced {origin.title}, called through as_torch_function with"]
+    lines = [f"while JAX traced {origin.title}, called through {origin.door} with"]
     lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(names, inputs, strict=True)]
-    if isinstance(err, jax.errors.ConcretizationTypeError):
-        lines.append(
-            "if a Python number or bool is at fault, name its argument in as_torch_function(..., "
-            "static_argnames=...)"
+    if isinstance(err, jax.errors.ConcretizationTypeError | jax.errors.TracerIntegerConversionError):
+        fix = (
+            "name its argument in as_torch_function(..., static_argnames=...)"
+            if origin.door == "as_torch_function"
+            else "fix it in the module: in an attribute, or in a method that as_torch_module(..., method=...) calls"
         )
+        lines.append(f"if a Python number or bool is at fault, {fix}")
     return "\n".join(lines)
 
 
