@@ -214,6 +214,7 @@ def test_a_flatten_outside_of_a_sequential_whose_reader_no_width_shows_is_warned
     assert not plan(module, template, rules=[Flatten("fc", (16, 2, 2))]).assumed
     assert not plan(*_pair(**parts, flat=nn.Flatten(), pool=nn.AdaptiveAvgPool2d(1))).assumed
     assert not plan(*_pair(**parts, flat=nn.Flatten(2))).assumed
+    assert not plan(*_pair(conv=CONV, pool=nn.AvgPool2d(8), flat=nn.Flatten(), fc=nn.Linear(16, 10))).assumed
     assert plan(*_pair(**{**parts, "conv": nn.Sequential(CONV, nn.Flatten())})).assumed
     assert not plan(*_pair(**parts)).assumed
 

@@ -126,7 +126,9 @@ def ask_about_maps(
         elif not maps and known is not None:
             how = f'Flatten("{join_path(reader.node.origin)}", None)'
             assumed.append((reader.node.where, f"behind nn.Flatten, which {_TAKEN} (rules=[{how}] says so)"))
-    if maps and not asked and not any(not rule.output for rule in said):
+    # A layer that reads as many features as a map has channels reads what was pooled to one position.
+    pooled = any(one.linear and one.width in widths.channels for one in widths.readers)
+    if maps and not asked and not pooled and all(rule.output for rule in said):
         assumed += [(node.where, NO_READER) for node in loose_flattens(tree.root)]
     flat = {r.width for r in widths.readers if id(r.node) in asked or r.node.features}
     for node, width in widths.grouped:

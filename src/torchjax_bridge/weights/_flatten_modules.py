@@ -63,11 +63,18 @@ NO_READER = (
 )
 
 
+_POOLS = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+
+
 def loose_flattens(root: TorchNode) -> list[TorchNode]:
     """Every ``nn.Flatten`` of which no ``Sequential`` shows the reader; none where maps are pooled to a point."""
-    pools = nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d
     nodes = list(root.walk())
-    if any(isinstance(n.module, pools) and n.module.output_size in (1, (1,), (1, 1)) for n in nodes):
+    if any(
+        isinstance(n.module, _POOLS) and n.module.output_size in (1, (1,), (1, 1), (1, 1, 1)) for n in nodes
+    ):
         return []
     found = []
     for node in nodes:
