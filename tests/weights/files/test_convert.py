@@ -308,3 +308,59 @@ def test_a_record_of_a_tie_is_no_metadata_of_others(tmp_path: Folder) -> None:
     found = open_checkpoint(tmp_path / "b.safetensors")
     assert set(found.leaves) == {"w", "tied"}
     assert "tied" not in found.metadata
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def _meta_tied() -> nn.Module:
+    with torch.device("meta"):
+        return _Tied()
+
+
+def _two_leaves() -> dict[str, object]:
+    leaf = jax.ShapeDtypeStruct((6, 4), jnp.float32)
+    return {"params": {"embed": {"embedding": leaf}, "head": {"kernel": jax.ShapeDtypeStruct((4, 6), "f4")}}}
+
+
+@pytest.mark.parametrize("template", ["one leaf", "two leaves"])
+def test_values_that_contradict_a_tie_of_the_model_are_refused_on_the_way_to_flax(
+    tmp_path: Folder, template: str
+) -> None:
+    state = {"embed.weight": torch.randn(6, 4), "head.weight": torch.randn(6, 4)}
+    save_state_dict(tmp_path / "m.pt", state)
+    target = _two_leaves()
+    if template == "one leaf":
+        del target["params"]["head"]  # type: ignore[attr-defined]
+    match = "the same tensor as 'embed.weight' in the model, but the file holds two values @ head.weight"
+    with pytest.raises(CheckpointError, match=match):
+        convert(tmp_path / "m.pt", tmp_path / "f", to="flax", template=target, model=_meta_tied())
+    # Equal values under both names, in memory of their own, are what many files hold.
+    save_state_dict(tmp_path / "m.pt", {name: state["embed.weight"].clone() for name in state})
+    convert(tmp_path / "m.pt", tmp_path / "f", to="flax", template=target, model=_meta_tied())
+
+
+def test_values_that_contradict_a_tie_of_the_model_are_refused_on_the_way_to_torch(tmp_path: Folder) -> None:
+    embed, head = torch.randn(6, 4), torch.randn(6, 4)
+    kernel = jnp.asarray(head.t().numpy())
+    save_flax(
+        tmp_path / "f.msgpack",
+        {"params": {"embed": {"embedding": jnp.asarray(embed.numpy())}, "head": {"kernel": kernel}}},
+    )
+    with pytest.raises(PlanError, match=r"same tensor as 'embed\.weight'.* two values @ head\.weight"):
+        convert(tmp_path / "f.msgpack", tmp_path / "m.pt", to="torch", model=_meta_tied())
+    assert not (tmp_path / "m.pt").exists()
+    kernel = jnp.asarray(embed.t().numpy())
+    save_flax(
+        tmp_path / "f.msgpack",
+        {"params": {"embed": {"embedding": jnp.asarray(embed.numpy())}, "head": {"kernel": kernel}}},
+    )
+    convert(tmp_path / "f.msgpack", tmp_path / "m.pt", to="torch", model=_meta_tied())
+    back = load_state_dict(tmp_path / "m.pt")
+    assert back["embed.weight"].data_ptr() == back["head.weight"].data_ptr()
+    assert torch.equal(back["head.weight"], embed)

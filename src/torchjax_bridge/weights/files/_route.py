@@ -6,7 +6,7 @@ read their sources and lay them out.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,10 +23,12 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path
 from .._bind import Move
 from .._flax_tree import FlaxTree, read_flax
 from .._plan import Plan, UserRule, make_plan
+from .._report import Fault, Report
 from .._torch_tree import TorchTree, read_torch
 from ..rules import Rename
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
+from ._tied import parted, ties_of
 
 __all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch"]
 
@@ -79,7 +81,7 @@ def route_to_torch(
         CheckpointError: The file is not the template's, or a key of the module has no value.
     """
     tree = read_torch(model, _renames(rules))
-    ties = _ties_of(model)
+    ties = ties_of(model)
     tree.ties.update({key: first for key, first in ties.items() if key in tree.state})
     flax_tree = read_flax(template) if template is not None else flax_side(source)
     files = flax_leaves(source, flax_tree)
@@ -94,7 +96,9 @@ def route_to_torch(
             dtype = dtypes[move.flax_paths[0]] if move.flax_paths else tree.state[key].dtype
             read = partial(_inverse, move, sources, place)
             leaves[key] = Leaf(key, split_path(key), dtype, tuple(tree.state[key].shape), read, shard)
-    for key, twin in plan.ties:
+    if plan.ok:
+        plan = replace(plan, report=Report(tuple(_parted(leaves, tree.ties))))
+    for key, twin in (*plan.ties, *(tie for tie in tree.ties.items() if set(tie) <= set(leaves))):
         leaves[key] = replace(leaves[twin], name=key, path=split_path(key), twin=twin)
     last = ""
     for key, value in tree.state.items():
@@ -142,6 +146,12 @@ def _kept(key: str, value: torch.Tensor, stayed: Mapping[str, int], shard: str) 
     return Leaf(key, split_path(key), tensor.dtype, tuple(tensor.shape), lambda: tensor, shard)
 
 
+def _parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[Fault]:
+    for key, first in parted(leaves, ties):
+        message = f"it is the same tensor as '{first}' in torch, but Flax holds two values"
+        yield Fault("ambiguous", message, key, key)
+
+
 def _stayed(plan: Plan, files: Mapping[str, Leaf]) -> dict[str, str]:
     """The counters that stay in torch, as a note."""
     found = {}
@@ -177,7 +187,7 @@ def _torch_side(
     tree = read_torch(model, _renames(rules))
     by_path = _by_path(file, source.leaves)
     keys = _by_path(tree, {key: key for key, value in tree.state.items() if isinstance(value, torch.Tensor)})
-    ties = {key: first for key, first in _ties_of(model).items() if key in tree.state}
+    ties = {key: first for key, first in ties_of(model).items() if key in tree.state}
     paths = {key: path for path, key in keys.items()}
     files: dict[str, Leaf] = {}
     faults = []
@@ -195,6 +205,10 @@ def _torch_side(
             files[key] = leaf
     faults += [
         f"unexpected: {leaf.shape} @ {leaf.name}" for path, leaf in by_path.items() if path not in keys
+    ]
+    faults += [
+        f"ambiguous: it is the same tensor as '{first}' in the model, but the file holds two values @ {key}"
+        for key, first in parted(files, ties)
     ]
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
@@ -216,18 +230,6 @@ def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
         for node in tree.root.walk()
         for name, leaf in node.leaves.items()
     }
-
-
-def _ties_of(model: nn.Module) -> dict[str, str]:
-    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
-    first: dict[int, str] = {}
-    ties = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            ties[name] = known
-    return ties
 
 
 def flax_side(source: Checkpoint) -> FlaxTree:

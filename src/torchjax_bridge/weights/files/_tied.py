@@ -1,0 +1,41 @@
+"""Names that are one tensor in a torch model, and whether the values in a file agree.
+
+A file may hold such a tensor under each of its names. Where the values differ, either choice would drop some of
+them (``load_state_dict`` lets the last win without a word), so nothing is chosen here.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from .._layout import same_bits
+from ._leaf import Leaf
+
+__all__ = ["parted", "ties_of"]
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
+    first: dict[int, str] = {}
+    ties = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            ties[name] = known
+    return ties
+
+
+def parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The keys whose values are not those of the key that they are tied to, each with that key.
+
+    Args:
+        leaves: By torch key; only those that are there twice are read, two at a time.
+        ties: For a key, the earlier one that is the same tensor.
+    """
+    for key, first in ties.items():
+        one, other = leaves.get(key), leaves.get(first)
+        if one is None or other is None or (one.twin or one.name) == (other.twin or other.name):
+            continue
+        if not same_bits(*(leaf.read().detach().resolve_conj().resolve_neg() for leaf in (one, other))):
+            yield key, first
