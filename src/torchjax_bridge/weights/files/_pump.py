@@ -109,8 +109,10 @@ class Pump:
             return
         if _xla_copy.pays(tensor):
             tensor = tensor.squeeze()  # the same bytes, cut along an axis that can be
-            rows = max(_PIECE * tensor.shape[0] // tensor.nbytes, 1)
+            piece_size = min(_PIECE, max(self._share, _WRITE))
+            rows = max(piece_size * tensor.shape[0] // tensor.nbytes, 1)
             for piece in tensor.split(rows):
+                self._wait(self._in_flight - 1)  # a slow disk must not find the whole leaf laid out
                 made = layouts.submit(_xla_copy.lay_out, piece)
                 self._pending.append(writer.submit(_write_made, made, file, at, progress))
                 at = None  # the others follow it

@@ -1,0 +1,58 @@
+"""The loop that moves the values: what it holds, and what it writes from tensors of any strides."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from torchjax_bridge.weights import _xla_copy
+from torchjax_bridge.weights.files import _pump
+from torchjax_bridge.weights.files._leaf import Leaf
+
+
+class _Disk:
+    """Slower than what is laid out for it, and full at some point."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.written = 0
+
+    def write(self, data: memoryview) -> int:
+        time.sleep(0.002)
+        if self.written >= self.room:
+            raise OSError(28, "No space left on device")
+        self.written += len(data)
+        return len(data)
+
+
+def leaf_of(tensor: torch.Tensor) -> Leaf:
+    return Leaf("w", ("w",), tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+
+@pytest.mark.parametrize("room", [1 << 40, 2 << 20])
+def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    tensor = torch.rand(4096, 2048).t()
+    assert _xla_copy.pays(tensor)
+    disk, made, most, lock = _Disk(room), 0, 0, threading.Lock()
+    lay_out = _xla_copy.lay_out
+
+    def count(piece: torch.Tensor) -> torch.Tensor:
+        nonlocal made, most
+        with lock:
+            made += piece.nbytes
+            most = max(most, made - disk.written)
+        return lay_out(piece)
+
+    monkeypatch.setattr(_xla_copy, "lay_out", count)
+    memory = 12 << 20
+    try:
+        with _pump.Pump(memory).running() as pump:
+            pump.feed(leaf_of(tensor), disk)  # type: ignore[arg-type]
+    except OSError:
+        assert room < tensor.nbytes
+    else:
+        assert disk.written == tensor.nbytes
+    assert most <= memory
