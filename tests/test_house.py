@@ -24,7 +24,7 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_relayout", "_report", "layers"),
+    ("_layout", "_relayout", "_report", "_xla_copy", "layers"),
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
