@@ -64,6 +64,16 @@ def test_cuda_on_a_machine_without_it_raises_and_lists_what_jax_sees():
             jax_device(name)
 
 
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError])
+def test_where_jax_has_no_backend_at_all_the_error_says_so(monkeypatch, error):
+    def nothing(**_):
+        raise error("JAX_PLATFORMS names what is not installed")
+
+    monkeypatch.setattr(_devices.jax, "local_devices", nothing)
+    with pytest.raises(DeviceError, match=r"sees no device at all.*JAX_PLATFORMS"):
+        jax_device("cpu")
+
+
 def test_cuda_devices_are_matched_by_their_hardware_number(monkeypatch):
     # local_hardware_id is what DLPack counts; ids are global over processes and may start elsewhere.
     gpus = [

@@ -113,10 +113,14 @@ def _with_index(device: torch.device) -> torch.device:
         ) from err
 
 
+# What JAX raises where there is no such backend; it asserts where JAX_PLATFORMS names only what is not installed.
+_NO_BACKEND = (RuntimeError, AssertionError)
+
+
 def _host(index: int) -> jax.Device:
     try:
         hosts = jax.local_devices(backend="cpu")
-    except RuntimeError as err:  # JAX_PLATFORMS leaves the CPU out
+    except _NO_BACKEND as err:  # JAX_PLATFORMS leaves the CPU out
         raise DeviceError(
             f"JAX does not see the CPU; it sees {_seen()}. Add cpu to JAX_PLATFORMS (JAX_PLATFORMS=cuda,cpu)."
         ) from err
@@ -132,9 +136,12 @@ def _host(index: int) -> jax.Device:
 def _jax_gpus() -> list[jax.Device]:
     try:
         return jax.local_devices(backend="gpu")
-    except RuntimeError:  # what JAX raises when no GPU backend was found
+    except _NO_BACKEND:
         return []
 
 
 def _seen() -> str:
-    return ", ".join(sorted({str(device) for device in jax.local_devices()}))
+    try:
+        return ", ".join(sorted({str(device) for device in jax.local_devices()}))
+    except _NO_BACKEND:
+        return "no device at all"
