@@ -20,7 +20,7 @@ from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
 from .rules import RULES, Flatten
 
-__all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened", "output_order"]
+__all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened", "knows_one_order", "output_order"]
 
 COMPUTED = "parametrizations"  # where torch keeps what a layer's tensors are computed from
 
@@ -47,7 +47,7 @@ _OF_MAPS = (
 def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
     """Whether a `Flatten` can speak of this layer; of a class that is not known, by its tensors."""
     output = rule.output
-    if node.kind is not None and issubclass(node.kind, (nn.GroupNorm, *_FIXED)):
+    if knows_one_order(node):
         return rule.features is None and not output
     if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
         flat = not issubclass(node.kind, PER_FEATURE) or all(
@@ -57,6 +57,11 @@ def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
     shapes = {name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in node.flat().items()}
     matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
     return matrix or (not output and set(shapes.values()) <= {0, 1})
+
+
+def knows_one_order(node: TorchNode) -> bool:
+    """Whether a layer takes features in torch's order only, so that a `Flatten` can say nothing but None of it."""
+    return node.kind is not None and issubclass(node.kind, (nn.GroupNorm, *_FIXED))
 
 
 def output_order(node: TorchNode) -> tuple[int, ...] | None:

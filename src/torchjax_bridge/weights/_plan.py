@@ -18,7 +18,7 @@ from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path
 
 from ._bind import RAW, Match, Move
-from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened
+from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._layout import same_bits
 from ._names import Matcher
@@ -204,7 +204,12 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
                 node.kind, node.said = rule.kind, True
             elif not can_be_flattened(node, rule):
                 other = "" if rule.output else ", and none over flattened features"
-                message = f"{rule} names {node.where}, which is no Linear layer{other}"
+                what = (
+                    "takes features in torch's order only (None)"
+                    if knows_one_order(node)
+                    else f"is no Linear layer{other}"
+                )
+                message = f"{rule} names {node.where}, which {what}"
                 faults.append(Fault("rules", message, rule.torch))
             elif rule.output:
                 node.output = rule.features

@@ -95,7 +95,8 @@ class Flatten:
 
     Args:
         torch: The dotted path of the layer, or a pattern: a Linear, a recurrent layer or cell (its input), or
-            a BatchNorm1d, LayerNorm, RMSNorm or PReLU over the flattened features.
+            a BatchNorm1d, LayerNorm, RMSNorm or PReLU over the flattened features; of a GroupNorm, an attention or
+            a Bilinear, whose weights take torch's order only, ``None`` can be said.
         features: The ``(C, H, W)`` (or ``(C, L)``, ``(C, D, H, W)``) that torch flattens, when the Flax
             model flattens its own channels-last map; ``None`` when the Flax model moves the channels to the
             front before it flattens (``x.transpose(0, 3, 1, 2).reshape(...)``), so nothing changes.
