@@ -470,6 +470,23 @@ def test_what_runs_inside_a_scan_is_compared_layer_by_layer(flavour: str) -> Non
     assert wrong.first.torch_path == "blocks.1.0"
 
 
+def test_a_scan_that_admits_no_effects_is_recorded_through_its_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # flax 0.12.12 raises this of any effect in the body of a linen scan.
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("broadcasted variable has a data dependency on the scan body.")
+
+    monkeypatch.setattr(jax.debug, "callback", refuse)
+    module, linen = Stack(), LinenScan()
+    variables = to_flax(module, linen.init(jax.random.key(0), jnp.zeros((1, 3))))
+    found = parity(module, (linen, variables), torch.randn(4, 3))
+    assert found.ok, str(found)
+    linears = [row for row in found.rows if row.layer == "Linear"]
+    assert [row.torch_path for row in linears] == [f"blocks.{number}.0" for number in range(4)]
+    assert all(row.ok for row in linears)
+
+
 def test_jitted_parts_of_an_nnx_model_are_recorded_in_every_run() -> None:
     class Nnx(NnxShared):
         def __call__(self, x: jax.Array) -> jax.Array:

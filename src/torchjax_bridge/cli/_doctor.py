@@ -62,6 +62,10 @@ def doctor(debug: Debug = False) -> None:
 
 
 def _version(name: str) -> str:
+    if name == "torch":
+        import torch
+
+        return torch.__version__  # with the build behind a plus, which the package may not have in its name
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

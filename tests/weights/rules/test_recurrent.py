@@ -125,7 +125,8 @@ def test_one_layer_computes_the_same_in_every_cell(flavour: str, name: str, bias
 def test_a_relu_recurrence_is_an_activation_of_the_cell() -> None:
     module = nn.RNN(D, H, nonlinearity="relu", batch_first=True)
     flax = ln.RNN(ln.SimpleCell(H, activation_fn=ln.relu))
-    assert_twins(module, flax, draw(*X), within=5e-7, axes=as_is, call=sequence(module))
+    # Outputs grow to 8: two units in their last place.
+    assert_twins(module, flax, draw(*X), within=1e-6, axes=as_is, call=sequence(module))
 
 
 @pytest.mark.parametrize(("count", "directions"), [(2, 1), (1, 2), (2, 2)])

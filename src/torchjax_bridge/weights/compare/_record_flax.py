@@ -1,7 +1,9 @@
 """A run of a Flax model, watched: nnx through a copy whose modules record, linen through ``nn.intercept_methods``.
 
-What runs inside a JAX transformation (scan, remat, vmap, jit) is recorded as it runs, by callbacks. The caller's
-module and variables are left as they were.
+What runs inside a JAX transformation (scan, remat, vmap, jit) is recorded as it runs, by callbacks: effects that
+JAX keeps in order. ``flax.linen.scan`` of flax 0.12.12 takes an effect in its body for a broadcast variable that
+depends on the loop, and raises; such a model runs once more, with callbacks through which the values pass. The
+caller's module and variables are left as they were.
 """
 
 import itertools
@@ -28,10 +30,11 @@ __all__ = ["record_linen", "record_nnx"]
 class _Recorder:
     """Takes calls in, whether their arrays are there or still traced."""
 
-    def __init__(self, watched: frozenset[Path]) -> None:
+    def __init__(self, watched: frozenset[Path], *, effects: bool = True) -> None:
         self.record = Record()
         self.watched = watched
         self.key = next(_KEYS)
+        self._effects = effects
 
     def __enter__(self) -> "_Recorder":
         _RUNNING[self.key] = self
@@ -41,20 +44,23 @@ class _Recorder:
         jax.effects_barrier()
         del _RUNNING[self.key]
 
-    def note(self, path: Path, arguments: Any, output: Any, module: Any = None) -> None:
-        """Record one call, now or when its values are known."""
+    def note(self, path: Path, arguments: Any, output: Any, module: Any = None) -> Any:
+        """Record one call, now or when its values are known; give its output to go on with."""
         leaves, structure = jax.tree.flatten((arguments, output), is_leaf=_is_module)
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
         arrays = [leaves[place] for place in places]
         frame = [None if place in places else leaf for place, leaf in enumerate(leaves)]
         store = partial(_store, self.key, path, module, frame, structure, places)
-        if any(isinstance(array, jax.core.Tracer) for array in arrays):
-            jax.debug.callback(store, *arrays, ordered=True)
-        else:
+        if not any(isinstance(array, jax.core.Tracer) for array in arrays):
             for array in arrays:
                 jax.block_until_ready(array)
             jax.effects_barrier()  # so that what was traced before has been recorded before
             store(*arrays)
+        elif self._effects:
+            jax.debug.callback(store, *arrays, ordered=True)
+        else:
+            return _through(store, arrays, output)
+        return output
 
     def run(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call the model; keep what it raises, since what it did until then says why."""
@@ -65,6 +71,23 @@ class _Recorder:
                 self.record.error = err
                 return None
         return jax.block_until_ready(output)
+
+
+def _through(store: Callable[..., None], arrays: list[Any], output: Any) -> Any:
+    """The output, by way of a callback that stores: it has no effect, and runs because its result is used."""
+    leaves, structure = jax.tree.flatten(output, is_leaf=_is_module)
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer)]
+
+    def look(passed: list[Any], *arrays: Any) -> list[Any]:
+        store(*arrays)
+        return passed
+
+    passed = [leaves[place] for place in places]
+    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in passed]
+    passed = jax.pure_callback(look, shapes, passed, *arrays, vmap_method="sequential")
+    for place, leaf in zip(places, passed, strict=True):
+        leaves[place] = leaf
+    return jax.tree.unflatten(structure, leaves)
 
 
 def _store(
@@ -163,19 +186,24 @@ def record_linen(
             raise
         finally:
             running.remove(path)
-        recorder.note(path, (args, kwargs), output, bare)
-        return output
+        return recorder.note(path, (args, kwargs), output, bare)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return module.apply(variables, *args, rngs=rngs, mutable=writable, **kwargs)
 
-    with _Recorder(watched) as recorder, flax.linen.intercept_methods(look):
-        result = recorder.run(run, args, kwargs)
+    for effects in (True, False):
+        with _Recorder(watched, effects=effects) as recorder, flax.linen.intercept_methods(look):
+            result = recorder.run(run, args, kwargs)
+        if _CONSTANCY not in str(recorder.record.error):
+            break
     if result is not None:
         output, state = result
         recorder.record.output = values_in(output)
         recorder.record.state = {leaf.path: leaf.value for leaf in _changed(state)}
     return recorder.record
+
+
+_CONSTANCY = "broadcasted variable has a data dependency on the scan body"
 
 
 def _changed(state: Mapping[str, Any]) -> Iterable[FlaxLeaf]:

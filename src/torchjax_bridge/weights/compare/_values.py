@@ -92,7 +92,7 @@ def has_one_layout(module: nn.Module) -> bool:
 
 
 def _has_own_forward(module: nn.Module | None) -> bool:
-    return module is not None and not type(module).forward.__module__.startswith("torch.")
+    return module is not None and not (type(module).forward.__module__ or "").startswith("torch.")
 
 
 def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
