@@ -1,5 +1,6 @@
 """The command line: what each command does, says and exits with, and that docs/cli.md is its own help."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -237,8 +238,65 @@ def test_errors_are_one_message_without_traceback_unless_asked(
 
 
 def test_one_is_told_which_side_is_missing(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
-    assert "--template package.module:factory" in run("convert", "net.pt", "o", "--to", "flax", code=1).stderr
+    assert "--template MODULE:FACTORY" in run("convert", "net.pt", "o", "--to", "flax", code=1).stderr
     left(tmp_path)
+
+
+def test_errors_name_the_options_and_not_the_arguments_of_python(
+    nets: dict[str, torch.Tensor], tmp_path: Folder
+) -> None:
+    torch.save({"model": nets, "ema": nets}, "two.pt")
+    to_flax = ("--to", "flax", "--template", factory("variables"))
+    for command, option in (
+        (("net.pt", "two.pt", "--to", "torch"), "--overwrite"),
+        (("two.pt", "o", "--to", "torch"), "--key NAME"),
+        (("net.pt", "o", "--to", "flax"), "--template MODULE:FACTORY"),
+        (("net.pt", "o", *to_flax, "--format", "orbax", "--memory", "10"), "--memory SIZE"),
+    ):
+        said = run("convert", *command, code=1).stderr
+        assert option in said
+        assert "=" not in said
+    left(tmp_path, "two.pt")
+
+
+@pytest.mark.parametrize("command", ["convert", "plan"])
+def test_what_the_names_do_not_say_points_to_the_model(
+    nets: dict[str, torch.Tensor], tmp_path: Folder, command: str
+) -> None:
+    save_state_dict("less.pt", {name: tensor for name, tensor in nets.items() if name != "fc.bias"})
+    arguments = ["less.pt", *(["o"] if command == "convert" else []), "--to", "flax"]
+    arguments += ["--template", factory("nnx_net")]
+    assert "--model MODULE:FACTORY says what names do not" in run(command, *arguments, code=1).output
+    assert "--model" not in run(command, *arguments, "--model", factory("Net"), code=1).output
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX closes a stream")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_is_no_failure(nets: dict[str, torch.Tensor], closed: str) -> None:
+    command = [sys.executable, "-m", "torchjax_bridge", "convert", "net.pt", "o.safetensors", "--to", "torch"]
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load_state_dict("o.safetensors").keys() == nets.keys()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no pseudo terminals")
+def test_on_a_terminal_there_is_a_bar_with_the_name_as_it_is(nets: dict[str, torch.Tensor]) -> None:
+    os.rename("net.pt", "a[red]b.pt")
+    ours, theirs = os.openpty()
+    wide = {**os.environ, "COLUMNS": "120", "TERM": "xterm", "JAX_PLATFORMS": "cpu"}
+    command = ["-m", "torchjax_bridge", "convert", "a[red]b.pt", "o.safetensors", "--to", "torch"]
+    with subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=theirs, env=wide
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while part := os.read(ours, 1 << 12):
+                shown += part
+        assert process.communicate()[0] == b"wrote 7 tensors, 136 B, to o.safetensors\n"
+    os.close(ours)
+    assert b"converting a[red]b.pt" in shown
+    assert b"136/136 bytes" in shown
 
 
 @pytest.mark.parametrize(

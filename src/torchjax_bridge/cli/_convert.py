@@ -65,7 +65,7 @@ def convert(
     limit, size = as_bytes(memory), None if shard_size is None else as_bytes(shard_size)
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug), ExitStack() as shown, warnings.catch_warnings():
+    with spoken(debug, model), ExitStack() as shown, warnings.catch_warnings():
         warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
         done = files.convert(
             src,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from ._options import Debug, Key, Model, Rules, Template
-from ._terminal import say, spoken, where_rules_go
+from ._terminal import in_options, say, spoken
 
 HELP = """Print how the tensors of a checkpoint would lie in the other framework, and every fault; convert nothing.
 
@@ -34,11 +34,11 @@ def plan(
 
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug):
+    with spoken(debug, model):
         route = files.find_route(src, to=to, model=sides[0], template=sides[1], rules=hints, key=key)
     if route.plan is None:
         say(f"{src} holds {to} weights already: {len(route.leaves)} tensors would be copied as they are.")
         return
-    say(str(route.plan) + where_rules_go(str(route.plan)))
+    say(in_options(str(route.plan), model))
     if not route.plan.ok:
         raise typer.Exit(1)

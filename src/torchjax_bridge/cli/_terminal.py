@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TextIO
 
 import typer
 from rich.console import Console
@@ -24,49 +25,74 @@ from rich.progress import (
 
 from torchjax_bridge.errors import BridgeError
 
-__all__ = ["columns", "fail", "human", "progress", "say", "spoken", "where_rules_go"]
+__all__ = ["columns", "fail", "human", "in_options", "progress", "say", "spoken"]
 
 
 def say(text: str = "") -> None:
     """A line of the result."""
-    typer.echo(_printable(text, sys.stdout.encoding))
+    typer.echo(_printable(text, sys.stdout))
 
 
 def fail(text: str, code: int = 1) -> typer.Exit:
     """Say why it failed, and give what to raise."""
-    typer.echo(f"error: {_printable(text, sys.stderr.encoding)}", err=True)
+    typer.echo(f"error: {_printable(text, sys.stderr)}", err=True)
     return typer.Exit(code)
 
 
-def _printable(text: str, encoding: str | None) -> str:
+def _printable(text: str, stream: TextIO | None) -> str:
     """Names come from files that nobody vouches for: nothing in them steers a terminal, or stops a stream."""
     text = "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
     )
-    kind = encoding or "utf-8"
+    kind = getattr(stream, "encoding", None) or "utf-8"  # None: the stream was closed before we began
     return text.encode(kind, "backslashreplace").decode(kind)
 
 
 @contextmanager
-def spoken(debug: bool) -> Iterator[None]:
-    """Errors that this library raises on purpose become one line and exit code 1; with ``debug`` a traceback."""
+def spoken(debug: bool, model: str | None = "") -> Iterator[None]:
+    """Errors that this library raises on purpose become one line and exit code 1; with ``debug`` a traceback.
+
+    Args:
+        debug: Let them through.
+        model: What ``--model`` says, None where it could help and says nothing.
+    """
     try:
         yield
     except BridgeError as err:
         if debug:
             raise
-        raise fail(str(err) + where_rules_go(str(err))) from err
+        raise fail(in_options(str(err), model)) from err
 
 
-def where_rules_go(report: str) -> str:
-    """What to add to a report that says ``rules=[...]``, which is Python; empty for any other."""
-    if "rules=[" not in report:
-        return ""
-    found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
-    if found is None:
-        return "\non the command line, rules=[...] is a file: --rules FILE"
-    rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
-    return f"\non the command line, rules=[...] is a file: --rules FILE, with such a line as\n  {rule}"
+def in_options(report: str, model: str | None = "") -> str:
+    """A report that names arguments of Python, in the words of the command line.
+
+    Args:
+        report: What the library says.
+        model: What ``--model`` says, None where it could help and says nothing.
+    """
+    said = report
+    for argument, option in _OPTIONS.items():
+        said = said.replace(argument, option)
+    if "rules=[" in report:
+        said += "\non the command line, rules=[...] is a file: --rules FILE"
+        found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
+        if found is not None:
+            rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
+            said += f", with such a line as\n  {rule}"
+    if model is None and any(text in report for text in _A_MODEL_HELPS):
+        said += "\n--model MODULE:FACTORY says what names do not: classes of layers, which tensors are tied"
+    return said
+
+
+_OPTIONS = {
+    "overwrite=True": "--overwrite",
+    "template=...": "--template MODULE:FACTORY",
+    "model=...": "--model MODULE:FACTORY",
+    "key=...": "--key NAME",
+    "memory=...": "--memory SIZE",
+}
+_A_MODEL_HELPS = ("nothing on the torch side fills", "pass the nn.Module")
 
 
 def human(size: float) -> str:
@@ -99,9 +125,10 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with bytes, rate and time left on a terminal; elsewhere a line a tenth, at most one a second."""
-    if sys.stderr.isatty():
+    what = _printable(what, sys.stderr)
+    if sys.stderr is not None and sys.stderr.isatty():
         shown = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),  # a file's name may look like it
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),

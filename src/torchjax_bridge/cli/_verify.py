@@ -40,7 +40,7 @@ def verify(
 
     hints, limit = read_rules(rules), as_bytes(memory)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug):
+    with spoken(debug, model):
         found = files.compare_checkpoints(
             a, b, model=sides[0], template=sides[1], rules=hints, key=key, memory=limit
         )

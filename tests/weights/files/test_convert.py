@@ -237,7 +237,7 @@ def test_what_is_there_is_replaced_only_when_told(tmp_path: Folder) -> None:
     state = sharded(tmp_path / "torch")
     (tmp_path / "out").mkdir()
     convert(tmp_path / "torch", tmp_path / "out", to="torch")  # an empty folder is no loss
-    with pytest.raises(CheckpointError, match="--overwrite"):
+    with pytest.raises(CheckpointError, match="overwrite=True"):
         convert(tmp_path / "torch", tmp_path / "out", to="torch", dtype=torch.float32)
     assert_same(load_state_dict(tmp_path / "out"), state)
     convert(tmp_path / "torch", tmp_path / "out", to="torch", dtype=torch.float32, overwrite=True)

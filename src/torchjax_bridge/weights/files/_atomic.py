@@ -135,7 +135,7 @@ def refuse_to_replace(target: pathlib.Path, *, folder: bool, overwrite: bool) ->
                     "be lost. Name a new folder."
                 )
         if not overwrite:
-            raise CheckpointError(f"cannot write {target}: it exists. Pass overwrite=True, or --overwrite.")
+            raise CheckpointError(f"cannot write {target}: it exists. Pass overwrite=True to replace it.")
 
 
 def part_of(target: pathlib.Path) -> pathlib.Path:

@@ -182,14 +182,14 @@ def find_route(
         if template is None:
             raise CheckpointError(
                 f"{found.path} holds torch weights, and names and shapes alone do not say what a Flax model calls "
-                "them: give the model they go to (template=, --template package.module:factory)."
+                "them: give the model they go to as template=...."
             )
         plan, leaves, notes = route_to_flax(found, model, template, rules)
     else:
         if model is None:
             raise CheckpointError(
                 f"{found.path} holds Flax weights, and names and shapes alone do not say what a torch model calls "
-                "them: give the model they go to (model=, --model package.module:factory)."
+                "them: give the model they go to as model=...."
             )
         plan, leaves = route_to_torch(found, model, template, rules)
     if dtype is not None:

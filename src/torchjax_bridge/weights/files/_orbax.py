@@ -105,7 +105,7 @@ def write_orbax(leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progr
     if total > memory:
         raise CheckpointError(
             f"Orbax holds a tree whole while it writes it: {total} bytes, and {memory} are allowed. Raise the "
-            "limit (memory=, --memory), or write safetensors, which is written leaf by leaf."
+            "limit with memory=..., or write safetensors, which is written leaf by leaf."
         )
     for leaf in leaves:
         if not leaf.nbytes:

@@ -199,9 +199,7 @@ def _find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapp
         return content[inner[0]], f"the entry '{inner[0]}'"
     if inner:
         names = ", ".join(map(repr, inner))
-        raise CheckpointError(
-            f"{path}: it holds several state_dicts ({names}): say which, with key= or --key."
-        )
+        raise CheckpointError(f"{path}: it holds several state_dicts ({names}): say which, with key=....")
     others = [
         str(name)
         for name, value in content.items()
