@@ -238,6 +238,8 @@ def test_a_convolution_with_a_kernel_of_1_fills_a_dense_layer(flavour: str, rank
         return nnx.Linear(4, 6, use_bias=bias, rngs=rngs)
 
     twin = ln.Dense(6, use_bias=bias) if flavour == "linen" else dense
+    assert not plan(CONV[rank - 1](4, 4, 1), nnx.Linear(4, 4, rngs=nnx.Rngs(0))).assumed
+    assert plan(CONV[rank - 1](4, 4, 1).state_dict(), nnx.Linear(4, 4, rngs=nnx.Rngs(0))).assumed
     assert_twins(CONV[rank - 1](4, 6, 1, bias=bias), twin, draw(2, 4, *SPACE[rank - 1]), within=1e-6)
 
 

@@ -33,14 +33,16 @@ __all__ = ["RULES"]
 
 def _convolution(layer: Layer) -> Iterable[Entry]:
     rank = _rank(layer)
-    if len(layer.flax.get(("kernel",), ())) == 2:
-        return _entries(_pointwise(layer))
-    _same_groups(layer)
     outputs, inputs, *_ = layer.torch["weight"].shape
+    if len(layer.flax.get(("kernel",), ())) == 2:
+        return _entries(_pointwise(layer), _TAKEN if layer.kind is None and inputs == outputs else "")
+    _same_groups(layer)
     # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
     doubtful = layer.kind is None and layer.flax_kind is None and inputs == outputs
-    kernel = Permute((*range(2, rank), 1, 0))
-    return _entries(kernel, "taken for a convolution, and could be a transposed one" if doubtful else "")
+    return _entries(Permute((*range(2, rank), 1, 0)), _TAKEN if doubtful else "")
+
+
+_TAKEN = "taken for a convolution, and could be a transposed one"
 
 
 def _pointwise(layer: Layer) -> Layout:
