@@ -22,6 +22,7 @@ def main() -> None:
 
         if "--debug" not in sys.argv:
             sys.excepthook = _in_one_line
+            sys.unraisablehook = _beside_the_point
         get_command(app)(prog_name="torchjax-bridge")
     except ModuleNotFoundError as err:
         missing = (err.name or "").partition(".")[0]
@@ -39,3 +40,10 @@ def _in_one_line(kind: type[BaseException], err: BaseException, trace: Traceback
     del trace
     reason = (str(err).splitlines() or [""])[0]
     sys.stderr.write(f"error: {kind.__name__}: {reason} (--debug shows where)\n")
+
+
+def _beside_the_point(fault: "sys.UnraisableHookArgs") -> None:
+    """What a thread could tell nobody: Orbax gives up on a damaged checkpoint while TensorStore still reads it."""
+    if fault.exc_type is RuntimeError and str(fault.exc_value) == "Event loop is closed":
+        return
+    _in_one_line(fault.exc_type, fault.exc_value or fault.exc_type(), fault.exc_traceback)

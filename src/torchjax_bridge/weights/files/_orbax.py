@@ -69,8 +69,10 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     checkpointer = _checkpointer()
     _check_tree(folder)
     with _in_words(folder):
-        tree = checkpointer.metadata(str(folder.absolute())).item_metadata.tree
-    flat = dict(_leaves(tree, ()))
+        found = checkpointer.metadata(str(folder.absolute())).item_metadata
+    if found is None:  # what Orbax says of arrays that it cannot find is in its log alone
+        raise CheckpointError(f"{folder}: files that its {_TREE} speaks of are missing or damaged.")
+    flat = dict(_leaves(found.tree, ()))
     strip = bool(flat) and all(len(path) > 1 and path[-1] == "value" for path in flat)
     leaves: dict[str, Leaf] = {}
     reader = _Reader(folder, checkpointer, flat)

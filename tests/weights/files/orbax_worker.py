@@ -1,0 +1,66 @@
+"""One of two processes that save one tree together, as a program on several hosts does.
+
+``python orbax_worker.py RANK PORT FOLDER``: every array is spread over both processes, or held by both.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+NO_COLLECTIVES = 77
+SHAPES = {"Dense_0": (64, 96), "Dense_1": (96, 32)}
+SPREAD = {"Dense_0": PartitionSpec("x", None), "Dense_1": PartitionSpec(None, "x")}
+
+
+def values() -> dict[str, dict[str, np.ndarray]]:
+    """The tree, the same in every process: bf16 with every bit pattern, and float32."""
+    random = np.random.default_rng(0)
+    tree = {}
+    for name, shape in SHAPES.items():
+        bits = random.integers(0, 2**16, shape, np.uint16)
+        bias = random.standard_normal(shape[1]).astype(np.float32)
+        tree[name] = {"kernel": bits.view(jax.numpy.bfloat16), "bias": bias}
+    return tree
+
+
+def main(rank: int, port: str, folder: pathlib.Path) -> None:
+    try:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", 2, rank, initialization_timeout=60)
+        devices = jax.devices()
+    except (AttributeError, RuntimeError, ValueError) as err:
+        sys.stderr.write(f"no collectives between processes: {err}\n")
+        raise SystemExit(NO_COLLECTIVES) from err
+    import orbax.checkpoint as ocp
+
+    mesh = Mesh(np.array(devices), ("x",))
+
+    def placed(array: np.ndarray, spec: PartitionSpec) -> Any:
+        sharding = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(array.shape, sharding, lambda place: array[place])
+
+    tree = {
+        "params": {
+            name: {
+                "kernel": placed(layer["kernel"], SPREAD[name]),
+                "bias": placed(layer["bias"], PartitionSpec()),
+            }
+            for name, layer in values().items()
+        }
+    }
+    with ocp.CheckpointManager(folder / "manager") as manager:
+        manager.save(3, args=ocp.args.StandardSave(tree))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "standard", tree)
+    for name, ocdbt, zarr3 in (("files", False, False), ("zarr3", True, True), ("zarr3 files", False, True)):
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=ocdbt, use_zarr3=zarr3)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(folder / name, ocp.args.PyTreeSave(tree))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], pathlib.Path(sys.argv[3]))
