@@ -360,14 +360,20 @@ def test_a_graph_lives_through_cache_clear_and_dies_with_a_clear_error():
         graph(x)
 
 
-def test_a_wrapped_function_that_was_compiled_dies_too():
+def test_a_wrapped_function_that_was_compiled_dies_too_and_its_programs_with_it():
+    def bound():
+        torch._dynamo.reset()
+        gc.collect()
+        return len(_torch_op._bound)
+
+    before = bound()
     g = as_torch_function(lambda x: jnp.sin(x))
     x = torch.ones(3, requires_grad=True)
     torch.compile(lambda x, g=g: g(x), fullgraph=True, backend="aot_eager")(x).sum().backward()
+    assert len(_torch_op._bound) > before
     watched = weakref.ref(g)
-    torch._dynamo.reset()
     del g
-    gc.collect()
+    assert bound() == before
     assert watched() is None
 
 

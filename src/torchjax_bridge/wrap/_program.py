@@ -7,6 +7,7 @@ knows only which dtypes it has.
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,15 @@ class Origin:
     """What wrapped it."""
     pins: dict[Any, Any] = field(default_factory=dict)
     """What must live as long as it does, because graphs that torch compiled name it."""
+
+    def pin(self, thing: Any, key: Any) -> Any:
+        """Keep ``thing``, and give a weak reference to it, for a graph to hold.
+
+        A graph lives until the code that Dynamo made for it is gone, and JAX's tracebacks, in all that was traced
+        or compiled while that code ran, hold the code where no garbage collector looks.
+        """
+        self.pins[key] = thing
+        return weakref.proxy(thing)
 
 
 class Program:

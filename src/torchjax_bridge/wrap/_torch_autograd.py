@@ -26,6 +26,7 @@ __all__ = ["call"]
 
 _Tensor = torch.Tensor
 is_grad_enabled = torch.is_grad_enabled
+is_compiling = torch.compiler.is_compiling
 
 
 def call(program: Program, leaves: Sequence[Any]) -> Sequence[Any]:
@@ -51,7 +52,7 @@ class _Reverse(torch.autograd.Function):
         everything, arrays = run_keeping(linear.forward, leaves)
         count = len(program.outputs)
         results, residuals = everything[:count], everything[count:]
-        ctx.linear = linear
+        ctx.linear = program.origin.pin(linear, linear) if is_compiling() else linear
         # The same memory as JAX sees it, which saves lending it again; not where hooks move it elsewhere.
         ctx.arrays = None
         if arrays is not None and not saving_hooks_active():

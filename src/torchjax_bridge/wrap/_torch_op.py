@@ -39,6 +39,8 @@ class _Bound:
         self.program = program
         self.others = tuple(others)
         self.name = f"{uuid.uuid4().hex}"
+        self.for_graph: Any = self
+        """What torch may keep of it: a weak reference, where a graph is made."""
 
     def leaves(self, tensors: Sequence[Any]) -> list[Any]:
         given = iter(tensors)
@@ -71,7 +73,7 @@ def _bind(program: Program, others: Sequence[Any]) -> _Bound:
         known = _Bound(program, others)
         _bound[known.name] = known
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-            program.origin.pins[key] = known  # the graph will hold the name alone
+            known.for_graph = program.origin.pin(known, key)  # the graph will hold the name alone
     return known
 
 
@@ -117,7 +119,7 @@ def _fake_kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
 @unseen
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     name, tensors = inputs
-    ctx.bound = _lookup(name)
+    ctx.bound = _lookup(name).for_graph
     ctx.save_for_backward(*tensors)
 
 
