@@ -71,7 +71,7 @@ def as_torch_function(
         * ``jax.Array`` (PRNG keys among them) and ``numpy.ndarray``: constants with new values each call;
         * ``bool``, ``int``, ``float``, ``complex`` and numpy scalars: traced, weakly typed, one program for
           all values. Where ``fn`` branches on one, name it in ``static_argnames``;
-        * anything else that is hashable (strings, functions, dtypes, enums): static.
+        * anything else that is hashable (strings, functions, dtypes, enums that are no numbers): static.
 
         It returns what ``fn`` returns, with a tensor for each array, or a ``jax.Array`` for a PRNG key.
         Integer and bool results do not require grad.
