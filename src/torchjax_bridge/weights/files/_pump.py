@@ -46,6 +46,7 @@ class Pump:
         # Laying out costs more than writing, so several cores lay out what one thread writes in turn.
         self._layers = min(os.cpu_count() or 1, _MOST)
         self._in_flight = self._layers + 1
+        self._memory = memory
         self._share = max(memory // (2 * self._in_flight), 1)
         self._progress = progress
         self._free: deque[np.ndarray] = deque()
@@ -109,10 +110,12 @@ class Pump:
             return
         if _xla_copy.pays(tensor):
             tensor = tensor.squeeze()  # the same bytes, cut along an axis that can be
-            piece_size = min(_PIECE, max(self._share, _WRITE))
-            rows = max(piece_size * tensor.shape[0] // tensor.nbytes, 1)
+            size = min(_PIECE, max(self._share, _WRITE))
+            rows = max(size * tensor.shape[0] // tensor.nbytes, 1)
+            # A slow disk must not find the whole leaf laid out; many pieces keep busy cores from waiting for us.
+            ahead = max(self._memory // (2 * size), self._in_flight)
             for piece in tensor.split(rows):
-                self._wait(self._in_flight - 1)  # a slow disk must not find the whole leaf laid out
+                self._wait(ahead - 1)
                 made = layouts.submit(_xla_copy.lay_out, piece)
                 self._pending.append(writer.submit(_write_made, made, file, at, progress))
                 at = None  # the others follow it
