@@ -21,6 +21,8 @@ from torchjax_bridge.weights import (
     save_state_dict,
 )
 
+from .bits import assert_same
+
 Folder = pathlib.Path
 
 
@@ -252,3 +254,24 @@ def test_a_shard_size_that_is_no_number_of_bytes_is_refused(tmp_path: Folder, si
     ):
         save_state_dict(tmp_path / "m", {"w": torch.ones(2)}, shard_size=size)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("usual", "others"),
+    [
+        ("model.safetensors", ["model.fp16.safetensors", "consolidated.safetensors", "optimizer.pt"]),
+        ("pytorch_model.bin", ["training_args.bin", "optimizer.pt", "scheduler.pt"]),
+    ],
+)
+def test_the_weights_of_a_hub_are_found_beside_what_else_it_keeps(
+    tmp_path: Folder, usual: str, others: list[str]
+) -> None:
+    want = {"w": torch.randn(3)}
+    save_state_dict(tmp_path / usual, want)
+    for name in [*others, "config.json", "tokenizer.json"]:
+        (tmp_path / name).write_bytes(b"no weights")
+    assert_same(load_state_dict(tmp_path), want)
+    save_flax(tmp_path / "flax_model.msgpack", {"params": {"w": jnp.ones(3)}})
+    if usual == "pytorch_model.bin":  # the weights of two frameworks: which is meant?
+        with pytest.raises(CheckpointError, match="several checkpoints"):
+            load_state_dict(tmp_path)

@@ -1,7 +1,8 @@
 """Which format lies under a path, told by its content, and the checkpoint in it.
 
 A folder is searched for one checkpoint: Orbax's own layout, safetensors (an index, then a file), other files. Two
-of one kind are refused. A name's suffix decides only what the content leaves open.
+of one kind are refused, unless one has the name that model hubs give it. A name's suffix decides only what the
+content leaves open.
 """
 
 import os
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from torchjax_bridge.errors import CheckpointError
 
-from ._index import read_index
+from ._index import INDEX, SINGLE, read_index
 from ._leaf import Checkpoint
 from ._mapped import Window
 from ._safetensors import read_safetensors
@@ -25,6 +26,8 @@ _INSIDE = (
     (".bin.index.json",),
     (".msgpack", ".pt", ".pth", ".th", ".bin", ".ckpt"),
 )
+# What hubs call the weights themselves; beside them lie variants, adapters and what a trainer keeps of its own.
+_USUAL = (INDEX, SINGLE, "pytorch_model.bin.index.json", "pytorch_model.bin", "flax_model.msgpack")
 _TORCH = (".pt", ".pth", ".th", ".bin", ".ckpt")
 _PICKLE = b"\x80\x02"
 
@@ -101,6 +104,9 @@ def _inside(folder: pathlib.Path) -> pathlib.Path:
         found = [name for name in names if name.endswith(suffixes)]
         if len(found) == 1:
             return folder / found[0]
+        usual = [name for name in found if name in _USUAL]
+        if len(usual) == 1:
+            return folder / usual[0]
         if found:
             raise CheckpointError(f"{folder} holds several checkpoints ({_some(found)}): name one of them.")
     raise CheckpointError(f"{folder} holds no checkpoint: it has {_some(names) or 'nothing in it'}.")
