@@ -1,8 +1,10 @@
 """The loop that moves the values: what it holds, and what it writes from tensors of any strides."""
 
+import io
 import threading
 import time
 
+import jax
 import pytest
 import torch
 
@@ -56,3 +58,17 @@ def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
     else:
         assert disk.written == tensor.nbytes
     assert most <= memory
+
+
+def test_a_guard_on_transfers_in_the_configuration_is_not_about_files() -> None:
+    tensor = torch.rand(2048, 1024).t()
+    assert _xla_copy.pays(tensor)
+    file = io.BytesIO()
+    before = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", "disallow_explicit")
+    try:
+        with _pump.Pump(1 << 30).running() as pump:
+            pump.feed(leaf_of(tensor), file)
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+    assert file.getvalue() == tensor.contiguous().numpy().tobytes()
