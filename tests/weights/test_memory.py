@@ -136,6 +136,16 @@ def test_what_stands_around_the_call_in_jax_changes_nothing(laid_out: list[torch
     assert len(laid_out) == 4
 
 
+def test_a_guard_on_all_transfers_is_about_the_users_own(laid_out: list[torch.Size]) -> None:
+    before = jax.config.jax_transfer_guard
+    jax.config.update("jax_transfer_guard", "disallow_explicit")  # a setting that every thread sees
+    try:
+        _check([_random_bits((24, 40), torch.float32, n).t() for n in range(2)])
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+    assert len(laid_out) == 2
+
+
 def test_one_thread_of_torch_is_enough(laid_out: list[torch.Size]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)

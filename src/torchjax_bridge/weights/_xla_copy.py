@@ -45,8 +45,10 @@ def lay_out(tensor: torch.Tensor) -> torch.Tensor:
     To be called on a thread of its own, as the module says.
     """
     bits = tensor.view(_STANDS_FOR[tensor.element_size()])
-    # may_alias=False: the source may change as soon as the call has returned.
-    array = jax.device_put(bits.numpy(), _host(), may_alias=False)
+    # A guard in JAX's configuration reaches every thread, and is about the user's transfers; this is none.
+    with jax.transfer_guard_host_to_device("allow"):
+        # may_alias=False: the source may change as soon as the call has returned.
+        array = jax.device_put(bits.numpy(), _host(), may_alias=False)
     return array_to_torch(array).view(tensor.dtype)
 
 

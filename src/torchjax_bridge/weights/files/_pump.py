@@ -11,7 +11,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import BinaryIO
 
-import jax
 import numpy as np
 import torch
 
@@ -117,7 +116,7 @@ class Pump:
             ahead = max(self._memory // (2 * size), self._in_flight)
             for piece in tensor.split(rows):
                 self._wait(ahead - 1)
-                made = layouts.submit(_lay_out_piece, piece)
+                made = layouts.submit(_xla_copy.lay_out, piece)
                 self._pending.append(writer.submit(_write_made, made, file, at, progress))
                 at = None  # the others follow it
             return
@@ -147,12 +146,6 @@ class Pump:
     def _wait(self, leave: int) -> None:
         while len(self._pending) > leave:
             self._pending.popleft().result()
-
-
-def _lay_out_piece(piece: torch.Tensor) -> torch.Tensor:
-    # A guard in JAX's configuration reaches every thread, and is about the user's transfers.
-    with jax.transfer_guard_host_to_device("allow"):
-        return _xla_copy.lay_out(piece)
 
 
 def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None) -> None:
