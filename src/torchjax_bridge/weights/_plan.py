@@ -330,7 +330,10 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
     for key, paths in holders.items():
         if key in tied and len(set(paths)) > 1:
             places = ", ".join(sorted({join_path(path) for path in paths}))
-            yield f"{key}: one tied torch tensor becomes separate Flax leaves ({places}); the tie is lost"
+            yield (
+                f"{key}: one tied torch tensor is separate Flax leaves ({places}), which training may part; "
+                "only equal values go back"
+            )
 
 
 def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
