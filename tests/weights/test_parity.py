@@ -861,3 +861,142 @@ def test_a_norm_whose_forward_moves_the_channels_is_compared_where_flax_has_them
     assert not found.ok
     assert found.cause is not None
     assert "epsilon" in str(found)
+
+
+# --- right models whose layers do not lie alike ----------------------------------------------------------
+
+
+class _Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten())
+        self.mean, self.spread = nn.Linear(54, 4), nn.Linear(54, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.encoder(x)
+        return self.mean(x) + self.spread(x).exp()
+
+
+class _NnxEncoder(nnx.Module):
+    def __init__(self, activation: Callable[[jax.Array], jax.Array]) -> None:
+        rngs = nnx.Rngs(0)
+        conv = nnx.Conv(3, 6, (3, 3), padding="VALID", rngs=rngs)
+        self.encoder = nnx.Sequential(conv, nnx.relu, lambda x: x.reshape(len(x), -1))
+        self.mean, self.spread = (nnx.Linear(54, 4, rngs=rngs) for _ in range(2))
+        self.activation = activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.encoder(x)
+        return self.mean(x) + self.activation(self.spread(x))
+
+
+def test_a_container_that_ends_in_a_flatten_lies_as_its_readers_take_it() -> None:
+    module, x = _Encoder().eval(), torch.randn(2, 3, 5, 5, generator=torch.manual_seed(0))
+    rules = [Flatten(name, (6, 3, 3)) for name in ("mean", "spread")]
+    found = parity(module, to_flax(module, _NnxEncoder(jnp.exp), rules=rules), x, rules=rules)
+    assert found.ok, str(found)
+    found = parity(module, to_flax(module, _NnxEncoder(jnp.sin), rules=rules), x, rules=rules)
+    assert found.first is not None  # the mistake is not hidden behind the flatten
+    assert found.first.torch_path == ""
+    wrong = [Flatten(name, None) for name in ("mean", "spread")]
+    cause = parity(module, to_flax(module, _NnxEncoder(jnp.exp), rules=wrong), x, rules=wrong).cause
+    assert cause is not None
+    assert cause.kind == "flatten order"
+    assert 'Flatten("mean", (6, 3, 3))' in cause.fix  # a layer, which the rule can speak of
+
+
+class _Causal(nn.Module):
+    """Pads both sides, and cuts the end off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(3, 4, 3, padding=4, dilation=2)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x)[..., :-4].relu().mean(-1))
+
+
+class _NnxCausal(nnx.Module):
+    def __init__(self, **settings: Any) -> None:
+        self.conv = nnx.Conv(
+            3, 4, (3,), **{"padding": "CAUSAL", "kernel_dilation": 2, **settings}, rngs=nnx.Rngs(0)
+        )
+        self.head = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.head(nnx.relu(self.conv(x)).mean(1))
+
+
+def test_a_causal_convolution_agrees_with_one_whose_end_torch_cuts_off() -> None:
+    module, x = _Causal().eval(), torch.randn(2, 3, 9, generator=torch.manual_seed(0))
+    found = parity(module, to_flax(module, _NnxCausal()), x)
+    assert found.ok, str(found)
+    for settings, kind in (({"kernel_dilation": 1}, "kernel_dilation"), ({"padding": "SAME"}, "padding")):
+        cause = parity(module, to_flax(module, _NnxCausal(**settings)), x).cause
+        assert cause is not None
+        assert (cause.kind, cause.proved) == (kind, True)
+
+
+class _Bags(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags = nn.EmbeddingBag(9, 4, mode="mean")
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.tags(ids))
+
+
+class _NnxBags(nnx.Module):
+    def __init__(self, reduce: Callable[..., jax.Array]) -> None:
+        self.tags = nnx.Embed(9, 4, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        self.reduce = reduce
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.head(self.reduce(self.tags(ids), axis=1))
+
+
+def test_a_bag_that_flax_reduces_behind_its_table_shows_in_the_layer_that_reads_it() -> None:
+    module, ids = _Bags().eval(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    found = parity(module, to_flax(module, _NnxBags(jnp.mean)), ids)
+    assert found.ok, str(found)
+    assert (found.rows[0].torch_path, found.rows[0].ok) == ("tags", None)
+    found = parity(module, to_flax(module, _NnxBags(jnp.sum)), ids)
+    assert found.first is not None
+    assert found.first.torch_path == "head"
+
+
+class _Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(9, 4)
+        self.rnn = nn.LSTM(4, 3, num_layers=2, batch_first=True)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(self.emb(ids))[0][:, -1])
+
+
+class _NnxReader(nnx.Module):
+    def __init__(self, turned: int) -> None:
+        rngs = nnx.Rngs(0)
+        self.emb = nnx.Embed(9, 4, rngs=rngs)
+        self.rnn = nnx.List([nnx.RNN(nnx.LSTMCell(size, 3, rngs=rngs), rngs=rngs) for size in (4, 3)])
+        self.head = nnx.Linear(3, 2, rngs=rngs)
+        self.turned = turned
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.head(self.rnn[1](self.rnn[0](self.emb(ids))[:, :: self.turned])[:, -1])
+
+
+def test_a_recurrent_layer_that_is_a_list_in_flax_is_not_said_to_be_left_out() -> None:
+    module, ids = _Reader().eval(), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    assert parity(module, to_flax(module, _NnxReader(1)), ids).ok
+    cause = parity(module, to_flax(module, _NnxReader(-1)), ids).cause
+    assert cause is not None
+    assert cause.kind != "calls"
+    assert "'emb'" in cause.message
+    assert "'head'" in cause.message
+    assert "'rnn' (LSTM)" in cause.message

@@ -39,11 +39,18 @@ def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _pooling(step, inputs, evidence, where)
     yield from relation(step, inputs, evidence, where)
     for other in evidence.steps[: evidence.steps.index(step)]:
-        if other.flax is None and not list(other.module.children()):
+        if other.flax is None and not _may_be_several(other.module):
             yield replace(not_called(other), proved=False)
-    names = ", ".join(f"'{join_path(c.path)}' ({type(c.module).__name__})" for c in _unpaired(step, evidence))
+    alone = [s.torch for s in evidence.steps[: evidence.steps.index(step)] if s.flax is None]
+    between = [*(call for call in alone if isinstance(call.module, nn.RNNBase)), *_unpaired(step, evidence)]
+    names = ", ".join(f"'{join_path(c.path)}' ({type(c.module).__name__})" for c in between)
     ran = f"; between them torch runs {names}" if names else ""
     yield Cause("unknown", f"{where}the two models compute different things{ran}", "", proved=False)
+
+
+def _may_be_several(module: nn.Module) -> bool:
+    """Whether a module may be several in Flax, none of which is called in its place."""
+    return isinstance(module, nn.RNNBase) or next(module.children(), None) is not None
 
 
 def _front(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
@@ -179,11 +186,13 @@ def _pooling(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> 
                 yield Cause("pooling", f"{where}{text} where torch runs {name}", fix, proved=True)
 
 
-def relation(step: Step, compared: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
-    """A relation between what torch has and what Flax has, found by its numbers."""
+def relation(
+    step: Step, compared: Comparison, evidence: Evidence, where: str, reader: Step | None = None
+) -> Iterator[Cause]:
+    """A relation between what torch has and what Flax has, found by its numbers; ``reader`` is whom to mend."""
     if compared.ours is None:
         return
     known = [*_known(step, evidence), *_on_the_way(step, compared, evidence)]
     finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), evidence.close)
     if finding is not None:
-        yield as_cause(finding, step, where)
+        yield as_cause(finding, reader or step, where)

@@ -9,6 +9,7 @@ is proved, the best of what is known is said, and that it is not proved.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from torchjax_bridge.exchange import join_path
@@ -45,7 +46,18 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _mode(step, call, evidence)
     yield from (as_cause(finding, step, "") for finding in wrong)
     if step.output is not None:
-        yield from relation(step, step.output, evidence, f"behind the last layer of {place(step)} ")
+        behind = f"behind the last layer of {place(step)} "
+        yield from relation(step, step.output, evidence, behind, _reader(step, evidence))
+
+
+def _reader(step: Step, evidence: Evidence) -> Step | None:
+    """The first layer that reads what a container gives."""
+    given = step.torch.outputs[0].array
+    for other in evidence.steps[evidence.steps.index(step) + 1 :]:
+        taken = other.torch.inputs[:1]
+        if not list(other.module.children()) and taken and np.array_equal(taken[0].array, given):
+            return other
+    return None
 
 
 def _settings(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:

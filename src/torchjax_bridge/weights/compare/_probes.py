@@ -131,7 +131,7 @@ def _reordered(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | 
         return Finding(
             "order",
             "Flax has the same values in another order",
-            "look at the reshapes and transposes in front",
+            "look at the concatenations, reshapes and transposes in front",
         )
     return None
 

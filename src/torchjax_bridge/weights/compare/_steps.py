@@ -14,7 +14,7 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ._record import Call, Record
-from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance
+from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance, without_tail
 
 __all__ = ["Bounds", "Comparison", "Orders", "Step", "align", "channels_last", "compare"]
 
@@ -125,7 +125,7 @@ _SEQUENCES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
 def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds) -> Comparison:
-    ways = laid_out(one.array, module, other.array.shape)
+    ways = laid_out(without_tail(one.array, module, other.array.shape), module, other.array.shape)
     if has_one_layout(module):
         ways = ways[:1]
     found = best(ways, other.array)
@@ -149,16 +149,14 @@ class Orders:
     gives: Mapping[Path, tuple[int, ...]]
 
     def ways(self, call: Call) -> list[tuple[int, ...] | None]:
-        """The orders in which the output of a call may be: for a container, that of any of its layers."""
+        """The orders in which the output of a call may be: for a container, those of its layers and readers."""
         if call.path in self.gives:
             return [self.gives[call.path]]
-        inside = {
-            shape
-            for path, shape in self.gives.items()
-            if call.path and path[: len(call.path)] == call.path
-            if call.outputs and call.outputs[0].array.shape[-1:] == (prod(shape),)
-        }
-        return [None, *sorted(inside)]
+        inside = {shape for path, shape in self.gives.items() if path[: len(call.path)] == call.path}
+        if next(call.module.children(), None) is not None:
+            inside |= {*self.takes.values()}  # what ends in a flatten, which a layer behind it reads
+        fits = {shape for shape in inside if call.path and call.outputs}
+        return [None, *sorted(s for s in fits if call.outputs[0].array.shape[-1:] == (prod(s),))]
 
 
 # --- which call is which -------------------------------------------------------------------------------

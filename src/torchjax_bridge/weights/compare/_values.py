@@ -24,6 +24,7 @@ __all__ = [
     "laid_out",
     "tolerance",
     "values_in",
+    "without_tail",
 ]
 
 
@@ -124,6 +125,20 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
         for way in ways
         if way.size == np.prod(shape) and shape and way.ndim and way.shape[-1] == shape[-1]
     ]
+
+
+def without_tail(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> np.ndarray:
+    """The output of a causal convolution of torch's without the end that is cut off behind it.
+
+    torch has no causal mode: such a layer pads both sides by the whole reach of its kernel. What it gives in front
+    is what Flax gives with ``padding="CAUSAL"``, and the rest is as long as the reach.
+    """
+    if not isinstance(module, nn.Conv1d) or module.stride != (1,) or array.ndim != len(shape):
+        return array
+    reach = module.dilation[0] * (module.kernel_size[0] - 1)
+    if module.padding != (reach,) or shape[-2] != array.shape[-1] - reach:
+        return array
+    return array[..., : shape[-2]]
 
 
 # --- distances ---------------------------------------------------------------------------------------
