@@ -355,6 +355,20 @@ def test_two_values_for_one_tied_tensor_are_refused() -> None:
         to_state_dict(twin, module)
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_module_on_meta_says_what_it_ties_as_one_with_memory_does(tie: bool) -> None:
+    module = Tied()
+    with torch.device("meta"):
+        empty = Tied()
+    twin = to_flax(module, NnxTied(nnx.Rngs(0), tie=tie))
+    back = to_state_dict(twin, empty)
+    assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+    if not tie:
+        twin.second.kernel[...] += 1
+        with pytest.raises(errors.PlanError, match=r"second\.weight"):
+            to_state_dict(twin, empty)
+
+
 def test_two_tensors_for_one_flax_leaf_are_refused() -> None:
     module = Tied()
     module.second.weight = nn.Parameter(torch.randn(4, 4))

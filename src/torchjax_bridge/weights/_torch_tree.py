@@ -9,6 +9,7 @@ its ``state_dict``.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -185,7 +186,8 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
     faults += change.unused()
     live = source if isinstance(source, nn.Module) else None
-    return TorchTree(scopes.root, state, _find_ties(state), tuple(others), notes, tuple(faults), live)
+    ties = _find_ties(state) | (_ties_on_meta(live, state) if live is not None else {})
+    return TorchTree(scopes.root, state, ties, tuple(others), notes, tuple(faults), live)
 
 
 @lru_cache(maxsize=4096)
@@ -341,6 +343,20 @@ def _find_ties(state: dict[str, Any]) -> dict[str, str]:
         else:
             ties[key] = twin
     return ties
+
+
+def _ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
+    """The same of tensors without memory: which the module holds under an earlier key as well."""
+    held = dict(
+        chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+    )
+    first: dict[int, str] = {}
+    earlier = {
+        key: first.setdefault(id(held[key]), key)
+        for key, tensor in state.items()
+        if key in held and isinstance(tensor, torch.Tensor) and tensor.is_meta
+    }
+    return {key: other for key, other in earlier.items() if key != other}
 
 
 def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
