@@ -291,3 +291,31 @@ def _assert_comes_back(module: nn.Module, twin: Any, rules: list[Flatten]) -> No
     back = to_state_dict(twin, module, rules=rules)
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
     jax.block_until_ready(jax.tree.leaves(nnx.state(twin)))
+
+
+def test_the_map_that_is_proposed_is_the_last_in_front_of_the_layer_and_has_an_order_to_lose() -> None:
+    decoder = nn.Sequential(nn.ConvTranspose2d(16, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 1, 3))
+    module, template = _pair(
+        conv=nn.Conv2d(3, 4, 3), conv2=nn.Conv2d(4, 16, 3), mean=nn.Linear(256, 6), decoder=decoder
+    )
+    (fault,) = plan(module, template).faults
+    assert 'Flatten("mean", (16, 4, 4))' in fault.message
+
+
+def test_a_norm_without_a_class_is_not_asked_about_beside_a_convolution_that_takes_as_much() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(12), nn.Conv2d(12, 4, 3)
+
+    class NnxLayer(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.norm = nnx.BatchNorm(12, rngs=rngs)
+            self.conv = nnx.Conv(12, 4, (3, 3), padding="VALID", rngs=rngs)
+
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), Layer())  # whose 12 channels are 8 and 4 more, concatenated
+    rngs = nnx.Rngs(0)
+    template = nnx.Sequential(nnx.Conv(3, 8, (3, 3), padding="VALID", rngs=rngs), NnxLayer(rngs))
+    assert _asked(module.state_dict(), template) == []
+    fitting, flat = _pair(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm1d(12), fc=nn.Linear(12, 2))
+    assert _asked(fitting.state_dict(), flat) == ["norm", "fc"]

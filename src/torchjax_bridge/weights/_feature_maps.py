@@ -80,6 +80,7 @@ class _Reader:
     gives: set[int] = field(default_factory=set)
     linear: bool = False
     fixed: bool = False
+    behind: int = 0  # so many convolutions and norms of maps are defined in front of it
 
 
 @dataclass(eq=False)
@@ -125,8 +126,7 @@ def ask_about_maps(
             faults.append(say_whose(reader.node, reader.width, viewed[reader.width]))
         elif maps and (reader.width in roots or known):
             asked.add(path)
-            fitting = [count for count in reversed(widths.channels) if reader.width % count == 0]
-            channels = known or (fitting[0] if fitting else 0)
+            channels = known or _likely_channels(reader, widths.channels)
             faults.append((say_fixed if reader.fixed else say_how)(reader.node, reader.width, channels))
         elif not maps and known is not None:
             how = f'Flatten("{join_path(reader.node.origin)}", None)'
@@ -160,6 +160,15 @@ def _has_an_order(width: int) -> bool:
     return any(width % size == 0 for size in range(2, isqrt(width) + 1))
 
 
+def _likely_channels(reader: _Reader, channels: Sequence[int]) -> int:
+    """The channels to propose: those of the nearest maps in front of a layer that fit its width; 0 for none.
+
+    A map of one channel has no order to lose, so that proposing it would pass off a guess as an answer.
+    """
+    nearest = [*reversed(channels[: reader.behind]), *reversed(channels[reader.behind :])]
+    return next((count for count in nearest if count > 1 and reader.width % count == 0), 0)
+
+
 _TAKEN = "is taken to flatten in one order on both sides, as it does what has one channel or no channels"
 
 
@@ -173,11 +182,19 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
 
     def reader(node: TorchNode, width: int) -> _Reader:
         if id(node) not in readers:
-            readers[id(node)] = _Reader(node, width)
+            readers[id(node)] = _Reader(node, width, behind=len(found.channels))
             found.readers.append(readers[id(node)])
         return readers[id(node)]
 
     recurrent: dict[int, set[int]] = {}
+    # Of a norm without a class, whose shapes are those of a BatchNorm1d too: what the convolutions beside it take.
+    beside = {
+        (nodes[key].origin[:-1], tree.state[key].shape[1])
+        for move in moves
+        if move.rule in _CONVOLUTIONS
+        for key in move.torch_keys
+        if tree.state[key].ndim > 2
+    }
     for move in moves:
         for key in move.torch_keys:
             shape, node, name = tuple(tree.state[key].shape), nodes[key], key.rpartition(".")[2]
@@ -191,7 +208,8 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
             elif move.rule in _GROUPED and name == "weight":
                 found.grouped.append((node, shape[0]))
             elif move.rule in _NORMS and len(shape) == 1 and shape[0] > 1:
-                reader(node, shape[0])
+                if node.kind is not None or (node.origin[:-1], shape[0]) not in beside:
+                    reader(node, shape[0])
             elif move.rule == "Linear" and len(shape) == 2 and shape[1] > 1:  # one input has no order
                 one = reader(node, shape[1])
                 one.gives.add(shape[0])
@@ -199,9 +217,13 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
             elif move.rule in _ATTENTION:
                 if name.endswith("_proj_weight"):  # the packed one has three of them
                     gives = shape[0] // 3 if name.startswith("in_") else shape[0]
-                    found.readers.append(_Reader(node, shape[1], {gives}, fixed=True))
+                    here = len(found.channels)
+                    found.readers.append(_Reader(node, shape[1], {gives}, fixed=True, behind=here))
             elif move.rule in _BILINEAR and len(shape) == 3:
-                found.readers += [_Reader(node, width, {shape[0]}, fixed=True) for width in shape[1:]]
+                here = len(found.channels)
+                found.readers += [
+                    _Reader(node, width, {shape[0]}, fixed=True, behind=here) for width in shape[1:]
+                ]
             elif move.rule in _RECURRENT and len(shape) == 2 and "weight_ih" in key:
                 if not name[len("weight_ih") :].startswith("_l") or "_l0" in name:
                     reader(node, shape[1])
