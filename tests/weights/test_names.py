@@ -1,6 +1,7 @@
 """Matching: by name, by place, by what alone fits; and refused where two answers are left."""
 
 import itertools
+import re
 from contextlib import nullcontext
 from typing import Any
 
@@ -422,6 +423,147 @@ def test_equal_siblings_with_automatic_names_are_refused_when_attributes_have_no
 
     with pytest.raises(errors.PlanError, match="equally well"):
         to_flax(TorchNamed(second=(4, 4), first=(4, 4)), Net().init(jax.random.key(0), jnp.zeros((1, 4))))
+
+
+class _Block(nn.Module):
+    def __init__(self, down: bool) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 4, 5), nn.BatchNorm2d(4)
+        self.down = nn.Sequential(nn.Conv2d(4, 4, 5), nn.BatchNorm2d(4)) if down else nn.Identity()
+
+
+class _LinenBlock(ln.Module):
+    down: bool
+
+    @ln.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        norm = lambda x, name=None: ln.BatchNorm(use_running_average=True, name=name)(x)  # noqa: E731
+        y = norm(ln.Conv(4, (3, 3))(x))
+        y = norm(ln.Conv(4, (5, 5))(y))
+        return y + norm(ln.Conv(4, (5, 5), name="proj")(x), "proj_norm") if self.down else y
+
+
+class _LinenBlocks(ln.Module):
+    @ln.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for down in (False, True):
+            x = _LinenBlock(down)(x)
+        return x
+
+
+def test_blocks_with_doubts_inside_are_paired_and_each_doubt_is_settled_by_the_rule_it_names() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer1 = nn.Sequential(_Block(down=False), _Block(down=True))
+
+    module, template = Net(), _variables(_LinenBlocks(), 1, 9, 9, 4)
+    faults = plan(module, template).faults
+    assert [fault.kind for fault in faults] == ["ambiguous"] * len(faults)
+    assert 'Rename("layer1.0.bn1", "layer1.0.BatchNorm_0")' in str(faults[0])  # of one block, and not of all
+    assert "layer1.1" not in str(faults[0])
+    rules: list[Rename] = []
+    for _ in range(9):
+        faults = plan(module, template, rules=rules).faults
+        if not faults:
+            break
+        one, other = re.findall(r'Rename\("(\S+)", "(\S+)"\)', faults[0].message)[0]
+        rules.append(Rename(one, other))
+    pairs = _pairs(module, template, rules=rules)
+    assert pairs["layer1.0.conv1.weight"] == "params._LinenBlock_0.Conv_0.kernel"
+    assert pairs["layer1.0.bn1.weight"] == "params._LinenBlock_0.BatchNorm_0.scale"
+    assert {pairs[f"layer1.1.{name}.weight"] for name in ("conv2", "down.0")} == {
+        f"params._LinenBlock_1.{name}.kernel" for name in ("Conv_1", "proj")
+    }
+
+
+def test_the_rule_that_an_assumption_about_numbers_names_settles_it() -> None:
+    class Pair(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return ln.Dense(4)(ln.Dense(4)(x))
+
+    class Net(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return ln.Dense(2)(Pair()(x))
+
+    module = nn.ModuleDict({"body": _mlp(4, 4, 4), "head": nn.Linear(4, 2)})
+    template = _variables(Net(), 1, 4)
+    (assumed,) = plan(module, template).assumed
+    one, other = re.findall(r'Rename\("(\S+)", "(\S+)"\)', assumed)[0]
+    made = plan(module, template, rules=[Rename(one, other)])
+    assert made.ok
+    assert not made.assumed
+    backwards = [Rename("body.0", "body.Dense_1")]
+    assert _pairs(module, template, rules=backwards)["body.2.weight"] == "params.Pair_0.Dense_0.kernel"
+
+
+def test_equal_layers_under_a_parent_that_linen_has_not_are_paired_by_their_names() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(4)
+            self.attn = TorchNamed(query=(4, 4), key=(4, 4), out=(4, 4))
+
+    class LinenBlock(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            x = ln.LayerNorm(name="norm")(x)
+            return ln.Dense(4, name="out")(ln.Dense(4, name="query")(x) * ln.Dense(4, name="key")(x))
+
+    pairs = _pairs(Block(), _variables(LinenBlock(), 1, 4))
+    for name in ("query", "key", "out"):
+        assert pairs[f"attn.{name}.weight"] == f"params.{name}.kernel"
+    block = Block()
+    block.attn = TorchNamed(query=(4, 4), key=(4, 4), o=(4, 4))  # one name of three is another
+    with pytest.raises(errors.PlanError):
+        to_flax(block, _variables(LinenBlock(), 1, 4))
+
+
+def test_a_norm_of_your_own_is_refused_with_the_layer_type_that_fills_a_scale() -> None:
+    class Rms(nn.Module):
+        def __init__(self, bias: bool) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+            if bias:
+                self.bias = nn.Parameter(torch.randn(4))
+
+    class Net(nnx.Module):
+        def __init__(self, norm: type) -> None:
+            self.norm = norm(4, rngs=nnx.Rngs(0))
+
+    for own, norm, said in ((Rms(False), nnx.RMSNorm, nn.RMSNorm), (Rms(True), nnx.LayerNorm, nn.LayerNorm)):
+        module = nn.Module()
+        module.norm = own
+        fix = rf'rules=\[LayerType\("norm", nn\.{said.__name__}\)\] if it computes'
+        with pytest.raises(errors.PlanError, match=fix):
+            to_flax(module, Net(norm))
+        twin = to_flax(module, Net(norm), rules=[LayerType("norm", said)])
+        np.testing.assert_array_equal(np.asarray(twin.norm.scale[...]), own.weight.detach().numpy())
+
+
+def test_a_square_weight_of_bare_keys_is_asked_about_where_a_scan_holds_it() -> None:
+    class Block(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return ln.Dense(4, name="proj")(x), None
+
+    class Scan(ln.Module):
+        @ln.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            scanned = ln.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+            return scanned(name="h")(x, None)[0]
+
+    module = nn.Module()
+    module.model = nn.Module()
+    module.model.h = nn.ModuleList(TorchNamed(proj=(4, 4)) for _ in range(2))
+    rule = 'LayerType("model.h.0.proj", nn.Linear)'
+    (fault,) = plan(module.state_dict(), _variables(Scan(), 1, 4)).faults
+    assert rule in fault.message
+    said = [LayerType("model.h.*.proj", nn.Linear)]
+    assert plan(module.state_dict(), _variables(Scan(), 1, 4), rules=said).ok
 
 
 def test_one_of_two_equal_siblings_is_not_guessed_when_the_other_is_missing() -> None:

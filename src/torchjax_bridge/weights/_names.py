@@ -110,9 +110,11 @@ class Matcher:
         torch_node = _emptied(torch_node, flax_node)
         self._alive.append(torch_node)
         own = bind_raw(torch_node, dict(torch_node.leaves), dict(flax_node.leaves))
+        if own.faults and (kind := _norm_by_its_names(torch_node, flax_node)):
+            return Match(faults=(_norm_of_its_own(torch_node, flax_node, kind),))
         if own.faults and torch_node.leaves and _computes(torch_node.kind):
             return Match(faults=(_no_rule(torch_node),))
-        paired = pair_children(torch_node, flax_node, self._fits, self._opens)
+        paired = pair_children(torch_node, flax_node, self._fits, self._opens, self._may_fit)
         pair = (torch_node.origin, flax_node.path)
         here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,), assumed=paired.assumed)
         below = [self.match(ours, theirs) for ours, theirs in paired.pairs]
@@ -135,6 +137,11 @@ class Matcher:
 
     def _fits(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
         return self.match(torch_node, flax_node).ok
+
+    def _may_fit(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
+        """Whether nothing but doubts stands against a pair."""
+        faults = self.match(torch_node, flax_node).faults
+        return all(fault.kind == "ambiguous" and fault.even for fault in faults)
 
     def _opens(self, node: TorchNode) -> bool:
         """Whether a module is nothing but a holder of others."""
@@ -248,6 +255,28 @@ def _computes(kind: type | None) -> bool:
     if kind is None or kind is nn.Module or not kind.__module__.startswith("torch.nn.modules."):
         return False
     return kind.__module__.rpartition(".")[2] not in ("container", "transformer")
+
+
+def _norm_by_its_names(torch_node: TorchNode, flax_node: FlaxNode) -> str:
+    """The norm of torch's that a module of the caller's own may be, by its tensors and Flax's leaves; or none."""
+    ours = {name: tuple(leaf.meta.shape) for name, leaf in torch_node.leaves.items()}
+    theirs = {name: leaf.shape for name, leaf in flax_node.leaves.items()}
+    if torch_node.kind is None or torch_node.children or flax_node.children or "scale" not in theirs:
+        return ""
+    if ours != {("weight" if name == "scale" else name): shape for name, shape in theirs.items()}:
+        return ""
+    return {("scale",): "RMSNorm", ("bias", "scale"): "LayerNorm"}.get(tuple(sorted(theirs)), "")
+
+
+def _norm_of_its_own(torch_node: TorchNode, flax_node: FlaxNode, kind: str) -> Fault:
+    path = join_path(torch_node.origin)
+    return Fault(
+        "ambiguous",
+        f"{torch_node.where} is no layer of torch's, and {flax_node.where} has a scale where it has a weight; say "
+        f'rules=[LayerType("{path}", nn.{kind})] if it computes what nn.{kind} does, or pass a '
+        f"Rule({torch_node.kind.__name__ if torch_node.kind else kind}, ...)",
+        path,
+    )
 
 
 def _no_rule(node: TorchNode) -> Fault:

@@ -29,12 +29,14 @@ class Fault:
         message: What and why, and the fix.
         path: Where, dotted.
         subject: The key or the dotted path of the one tensor it is about, or empty.
+        even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
     """
 
     kind: FaultKind
     message: str
     path: str
     subject: str = ""
+    even: bool = True
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message} @ {self.path or '(root)'}"

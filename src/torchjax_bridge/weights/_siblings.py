@@ -25,6 +25,7 @@ from torchjax_bridge.exchange import join_path
 from ._flax_tree import FlaxNode
 from ._report import Fault
 from ._torch_tree import TorchNode
+from .rules import Rename
 
 __all__ = ["Pairing", "pair_children"]
 
@@ -58,7 +59,9 @@ class Pairing:
     assumed: tuple[tuple[str, str], ...] = ()
 
 
-def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens: _Opens) -> Pairing:
+def pair_children(
+    torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens: _Opens, may_fit: _Fits
+) -> Pairing:
     """Pair the children of two nodes.
 
     Args:
@@ -66,6 +69,7 @@ def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens
         flax_node: The parent on the Flax side.
         fits: Whether two subtrees fit, wholly and without a fault.
         opens: Whether a torch node is a mere holder, whose children may stand for it.
+        may_fit: Whether two subtrees would fit, were a doubt inside them settled.
     """
     ours = {name: node for name, node in torch_node.children.items() if not node.empty}
     theirs = {name: node for name, node in flax_node.children.items() if not node.empty}
@@ -74,20 +78,20 @@ def pair_children(torch_node: TorchNode, flax_node: FlaxNode, fits: _Fits, opens
         inner = theirs.get("layers") or _group(theirs, flax_node).get("layers")
         if inner is not None:
             rest = tuple(n for n in theirs.values() if n is not inner and n not in inner.children.values())
-            found = pair_children(torch_node, inner, fits, opens)
+            found = pair_children(torch_node, inner, fits, opens, may_fit)
             return replace(found, flax_left=(*found.flax_left, *rest))
     pairs = _by_name(ours, theirs, flax_node)
     if not pairs and not torch_node.leaves and not flax_node.leaves:
         # One side has a level of its own: a model held in an attribute of a model.
         if len(ours) == 1 and len(theirs) > 1 and opens(only := next(iter(ours.values()))):
-            return pair_children(only, flax_node, fits, opens)
+            return pair_children(only, flax_node, fits, opens, may_fit)
         if len(theirs) == 1 and len(ours) > 1 and not (inner := next(iter(theirs.values()))).leaves:
-            return pair_children(torch_node, inner, fits, opens)
-    search = _Search(fits, opens, flax_node)
+            return pair_children(torch_node, inner, fits, opens, may_fit)
+    search = _Search(fits, opens, may_fit, torch_node, flax_node)
     search.run(list(ours.values()), list(theirs.values()))
     done = search.done
     shifted = [pair for pair in search.pairs if _is_shifted(pair, pairs, fits)]
-    search.faults += [_shift(pair) for pair in shifted]
+    search.faults += [_shift(pair, torch_node, flax_node) for pair in shifted]
     search.pairs = [pair for pair in search.pairs if pair not in shifted]
     return Pairing(
         (*pairs, *search.pairs),
@@ -171,14 +175,20 @@ def _stem(node: TorchNode | FlaxNode) -> str:
     return name.rstrip("0123456789") if name[-1:].isdigit() else ""
 
 
-def _shift(pair: tuple[TorchNode, FlaxNode]) -> Fault:
+def _rename(one: TorchNode, other: FlaxNode, torch_parent: TorchNode, parent: FlaxNode) -> Rename:
+    """The rule that makes two nodes a pair by name and leaves their parents to be each other's."""
+    name = (*torch_parent.path, *other.path[len(parent.path) :])
+    return Rename(join_path(one.origin), join_path(name))
+
+
+def _shift(pair: tuple[TorchNode, FlaxNode], torch_parent: TorchNode, parent: FlaxNode) -> Fault:
     one, other = pair
     path = join_path(one.origin)
     return Fault(
         "ambiguous",
         f"{one.where} has no partner of its name, and {other.where} none either, but their equal siblings share "
         "names: the two sides may count from different numbers. Say which is which for all of them, for example "
-        f'rules=[Rename("{path}", "{join_path(other.path)}"), ...]',
+        f"rules=[{_rename(one, other, torch_parent, parent)}, ...]",
         path,
     )
 
@@ -189,8 +199,11 @@ def _shift(pair: tuple[TorchNode, FlaxNode]) -> Fault:
 class _Search:
     """Pairs what has no partner by name, opening holders that fit nothing as a whole."""
 
-    def __init__(self, fits: _Fits, opens: _Opens, parent: FlaxNode) -> None:
-        self._fits, self._opens, self._parent = fits, opens, parent
+    def __init__(
+        self, fits: _Fits, opens: _Opens, may_fit: _Fits, torch_parent: TorchNode, parent: FlaxNode
+    ) -> None:
+        self._fits, self._opens, self._may_fit = fits, opens, may_fit
+        self._torch_parent, self._parent = torch_parent, parent
         self.pairs: _Pairs = []
         self.faults: list[Fault] = []
         self.notes: list[str] = []
@@ -203,13 +216,18 @@ class _Search:
             groups = _group({node.path[-1]: node for node in theirs}, self._parent).values()
             before = len(self.done)
             # A group of one would compete with the one.
-            self._round(ours, [*theirs, *(group for group in groups if len(group.children) > 1)])
+            wanted = [*theirs, *(group for group in groups if len(group.children) > 1)]
+            opened_ours = [part for node in ours for part in self._open(node)]
+            last = opened_ours == ours  # nothing more can turn up on the torch side
+            self._round(ours, {id(one): [o for o in wanted if self._fits(one, o)] for one in ours}, last)
             if len(self.done) == before:
-                opened_ours = [part for node in ours for part in self._open(node)]
+                # What is in doubt inside would be in doubt among more candidates once it is open.
+                self._round(ours, {id(one): self._likely(one, wanted) for one in ours}, last)
+            if len(self.done) == before:
                 opened_theirs = [part for node in theirs for part in _open_flax(node)]
-                if len(opened_ours) > len(ours) or opened_ours != ours:
+                if not last:
                     ours = opened_ours
-                elif len(opened_theirs) > len(theirs) or opened_theirs != theirs:
+                elif opened_theirs != theirs:
                     theirs = opened_theirs
                 else:
                     return
@@ -219,9 +237,13 @@ class _Search:
     def _open(self, node: TorchNode) -> list[TorchNode]:
         return [n for n in node.children.values() if not n.empty] if self._opens(node) else [node]
 
-    def _round(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> None:
-        """Settle every set of nodes that compete for the same partners."""
-        options = {id(one): [other for other in theirs if self._fits(one, other)] for one in ours}
+    def _likely(self, one: TorchNode, theirs: list[FlaxNode]) -> list[FlaxNode]:
+        """The partners that a node would have, were a doubt settled: the one of its name, if that is among them."""
+        found = [other for other in theirs if self._may_fit(one, other)]
+        return [other for other in found if other.path[-1] == one.path[-1]] or found
+
+    def _round(self, ours: list[TorchNode], options: dict[int, list[FlaxNode]], last: bool) -> None:
+        """Settle every set of nodes that compete for the same partners, of equal numbers unless it is the last."""
         certain: _Pairs = []
         numbered: list[_Pairs] = []
         waiting = [one for one in ours if options[id(one)]]
@@ -229,25 +251,30 @@ class _Search:
             rivals, wanted = _rivals(waiting[0], waiting, options)
             if len(rivals) == len(wanted) == 1:
                 certain.append((rivals[0], wanted[0]))
+            elif by_name := _by_their_names(rivals, wanted, options):
+                certain += by_name
             elif all(options[id(node)] == wanted for node in rivals) and (
                 pairs := _by_number(rivals, wanted)
             ):
                 numbered.append(pairs)
-            else:
+            elif last or len(rivals) == len(wanted):
                 self._refuse(rivals, wanted, "")
             waiting = [node for node in waiting if node not in rivals]
         for pairs in numbered:
             if _runs_forward([*certain, *(pair for other in numbered for pair in other)], pairs):
                 self._accept(pairs)
-                first, last = pairs[0], pairs[-1]
-                subject = f"{first[0].where} to {last[0].where}"
-                words = f"equal, and paired by number with {first[1].where} to {last[1].where}"
+                one, another = pairs[0], pairs[-1]
+                subject = f"{one[0].where} to {another[0].where}"
+                words = f"equal, and paired by number with {one[1].where} to {another[1].where}"
                 # One neighbour that its shape pairs in the same direction bears the others out.
                 if _line(certain, pairs):
                     self.notes.append(f"{subject}: {words}")
                 else:
                     nested = "which is backwards if they are written as Layer()(Layer()(x))"
-                    self.assumed.append((subject, f"{words}, {nested}"))
+                    rename = _rename(*one, self._torch_parent, self._parent)
+                    self.assumed.append(
+                        (subject, f"{words}, {nested}; rules=[{rename}, ...] says that it is not")
+                    )
             else:
                 why = ", and their numbers run the other way where shapes tell"
                 self._refuse([one for one, _ in pairs], [other for _, other in pairs], why)
@@ -261,12 +288,13 @@ class _Search:
     def _refuse(self, ours: list[TorchNode], theirs: list[FlaxNode], why: str) -> None:
         left = ", ".join(node.where for node in ours)
         right = ", ".join(node.where for node in theirs)
-        one, other = join_path(ours[0].origin), join_path(theirs[0].path)
+        alike = [node for node in theirs if node.path[-1] == ours[0].path[-1]]
+        one = join_path(ours[0].origin)
+        rename = _rename(ours[0], (alike or theirs)[0], self._torch_parent, self._parent)
         message = (
-            f"{left} fit {right} equally well{why}; say which is which, for example "
-            f'rules=[Rename("{one}", "{other}"), ...]'
+            f"{left} fit {right} equally well{why}; say which is which, for example rules=[{rename}, ...]"
         )
-        self.faults.append(Fault("ambiguous", message, one))
+        self.faults.append(Fault("ambiguous", message, one, even=len(ours) == len(theirs)))
         self.done |= {id(node) for parent in ours for node in parent.walk()}
         self.done |= {id(node) for parent in theirs for node in parent.walk()}
 
@@ -286,6 +314,17 @@ def _rivals(
                 wanted += [other for other in options[id(node)] if other not in wanted]
                 grown = True
     return rivals, wanted
+
+
+def _by_their_names(
+    ours: list[TorchNode], theirs: list[FlaxNode], options: dict[int, list[FlaxNode]]
+) -> _Pairs:
+    """Equal candidates under different parents by their own names, if both sides have the same; else nothing."""
+    named = {str(node.path[-1]): node for node in theirs}
+    pairs = [(node, named.get(str(node.path[-1]))) for node in ours if isinstance(node.path[-1], str)]
+    found = [(one, other) for one, other in pairs if other is not None and other in options[id(one)]]
+    partners = {id(other) for _, other in found}
+    return found if len(partners) == len(ours) == len(theirs) == len(named) else []
 
 
 def _by_number(ours: list[TorchNode], theirs: list[FlaxNode]) -> _Pairs:
