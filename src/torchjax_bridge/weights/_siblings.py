@@ -31,6 +31,10 @@ __all__ = ["Pairing", "pair_children"]
 
 _NUMBERED = re.compile(r"^(.*)_(\d+)$")
 
+# The first tensor of a recurrent layer, and the name of a cell of it, behind the layer's own.
+_RECURRENT = frozenset({"weight_ih_l0"})
+_CELL = re.compile(r"(_l?\d+)?(_(forward|fwd|backward|bwd|reverse))?(_l?\d+)?")
+
 _Name = str | int
 _Node = TypeVar("_Node", TorchNode, FlaxNode)
 _Pairs = list[tuple[TorchNode, FlaxNode]]
@@ -130,8 +134,19 @@ def _numbers(nodes: dict[_Name, TorchNode] | dict[_Name, FlaxNode]) -> list[int]
 
 
 def _prefixed(node: TorchNode, name: str, theirs: dict[_Name, FlaxNode], parent: FlaxNode) -> FlaxNode | None:
-    """Linen's ``blocks_0``, ``blocks_1`` or ``heads_a``, ``heads_b`` as one node with children."""
+    """Linen's ``blocks_0``, ``blocks_1`` or ``heads_a``, ``heads_b`` as one node with children.
+
+    So are the cells of a recurrent layer, whose ``RNN`` and ``Bidirectional`` have no scope: ``lstm_fwd``,
+    ``lstm_1_backward``. Which of them is which is for its rule to say.
+    """
     found: dict[_Name, FlaxNode] = {}
+    if _RECURRENT & node.leaves.keys():
+        found = {
+            key: child
+            for key, child in theirs.items()
+            if isinstance(key, str) and key.startswith(f"{name}_") and _CELL.fullmatch(key[len(name) :])
+        }
+        return FlaxNode((*parent.path, name), children=found) if found else None
     for key, child in theirs.items():
         if isinstance(key, str) and key.startswith(f"{name}_"):
             rest = key[len(name) + 1 :]

@@ -318,3 +318,39 @@ def test_two_equal_layers_that_only_numbers_tell_apart_are_refused() -> None:
     module = nn.ModuleDict({"encoder": nn.LSTM(D, D), "decoder": nn.LSTM(D, D)})
     with pytest.raises(errors.PlanError, match=r"fit 'LSTMCell_0' \(LSTMCell\), .* equally well"):
         to_flax(module, template(Pair(), np.ones(X, np.float32)))
+
+
+class Words(ln.Module):
+    """Cells under the name of the layer and words, which no scope of a layer holds together."""
+
+    suffixes: tuple[tuple[str, str], ...]
+
+    @ln.compact
+    def __call__(self, x):
+        for names in self.suffixes:
+            forward, backward = (ln.OptimizedLSTMCell(H, name=f"rnn{name}") for name in names)
+            x = ln.Bidirectional(ln.RNN(forward), ln.RNN(backward))(x)
+        return ln.Dense(2, name="rnn_head")(x)
+
+
+@pytest.mark.parametrize(
+    "suffixes",
+    [
+        (("_fwd", "_bwd"),),
+        (("_forward", "_reverse"),),
+        (("_0_forward", "_0_backward"), ("_1_forward", "_1_backward")),
+        (("_fwd_0", "_bwd_0"), ("_fwd_1", "_bwd_1")),
+    ],
+)
+def test_cells_beside_each_other_are_one_layer_by_its_name_and_words(suffixes: Any) -> None:
+    rnn = nn.LSTM(D, H, num_layers=len(suffixes), bidirectional=True, batch_first=True)
+    module = nn.ModuleDict({"rnn": rnn, "rnn_head": nn.Linear(2 * H, 2)})
+    flax = Words(suffixes)
+    assert_twins(
+        module,
+        flax,
+        draw(*X),
+        within=5e-7,
+        axes=as_is,
+        call=lambda x: module["rnn_head"](module["rnn"](x)[0]),
+    )
