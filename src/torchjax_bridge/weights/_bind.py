@@ -233,7 +233,7 @@ def _misfit(
 
 def _is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
     """Whether one tensor has the same shape on both sides, which then says nothing about its layout."""
-    return [tuple(leaf.meta.shape) for leaf in torch_leaves] == [leaf.shape for leaf in flax_leaves]
+    return [leaf.meta.shape for leaf in torch_leaves] == [leaf.shape for leaf in flax_leaves]
 
 
 @lru_cache(maxsize=4096)

@@ -347,15 +347,14 @@ def _find_ties(state: dict[str, Any]) -> dict[str, str]:
 
 def _ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
     """The same of tensors without memory: which the module holds under an earlier key as well."""
+    abstract = [key for key, tensor in state.items() if isinstance(tensor, torch.Tensor) and tensor.is_meta]
+    if not abstract:
+        return {}
     held = dict(
         chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     )
     first: dict[int, str] = {}
-    earlier = {
-        key: first.setdefault(id(held[key]), key)
-        for key, tensor in state.items()
-        if key in held and isinstance(tensor, torch.Tensor) and tensor.is_meta
-    }
+    earlier = {key: first.setdefault(id(held[key]), key) for key in abstract if key in held}
     return {key: other for key, other in earlier.items() if key != other}
 
 
