@@ -300,6 +300,9 @@ def test_the_map_that_is_proposed_is_the_last_in_front_of_the_layer_and_has_an_o
     )
     (fault,) = plan(module, template).faults
     assert 'Flatten("mean", (16, 4, 4))' in fault.message
+    module, template = _pair(conv=nn.Conv2d(3, 16, 3), conv2=nn.Conv2d(16, 1, 3), mean=nn.Linear(256, 6))
+    (fault,) = plan(module, template).faults
+    assert 'Flatten("mean", (C, ...))' in fault.message
 
 
 def test_a_norm_without_a_class_is_not_asked_about_beside_a_convolution_that_takes_as_much() -> None:

@@ -163,10 +163,11 @@ def _has_an_order(width: int) -> bool:
 def _likely_channels(reader: _Reader, channels: Sequence[int]) -> int:
     """The channels to propose: those of the nearest maps in front of a layer that fit its width; 0 for none.
 
-    A map of one channel has no order to lose, so that proposing it would pass off a guess as an answer.
+    Nor is a map of one channel proposed: it has no order to lose, and typed as it stands would pass for an answer.
     """
     nearest = [*reversed(channels[: reader.behind]), *reversed(channels[reader.behind :])]
-    return next((count for count in nearest if count > 1 and reader.width % count == 0), 0)
+    found = next((count for count in nearest if reader.width % count == 0), 0)
+    return found if found > 1 else 0
 
 
 _TAKEN = "is taken to flatten in one order on both sides, as it does what has one channel or no channels"
