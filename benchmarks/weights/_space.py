@@ -1,5 +1,6 @@
 """How much memory a conversion needs beside the model: the result, and little more."""
 
+import gc
 from pathlib import Path
 
 from torchjax_bridge import to_flax
@@ -23,6 +24,7 @@ def peak_memory(name: str, description: Description, setting: Setting) -> Findin
     sizes = [tensor.nbytes for tensor in module.state_dict().values()]
     shares = []
     for _ in range(3):
+        gc.collect()  # a Flax module is a cycle, and would be given back in the middle of the next conversion
         give_back_memory()  # what an earlier result left to be used again would not be counted
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is resident now
         before = _status("VmRSS")

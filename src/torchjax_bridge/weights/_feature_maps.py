@@ -100,8 +100,11 @@ def ask_about_maps(
 ) -> tuple[list[Fault], list[tuple[str, str]]]:
     """What must be said about maps and is not, and what was assumed: about which layer, and what."""
     said = [rule for rule in rules if isinstance(rule, Flatten)]
-    widths = _read(tree, moves)
     behind, before = in_sequentials(tree.root)
+    of_maps = any(_is_of_maps(node.kind) for node in tree.root.walk())
+    if not (of_maps or said or behind or before or any(move.rule in _CONVOLUTIONS for move in moves)):
+        return [], []  # as in a language model, whose thousand tensors need no reading
+    widths = _read(tree, moves)
     taken, shaped = (
         {
             id(r.node)
@@ -112,7 +115,7 @@ def ask_about_maps(
         for out in (False, True)
     )
     faults = [fault for reader in widths.readers for fault in contradicts(reader.node, widths.channels)]
-    maps = bool(widths.channels) or any(_is_of_maps(node.kind) for node in tree.root.walk())
+    maps = bool(widths.channels) or of_maps
     roots = _unexplained(widths, taken) if maps else set()
     asked: set[int] = set()
     assumed = []
