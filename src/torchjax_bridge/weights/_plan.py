@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from torch import nn
 
@@ -272,26 +273,30 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
 
 def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
     """Dtypes that JAX cannot hold as it is set up."""
+    x64 = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009 - mypy does not know the names of settings
     for move in moves:
         for key in move.torch_keys:
-            dtype = tree.state[key].dtype
-            if tree.state[key].layout is not torch.strided:
+            tensor = tree.state[key]
+            if tensor.layout is not torch.strided:
                 yield Fault("dtype", "it is a sparse tensor; call .to_dense() first", key, key)
-                continue
-            try:
-                wanted = jax_dtype(dtype)
-            except DtypeError as err:
-                yield Fault("dtype", str(err), key, key)
-                continue
-            # 64-bit integers may cross as 32-bit ones, which their values decide.
-            if wanted.kind in "fc" and jax.dtypes.canonicalize_dtype(wanted) != wanted:
-                yield Fault(
-                    "dtype",
-                    f"{dtype} needs x64, which is off; call module.float() first, or "
-                    'jax.config.update("jax_enable_x64", True)',
-                    key,
-                    key,
-                )
+            elif words := _cannot_cross(tensor.dtype, x64):
+                yield Fault("dtype", words, key, key)
+
+
+@lru_cache(maxsize=64)
+def _cannot_cross(dtype: torch.dtype, x64: bool) -> str:
+    """Why JAX cannot hold a dtype, with x64 as it is; empty if it can."""
+    try:
+        wanted = jax_dtype(dtype)
+    except DtypeError as err:
+        return str(err)
+    # 64-bit integers may cross as 32-bit ones, which their values decide.
+    if wanted.kind in "fc" and not x64 and wanted in (np.float64, np.complex128):
+        return (
+            f"{dtype} needs x64, which is off; call module.float() first, or "
+            'jax.config.update("jax_enable_x64", True)'
+        )
+    return ""
 
 
 def by_words(found: Iterable[tuple[str, str]]) -> Iterable[str]:
@@ -309,7 +314,6 @@ _MOST_NAMED = 4
 
 def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
     """What is no fault and still worth saying."""
-    holders: dict[str, list[Path]] = {}
     for move in moves:
         name = " + ".join(move.torch_keys) or _paths(move)
         if move.note:
@@ -318,17 +322,19 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
             yield f"{name}: {move.layout}; the way back needs the torch module as its template to be exact"
         if move.rule == RAW:
             yield from _other_role(tree, move, leaves)
-        for key in move.torch_keys:
-            holders.setdefault(tree.ties.get(key, key), []).extend(move.flax_paths)
         dtypes = {tree.state[key].dtype for key in move.torch_keys}
         for path in move.flax_paths:
             theirs = leaves[path].dtype
             if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
                 ours = ", ".join(sorted(map(str, dtypes)))
                 yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
-    tied = set(tree.ties.values())
+    tied = {*tree.ties, *tree.ties.values()}
+    holders: dict[str, list[Path]] = {}
+    for move in moves if tied else ():
+        for key in tied.intersection(move.torch_keys):
+            holders.setdefault(tree.ties.get(key, key), []).extend(move.flax_paths)
     for key, paths in holders.items():
-        if key in tied and len(set(paths)) > 1:
+        if len(set(paths)) > 1:
             places = ", ".join(sorted({join_path(path) for path in paths}))
             yield (
                 f"{key}: one tied torch tensor is separate Flax leaves ({places}), which training may part; "
