@@ -30,23 +30,6 @@ DTYPES = (
 )
 
 
-@pytest.fixture
-def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes that XLA lays out; it does so whatever the size."""
-    shapes: list[torch.Size] = []
-    lay_out = _xla_copy.lay_out
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        shapes.append(tensor.shape)
-        return lay_out(tensor)
-
-    monkeypatch.setattr(_xla_copy, "lay_out", look)
-    monkeypatch.setattr(_xla_copy, "_LARGE_BYTES", 64)
-    monkeypatch.setattr(_xla_copy, "_LARGE_BYTES_IN_SHORT_RUNS", 64)
-    monkeypatch.setattr(_xla_copy, "_SHORTEST_RUN", 2)
-    return shapes
-
-
 def _random_bits(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     """Any bits at all, signalling NaNs included."""
     count = int(np.prod(shape)) * dtype.itemsize

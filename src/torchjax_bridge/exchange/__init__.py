@@ -9,7 +9,7 @@ from ._dtypes import jax_dtype, torch_dtype
 from ._paths import Path, from_jax_keypath, join_path, split_path
 from ._refusals import check_copy
 from ._structure import flatten
-from ._tensors import array_to_torch, tensor_to_jax
+from ._tensors import array_to_torch, tensor_to_jax, x64
 from ._trees import to_jax, to_torch
 
 __all__ = [
@@ -29,4 +29,5 @@ __all__ = [
     "to_torch",
     "torch_device",
     "torch_dtype",
+    "x64",
 ]

@@ -129,7 +129,7 @@ def array_to_torch(
 
 def _crosses_now(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
     """Whether a dtype outside `_PLAIN_REAL` crosses as it is: x64 is on if it needs it, no conj bit is set."""
-    return dtype in JAX_OF and (dtype not in NEEDS_X64 or _x64()) and not tensor.is_conj()
+    return dtype in JAX_OF and (dtype not in NEEDS_X64 or x64()) and not tensor.is_conj()
 
 
 # --- torch -> JAX, the careful way -------------------------------------------------------------------
@@ -159,7 +159,7 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
         cannot_share(path, "JAX", f"it is on {source} and device={target} was asked for")
 
     narrower = None
-    if tensor.dtype in NEEDS_X64 and not _x64():
+    if tensor.dtype in NEEDS_X64 and not x64():
         narrower = NEEDS_X64[tensor.dtype]
         if narrower is None:
             refuse_wide(tensor.dtype, path)
@@ -194,7 +194,7 @@ def _device_of(tensor: torch.Tensor, path: Path) -> jax.Device:
         raise DeviceError(f"cannot share {leaf_name(path)} with JAX: {err}") from err
 
 
-def _x64() -> bool:
+def x64() -> bool:
     """Whether x64 is on in this thread: the global setting or an ``enable_x64`` context."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # made at run time
 

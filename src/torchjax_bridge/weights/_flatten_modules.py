@@ -29,7 +29,7 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
         for child in node.children.values():
             module = child.module
             if isinstance(module, nn.Flatten):
-                flat = module.start_dim == 1 and module.end_dim == -1
+                flat = _takes_all(module)
             elif isinstance(module, nn.Unflatten):
                 sizes = [size[1] if isinstance(size, tuple) else size for size in module.unflattened_size]
                 if last is not None and len(sizes) > 1 and sizes[0] > 1:
@@ -48,6 +48,11 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
                 elif not isinstance(module, PER_FEATURE):
                     last = None
     return behind, before
+
+
+def _takes_all(module: nn.Flatten) -> bool:
+    """Whether it leaves nothing but the batch."""
+    return module.start_dim == 1 and module.end_dim == -1
 
 
 def _gives_channels(module: nn.Module | None) -> int:
@@ -80,13 +85,8 @@ def loose_flattens(root: TorchNode) -> list[TorchNode]:
     for node in nodes:
         children = list(node.children.values())
         for place, child in enumerate(children):
-            shown = isinstance(node.module, nn.Sequential) and not all(n.empty for n in children[place:])
-            module = child.module
-            if (
-                isinstance(module, nn.Flatten)
-                and module.start_dim == 1
-                and module.end_dim == -1
-                and not shown
-            ):
+            if not (isinstance(child.module, nn.Flatten) and _takes_all(child.module)):
+                continue
+            if not isinstance(node.module, nn.Sequential) or all(n.empty for n in children[place:]):
                 found.append(child)
     return found

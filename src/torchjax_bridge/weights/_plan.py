@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import jax
 import numpy as np
 import torch
 from torch import nn
 
 from torchjax_bridge.errors import DtypeError, PlanError
-from torchjax_bridge.exchange import Path, jax_dtype, join_path
+from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
 from ._bind import RAW, Match, Move
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
@@ -273,25 +272,25 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
 
 def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
     """Dtypes that JAX cannot hold as it is set up."""
-    x64 = bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009 - mypy does not know the names of settings
+    wide = x64()
     for move in moves:
         for key in move.torch_keys:
             tensor = tree.state[key]
             if tensor.layout is not torch.strided:
                 yield Fault("dtype", "it is a sparse tensor; call .to_dense() first", key, key)
-            elif words := _cannot_cross(tensor.dtype, x64):
+            elif words := _cannot_cross(tensor.dtype, wide):
                 yield Fault("dtype", words, key, key)
 
 
 @lru_cache(maxsize=64)
-def _cannot_cross(dtype: torch.dtype, x64: bool) -> str:
+def _cannot_cross(dtype: torch.dtype, wide: bool) -> str:
     """Why JAX cannot hold a dtype, with x64 as it is; empty if it can."""
     try:
         wanted = jax_dtype(dtype)
     except DtypeError as err:
         return str(err)
     # 64-bit integers may cross as 32-bit ones, which their values decide.
-    if wanted.kind in "fc" and not x64 and wanted in (np.float64, np.complex128):
+    if not wide and wanted in (np.float64, np.complex128):
         return (
             f"{dtype} needs x64, which is off; call module.float() first, or "
             'jax.config.update("jax_enable_x64", True)'

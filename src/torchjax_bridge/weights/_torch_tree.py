@@ -9,7 +9,6 @@ its ``state_dict``.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torchjax_bridge.exchange import Path, join_path, split_path
 from ._report import Fault, what_it_is
 from .rules import Rename
 
-__all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
+__all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch", "ties_of"]
 
 # Segments that wrapping a module puts into its keys, wherever the wrapped module sits.
 _INFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -345,17 +344,24 @@ def _find_ties(state: dict[str, Any]) -> dict[str, str]:
     return ties
 
 
-def _ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
-    """The same of tensors without memory: which the module holds under an earlier key as well."""
-    abstract = [key for key, tensor in state.items() if isinstance(tensor, torch.Tensor) and tensor.is_meta]
-    if not abstract:
-        return {}
-    held = dict(
-        chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    )
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
     first: dict[int, str] = {}
-    earlier = {key: first.setdefault(id(held[key]), key) for key in abstract if key in held}
-    return {key: other for key, other in earlier.items() if key != other}
+    ties = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            ties[name] = known
+    return ties
+
+
+def _ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
+    """The ties of tensors without memory, as far as the ``state_dict`` has both names."""
+    if not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in state.values()):
+        return {}
+    ties = ties_of(module).items()
+    return {key: one for key, one in ties if key in state and one in state and state[key].is_meta}
 
 
 def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:

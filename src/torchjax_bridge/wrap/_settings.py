@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import jax
 
+from torchjax_bridge.exchange import x64
+
 __all__ = ["settings", "x64", "x64_as"]
 
 _PUBLIC = (
@@ -23,11 +25,6 @@ _PUBLIC = (
     "jax_debug_nans",
     "jax_disable_jit",
 )
-
-
-def x64() -> bool:
-    """Whether 64-bit types are on in this thread."""
-    return bool(getattr(jax.config, "jax_enable_x64"))  # noqa: B009 - mypy does not know the names of settings
 
 
 def x64_as(wanted: bool) -> AbstractContextManager[object]:

@@ -14,7 +14,6 @@ from torchjax_bridge.errors import CheckpointError, PlanError
 from torchjax_bridge.weights import (
     Flatten,
     Rename,
-    _xla_copy,
     compare_checkpoints,
     convert,
     load_flax,
@@ -70,23 +69,14 @@ def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, forma
 
 
 def test_a_large_kernel_is_laid_out_and_written_piece_by_piece(
-    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, laid_out: list[torch.Size]
 ) -> None:
-    shapes: list[torch.Size] = []
-    lay_out = _xla_copy.lay_out
-
-    def look(tensor: torch.Tensor) -> torch.Tensor:
-        shapes.append(tensor.shape)
-        return lay_out(tensor)
-
-    monkeypatch.setattr(_xla_copy, "lay_out", look)
-    monkeypatch.setattr(_xla_copy, "_LARGE_BYTES", 512)
     monkeypatch.setattr(_pump, "_PIECE", 1000)
     weights = torch.randn(30, 40).bfloat16()
     save_state_dict(tmp_path / "torch", {"weight": weights, "bias": torch.zeros(30).bfloat16()})
     template = nnx.eval_shape(lambda: nnx.Linear(40, 30, rngs=nnx.Rngs(0)))
     convert(tmp_path / "torch", tmp_path / "flax", to="flax", template=template)
-    assert sorted(shapes) == [(8, 30)] + 2 * [(16, 30)]
+    assert sorted(laid_out) == [(8, 30)] + 2 * [(16, 30)]
     assert bits(load_flax(tmp_path / "flax", template).kernel.get_value())[2] == bits(weights.t())[2]
 
 

@@ -24,11 +24,11 @@ from .._bind import Move
 from .._flax_tree import FlaxTree, read_flax
 from .._plan import Plan, UserRule, make_plan
 from .._report import Fault, Report
-from .._torch_tree import TorchTree, read_torch
+from .._torch_tree import TorchTree, read_torch, ties_of
 from ..rules import Rename
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
-from ._tied import parted, ties_of
+from ._tied import parted
 
 __all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch"]
 

@@ -1,4 +1,4 @@
-"""Names that are one tensor in a torch model, and whether the values in a file agree.
+"""Whether a file has one value for the names that are one tensor in a torch model.
 
 A file may hold such a tensor under each of its names. Where the values differ, either choice would drop some of
 them (``load_state_dict`` lets the last win without a word), so nothing is chosen here.
@@ -6,24 +6,10 @@ them (``load_state_dict`` lets the last win without a word), so nothing is chose
 
 from collections.abc import Iterator, Mapping
 
-from torch import nn
-
 from .._layout import same_bits
 from ._leaf import Leaf
 
-__all__ = ["parted", "ties_of"]
-
-
-def ties_of(model: nn.Module) -> dict[str, str]:
-    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
-    first: dict[int, str] = {}
-    ties = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            ties[name] = known
-    return ties
+__all__ = ["parted"]
 
 
 def parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[tuple[str, str]]:
