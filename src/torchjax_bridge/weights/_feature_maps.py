@@ -2,7 +2,8 @@
 
 Arrays do not tell, so it is asked: for every layer of a model with feature maps whose input width nothing else
 explains, and for every Linear whose output can only be a map. `Flatten` is the answer. What a ``Sequential`` shows
-(``nn.Flatten``, ``nn.Unflatten``) is read there; else the order of keys and of definitions says nothing.
+(``nn.Flatten``, ``nn.Unflatten``) is read there, and what a ``forward`` flattens in its source; else the order of
+keys and of definitions says nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from torchjax_bridge.exchange import join_path
 
 from ._bind import Move
 from ._flatten_modules import NO_READER, PER_FEATURE, TAKES_FEATURES, in_sequentials, loose_flattens
+from ._forwards import behind_flattens
 from ._map_faults import contradicts, say_fixed, say_how, say_no_layout, say_shape, say_whose
 from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
@@ -117,17 +119,21 @@ def ask_about_maps(
     faults = [fault for reader in widths.readers for fault in contradicts(reader.node, widths.channels)]
     maps = bool(widths.channels) or of_maps
     roots = _unexplained(widths, taken) if maps else set()
+    shown = behind_flattens(tree.root) if maps and tree.module is not None else {}
     asked: set[int] = set()
     assumed = []
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     for reader in widths.readers:
-        path, known = id(reader.node), behind.get(id(reader.node))
+        path = id(reader.node)
+        known = behind.get(path) or shown.get(path, behind.get(path))
         told = path in taken or (reader.fixed and path in asked)
-        if told or known == reader.width or not _has_an_order(reader.width):
+        pooled_to_a_point = path in shown and shown[path] is None
+        if told or pooled_to_a_point or known == reader.width or not _has_an_order(reader.width):
             continue
+        flattened = known or (path in shown and reader.width not in widths.channels)
         if reader.width in viewed and viewed[reader.width] is not reader.node:
             faults.append(say_whose(reader.node, reader.width, viewed[reader.width]))
-        elif maps and (reader.width in roots or known):
+        elif maps and (reader.width in roots or flattened):
             asked.add(path)
             channels = known or _likely_channels(reader, widths.channels)
             faults.append((say_fixed if reader.fixed else say_how)(reader.node, reader.width, channels))

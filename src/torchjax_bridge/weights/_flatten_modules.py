@@ -7,7 +7,16 @@ from torch import nn
 
 from ._torch_tree import TorchNode
 
-__all__ = ["NO_READER", "PER_FEATURE", "TAKES_FEATURES", "in_sequentials", "loose_flattens"]
+__all__ = [
+    "NO_READER",
+    "PER_FEATURE",
+    "TAKES_FEATURES",
+    "gives_channels",
+    "in_sequentials",
+    "loose_flattens",
+    "pools_to_a_point",
+    "takes_all",
+]
 
 # One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
 PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
@@ -29,7 +38,7 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
         for child in node.children.values():
             module = child.module
             if isinstance(module, nn.Flatten):
-                flat = _takes_all(module)
+                flat = takes_all(module)
             elif isinstance(module, nn.Unflatten):
                 sizes = [size[1] if isinstance(size, tuple) else size for size in module.unflattened_size]
                 if last is not None and len(sizes) > 1 and sizes[0] > 1:
@@ -42,7 +51,7 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
                 if flat and isinstance(module, TAKES_FEATURES):
                     behind[id(child)] = channels
                 flat = flat and isinstance(module, PER_FEATURE)
-                channels = _gives_channels(module)
+                channels = gives_channels(module)
                 if isinstance(module, nn.Linear):
                     last = child
                 elif not isinstance(module, PER_FEATURE):
@@ -50,12 +59,13 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
     return behind, before
 
 
-def _takes_all(module: nn.Flatten) -> bool:
+def takes_all(module: nn.Flatten) -> bool:
     """Whether it leaves nothing but the batch."""
     return module.start_dim == 1 and module.end_dim == -1
 
 
-def _gives_channels(module: nn.Module | None) -> int:
+def gives_channels(module: nn.Module | None) -> int:
+    """The channels of the map that a layer gives; 0 where it does not tell."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.out_channels
     return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
@@ -74,18 +84,21 @@ _POOLS = (
 )  # fmt: skip
 
 
+def pools_to_a_point(module: nn.Module | None) -> bool:
+    """Whether a layer leaves a single position."""
+    return isinstance(module, _POOLS) and module.output_size in (1, (1,), (1, 1), (1, 1, 1))
+
+
 def loose_flattens(root: TorchNode) -> list[TorchNode]:
     """Every ``nn.Flatten`` of which no ``Sequential`` shows the reader; none where maps are pooled to a point."""
     nodes = list(root.walk())
-    if any(
-        isinstance(n.module, _POOLS) and n.module.output_size in (1, (1,), (1, 1), (1, 1, 1)) for n in nodes
-    ):
+    if any(pools_to_a_point(node.module) for node in nodes):
         return []
     found = []
     for node in nodes:
         children = list(node.children.values())
         for place, child in enumerate(children):
-            if not (isinstance(child.module, nn.Flatten) and _takes_all(child.module)):
+            if not (isinstance(child.module, nn.Flatten) and takes_all(child.module)):
                 continue
             if not isinstance(node.module, nn.Sequential) or all(n.empty for n in children[place:]):
                 found.append(child)

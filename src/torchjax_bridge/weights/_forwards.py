@@ -1,0 +1,384 @@
+"""What the ``forward`` of a model's own classes shows about feature maps: which layer reads what was flattened.
+
+The source is read, never run, along its assignments: ``x = torch.flatten(self.conv(x), 1)`` and then ``self.fc(x)``
+say that ``fc`` reads a flattened map, and how many channels it has, whatever the widths of other layers are. Loops
+over lists of layers, methods, and modules inside are followed; what else is met (a branch whose sides differ, a
+permutation, a function that is not known) is not known from there on. A class without source shows nothing.
+
+Owns no widths and asks nothing: that is for ``_feature_maps``.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any, Literal
+
+from torch import nn
+
+from ._flatten_modules import PER_FEATURE, TAKES_FEATURES, gives_channels, pools_to_a_point, takes_all
+from ._torch_tree import TorchNode
+
+__all__ = ["behind_flattens"]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What is known of a tensor.
+
+    Attributes:
+        kind: A map, a flattened map, or neither (what a Linear gives).
+        channels: The channels of the map; 0 where they are not known.
+        point: Whether the map has a single position.
+    """
+
+    kind: Literal["map", "flat", "plain"]
+    channels: int = 0
+    point: bool = False
+
+
+_Value = _Seen | TorchNode | None  # a tensor, a module that a name stands for, or what is not known
+_UNKNOWN_MAP = _Seen("map")
+_PLAIN = _Seen("plain")
+
+# What changes neither the channels nor their order; in place, with an underscore at the end.
+_KEEPS = frozenset((
+    "relu", "relu6", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "mish",
+    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign",
+    "tanhshrink", "hardshrink", "softshrink", "threshold", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_alpha_dropout", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "interpolate", "upsample", "batch_norm", "instance_norm", "group_norm", "local_response_norm",
+    "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "add", "sub",
+    "mul", "div", "clamp", "clip", "abs", "exp", "sqrt", "square", "rsqrt",
+))  # fmt: skip
+# Layers of torch's without tensors that make other channels of what they are given.
+_REARRANGE = (
+    nn.PixelShuffle, nn.PixelUnshuffle, nn.GLU, nn.Unfold, nn.Fold, nn.Unflatten, nn.ChannelShuffle,
+    nn.CosineSimilarity, nn.PairwiseDistance,
+)  # fmt: skip
+_MAPS = (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d)
+_READS = (*TAKES_FEATURES, nn.MultiheadAttention, nn.Bilinear)
+_DEEPEST = 40
+
+
+def behind_flattens(root: TorchNode) -> dict[int, int | None]:
+    """The layers that read a flattened map: by the id of their node its channels, 0 where they are not known.
+
+    None for one that reads maps of a single position, which have no order to lose.
+    """
+    reading = _Reading(root)
+    reading.call(root, [None])
+    for node in root.walk():
+        if id(node) not in reading.visited and _own_forward(node):
+            reading.call(node, [None])
+    return reading.found
+
+
+def _own_forward(node: TorchNode) -> bool:
+    """Whether it is no layer of torch's, nor derived from one that has weights."""
+    if node.module is None or isinstance(node.module, (*_MAPS, *_READS)):
+        return False
+    return not str(getattr(type(node.module).forward, "__module__", "")).startswith("torch.")
+
+
+class _Reading:
+    """Goes through a model as a call of it would."""
+
+    def __init__(self, root: TorchNode) -> None:
+        self.found: dict[int, int | None] = {}
+        self.visited: set[int] = set()
+        self._nodes = {id(node.module): node for node in root.walk() if node.module is not None}
+        self._running: list[tuple[int, str]] = []
+
+    def child(self, node: TorchNode, name: object) -> TorchNode | None:
+        modules = node.module._modules if node.module is not None else {}
+        return self._nodes.get(id(modules.get(str(name))))
+
+    def children(self, node: TorchNode) -> list[TorchNode | None]:
+        modules = node.module._modules.values() if node.module is not None else ()
+        return [self._nodes.get(id(module)) for module in modules]
+
+    # --- modules ---------------------------------------------------------------------------------------
+
+    def call(
+        self, node: TorchNode, given: Sequence[_Value], named: dict[str, _Value] | None = None
+    ) -> _Value:
+        """What a module gives, if it is given this."""
+        self.visited.add(id(node))
+        module, value = node.module, given[0] if given else None
+        if not isinstance(value, _Seen):
+            value = None
+        if _own_forward(node):
+            return self.method(node, "forward", given, named or {})
+        if isinstance(module, nn.Sequential):
+            for child in self.children(node):
+                value = self.call(child, [value]) if child is not None else None
+            return value
+        if isinstance(module, nn.Flatten):
+            return flattened(value) if takes_all(module) else None
+        if isinstance(module, _MAPS):
+            return _Seen("map", gives_channels(module))
+        if value is not None and value.kind == "flat" and isinstance(module, _READS):
+            known = None if value.point else value.channels
+            if self.found.get(id(node)) is None:  # what reads both has an order to lose
+                self.found[id(node)] = known
+        if isinstance(module, PER_FEATURE):
+            return value
+        if node.empty and not isinstance(module, _REARRANGE):
+            return pointed(value, point=pools_to_a_point(module))
+        return (
+            value
+            if isinstance(module, nn.GroupNorm | nn.InstanceNorm2d | nn.InstanceNorm3d)
+            else _plain(module)
+        )
+
+    def method(self, node: TorchNode, name: str, given: Sequence[_Value], named: dict[str, _Value]) -> _Value:
+        """What a method of the caller's own gives."""
+        function = _source_of(getattr(type(node.module), name, None))
+        place = (id(node), name)
+        if function is None or place in self._running or len(self._running) > _DEEPEST:
+            return None
+        parameters = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
+        if not parameters:
+            return None
+        names: dict[str, _Value] = {
+            parameters[0]: node,
+            **dict(zip(parameters[1:], given, strict=False)),
+            **named,
+        }
+        self._running.append(place)
+        try:
+            frame = _Frame(self, names)
+            frame.run(function.body)
+        finally:
+            self._running.pop()
+        return frame.result()
+
+
+def _plain(module: nn.Module | None) -> _Value:
+    return (
+        _PLAIN if isinstance(module, nn.Linear | nn.Embedding | nn.MultiheadAttention | nn.Bilinear) else None
+    )
+
+
+class _Frame:
+    """One function: what its names stand for, line after line."""
+
+    def __init__(self, reading: _Reading, names: dict[str, _Value]) -> None:
+        self._reading = reading
+        self._names = names
+        self._returned: list[_Value] = []
+
+    def result(self) -> _Value:
+        """What the function returns, if every return gives the same."""
+        return _agreed(self._returned)
+
+    def run(self, body: Iterable[ast.stmt]) -> None:
+        """Read statements in order."""
+        for statement in body:
+            self._read(statement)
+
+    def _read(self, statement: ast.stmt) -> None:
+        match statement:
+            case ast.Assign(targets=targets, value=value):
+                seen = self._of(value)
+                for target in targets:
+                    self._bind(target, seen)
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                self._bind(target, self._of(value))
+            case ast.AugAssign(target=target, value=value):
+                self._bind(target, _together(self._of(target), self._of(value)))
+            case ast.Return(value=value):
+                self._returned.append(self._of(value) if value is not None else None)
+            case ast.Expr(value=value):
+                self._of(value)
+            case ast.With(body=body):
+                self.run(body)
+            case ast.If(test=test, body=body, orelse=other):
+                self._of(test)
+                self._either(body, other)
+            case ast.Try(body=body, handlers=handlers, orelse=other, finalbody=last):
+                self._either([*body, *other], *(handler.body for handler in handlers))
+                self.run(last)
+            case ast.For(target=target, iter=over, body=body):
+                items = self._items(over)
+                for item in items if items is not None else [None]:
+                    self._bind(target, item)
+                    if items is None:
+                        self._either(body, [])
+                    else:
+                        self.run(body)
+            case ast.While(body=body):
+                self._either(body, [])
+
+    def _either(self, *bodies: Sequence[ast.stmt]) -> None:
+        """Read alternatives; a name on which they do not agree is not known afterwards."""
+        before, after = dict(self._names), []
+        for body in bodies:
+            self._names = dict(before)
+            self.run(body)
+            if not (body and isinstance(body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)):
+                after.append(self._names)
+        self._names = {
+            name: _agreed([names.get(name) for names in after]) for names in after for name in names
+        } or before
+
+    def _bind(self, target: ast.expr, value: _Value) -> None:
+        if isinstance(target, ast.Name):
+            self._names[target.id] = value
+        elif isinstance(target, ast.Tuple | ast.List):
+            for one in target.elts:
+                self._bind(one, None)
+
+    def _items(self, over: ast.expr) -> list[_Value] | None:
+        """The modules that a loop is over, if that can be seen."""
+        holder = self._of(over)
+        if isinstance(holder, TorchNode) and isinstance(holder.module, nn.ModuleList | nn.Sequential):
+            return list(self._reading.children(holder))
+        return None
+
+    # --- expressions -----------------------------------------------------------------------------------
+
+    def _of(self, expression: ast.expr) -> _Value:
+        match expression:
+            case ast.Name(id=name):
+                return self._names.get(name)
+            case ast.NamedExpr(target=target, value=value):
+                seen = self._of(value)
+                self._bind(target, seen)
+                return seen
+            case ast.Attribute(value=value, attr=name):
+                holder = self._of(value)
+                return self._reading.child(holder, name) if isinstance(holder, TorchNode) else None
+            case ast.Subscript(value=value, slice=ast.Constant(value=place)):
+                holder = self._of(value)
+                return self._reading.child(holder, place) if isinstance(holder, TorchNode) else None
+            case ast.BinOp(left=left, right=right):
+                return _together(self._of(left), self._of(right))
+            case ast.IfExp(body=body, orelse=other):
+                return _agreed([self._of(body), self._of(other)])
+            case ast.Call():
+                return self._call(expression)
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                for part in parts:
+                    self._of(part)
+        return None
+
+    def _call(self, call: ast.Call) -> _Value:
+        given = [self._of(value) for value in call.args]
+        named = {word.arg: self._of(word.value) for word in call.keywords if word.arg is not None}
+        if isinstance(callee := self._of(call.func), TorchNode):
+            return self._reading.call(callee, given, named)
+        if not isinstance(call.func, ast.Attribute | ast.Name):
+            return None
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+        arguments = [*call.args, *(word.value for word in call.keywords)]
+        if isinstance(call.func, ast.Attribute):
+            holder = self._of(call.func.value)
+            if isinstance(holder, TorchNode):
+                return self._reading.method(holder, name, given, named)
+            if holder is not None or not _is_a_module_of_functions(call.func.value):
+                given, arguments = [holder, *given], [call.func.value, *arguments]
+        value = given[0] if given and isinstance(given[0], _Seen) else None
+        if _flattens(name, arguments[1:], call.keywords):
+            return flattened(value)
+        if name.rstrip("_") not in _KEEPS:
+            return None
+        if name in ("add", "mul", "sub", "div") and len(given) > 1:
+            return _together(*given[:2])
+        return pointed(value, point=name.startswith("adaptive_") and all(map(_is_one, arguments[1:2])))
+
+
+# --- words of the source -------------------------------------------------------------------------------
+
+
+def _flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
+    """Whether a call leaves two axes, the batch and all the rest."""
+    if name == "flatten":
+        said = {word.arg: word.value for word in words}
+        places = [value for value in arguments if value not in said.values()]
+        start = said.get("start_dim", places[0] if places else None)
+        end = said.get("end_dim", places[1] if len(places) > 1 else None)
+        return start is not None and _number(start) == 1 and (end is None or _number(end) == -1)
+    if name not in ("view", "reshape"):
+        return False
+    sizes = list(arguments)
+    if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple | ast.List):
+        sizes = list(sizes[0].elts)
+    return len(sizes) == 2 and [_number(size) for size in sizes].count(-1) == 1
+
+
+def _number(value: ast.expr) -> Any:
+    """The number that is written there; None where it is something else."""
+    try:
+        return ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+def _is_one(size: ast.expr) -> bool:
+    return _number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
+
+
+def _is_a_module_of_functions(value: ast.expr) -> bool:
+    """``torch``, ``F`` or ``nn.functional``, of which a function is called; not a tensor with its method."""
+    while isinstance(value, ast.Attribute):
+        if value.attr == "functional":
+            return True
+        value = value.value
+    return isinstance(value, ast.Name) and value.id in ("torch", "F", "functional")
+
+
+# --- what becomes of values ----------------------------------------------------------------------------
+
+
+def flattened(value: _Value) -> _Value:
+    """What flattening all but the batch makes of it."""
+    if not isinstance(value, _Seen):
+        return _Seen("flat")
+    return value if value.kind == "plain" else replace(value, kind="flat")
+
+
+def pointed(value: _Value, *, point: bool) -> _Value:
+    """The same, pooled to a single position if ``point``."""
+    if not point:
+        return value
+    return replace(value, point=True) if isinstance(value, _Seen) else replace(_UNKNOWN_MAP, point=True)
+
+
+def _together(one: _Value, other: _Value) -> _Value:
+    """What a sum or a product of two is: what says more of the two, since shapes are broadcast."""
+    seen = [value for value in (one, other) if isinstance(value, _Seen)]
+    if len(seen) < 2:
+        return seen[0] if seen else None
+    kinds = ("flat", "map", "plain")
+    first, second = sorted(seen, key=lambda value: (kinds.index(value.kind), value.point, -value.channels))
+    return first if first.kind != "plain" else second
+
+
+def _agreed(values: Sequence[_Value]) -> _Value:
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _source_of(function: Any) -> ast.FunctionDef | None:
+    """The definition of a function of the caller's; None where there is no source."""
+    if not callable(function):
+        return None
+    plain = inspect.unwrap(function)
+    if not isinstance(plain, FunctionType) or str(plain.__module__).startswith("torch."):
+        return None
+    return _parsed(plain.__code__)
+
+
+@lru_cache(maxsize=512)
+def _parsed(code: CodeType) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)

@@ -1,0 +1,197 @@
+"""What the source of a forward shows: which layer reads a flattened map, where widths alone do not tell."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge import plan, to_flax
+from torchjax_bridge.weights import Flatten
+
+
+class Model(nn.Module):
+    """A convolution to 16 channels, beside a Linear that gives 64, as many as 16 maps of 2 by 2 have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(3, 6, 1)
+        self.conv = nn.Conv2d(6, 16, 3)
+        self.act = nn.ReLU()
+        self.side = nn.Linear(5, 64)
+        self.fc = nn.Linear(64, 64)
+        self.blocks = nn.ModuleList([nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)])
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(64), nn.Linear(64, 10))
+
+    def encode(self, x: Any) -> Any:
+        return self.conv(self.wide(x)).flatten(1)
+
+    def features(self, x: Any, last: bool = False) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return F.relu(x) if last else x
+
+
+class Twin(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        def conv(inputs: int, outputs: int, size: int) -> nnx.Conv:
+            return nnx.Conv(inputs, outputs, (size, size), padding="VALID", rngs=rngs)
+
+        self.wide, self.conv = conv(3, 6, 1), conv(6, 16, 3)
+        self.side, self.fc = nnx.Linear(5, 64, rngs=rngs), nnx.Linear(64, 64, rngs=rngs)
+        self.blocks = nnx.List([conv(16, 16, 1), conv(16, 16, 1)])
+        norm = nnx.BatchNorm(64, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.head = nnx.Sequential(lambda x: x, norm, nnx.Linear(64, 10, rngs=rngs))
+
+
+def _asked(forward: Callable[..., Any], *rules: Any) -> list[str]:
+    kind = type("Own", (Model,), {"forward": forward})
+    template = nnx.eval_shape(lambda: Twin(nnx.Rngs(0)))
+    return [fault.path for fault in plan(kind(), template, rules=rules).faults]
+
+
+def _function(self: Any, x: Any, y: Any) -> Any:
+    x = torch.flatten(self.act(self.conv(self.wide(x))), 1)
+    return self.fc(x + self.side(y))
+
+
+def _method(self: Any, x: Any, y: Any) -> Any:
+    x = F.relu(self.conv(self.wide(x))).flatten(start_dim=1)
+    x = x * torch.sigmoid(self.side(y))
+    return self.fc(x)
+
+
+def _view(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x))
+    x += self.conv(self.wide(x))
+    x = x.view(x.size(0), -1)
+    return self.fc(F.dropout(x, 0.1, self.training))
+
+
+def _reshape(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(torch.reshape(self.conv(self.wide(x)), (-1, 64)))
+
+
+def _through_methods(self: Any, x: Any, y: Any) -> Any:
+    hidden = self.encode(x)
+    return self.fc(hidden), self.side(y)
+
+
+def _loop(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x))
+    for block in self.blocks:
+        x = block(x)
+    return self.fc(x.flatten(1))
+
+
+def _unknown_map(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(torch.cat([self.conv(x), self.conv(x)], 1).flatten(1))
+
+
+@pytest.mark.parametrize(
+    "forward", [_function, _method, _view, _reshape, _through_methods, _loop, _unknown_map]
+)
+def test_a_flatten_in_a_forward_is_asked_about_though_another_layer_gives_as_much(
+    forward: Callable[..., Any],
+) -> None:
+    assert _asked(forward) == ["fc"]
+    assert _asked(forward, Flatten("fc", (16, 2, 2))) == []
+
+
+def _into_a_sequential(self: Any, x: Any, y: Any) -> Any:
+    return self.head(self.features(self.conv(self.wide(x)), last=True).flatten(1))
+
+
+def test_a_flatten_is_followed_into_the_sequential_that_reads_it() -> None:
+    assert _asked(_into_a_sequential) == ["head.1", "head.2"]
+
+
+def _pooled(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(F.adaptive_avg_pool2d(self.conv(self.wide(x)), 1).flatten(1))
+
+
+def _rows(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(self.conv(self.wide(x)).flatten(2))
+
+
+def _vectors(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(self.side(y).flatten(1)), self.conv(self.wide(x))
+
+
+def _branches(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x))
+    x = x.flatten(1) if self.training else self.side(y)
+    return self.fc(x)
+
+
+@pytest.mark.parametrize("forward", [_pooled, _rows, _vectors, _branches])
+def test_what_is_pooled_to_a_point_or_no_map_or_not_known_is_not_asked_about(
+    forward: Callable[..., Any],
+) -> None:
+    assert _asked(forward) == []
+
+
+class Narrow(nn.Module):
+    """A map of as many numbers as a layer in front of it has channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 64, 3), nn.Conv2d(64, 16, 3)
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv2(self.conv1(x)).flatten(1))
+
+
+class NarrowTwin(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.conv1 = nnx.Conv(3, 64, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(64, 16, (3, 3), padding="VALID", rngs=rngs)
+        self.fc = nnx.Linear(64, 10, rngs=rngs)
+
+
+def test_the_channels_of_another_layer_do_not_explain_what_a_forward_flattens() -> None:
+    template = nnx.eval_shape(lambda: NarrowTwin(nnx.Rngs(0)))
+    (fault,) = plan(Narrow(), template).faults
+    assert fault.path == "fc"
+    assert 'Flatten("fc", (16, 2, 2))' in fault.message
+    assert plan(Narrow(), template, rules=[Flatten("fc", (16, 2, 2))]).ok
+
+
+class Wide(Narrow):
+    """Two maps side by side, pooled to a point: as wide as no layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(80, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.conv1(x), self.conv2(self.conv1(x))], 1)
+        return self.fc(F.adaptive_avg_pool2d(x, (1, 1)).flatten(1))
+
+
+class WideTwin(NarrowTwin):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs)
+        self.fc = nnx.Linear(80, 10, rngs=rngs)
+
+
+def test_a_map_that_a_forward_pools_to_a_point_is_not_asked_about_whatever_its_width() -> None:
+    assert plan(Wide(), nnx.eval_shape(lambda: WideTwin(nnx.Rngs(0)))).ok
+
+
+def test_a_model_without_source_is_read_by_its_widths_alone() -> None:
+    namespace: dict[str, Any] = {}
+    exec("def forward(self, x, y):\n    return self.fc(self.conv(x).flatten(1))", namespace)
+    assert _asked(namespace["forward"]) == []
+
+
+def test_reading_forwards_runs_nothing_of_them() -> None:
+    def forward(self: Any, x: Any, y: Any) -> Any:
+        raise AssertionError
+
+    kind = type("Own", (Model,), {"forward": forward})
+    assert to_flax(kind(), nnx.eval_shape(lambda: Twin(nnx.Rngs(0)))) is not None
