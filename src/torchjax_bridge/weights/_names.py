@@ -10,6 +10,7 @@ Guesses nothing: a layer with two answers is a fault that says how to settle it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,10 +21,16 @@ from ._flax_tree import FlaxNode
 from ._layout import Stack
 from ._report import Fault
 from ._siblings import pair_children
+from ._structure import Structures
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import LOOKALIKES, Rule
 
 __all__ = ["Matcher"]
+
+
+class _Verdict(NamedTuple):
+    fits: bool
+    may_fit: bool
 
 
 class Matcher:
@@ -38,6 +45,8 @@ class Matcher:
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
         self._seen: dict[tuple[int, int], Match] = {}
         self._alive: list[FlaxNode | TorchNode] = []  # the made-up nodes whose ids are keys above
+        self._structures = Structures(lambda node: node.kind is None or self.rule_for(node) is not None)
+        self._verdicts: dict[tuple[int, int], _Verdict] = {}
 
     def match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         """All moves and faults of two subtrees that belong together."""
@@ -136,12 +145,20 @@ class Matcher:
         return not node.empty and _computes(node.kind) and self.rule_for(node) is None
 
     def _fits(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
-        return self.match(torch_node, flax_node).ok
+        return self._verdict(torch_node, flax_node).fits
 
     def _may_fit(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
         """Whether nothing but doubts stands against a pair."""
-        faults = self.match(torch_node, flax_node).faults
-        return all(fault.kind == "ambiguous" and fault.even for fault in faults)
+        return self._verdict(torch_node, flax_node).may_fit
+
+    def _verdict(self, torch_node: TorchNode, flax_node: FlaxNode) -> "_Verdict":
+        """What all pairs come to that are alike, so that equal blocks are not compared each with each."""
+        key = (self._structures.of_torch(torch_node), self._structures.of_flax(flax_node))
+        if key not in self._verdicts:
+            faults = self.match(torch_node, flax_node).faults
+            doubts_alone = all(fault.kind == "ambiguous" and fault.even for fault in faults)
+            self._verdicts[key] = _Verdict(not faults, doubts_alone)
+        return self._verdicts[key]
 
     def _opens(self, node: TorchNode) -> bool:
         """Whether a module is nothing but a holder of others."""

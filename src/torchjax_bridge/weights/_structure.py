@@ -1,0 +1,118 @@
+"""Which subtrees are alike, so that a question about one has been answered by another.
+
+Sixty equal blocks beside sixty equal scopes are 3,600 pairs and one answer. Two nodes are alike when their classes,
+settings, tensors and children are, names below them included; what they are called themselves does not count.
+Owns what "alike" means and compares no torch node with a Flax node. A setting that it cannot compare by value makes
+a node unlike all others: that costs time, never a wrong answer.
+"""
+
+import weakref
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from flax import nnx
+from torch import nn
+
+from ._flax_tree import FlaxNode
+from ._torch_tree import TorchNode
+
+__all__ = ["Structures"]
+
+# Kept by every nn.Module and no setting: its tensors and submodules, which the tree has, and its mode.
+_NO_SETTINGS = frozenset({"_parameters", "_buffers", "_modules", "training"})
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device)
+# A longer container is a table (a vocabulary) rather than a setting.
+_MOST_ENTRIES = 64
+
+
+class Structures:
+    """Numbers for nodes, the same for those that are alike. Keeps every node it has seen alive.
+
+    Args:
+        ruled: Whether a rule may look at the module of a node, and so at its settings.
+    """
+
+    def __init__(self, ruled: Callable[[TorchNode], bool]) -> None:
+        self._ruled = ruled
+        self._numbers: dict[Hashable, int] = {}
+        self._known: dict[Hashable, tuple[int, object]] = {}
+
+    def of_torch(self, node: TorchNode, *, below_rule: bool = False) -> int:
+        """The number of a torch node."""
+        with_settings = below_rule or self._ruled(node)
+        where = (id(node), with_settings)
+        if where not in self._known:
+            what = (
+                node.kind,
+                node.said,
+                node.features,
+                node.output,
+                _torch_settings(node.module) if with_settings else (),
+                tuple([(name, leaf.meta.shape, leaf.meta.dtype) for name, leaf in node.leaves.items()]),
+                tuple(
+                    [
+                        (name, child.path[len(node.path) :], self.of_torch(child, below_rule=with_settings))
+                        for name, child in node.children.items()
+                    ]
+                ),
+            )
+            self._known[where] = (self._number(what), node)
+        return self._known[where][0]
+
+    def of_flax(self, node: FlaxNode) -> int:
+        """The number of a Flax node; never that of a torch node."""
+        where = id(node)
+        if where not in self._known:
+            what = (
+                node.kind,
+                _flax_settings(node.module),
+                tuple([(name, leaf.collection, leaf.shape) for name, leaf in node.leaves.items()]),
+                tuple(
+                    [
+                        (name, child.path[len(node.path) :], self.of_flax(child))
+                        for name, child in node.children.items()
+                    ]
+                ),
+            )
+            self._known[where] = (self._number(what), node)
+        return self._known[where][0]
+
+    def _number(self, what: Hashable) -> int:
+        return self._numbers.setdefault(what, len(self._numbers))
+
+
+def _torch_settings(module: nn.Module | None) -> Hashable:
+    if module is None:
+        return None
+    return tuple(
+        [(name, _by_value(value)) for name, value in vars(module).items() if name not in _NO_SETTINGS]
+    )
+
+
+def _flax_settings(module: Any) -> Hashable:
+    if module is None:
+        return None
+    return tuple(
+        [
+            (name, _by_value(value))
+            for name, value in vars(module).items()
+            if not (name.startswith("_pytree__") or isinstance(value, nnx.Pytree | nnx.Variable))
+        ]
+    )
+
+
+def _by_value(value: Any) -> Hashable:
+    """Something equal for equal settings; for what cannot be compared by value, the object's identity."""
+    if isinstance(value, _PLAIN):
+        return (type(value), value)
+    if isinstance(value, torch.Tensor):
+        return (value.shape, value.dtype)  # a weight that a recurrent layer holds once more
+    if isinstance(value, weakref.ref):  # likewise
+        return _by_value(value())
+    if isinstance(value, list | tuple | set | frozenset | Mapping) and len(value) <= _MOST_ENTRIES:
+        if isinstance(value, Mapping):
+            return (type(value), tuple([(_by_value(key), _by_value(one)) for key, one in value.items()]))
+        parts = [_by_value(one) for one in value]
+        return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
+    return id(value)

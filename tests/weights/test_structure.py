@@ -1,0 +1,149 @@
+"""Equal blocks are compared once; what differs in anything a rule may ask is never taken for equal."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from flax import linen, nnx
+from torch import nn
+
+from torchjax_bridge import plan
+from torchjax_bridge.weights._flax_tree import read_flax
+from torchjax_bridge.weights._names import Matcher
+from torchjax_bridge.weights._structure import Structures
+from torchjax_bridge.weights._torch_tree import read_torch
+
+
+class Block(nn.Module):
+    def __init__(self, index: int):
+        super().__init__()
+        self.index = index  # as many write it; no rule asks a block for it
+        self.up = nn.Linear(4, 6)
+        self.down = nn.Linear(6, 4)
+
+
+class FlaxBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return x + linen.Dense(4)(linen.relu(linen.Dense(6)(x)))
+
+
+class FlaxBlocks(linen.Module):
+    count: int
+
+    @linen.compact
+    def __call__(self, x):
+        for _ in range(self.count):
+            x = FlaxBlock()(x)
+        return x
+
+
+def _blocks(count):
+    return nn.ModuleDict({"blocks": nn.ModuleList(Block(index) for index in range(count))})
+
+
+def _variables(count):
+    return jax.eval_shape(FlaxBlocks(count).init, jax.random.key(0), jnp.zeros((1, 4)))
+
+
+def test_equal_blocks_are_compared_a_number_of_times_that_grows_with_their_number(monkeypatch):
+    compared = []
+    original = Matcher._match
+
+    def counting(self, torch_node, flax_node):
+        compared.append(torch_node)
+        return original(self, torch_node, flax_node)
+
+    monkeypatch.setattr(Matcher, "_match", counting)
+
+    def count(blocks):
+        compared.clear()
+        found = plan(_blocks(blocks), _variables(blocks))
+        assert found.ok
+        assert len(found.moves) == 4 * blocks
+        return len(compared)
+
+    few, many = count(10), count(20)
+    assert many - few == count(30) - many
+
+
+def test_what_is_compared_once_is_still_paired_each_with_its_own():
+    found = plan(_blocks(12), _variables(12))
+    place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}
+    assert place["blocks.11.up.weight"] == ("params", "FlaxBlock_11", "Dense_1", "kernel")
+    assert place["blocks.2.down.bias"] == ("params", "FlaxBlock_2", "Dense_0", "bias")
+
+
+def _number_of(module, structures=None):
+    structures = structures or Structures(lambda node: True)
+    return structures.of_torch(read_torch(module).root)
+
+
+class WithTable(nn.Linear):
+    def __init__(self, table):
+        super().__init__(2, 3)
+        self.table = table
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(nn.Linear(2, 3), nn.Linear(2, 3), id="other values"),
+        pytest.param(nn.LSTM(2, 3, 2), nn.LSTM(2, 3, 2), id="weights held twice"),
+        pytest.param(nn.Linear(2, 3), nn.Linear(2, 3).eval(), id="mode"),
+        pytest.param(WithTable({"a": [1, 2]}), WithTable({"a": [1, 2]}), id="containers"),
+    ],
+)
+def test_modules_of_one_structure_are_alike(one, other):
+    structures = Structures(lambda node: True)
+    assert _number_of(one, structures) == _number_of(other, structures)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(2, 8, 3), id="groups"),
+        pytest.param(nn.Linear(2, 3), nn.Linear(2, 3, dtype=torch.bfloat16), id="dtype"),
+        pytest.param(nn.Linear(2, 3), nn.Linear(2, 3, bias=False), id="bias"),
+        pytest.param(nn.LayerNorm(3), nn.RMSNorm(3), id="class and names"),
+        pytest.param(nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 4), id="heads"),
+        pytest.param(WithTable(object()), WithTable(object()), id="what has no value"),
+        pytest.param(WithTable(1), WithTable(True), id="equal of another type"),
+        pytest.param(nn.Sequential(nn.Linear(2, 3)), nn.ModuleDict({"a": nn.Linear(2, 3)}), id="names below"),
+    ],
+)
+def test_modules_that_a_rule_could_tell_apart_are_not_alike(one, other):
+    structures = Structures(lambda node: True)
+    assert _number_of(one, structures) != _number_of(other, structures)
+
+
+def test_settings_count_below_a_rule_only():
+    """So ``layer_idx`` of a block does not make every block its own kind, and a rule for a block may ask for it."""
+    without, within = (
+        Structures(lambda node: False),
+        Structures(lambda node: isinstance(node.module, nn.ModuleList)),
+    )
+    same = [Block(0), Block(1)]
+    assert len({without.of_torch(read_torch(block).root) for block in same}) == 1
+    held = [nn.ModuleList([block]) for block in same]
+    assert len({within.of_torch(read_torch(one).root) for one in held}) == 2
+
+
+def test_flax_scopes_differ_by_setting_collection_and_shape():
+    structures = Structures(lambda node: True)
+
+    def number(template):
+        return structures.of_flax(read_flax(template).root)
+
+    def conv(groups, features=4):
+        return nnx.Conv(4, features, (1, 1), feature_group_count=groups, rngs=nnx.Rngs(0))
+
+    assert number(conv(1)) == number(conv(1))
+    grouped = nnx.Conv(8, 4, (1, 1), feature_group_count=2, rngs=nnx.Rngs(0))
+    assert grouped.kernel.shape == conv(1).kernel.shape
+    assert number(grouped) != number(conv(1))
+    assert number(conv(1)) != number(conv(1, features=8))
+    value = jnp.zeros(3)
+    assert number({"params": {"a": value}}) == number({"params": {"a": value}})
+    assert number({"params": {"a": value}}) != number({"batch_stats": {"a": value}})
+    assert number({"params": {"a": value}}) != number({"params": {"b": value}})
