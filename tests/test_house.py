@@ -24,12 +24,12 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_relayout", "_report", "_xla_copy", "layers"),
+    ("_layout", "_relayout", "_report", "_source", "_xla_copy", "layers"),
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
     ("_own_forward", "_flatten_modules", "_map_faults", "_weightless"),
-    ("_bind", "_live"),
+    ("_bind", "_forwards", "_live"),
     ("_siblings", "_feature_maps"),
     ("_names",),
     ("_plan",),

@@ -9,17 +9,14 @@ Owns no widths and asks nothing: that is for ``_feature_maps``.
 """
 
 import ast
-import inspect
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from types import CodeType, FunctionType
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from ._flatten_modules import PER_FEATURE, TAKES_FEATURES, gives_channels, pools_to_a_point, takes_all
+from ._source import KEEPS, flattens, is_a_module_of_functions, is_one, source_of
 from ._torch_tree import TorchNode
 
 __all__ = ["behind_flattens"]
@@ -44,18 +41,6 @@ _Value = _Seen | TorchNode | None  # a tensor, a module that a name stands for, 
 _UNKNOWN_MAP = _Seen("map")
 _PLAIN = _Seen("plain")
 
-# What changes neither the channels nor their order; in place, with an underscore at the end.
-_KEEPS = frozenset((
-    "relu", "relu6", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "mish",
-    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign",
-    "tanhshrink", "hardshrink", "softshrink", "threshold", "dropout", "dropout1d", "dropout2d", "dropout3d",
-    "alpha_dropout", "feature_alpha_dropout", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d",
-    "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
-    "interpolate", "upsample", "batch_norm", "instance_norm", "group_norm", "local_response_norm",
-    "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "add", "sub",
-    "mul", "div", "clamp", "clip", "abs", "exp", "sqrt", "square", "rsqrt",
-))  # fmt: skip
 # Layers of torch's without tensors that make other channels of what they are given.
 _REARRANGE = (
     nn.PixelShuffle, nn.PixelUnshuffle, nn.GLU, nn.Unfold, nn.Fold, nn.Unflatten, nn.ChannelShuffle,
@@ -139,7 +124,7 @@ class _Reading:
 
     def method(self, node: TorchNode, name: str, given: Sequence[_Value], named: dict[str, _Value]) -> _Value:
         """What a method of the caller's own gives."""
-        function = _source_of(getattr(type(node.module), name, None))
+        function = source_of(getattr(type(node.module), name, None))
         place = (id(node), name)
         if function is None or place in self._running or len(self._running) > _DEEPEST:
             return None
@@ -282,56 +267,16 @@ class _Frame:
             holder = self._of(call.func.value)
             if isinstance(holder, TorchNode):
                 return self._reading.method(holder, name, given, named)
-            if holder is not None or not _is_a_module_of_functions(call.func.value):
+            if holder is not None or not is_a_module_of_functions(call.func.value):
                 given, arguments = [holder, *given], [call.func.value, *arguments]
         value = given[0] if given and isinstance(given[0], _Seen) else None
-        if _flattens(name, arguments[1:], call.keywords):
+        if flattens(name, arguments[1:], call.keywords):
             return flattened(value)
-        if name.rstrip("_") not in _KEEPS:
+        if name.rstrip("_") not in KEEPS:
             return None
         if name in ("add", "mul", "sub", "div") and len(given) > 1:
             return _together(*given[:2])
-        return pointed(value, point=name.startswith("adaptive_") and all(map(_is_one, arguments[1:2])))
-
-
-# --- words of the source -------------------------------------------------------------------------------
-
-
-def _flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
-    """Whether a call leaves two axes, the batch and all the rest."""
-    if name == "flatten":
-        said = {word.arg: word.value for word in words}
-        places = [value for value in arguments if value not in said.values()]
-        start = said.get("start_dim", places[0] if places else None)
-        end = said.get("end_dim", places[1] if len(places) > 1 else None)
-        return start is not None and _number(start) == 1 and (end is None or _number(end) == -1)
-    if name not in ("view", "reshape"):
-        return False
-    sizes = list(arguments)
-    if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple | ast.List):
-        sizes = list(sizes[0].elts)
-    return len(sizes) == 2 and [_number(size) for size in sizes].count(-1) == 1
-
-
-def _number(value: ast.expr) -> Any:
-    """The number that is written there; None where it is something else."""
-    try:
-        return ast.literal_eval(value)
-    except ValueError:
-        return None
-
-
-def _is_one(size: ast.expr) -> bool:
-    return _number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
-
-
-def _is_a_module_of_functions(value: ast.expr) -> bool:
-    """``torch``, ``F`` or ``nn.functional``, of which a function is called; not a tensor with its method."""
-    while isinstance(value, ast.Attribute):
-        if value.attr == "functional":
-            return True
-        value = value.value
-    return isinstance(value, ast.Name) and value.id in ("torch", "F", "functional")
+        return pointed(value, point=name.startswith("adaptive_") and all(map(is_one, arguments[1:2])))
 
 
 # --- what becomes of values ----------------------------------------------------------------------------
@@ -363,22 +308,3 @@ def _together(one: _Value, other: _Value) -> _Value:
 
 def _agreed(values: Sequence[_Value]) -> _Value:
     return values[0] if values and all(value == values[0] for value in values) else None
-
-
-def _source_of(function: Any) -> ast.FunctionDef | None:
-    """The definition of a function of the caller's; None where there is no source."""
-    if not callable(function):
-        return None
-    plain = inspect.unwrap(function)
-    if not isinstance(plain, FunctionType) or str(plain.__module__).startswith("torch."):
-        return None
-    return _parsed(plain.__code__)
-
-
-@lru_cache(maxsize=512)
-def _parsed(code: CodeType) -> ast.FunctionDef | None:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    return next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)

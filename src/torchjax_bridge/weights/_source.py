@@ -1,0 +1,84 @@
+"""The words in the source of a ``forward``: what flattens, what keeps channels, and where the source is.
+
+Reads syntax trees and follows nothing: that is for ``_forwards``.
+"""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any
+
+__all__ = ["KEEPS", "flattens", "is_a_module_of_functions", "is_one", "source_of"]
+
+# What changes neither the channels nor their order; in place, with an underscore at the end.
+KEEPS = frozenset((
+    "relu", "relu6", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "mish",
+    "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign",
+    "tanhshrink", "hardshrink", "softshrink", "threshold", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "alpha_dropout", "feature_alpha_dropout", "max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d",
+    "avg_pool2d", "avg_pool3d", "lp_pool1d", "lp_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
+    "interpolate", "upsample", "batch_norm", "instance_norm", "group_norm", "local_response_norm",
+    "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "to", "type_as", "add", "sub",
+    "mul", "div", "clamp", "clip", "abs", "exp", "sqrt", "square", "rsqrt",
+))  # fmt: skip
+
+
+def source_of(function: Any) -> ast.FunctionDef | None:
+    """The definition of a function of the caller's; None where there is no source."""
+    if not callable(function):
+        return None
+    plain = inspect.unwrap(function)
+    if not isinstance(plain, FunctionType) or str(plain.__module__).startswith("torch."):
+        return None
+    return _parsed(plain.__code__)
+
+
+@lru_cache(maxsize=512)
+def _parsed(code: CodeType) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    return next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
+
+
+def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
+    """Whether a call leaves two axes, the batch and all the rest."""
+    if name == "flatten":
+        said = {word.arg: word.value for word in words}
+        places = [value for value in arguments if value not in said.values()]
+        start = said.get("start_dim", places[0] if places else None)
+        end = said.get("end_dim", places[1] if len(places) > 1 else None)
+        return start is not None and _number(start) == 1 and (end is None or _number(end) == -1)
+    if name not in ("view", "reshape"):
+        return False
+    sizes = list(arguments)
+    if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple | ast.List):
+        sizes = list(sizes[0].elts)
+    return len(sizes) == 2 and [_number(size) for size in sizes].count(-1) == 1
+
+
+def _number(value: ast.expr) -> Any:
+    """The number that is written there; None where it is something else."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return None
+
+
+def is_one(size: ast.expr) -> bool:
+    """Whether the size of a pooled map is a single position."""
+    return _number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
+
+
+def is_a_module_of_functions(value: ast.expr) -> bool:
+    """``torch``, ``F`` or ``nn.functional``, of which a function is called; not a tensor with its method."""
+    while isinstance(value, ast.Attribute):
+        if value.attr == "functional":
+            return True
+        value = value.value
+    return isinstance(value, ast.Name) and value.id in ("torch", "F", "functional")
