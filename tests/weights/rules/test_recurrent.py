@@ -176,7 +176,8 @@ def test_words_tell_the_direction(names: tuple[str, str]) -> None:
 
 def test_cells_whose_names_tell_nothing_are_refused() -> None:
     module = nn.LSTM(D, H, bidirectional=True)
-    with pytest.raises(errors.PlanError, match="do not say which layer and direction each is"):
+    wanted = r"do not say which layer and direction each is; call them 'rnn_fwd', 'rnn_bwd'"
+    with pytest.raises(errors.PlanError, match=wanted):
         to_flax(module, template(lambda rngs: Ways(rngs, ("one", "two"))))
 
 

@@ -161,7 +161,20 @@ def _in_order(cells: Sequence[Path], layers: int, directions: int) -> tuple[list
         if directions == 2 and len(numbers) == layers and len(pairs) == count:
             return [pairs[number, backward] for number in numbers for backward in (False, True)], ""
     names = ", ".join(f"'{join_path(cell)}'" for cell in cells)
-    raise ValueError(f"the names of the cells {names} do not say which layer and direction each is")
+    one, other = _NAMES[layers > 1, directions > 1]
+    raise ValueError(
+        f"the names of the cells {names} do not say which layer and direction each is; call them "
+        f"'{one}', '{other}' and so on: one name for all, a number for the layer, forward, fwd, backward, bwd or "
+        "reverse for the direction"
+    )
+
+
+# Examples, by whether there are several layers and whether there are two directions.
+_NAMES = {
+    (True, False): ("rnn_0", "rnn_1"),
+    (False, True): ("rnn_fwd", "rnn_bwd"),
+    (True, True): ("rnn_0_fwd", "rnn_0_bwd"),
+}
 
 
 def _place(cell: Path) -> tuple[tuple[int, ...], bool | None]:
