@@ -8,6 +8,8 @@ from flax import linen, nnx
 from torch import nn
 
 from torchjax_bridge import plan
+from torchjax_bridge.errors import PlanError
+from torchjax_bridge.weights import Rename
 from torchjax_bridge.weights._flax_tree import read_flax
 from torchjax_bridge.weights._names import Matcher
 from torchjax_bridge.weights._structure import Structures
@@ -147,3 +149,39 @@ def test_flax_scopes_differ_by_setting_collection_and_shape():
     assert number({"params": {"a": value}}) == number({"params": {"a": value}})
     assert number({"params": {"a": value}}) != number({"batch_stats": {"a": value}})
     assert number({"params": {"a": value}}) != number({"params": {"b": value}})
+
+
+class TwoNorms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+class FlaxTwoNorms(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(4)(linen.LayerNorm()(linen.Dense(4)(linen.LayerNorm()(x))))
+
+
+class FlaxDoubts(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        for _ in range(3):
+            x = FlaxTwoNorms()(x)
+        return x
+
+
+def test_one_doubt_in_every_block_is_one_line_with_the_rules_that_settle_all_of_them():
+    module = nn.ModuleDict({"blocks": nn.ModuleList(TwoNorms() for _ in range(3))})
+    variables = jax.eval_shape(FlaxDoubts().init, jax.random.key(0), jnp.zeros((1, 4)))
+    report = plan(module, variables).report
+    assert len(report) == 6  # as data, each
+    lines = str(report).splitlines()
+    assert len(lines) == 2  # norms, and linear layers
+    wanted = 'rules=[Rename("blocks.*.first", "blocks.*.LayerNorm_0"), ...] speaks of them all'
+    assert f"the same in 2 more blocks up to 'blocks.2.first', and {wanted}" in lines[0]
+    with pytest.raises(PlanError, match=r"6 faults\n  ambiguous: .*\n  ambiguous: .*$"):
+        report.raise_unless_ok("convert", strict=True)
+    rules = [Rename("blocks.*.first", "blocks.*.LayerNorm_0"), Rename("blocks.*.up", "blocks.*.Dense_1")]
+    assert plan(module, variables, rules=rules).ok

@@ -85,7 +85,7 @@ class Plan:
         lines += [f"  stays in Flax: {join_path(path)}" for path in self.flax_only]
         lines += [f"  assumed: {text}" for text in self.assumed]
         lines += [f"  note: {note}" for note in self.notes]
-        lines += [f"  {fault}" for fault in self.report]
+        lines += [f"  {line}" for line in self.report.lines()]
         return "\n".join(lines)
 
     def warn_of_assumptions(self, stacklevel: int = 1) -> None:

@@ -4,7 +4,7 @@ A `Fault` is one sentence about one place; a `Report` is all of them, printed to
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torchjax_bridge.errors import PlanError
@@ -30,6 +30,8 @@ class Fault:
         path: Where, dotted.
         subject: The key or the dotted path of the one tensor it is about, or empty.
         even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
+        series: The same for the same fault of each equal block: first the rules that speak of all of them, as text,
+            then what the fault is about, relative to the block. Such faults are printed as one.
     """
 
     kind: FaultKind
@@ -37,6 +39,7 @@ class Fault:
     path: str
     subject: str = ""
     even: bool = True
+    series: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message} @ {self.path or '(root)'}"
@@ -44,7 +47,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """All the faults of one plan, in the order of the source."""
+    """All the faults of one plan, in the order of the source. Equal faults of equal blocks are printed as one."""
 
     faults: tuple[Fault, ...] = ()
 
@@ -58,7 +61,11 @@ class Report:
         return iter(self.faults)
 
     def __str__(self) -> str:
-        return "\n".join(str(fault) for fault in self.faults) or "no faults"
+        return "\n".join(self.lines()) or "no faults"
+
+    def lines(self) -> Iterator[str]:
+        """One line for each fault, or for each series of them."""
+        return _lines(self.faults)
 
     def raise_unless_ok(self, what: str, *, strict: bool) -> None:
         """Raise one `PlanError` that lists every fault.
@@ -71,11 +78,21 @@ class Report:
         if not grave:
             return
         count = "1 fault" if len(grave) == 1 else f"{len(grave)} faults"
-        raise PlanError(f"cannot {what}: {count}\n{_indent(grave)}")
+        raise PlanError("\n  ".join([f"cannot {what}: {count}", *_lines(grave)]))
 
 
-def _indent(faults: Iterable[Fault]) -> str:
-    return "\n".join(f"  {fault}" for fault in faults)
+def _lines(faults: Iterable[Fault]) -> Iterator[str]:
+    alike: dict[object, list[Fault]] = {}
+    for fault in faults:
+        alike.setdefault(fault.series or id(fault), []).append(fault)
+    for first, *more in alike.values():
+        if more and first.series:
+            rest = (
+                f"'{more[-1].path}'" if len(more) == 1 else f"{len(more)} more blocks up to '{more[-1].path}'"
+            )
+            words = f"{first.message}; the same in {rest}, and {first.series[0]} speaks of them all"
+            first = replace(first, message=words)
+        yield str(first)
 
 
 def what_it_is(thing: object) -> str:

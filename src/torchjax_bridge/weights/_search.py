@@ -124,9 +124,24 @@ class Search:
         message = (
             f"{left} fit {right} equally well{why}; say which is which, for example rules=[{rename}, ...]"
         )
-        self.faults.append(Fault("ambiguous", message, one, even=len(ours) == len(theirs)))
+        series = self._series(ours, theirs, (alike or theirs)[0])
+        self.faults.append(Fault("ambiguous", message, one, even=len(ours) == len(theirs), series=series))
         self.done |= {id(node) for parent in ours for node in parent.walk()}
         self.done |= {id(node) for parent in theirs for node in parent.walk()}
+
+    def _series(
+        self, ours: list[TorchNode], theirs: list[FlaxNode], chosen: FlaxNode
+    ) -> tuple[str, ...] | None:
+        """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
+        torch_parent, parent = self._torch_parent, self._parent
+        any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.path)
+        if "*" not in any_block or torch_parent.path != torch_parent.origin:
+            return None
+        inside = [join_path(node.origin[len(torch_parent.path) :]) for node in ours]
+        places = [join_path(node.path[len(parent.path) :]) for node in theirs]
+        place = join_path((*any_block, *chosen.path[len(parent.path) :]))
+        rename = Rename(join_path((*any_block, inside[0])), place)
+        return f"rules=[{rename}, ...]", *inside, "", *places
 
 
 def _rivals(
