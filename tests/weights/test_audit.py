@@ -188,6 +188,50 @@ def test_paddings_that_mean_the_same_are_no_difference(module: nn.Conv2d, paddin
     assert _audit("nnx", module, "Conv", (3, 4, *module.kernel_size), settings).ok
 
 
+@pytest.mark.parametrize("word", ["SAME", "SAME_LOWER"])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "unless"),
+    [
+        (4, 4, 0, 1, "size % 4 is 0"),
+        (3, 4, 0, 1, "size % 4 is 0 or 3"),
+        (3, 2, 1, 1, "size % 2 is 1"),
+        (7, 2, 3, 1, "size % 2 is 1"),
+        (2, 3, 0, 2, "size % 3 is 0"),
+        (5, 2, 1, 1, ""),
+        (4, 2, 0, 1, ""),
+    ],
+)
+def test_a_padding_in_words_is_reported_with_the_sizes_for_which_it_is_torch_s(
+    word: str, kernel: int, stride: int, padding: int, dilation: int, unless: str
+) -> None:
+    module = nn.Conv1d(3, 4, kernel, stride, padding, dilation)
+    settings = {"padding": word, "strides": stride, "kernel_dilation": dilation}
+    (fault,) = _audit("nnx", module, "Conv", (3, 4, kernel), settings).faults
+    assert (fault.setting, fault.effect, fault.unless) == ("padding", "output", unless)
+    reach = dilation * (kernel - 1) + 1
+    alike = {
+        size % stride
+        for size in range(20, 20 + stride)
+        if jax.lax.padtype_to_pads((size,), (reach,), (stride,), word) == [(padding, padding)]
+    }
+    assert alike == {
+        place for place in range(stride) if str(place) in unless.partition(" is ")[2].split(" or ")
+    }
+    assert str(fault).count(f"(changes outputs unless {unless}) @") == bool(unless)
+
+
+def test_a_patch_embedding_says_of_every_axis_for_which_sizes_same_is_torch_s() -> None:
+    module = nn.Conv2d(3, 4, (4, 2), (4, 2))
+    settings = {"padding": "SAME", "strides": (4, 2)}
+    found = _audit("linen", module, "Conv", (3, 4, 4, 2), settings)
+    assert "output unless size % 4 is 0 and size % 2 is 0" in str(found)
+    twice = nn.Conv2d(3, 4, 4, 4)
+    (fault,) = _audit("nnx", twice, "Conv", (3, 4, 4, 4), {"padding": "SAME", "strides": 4}).faults
+    assert fault.unless == "size % 4 is 0"
+    (*_, fault) = _audit("nnx", twice, "Conv", (3, 4, 4, 4), {"padding": "SAME", "strides": 2}).faults
+    assert (fault.setting, fault.unless) == ("padding", "")  # another stride altogether
+
+
 @pytest.mark.parametrize(("padding", "alike"), [(0, True), (4, True), (2, False), ("same", False)])
 def test_a_causal_convolution_is_one_that_torch_pads_or_cuts_by_hand(padding: Any, alike: bool) -> None:
     module = nn.Conv1d(3, 4, 3, dilation=2, padding=padding)

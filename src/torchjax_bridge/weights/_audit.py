@@ -67,7 +67,8 @@ class SettingFault(Difference):
 
     def __str__(self) -> str:
         return (
-            f"{self.in_torch} in torch, {self.in_flax} in Flax; type {self.to_type} ({_EFFECTS[self.effect]}) @ "
+            f"{self.in_torch} in torch, {self.in_flax} in Flax; type {self.to_type} ({_EFFECTS[self.effect]}"
+            f"{_unless(self)}) @ "
             f"{self.torch_path or '(root)'} <-> {self.flax_path or '(root)'}"
         )
 
@@ -77,6 +78,10 @@ _EFFECTS = {
     "training": "changes training only",
     "rounding": "changes the last digits only",
 }
+
+
+def _unless(fault: SettingFault) -> str:
+    return f" unless {fault.unless}" if fault.unless else ""
 
 
 class SettingsWarning(UserWarning):
@@ -109,7 +114,7 @@ class Audit:
         lines = [f"audit: {_count(self.layers, 'layer')} compared, {_differ(self.faults)}"]
         rows = [("layer", "torch", "Flax", "type", "effect")] if self.faults else []
         rows += [
-            (_place(fault), fault.in_torch, fault.in_flax, fault.to_type, fault.effect)
+            (_place(fault), fault.in_torch, fault.in_flax, fault.to_type, f"{fault.effect}{_unless(fault)}")
             for fault in self.faults
         ]
         widths = [max((len(row[column]) for row in rows), default=0) for column in range(4)]

@@ -107,7 +107,10 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
     if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
         return
     wanted, fix = _wanted(module, mode, pads)
-    yield Difference("padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix)
+    alike = _sizes_alike(module, mode, pads, layer)
+    yield Difference(
+        "padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix, unless=alike
+    )
 
 
 def _is_causal_by_hand(pads: Pads, reach: Sequence[int]) -> bool:
@@ -178,6 +181,40 @@ def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]
         return "zeros", None
     pads = _around(reach)
     return "zeros", tuple((b, a) for a, b in pads) if padding == "SAME_LOWER" else pads
+
+
+def _sizes_alike(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -> str:
+    """The sizes of the input for which ``"SAME"`` pads as torch does, by their remainders; empty if none.
+
+    Where the stride divides the size it pads ``max(reach + 1 - stride, 0)``, and else ``max(reach + 1 - remainder,
+    0)`` (``jax.lax.padtype_to_pads``).
+    """
+    reach, strides = _reach(module), tuple(module.stride)
+    plain = _spread(layer["input_dilation"], len(reach)) == (1,) * len(reach)
+    if layer["padding"] not in ("SAME", "SAME_LOWER") or mode != "zeros" or not plain:
+        return ""
+    if (strides, tuple(module.dilation)) != tuple(
+        _spread(layer[name], len(reach)) for name in ("strides", "kernel_dilation")
+    ):
+        return ""
+    found = []
+    for pair, total, stride in zip(pads, reach, strides, strict=True):
+        places = [
+            rest
+            for rest in range(stride)
+            if _halves(max(total + 1 - (rest or stride), 0), str(layer["padding"])) == pair
+        ]
+        if not places:
+            return ""
+        if len(places) < stride:
+            found.append(f"size % {stride} is {' or '.join(map(str, places))}")
+    return " and ".join(dict.fromkeys(found))
+
+
+def _halves(total: int, word: str) -> tuple[int, int]:
+    """What a word pads before and after."""
+    less, more = total // 2, total - total // 2
+    return (more, less) if word == "SAME_LOWER" else (less, more)
 
 
 def _pairs(padding: Any, rank: int) -> Pads | None:

@@ -1,7 +1,7 @@
 """One setting that differs: what each side says, and what the Flax constructor has to say."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 __all__ = ["Difference", "Effect", "differs"]
@@ -22,6 +22,7 @@ class Difference:
         effect: ``"output"`` (the layers compute different things), ``"training"`` (they do so in training only)
             or ``"rounding"`` (they lose different digits).
         fix: What to type.
+        unless: For which inputs the two compute the same all the same; empty where for none.
     """
 
     setting: str
@@ -31,6 +32,7 @@ class Difference:
     wanted: Any
     effect: Effect
     fix: str
+    unless: str = field(default="", kw_only=True)
 
 
 def differs(
