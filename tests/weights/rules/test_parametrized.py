@@ -122,13 +122,29 @@ def test_a_changed_weight_comes_back_to_spectral_norm_only_with_singular_value_o
         to_state_dict(filled, module)
 
 
-def test_a_template_without_values_cannot_split_a_fold() -> None:
-    module = randomise(WEIGHT["parametrization"](nn.Linear(5, 3)))
-    filled = to_flax(module, template(linear))
+@ways
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_template_without_values_gets_the_weight_and_what_it_is_computed_from(way: Any, dim: int) -> None:
+    module = randomise(way(nn.Linear(5, 3), dim=dim)).train()
+    for _ in range(60):  # until the vectors of spectral_norm have converged
+        module(draw(2, 5))
+    filled = to_flax(module.eval(), template(linear))
     with torch.device("meta"):
-        empty = WEIGHT["parametrization"](nn.Linear(5, 3))
-    with pytest.raises(errors.PlanError, match="cannot be taken apart without the torch module"):
-        to_state_dict(filled, empty)
+        empty = way(nn.Linear(5, 3), dim=dim)
+    fresh = way(nn.Linear(5, 3), dim=dim).eval()
+    fresh.load_state_dict(to_state_dict(filled, empty))
+    x = draw(4, 5)
+    assert difference(filled(x.numpy()), fresh(x).detach()) <= 1e-6
+
+
+@pytest.mark.parametrize("way", list(WEIGHT.values()), ids=list(WEIGHT))
+def test_a_weight_that_weight_norm_has_not_made_comes_back_to_the_bit_zeros_too(way: Any) -> None:
+    filled = linear(nnx.Rngs(0))
+    filled.kernel[...] = filled.kernel[...].at[:, 1].set(0)
+    module = way(nn.Linear(5, 3))
+    module.load_state_dict(to_state_dict(filled, module))
+    module(draw(1, 5))  # an old hook computes the weight when it is called
+    assert torch.equal(module.weight.detach(), torch.from_numpy(jax.device_get(filled.kernel[...]).T.copy()))
 
 
 # --- linen's wrappers --------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ __all__ = ["SpectralNormed", "SpectralParts", "WeightNormed"]
 class WeightNormed(Layout):
     """``v`` and its length ``g``, folded to ``g v / |v|``; the length is over the axes where ``g`` has size 1."""
 
+    length: tuple[int, ...]
     is_view = False
     is_linear = False
     lossless = False
@@ -26,16 +27,19 @@ class WeightNormed(Layout):
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """``(v, g)`` to the weight."""
         direction, length = tensors
-        return (direction * (length / _length(direction, length)),)
+        return (direction * (length / _length(direction, self.length)),)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they fold to this weight, else the weight and its length."""
+        """The parts that stood there if they fold to this weight, else the weight and its length.
+
+        These are what ``weight_norm`` itself makes of a weight, and fold to it to the bit. What is zero has no
+        direction, which any other vector stands in for.
+        """
         (weight,) = tensors
-        if was is None:
-            raise ValueError("weight_norm cannot be taken apart without the torch module as the template")
-        if same_bits(self.forward(was)[0], weight):
+        if was is not None and same_bits(self.forward(was)[0], weight):
             return tuple(was)
-        return weight, _length(weight, was[1])
+        length = _length(weight, self.length)
+        return torch.where(length == 0, torch.ones_like(weight), weight), length
 
     def __str__(self) -> str:
         return "g v / |v| (lossy)"
@@ -61,9 +65,7 @@ class SpectralNormed(Layout):
         torch divides by the singular value again, so a weight whose singular value is not 1 has no parts.
         """
         (weight,) = tensors
-        if was is None:
-            raise ValueError("spectral_norm cannot be taken apart without the torch module as the template")
-        if same_bits(self.forward(was)[0], weight):
+        if was is not None and same_bits(self.forward(was)[0], weight):
             return tuple(was)
         wide = torch.promote_types(weight.dtype, torch.float32)
         left, values, right = torch.linalg.svd(_matrix(weight, self.dim).to(wide), full_matrices=False)
@@ -115,9 +117,9 @@ def _matrix(weight: Tensor, dim: int) -> Tensor:
     return weight.movedim(dim, 0).flatten(1)
 
 
-def _length(direction: Tensor, length: Tensor) -> Tensor:
+def _length(direction: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The norm of ``v``, in the shape of ``g``."""
-    if not length.ndim:
+    if not shape:
         return direction.norm()
-    axes = [axis for axis, size in enumerate(length.shape) if size == 1]
+    axes = [axis for axis, size in enumerate(shape) if size == 1]
     return torch.linalg.vector_norm(direction, dim=axes, keepdim=True) if axes else direction.abs()

@@ -186,8 +186,9 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
     scale, left, value = ((*scope, f"{kernel}/{name}") for name in ("scale", "u", "sigma"))
     wrapped = [path for path in (scale, left, value) if path in layer.flax and not others]
     if not wrapped:
-        fold: Layout = WeightNormed() if one.way == "weight_norm" else SpectralNormed(dim)
-        note = "" if one.way == "weight_norm" else "the weight of evaluation: u and v as they are now"
+        folds = one.way == "weight_norm"
+        fold: Layout = WeightNormed(tuple(layer.torch[one.parts[1]].shape)) if folds else SpectralNormed(dim)
+        note = "" if folds else "the weight of evaluation: u and v as they are now"
         yield replace(entry, torch=one.parts, layout=then(fold, entry.layout), note=note)
         return
     original = layer.torch[one.parts[0]]
