@@ -1,9 +1,9 @@
 """Why a layer is the first whose output differs: hypotheses, tried one after the other on the recorded arrays.
 
 A layer whose input agrees is itself the reason: its weights are not what the plan says, a setting of its Flax twin
-differs, or the two run in different modes. A setting is proved by running the Flax layer once more with torch's. A
-layer whose input differs, behind layers that agree, shows what was done between them (``_between``). Where nothing
-is proved, the best of what is known is said, and that it is not proved.
+differs, the two run in different modes, or its class overrides what Flax's computes. A setting is proved by running
+the Flax layer once more with torch's. A layer whose input differs, behind layers that agree, shows what was done
+between them (``_between``). Where nothing is proved, the best of what is known is said, and that it is not proved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,7 +35,7 @@ def find_cause(step: Step, evidence: Evidence) -> Cause:
         if cause.proved:
             return cause
         found.append(cause)
-    return found[0] if found else _unknown(step, inputs)
+    return found[0] if found else _unknown(step, step.flax, inputs, evidence)
 
 
 def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
@@ -44,6 +44,7 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from (as_cause(finding, step, "") for finding in wrong if finding.kind != "weights")
     yield from _settings(step, call, evidence)
     yield from _mode(step, call, evidence)
+    yield from _own_call(step, call, evidence)
     yield from (as_cause(finding, step, "") for finding in wrong)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
@@ -63,9 +64,8 @@ def _reader(step: Step, evidence: Evidence) -> Step | None:
 def _settings(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
     """Settings that differ, alone and then all together, proved by running the Flax layer with torch's."""
     path = join_path(step.torch.path)
-    mine = [
-        fault for fault in evidence.settings.faults if fault.torch_path == path and fault.wanted is not None
-    ]
+    differing = [fault for fault in evidence.settings.faults if fault.torch_path == path]
+    mine = [fault for fault in differing if fault.wanted is not None]
     sure = [fault for fault in mine if _agrees(step, call, {fault.setting: fault.wanted}, evidence)]
     for fault in sure:
         yield _setting(step, fault, proved=True)
@@ -77,7 +77,7 @@ def _settings(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
         yield Cause(
             kind, f"{place(step)} has {texts}", f"type {mine[0].flax_layer}(..., {fixes})", proved=True
         )
-    for fault in sorted(mine, key=lambda fault: fault.effect != "output"):
+    for fault in sorted(differing, key=lambda fault: fault.effect != "output"):
         if fault.effect != "rounding":
             yield _setting(step, fault, proved=False)
 
@@ -106,9 +106,26 @@ def _mode(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
 _WITH_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _agrees(step: Step, call: Call, settings: Mapping[str, Any], evidence: Evidence) -> bool:
-    """Whether the Flax layer gives what torch's gives, once it has these settings."""
-    again = evidence.rerun(call, settings)
+def _own_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+    """A subclass of Flax's layer whose ``__call__`` computes something else than the layer does."""
+    layer = evidence.layers.get(call.path)
+    if layer is None or layer.overrides is None:
+        return
+    proved = _agrees(step, call, {}, evidence, layer.overrides)
+    base = f"{layer.flavour}.{layer.overrides.__name__}"
+    what = f"and {base}'s own agrees" if proved else f"where {base} has one"
+    message = f"{place(step)} is a {layer.name} in Flax, which has a __call__ of its own, {what}"
+    fix = (
+        f"use {base} itself, or say what {layer.name} computes with a Rule({type(step.module).__name__}, ...)"
+    )
+    yield Cause("overridden call", message, fix, proved)
+
+
+def _agrees(
+    step: Step, call: Call, settings: Mapping[str, Any], evidence: Evidence, kind: type | None = None
+) -> bool:
+    """Whether the Flax layer gives what torch's gives, once it has these settings (and is of this class)."""
+    again = evidence.rerun(call, settings, kind)
     if again is None:
         return False
     output = compare(step.module, step.gave, again, evidence.bounds)
@@ -119,9 +136,13 @@ def _agrees(step: Step, call: Call, settings: Mapping[str, Any], evidence: Evide
     return output.ok or output.gap.relative <= was / 100
 
 
-def _unknown(step: Step, inputs: Comparison | None) -> Cause:
+def _unknown(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Cause:
     if step.output is not None and step.output.ours is None:
         ours, theirs = step.output.shapes
         return Cause("shape", f"{place(step)} gives {ours} in torch and {theirs} in Flax", "", proved=False)
     what = "its input, its weights and its settings agree" if inputs is not None else "its weights agree"
-    return Cause("unknown", f"{place(step)} computes something else in Flax; {what}", "", proved=False)
+    layer = evidence.layers.get(call.path)
+    alone = layer is not None and layer.kind == "Module" and next(step.module.children(), None) is None
+    where = f", where it is a {layer.name}" if layer is not None and alone else ""
+    message = f"{place(step)} computes something else in Flax{where}; {what}"
+    return Cause("unknown", message, "", proved=False)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -11,10 +10,12 @@ from torchjax_bridge.exchange import Path, join_path
 
 from .._audit import Audit
 from .._bind import Move
+from ..settings import FlaxLayer
 from ._probes import Finding
-from ._record import Call, Record
+from ._record import Record
+from ._rerun import Rerun
 from ._steps import Bounds, Step
-from ._values import Value, gap
+from ._values import gap
 
 __all__ = ["Cause", "Evidence", "as_cause", "not_called", "place"]
 
@@ -27,7 +28,8 @@ class Cause:
         kind: One word for it: the name of a setting (``"padding"``, ``"epsilon"``, ...), or ``"train mode"``,
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
             ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
-            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"calls"``, ``"shape"`` or ``"unknown"``.
+            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"calls"``,
+            ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.
         fix: What to do.
         proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.
@@ -55,6 +57,7 @@ class Evidence:
         moves: For a torch path: what the plan moves for it.
         values: For a move: the tensors as torch says and the arrays that Flax holds.
         rerun: Runs a Flax layer once more on what it was given, with other settings; None where it cannot.
+        layers: The settings of the Flax layers, by path.
     """
 
     steps: Sequence[Step]
@@ -63,7 +66,8 @@ class Evidence:
     settings: Audit
     moves: Mapping[Path, Sequence[Move]]
     values: Callable[[Move], tuple[list[np.ndarray], list[np.ndarray]]]
-    rerun: Callable[[Call, Mapping[str, Any]], tuple[Value, ...] | None]
+    rerun: Rerun
+    layers: Mapping[Path, FlaxLayer]
 
     def close(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two arrays of one shape are equal but for rounding."""

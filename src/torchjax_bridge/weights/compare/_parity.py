@@ -191,7 +191,8 @@ def parity(
     steps = lay(theirs)
     if not any(step.torch.path == () for step in steps):  # the models themselves are no pair of the plan
         steps.append(_whole(twins.root, ours, theirs, bounds))
-    audit = twins.settings(theirs)
+    layers = twins.layers(theirs)
+    audit = twins.settings(layers)
     paired = [(step, row) for step in steps if (row := _row(step, theirs.error)) is not None]
     rows = [row for _, row in paired]
     bad = next((step for step, row in paired if row.ok is False), None)
@@ -200,7 +201,7 @@ def parity(
         raise theirs.error
     cause = None
     if bad is not None:
-        evidence = Evidence(steps, ours, bounds, audit, twins.moves, twins.values, twins.rerun())
+        evidence = Evidence(steps, ours, bounds, audit, twins.moves, twins.values, twins.rerun(), layers)
         cause = find_cause(bad, evidence)
     elif twins.root.training:
         found = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))

@@ -1,7 +1,8 @@
-"""Runs one Flax layer once more on what it was given, with other settings."""
+"""Runs one Flax layer once more on what it was given, with other settings, or as the class it is derived from."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen
 import jax
@@ -15,15 +16,22 @@ from .._live import rng_streams
 from ._record import MODEL_ERRORS, Call
 from ._values import Value, values_in
 
-__all__ = ["rerun_linen", "rerun_nnx"]
+__all__ = ["Rerun", "rerun_linen", "rerun_nnx"]
 
-Rerun = Callable[[Call, Mapping[str, Any]], tuple[Value, ...] | None]
+
+class Rerun(Protocol):
+    """Runs the layer of a call again; gives None where it has no such setting, or cannot run."""
+
+    def __call__(
+        self, call: Call, settings: Mapping[str, Any], kind: type | None = None
+    ) -> tuple[Value, ...] | None:
+        """With these settings; as an instance of ``kind``, of which its class is derived."""
 
 
 def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
-    """Run copies of the layers of an nnx model; gives None where a layer has no such setting, or cannot run."""
+    """Run copies of the layers of an nnx model."""
 
-    def rerun(call: Call, settings: Mapping[str, Any]) -> tuple[Value, ...] | None:
+    def rerun(call: Call, settings: Mapping[str, Any], kind: type | None = None) -> tuple[Value, ...] | None:
         module = modules.get(call.path)
         if module is None or not all(hasattr(module, name) for name in settings):
             return None
@@ -32,21 +40,26 @@ def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
             if name == "num_groups":  # nnx keeps the size of a group beside their number
                 layer.group_size = layer.group_size * layer.num_groups // value
             setattr(layer, name, value)
+        if kind is not None:
+            object.__setattr__(layer, "__class__", kind)  # past nnx's own __setattr__
         return _run(layer, call, settings)
 
     return rerun
 
 
 def rerun_linen(variables: Mapping[str, Any]) -> Rerun:
-    """Run layers of a linen model on their part of the variables; gives None where that cannot be."""
+    """Run layers of a linen model on their part of the variables."""
 
-    def rerun(call: Call, settings: Mapping[str, Any]) -> tuple[Value, ...] | None:
+    def rerun(call: Call, settings: Mapping[str, Any], kind: type | None = None) -> tuple[Value, ...] | None:
         if not isinstance(call.module, flax.linen.Module):
             return None
         if not all(hasattr(call.module, name) for name in settings):
             return None
         own = {name: part for name, tree in variables.items() if (part := _part(tree, call.path)) is not None}
         layer = call.module.clone(**settings)
+        if kind is not None:
+            names = [one.name for one in dataclasses.fields(kind) if one.init and one.name != "parent"]
+            layer = kind(**{name: getattr(layer, name) for name in names})
 
         def apply(*args: Any, **kwargs: Any) -> Any:
             writable = [name for name in own if name != "params"]

@@ -22,6 +22,7 @@ from .._flax_tree import FlaxTree
 from .._live import Linen, as_linen, live_nnx
 from .._plan import Plan, UserRule, make_plan, read_sides
 from .._torch_tree import TorchTree
+from ..settings import FlaxLayer
 from ._record import Record
 from ._record_flax import record_linen, record_nnx
 from ._rerun import Rerun, rerun_linen, rerun_nnx
@@ -117,9 +118,12 @@ class Twins:
         live = {node.path: node.module for node in self.flax_tree.root.walk() if node.module is not None}
         return rerun_nnx(live)
 
-    def settings(self, record: Record) -> Audit:
-        """The settings that differ; linen's are known from the run."""
-        layers = record.layers if self.variables is not None else live_nnx(self.flax_tree)
+    def layers(self, record: Record) -> Mapping[Path, FlaxLayer]:
+        """The settings of the Flax layers; linen's are known from the run."""
+        return record.layers if self.variables is not None else live_nnx(self.flax_tree)
+
+    def settings(self, layers: Mapping[Path, FlaxLayer]) -> Audit:
+        """The settings that differ."""
         return compare_settings(self.torch_tree, layers, self.plan)
 
     # --- weights -------------------------------------------------------------------------------------
