@@ -7,6 +7,7 @@ no values: shapes come from meta tensors.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -46,8 +47,7 @@ class Move:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """What one pair, or one pair of subtrees, comes to.
 
     Attributes:
@@ -109,11 +109,10 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     doubts = *taken_for_granted(rule, torch_node), *taken_for_granted_in_flax(rule, torch_node, flax_node)
     assumed = [(torch_node.where, words) for words in doubts]
     for entry in entries:
-        found = [ours.pop(name, None) for name in entry.torch_names]
-        places = [theirs.pop(path, None) for path in entry.flax_paths]
-        torch_leaves = [leaf for leaf in found if leaf is not None]
-        flax_leaves = [leaf for leaf in places if leaf is not None]
-        if len(torch_leaves) < len(found) or len(flax_leaves) < len(places):
+        names, places = entry.torch_names, entry.flax_paths
+        torch_leaves = [ours.pop(name) for name in names if name in ours]
+        flax_leaves = [theirs.pop(path) for path in places if path in theirs]
+        if len(torch_leaves) < len(names) or len(flax_leaves) < len(places):
             faults += _one_sided(entry, torch_node, flax_node, torch_leaves, flax_leaves)
             continue
         fault = _misfit(entry, torch_node, torch_leaves, flax_leaves)
@@ -207,9 +206,10 @@ def _misfit(
     entry: Entry, torch_node: TorchNode, torch_leaves: list[TorchLeaf], flax_leaves: list[FlaxLeaf]
 ) -> Fault | None:
     """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
-    for leaf in flax_leaves:
-        if entry.collection and leaf.collection not in ("", entry.collection):
-            message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{entry.collection}'"
+    collection = entry.collection
+    for leaf in flax_leaves if collection else ():
+        if leaf.collection not in ("", collection):
+            message = f"'{join_path(leaf.path)}' is in '{leaf.collection}', not in '{collection}'"
             return Fault("mismatch", message, join_path(torch_node.origin))
     metas = tuple([leaf.meta for leaf in torch_leaves])
     wanted = tuple([leaf.shape for leaf in flax_leaves])

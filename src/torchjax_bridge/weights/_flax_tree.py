@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +33,7 @@ _LIFTED = re.compile(r"^(?:Checkpoint|Remat|Vmap|Scan|Jit)+(?=[A-Z])")
 _AUTO_NAME = re.compile(r"^([A-Z]\w*?)_(\d+)$")
 
 
-@dataclass(frozen=True)
-class FlaxLeaf:
+class FlaxLeaf(NamedTuple):
     """One array of the Flax side."""
 
     path: Path
@@ -192,7 +191,7 @@ def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[P
     above = (*above, id(node))
     cyclic = False
     for name, child in children:
-        kind = _sort(child)
+        kind = _sort_of_class(_class(child))
         if kind == "variable":
             found.append(((*path, name), child))
         elif kind != "other":
@@ -206,8 +205,10 @@ def _is_variable(thing: Any) -> bool:
 
 def _sort(thing: object) -> str:
     """What an attribute is to the walk."""
-    kind: Any = type(thing)
-    return _sort_of_class(kind)
+    return _sort_of_class(_class(thing))
+
+
+_class: Any = type  # to a type checker, one that can be hashed
 
 
 @lru_cache(maxsize=1024)

@@ -257,7 +257,7 @@ def _slice(node: FlaxNode, axis: int = 0) -> FlaxNode:
         node.kind,
         node.module,
         {
-            name: replace(leaf, shape=_drop(leaf.shape, axis % len(leaf.shape)))
+            name: leaf._replace(shape=_drop(leaf.shape, axis % len(leaf.shape)))
             for name, leaf in node.leaves.items()
         },
         {name: _slice(child, axis) for name, child in node.children.items()},

@@ -6,7 +6,7 @@ and does not raise for what does not fit. Refuses only what is neither a torch s
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import nn
 from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
-from ._bind import RAW, Match, Move
+from ._bind import RAW, Move
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
-from ._layout import same_bits
 from ._names import Matcher
 from ._report import Fault, Report
+from ._tied_places import separate_leaves, settle_ties
 from ._torch_tree import TorchTree, read_torch
 from .rules import RULES, Flatten, LayerType, Rename, Rule
 
@@ -167,7 +167,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
-    ties, left = _settle_ties(torch_tree, match)
+    ties, left = settle_ties(torch_tree, match)
     faults += left
     faults += _twice(moves)
     unsaid, taken = ask_about_maps(torch_tree, moves, rules)
@@ -219,42 +219,6 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
 
 
 # --- checks that need the whole plan -----------------------------------------------------------------
-
-
-def _settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fault]]:
-    """A tensor without place of its own is no fault when the same memory has one under another key."""
-    moved = {tree.ties.get(key, key): key for move in match.moves for key in move.torch_keys}
-    ties, faults = {}, []
-    for fault in match.faults:
-        twin = moved.get(tree.ties.get(fault.subject, fault.subject))
-        if fault.kind == "unexpected" and twin is not None:
-            ties[fault.subject] = twin
-        else:
-            faults.append(_perhaps_tied(tree, fault, moved.values()) if fault.kind == "unexpected" else fault)
-    return ties, faults
-
-
-def _perhaps_tied(tree: TorchTree, fault: Fault, moved: Iterable[str]) -> Fault:
-    """The fault, with a hint where a ``state_dict`` that was copied or saved holds a tied tensor twice."""
-    lost = tree.state.get(fault.subject)
-    if tree.module is not None or lost is None or not _tells(lost):
-        return fault
-    twin = next((key for key in moved if _tells(tree.state[key]) and same_bits(tree.state[key], lost)), None)
-    if twin is None:
-        return fault
-    return replace(
-        fault,
-        message=f"{fault.message}; it holds the same values as '{twin}', and a state_dict that was saved or copied "
-        "does not say whether the two are tied: pass the nn.Module, or leave this key out if they are",
-    )
-
-
-def _tells(tensor: torch.Tensor) -> bool:
-    """Whether it has values that another tensor does not have by chance, as ones and zeros are."""
-    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_conj())
-    if not plain or tensor.ndim < 2 or not tensor.numel():
-        return False
-    return not same_bits(tensor.reshape(-1)[:1].expand(tensor.numel()), tensor.reshape(-1))
 
 
 def _twice(moves: Sequence[Move]) -> list[Fault]:
@@ -327,18 +291,7 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
             if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
                 ours = ", ".join(sorted(map(str, dtypes)))
                 yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
-    tied = {*tree.ties, *tree.ties.values()}
-    holders: dict[str, list[Path]] = {}
-    for move in moves if tied else ():
-        for key in tied.intersection(move.torch_keys):
-            holders.setdefault(tree.ties.get(key, key), []).extend(move.flax_paths)
-    for key, paths in holders.items():
-        if len(set(paths)) > 1:
-            places = ", ".join(sorted({join_path(path) for path in paths}))
-            yield (
-                f"{key}: one tied torch tensor is separate Flax leaves ({places}), which training may part; "
-                "only equal values go back"
-            )
+    yield from separate_leaves(tree, moves)
 
 
 def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
@@ -355,10 +308,6 @@ def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> It
 @lru_cache(maxsize=256)
 def _same_dtype(ours: torch.dtype, theirs: Any) -> bool:
     return str(ours).removeprefix("torch.") == str(theirs)
-
-
-def _keys(move: Move) -> str:
-    return " + ".join(move.torch_keys) or "(nothing)"
 
 
 def _paths(move: Move) -> str:

@@ -9,7 +9,7 @@ its ``state_dict``.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,9 +19,10 @@ from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ._report import Fault, what_it_is
+from ._ties import find_ties, ties_on_meta
 from .rules import Rename
 
-__all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch", "ties_of"]
+__all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
 
 # Segments that wrapping a module puts into its keys, wherever the wrapped module sits.
 _INFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -29,8 +30,7 @@ _INFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _PREFIXES = ("module",)
 
 
-@dataclass(frozen=True)
-class TorchLeaf:
+class TorchLeaf(NamedTuple):
     """One tensor of the torch side."""
 
     key: str
@@ -185,7 +185,7 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
     faults += change.unused()
     live = source if isinstance(source, nn.Module) else None
-    ties = _find_ties(state) | (_ties_on_meta(live, state) if live is not None else {})
+    ties = find_ties(state) | (ties_on_meta(live, state) if live is not None else {})
     return TorchTree(scopes.root, state, ties, tuple(others), notes, tuple(faults), live)
 
 
@@ -239,7 +239,8 @@ class _Scopes:
 def _class_of(module: nn.Module) -> type:
     """The class that was written, not the one a parametrization put in its place."""
     kind = type(module)
-    if kind.__module__ == "torch.nn.utils.parametrize" or hasattr(module, "parametrizations"):
+    # hasattr would go through nn.Module's own __getattr__, which is dear where it finds nothing.
+    if kind.__module__ == "torch.nn.utils.parametrize" or "parametrizations" in module._modules:
         return kind.__mro__[1]
     return kind
 
@@ -324,51 +325,3 @@ def _refuse_what_is_no_state_dict(state: dict[str, Any]) -> None:
                 f"'{key}' is a {type(value).__name__}, not a torch.Tensor: pass a state_dict of tensors "
                 "(to_torch converts a tree of JAX arrays)."
             )
-
-
-def _find_ties(state: dict[str, Any]) -> dict[str, str]:
-    """Which keys name the very same elements as an earlier key."""
-    first: dict[int, list[str]] = {}
-    ties = {}
-    for key, tensor in state.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
-            continue
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            continue  # nothing that could cross; the exchange says so
-        before = first.setdefault(tensor.data_ptr(), [])
-        twin = next((other for other in before if _same_elements(state[other], tensor)), None)
-        if twin is None:
-            before.append(key)
-        else:
-            ties[key] = twin
-    return ties
-
-
-def ties_of(model: nn.Module) -> dict[str, str]:
-    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
-    first: dict[int, str] = {}
-    ties = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        known = first.setdefault(id(tensor), name)
-        if known != name:
-            ties[name] = known
-    return ties
-
-
-def _ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
-    """The ties of tensors without memory, as far as the ``state_dict`` has both names."""
-    if not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in state.values()):
-        return {}
-    ties = ties_of(module).items()
-    return {key: one for key, one in ties if key in state and one in state and state[key].is_meta}
-
-
-def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors that start at one address are the same tensor."""
-    return _elements(one) == _elements(other)
-
-
-def _elements(tensor: torch.Tensor) -> tuple[Any, ...]:
-    # A conjugate or negative view is at the same address and has other values.
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.is_conj(), tensor.is_neg()

@@ -24,7 +24,8 @@ from .._bind import Move
 from .._flax_tree import FlaxTree, read_flax
 from .._plan import Plan, UserRule, make_plan
 from .._report import Fault, Report
-from .._torch_tree import TorchTree, read_torch, ties_of
+from .._ties import ties_of
+from .._torch_tree import TorchTree, read_torch
 from ..rules import Rename
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
@@ -215,7 +216,7 @@ def _torch_side(
         raise CheckpointError(f"{source.path} does not fit the model:\n{lines}")
     for node in tree.root.walk():  # the dtypes are the file's, whatever the module was built with
         node.leaves = {
-            name: replace(leaf, tensor=files[leaf.key].meta, meta=files[leaf.key].meta)
+            name: leaf._replace(tensor=files[leaf.key].meta, meta=files[leaf.key].meta)
             for name, leaf in node.leaves.items()
         }
     others = {key: value for key, value in tree.state.items() if key not in files}

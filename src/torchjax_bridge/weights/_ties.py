@@ -1,0 +1,60 @@
+"""Which names of the torch side are one tensor: by its memory, or by identity where it has none.
+
+Owns what "the same tensor" means. What a tie becomes in Flax is for ``_tied_places`` to say.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["find_ties", "ties_of", "ties_on_meta"]
+
+
+def find_ties(state: dict[str, Any]) -> dict[str, str]:
+    """Which keys name the very same elements as an earlier key."""
+    first: dict[int, list[str]] = {}
+    ties = {}
+    for key, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
+            continue
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            continue  # nothing that could cross; the exchange says so
+        before = first.setdefault(tensor.data_ptr(), [])
+        twin = next((other for other in before if _same_elements(state[other], tensor)), None)
+        if twin is None:
+            before.append(key)
+        else:
+            ties[key] = twin
+    return ties
+
+
+def ties_of(model: nn.Module) -> dict[str, str]:
+    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
+    first: dict[int, str] = {}
+    ties = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        known = first.setdefault(id(tensor), name)
+        if known != name:
+            ties[name] = known
+    return ties
+
+
+def ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
+    """The ties of tensors without memory, as far as the ``state_dict`` has both names."""
+    if not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in state.values()):
+        return {}
+    ties = ties_of(module).items()
+    return {key: one for key, one in ties if key in state and one in state and state[key].is_meta}
+
+
+def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors that start at one address are the same tensor."""
+    return _elements(one) == _elements(other)
+
+
+def _elements(tensor: torch.Tensor) -> tuple[Any, ...]:
+    # A conjugate or negative view is at the same address and has other values.
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.is_conj(), tensor.is_neg()
