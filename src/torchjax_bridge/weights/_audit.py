@@ -258,7 +258,9 @@ def _trace(
 
 def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], plan: Plan) -> Audit:
     """Compare the settings of every pair of layers of a plan."""
-    modules = {node.origin: node.module for node in torch_tree.root.walk() if node.module is not None}
+    nodes = {node.origin: node for node in torch_tree.root.walk() if node.module is not None}
+    modules = {path: node.module for path, node in nodes.items() if node.module is not None}
+    said = {path: node.kind for path, node in nodes.items() if node.said}
     dropouts: dict[Path, dict[Path, FlaxLayer]] = {}
     for path, other in layers.items():
         if other.kind == "Dropout":
@@ -270,7 +272,8 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
         if module is None or layer is None:
             continue
         count += layer.kind not in ("Module", "Sequential", "List")
-        faults += _faults(differences(module, layer), module, torch_path, layer, flax_path)
+        found = differences(module, layer, said.get(torch_path))
+        faults += _faults(found, module, torch_path, layer, flax_path)
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             for path, cell in below(layers, flax_path):
                 if path != flax_path:
@@ -280,7 +283,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             for path, drop in between_layers(module, parent, flax_path, dropouts):
                 faults += _faults(recurrent_dropout(module, drop), module, torch_path, drop, path)
         if layer.kind == "Einsum":
-            found = einsum_differences(layer, _kernel_layout(plan, flax_path))
+            found = tuple(einsum_differences(layer, _kernel_layout(plan, flax_path)))
             faults += _faults(found, module, torch_path, layer, flax_path)
         if next(module.children(), None) is None:
             continue

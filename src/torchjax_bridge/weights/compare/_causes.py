@@ -7,6 +7,7 @@ between them (``_between``). Where nothing is proved, the best of what is known 
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from .._audit import SettingFault
+from ..settings import is_compared
 from ._between import between, relation
 from ._evidence import Cause, Evidence, as_cause, not_called, place
 from ._record import Call
@@ -45,6 +47,7 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _settings(step, call, evidence)
     yield from _mode(step, call, evidence)
     yield from _own_call(step, call, evidence)
+    yield from _carry(step, call, evidence)
     yield from (as_cause(finding, step, "") for finding in wrong)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
@@ -121,6 +124,20 @@ def _own_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
     yield Cause("overridden call", message, fix, proved)
 
 
+def _carry(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+    """The state of an LSTM in torch's order, where Flax's carry has the cell first."""
+    if not isinstance(step.module, nn.LSTM | nn.LSTMCell):
+        return
+    args, kwargs = call.arguments
+    for name, carry in (*enumerate(args), *kwargs.items()):
+        if isinstance(carry, tuple) and len(carry) == 2:
+            turned = tuple(carry[::-1] if number == name else one for number, one in enumerate(args))
+            named = {word: carry[::-1] if word == name else one for word, one in kwargs.items()}
+            if _agrees(step, replace(call, arguments=(turned, named)), {}, evidence):
+                message = f"{place(step)} is given the state (h, c) in Flax, whose carry is (c, h)"
+                yield Cause("carry", message, "give it (c, h)", proved=True)
+
+
 def _agrees(
     step: Step, call: Call, settings: Mapping[str, Any], evidence: Evidence, kind: type | None = None
 ) -> bool:
@@ -140,8 +157,10 @@ def _unknown(step: Step, call: Call, inputs: Comparison | None, evidence: Eviden
     if step.output is not None and step.output.ours is None:
         ours, theirs = step.output.shapes
         return Cause("shape", f"{place(step)} gives {ours} in torch and {theirs} in Flax", "", proved=False)
-    what = "its input, its weights and its settings agree" if inputs is not None else "its weights agree"
     layer = evidence.layers.get(call.path)
+    settings = is_compared(step.module, layer)
+    agree = "its input, its weights and its settings agree" if settings else "its input and its weights agree"
+    what = agree if inputs is not None else "its weights agree"
     alone = layer is not None and layer.kind == "Module" and next(step.module.children(), None) is None
     where = f", where it is a {layer.name}" if layer is not None and alone else ""
     message = f"{place(step)} computes something else in Flax{where}; {what}"

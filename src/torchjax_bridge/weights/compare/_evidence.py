@@ -28,7 +28,7 @@ class Cause:
         kind: One word for it: the name of a setting (``"padding"``, ``"epsilon"``, ...), or ``"train mode"``,
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
             ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
-            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"calls"``,
+            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"calls"``,
             ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.
         fix: What to do.

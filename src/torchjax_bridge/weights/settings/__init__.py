@@ -12,7 +12,7 @@ from ._difference import Difference, Effect
 from ._einsum import einsum_differences
 from ._layer import FlaxLayer, flax_layer, is_flaxs_layer, overridden_call
 from ._others import recurrent_dropout
-from ._table import differences
+from ._table import differences, is_compared
 
 __all__ = [
     "Difference",
@@ -23,6 +23,7 @@ __all__ = [
     "einsum_differences",
     "flax_layer",
     "is_activation",
+    "is_compared",
     "is_flaxs_layer",
     "overridden_call",
     "recurrent_dropout",

@@ -9,10 +9,10 @@ from torch import nn
 from ._conv import convolution, transposed_convolution
 from ._difference import Difference
 from ._layer import FlaxLayer
-from ._norm import batch_norm, group_norm, instance_norm, layer_norm, rms_norm
+from ._norm import batch_norm, epsilon_of_its_own, group_norm, instance_norm, layer_norm, rms_norm
 from ._others import any_layer, attention, dense, dropout, recurrent
 
-__all__ = ["differences"]
+__all__ = ["differences", "is_compared"]
 
 _Check = Callable[[Any, FlaxLayer], Iterator[Difference]]
 
@@ -51,15 +51,35 @@ _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] 
 )
 
 
-def differences(module: nn.Module, layer: FlaxLayer) -> tuple[Difference, ...]:
-    """Every setting of a pair of layers that does not agree; none where either is of no known class."""
-    kind = type(module)
-    if kind not in _ROWS:
-        _ROWS[kind] = next((row[1:] for row in _TABLE if issubclass(kind, row[0])), None)
-    row = _ROWS[kind]
+def differences(module: nn.Module, layer: FlaxLayer, said: type | None = None) -> tuple[Difference, ...]:
+    """Every setting of a pair of layers that does not agree; none where either is of no known class.
+
+    Args:
+        module: The torch layer.
+        layer: Its Flax twin.
+        said: The class of torch's that the caller says it computes, if it is of a class of its own.
+    """
+    if said is not None and not isinstance(module, said):
+        known = _row(said)
+        if known is None or layer.kind not in known[0]:
+            return ()
+        return tuple(epsilon_of_its_own(module, layer))
+    row = _row(type(module))
     if row is None or layer.kind not in row[0]:
         return ()
     return tuple(found for check in (*row[1], any_layer) for found in check(module, layer))
+
+
+def is_compared(module: nn.Module, layer: FlaxLayer | None) -> bool:
+    """Whether all settings of this pair are known here."""
+    row = _row(type(module))
+    return row is not None and layer is not None and layer.kind in row[0]
+
+
+def _row(kind: type) -> tuple[frozenset[str], tuple[_Check, ...]] | None:
+    if kind not in _ROWS:
+        _ROWS[kind] = next((row[1:] for row in _TABLE if issubclass(kind, row[0])), None)
+    return _ROWS[kind]
 
 
 _ROWS: WeakKeyDictionary[type, tuple[frozenset[str], tuple[_Check, ...]] | None] = WeakKeyDictionary()

@@ -1,0 +1,143 @@
+"""Mistakes that parity names by what it knows of a class: the order of a carry, the epsilon of an own norm."""
+
+from typing import Any
+
+import flax.linen as ln
+import jax
+import jax.numpy as jnp
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge import audit, parity, to_flax
+from torchjax_bridge.weights import LayerType, SettingsWarning
+
+# --- the carry of an LSTM --------------------------------------------------------------------------------
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 4)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.cell(x, (h, c))[0]
+
+
+class NnxCell(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.cell = nnx.OptimizedLSTMCell(4, 4, rngs=rngs)
+        self.turned = False
+
+    def __call__(self, x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
+        return self.cell((h, c) if self.turned else (c, h), x)[1]
+
+
+class NnxLayer(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.cell = nnx.RNN(nnx.LSTMCell(4, 4, rngs=rngs), rngs=rngs)
+        self.turned = False
+
+    def __call__(self, x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
+        return self.cell(x, initial_carry=(h, c) if self.turned else (c, h))
+
+
+class LinenCell(ln.Module):
+    turned: bool
+
+    @ln.compact
+    def __call__(self, x: jax.Array, h: jax.Array, c: jax.Array) -> jax.Array:
+        return ln.LSTMCell(4, name="cell")((h, c) if self.turned else (c, h), x)[1]
+
+
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor, h: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        return self.cell(x, (h[None], c[None]))[0]
+
+
+@pytest.mark.parametrize("flavour", ["nnx", "nnx layer", "linen"])
+def test_a_state_in_torch_s_order_is_found_by_running_the_cell_with_the_two_exchanged(flavour: str) -> None:
+    torch.manual_seed(0)
+    state = [torch.randn(3, 4) for _ in range(2)]
+    module = Layer() if flavour == "nnx layer" else Cell()
+    inputs = [torch.randn(3, 5, 4) if flavour == "nnx layer" else torch.randn(3, 4), *state]
+    for turned in (False, True):
+        model: Any
+        if flavour == "linen":
+            linen = LinenCell(turned)
+            shapes = jax.eval_shape(linen.init, jax.random.key(0), *[jnp.zeros((3, 4))] * 3)
+            model = linen, to_flax(module, shapes)
+        else:
+            kind = NnxCell if flavour == "nnx" else NnxLayer
+            model = to_flax(module, nnx.eval_shape(lambda kind=kind: kind(nnx.Rngs(0))))
+            model.turned = turned
+        found = parity(module, model, *inputs)
+        assert found.ok is not turned
+        if turned:
+            assert found.cause is not None
+            assert (found.cause.kind, found.cause.proved) == ("carry", True), str(found)
+            assert "give it (c, h)" in found.cause.fix
+
+
+# --- a norm of one's own -----------------------------------------------------------------------------------
+
+
+class Rms(nn.Module):
+    def __init__(self, name: str, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6) + 0.5)
+        self.name = name
+        setattr(self, name, eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + getattr(self, self.name)) * self.weight
+
+
+class Model(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x)
+
+
+class Twin(nnx.Module):
+    def __init__(self, epsilon: float) -> None:
+        self.norm = nnx.RMSNorm(6, epsilon=epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+
+RULES = [LayerType("norm", nn.RMSNorm)]
+
+
+@pytest.mark.parametrize("name", ["eps", "variance_epsilon"])
+def test_the_epsilon_of_a_norm_of_one_s_own_is_compared_once_its_class_is_said(name: str) -> None:
+    module, x = Model(Rms(name, 1e-5)), torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) / 100
+    assert audit(module, Twin(1e-5), rules=RULES).ok
+    (fault,) = audit(module, Twin(1e-3), rules=RULES).faults
+    assert (fault.setting, fault.torch_name, fault.wanted, fault.effect) == ("epsilon", name, 1e-5, "output")
+    with pytest.warns(SettingsWarning, match=f"{name}=1e-05 in torch, epsilon=0.001 in Flax"):
+        twin = to_flax(module, Twin(1e-3), rules=RULES)
+    cause = parity(module, twin, x, rules=RULES).cause
+    assert cause is not None
+    assert (cause.kind, cause.proved) == ("epsilon", True)
+
+
+def test_settings_that_were_not_compared_are_not_said_to_agree() -> None:
+    module, x = (
+        Model(Rms("hidden", 1e-5)),
+        torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) / 100,
+    )
+    assert audit(module, Twin(1e-3), rules=RULES).ok
+    cause = parity(module, to_flax(module, Twin(1e-3), rules=RULES), x, rules=RULES).cause
+    assert cause is not None
+    assert cause.kind == "unknown"
+    assert cause.message.endswith("; its input and its weights agree")
