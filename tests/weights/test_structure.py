@@ -185,3 +185,41 @@ def test_one_doubt_in_every_block_is_one_line_with_the_rules_that_settle_all_of_
         report.raise_unless_ok("convert", strict=True)
     rules = [Rename("blocks.*.first", "blocks.*.LayerNorm_0"), Rename("blocks.*.up", "blocks.*.Dense_1")]
     assert plan(module, variables, rules=rules).ok
+
+
+class Pair(nnx.Module):
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.norm_a, self.norm_b = nnx.LayerNorm(4, rngs=rngs), nnx.LayerNorm(4, rngs=rngs)
+
+
+class NumberedPairs(nnx.Module):
+    def __init__(self):
+        self.block10, self.block11, self.block12 = Pair(), Pair(), Pair()
+        self.head = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+
+
+class Norms(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+
+
+def test_advice_for_numbered_names_leads_to_a_plan_step_by_step():
+    blocks = nn.ModuleList([nn.Identity() for _ in range(10)] + [Norms() for _ in range(3)])
+    module, template = nn.ModuleDict({"layers": blocks, "head": nn.Linear(4, 2)}), NumberedPairs()
+    advice = 'say which is which, for example rules=[Rename("layers.*", "block*"), ...]'
+    assert advice in str(plan(module, template).report)
+    blocks_by_number = Rename("layers.*", "block*")
+    report = str(plan(module, template, rules=[blocks_by_number]).report)
+    advice = 'rules=[Rename("layers.*.first", "block*.norm_a"), ...] speaks of them all'
+    assert f"the same in 2 more blocks up to 'layers.12.first', and {advice}" in report
+    norms = Rename("layers.*.first", "block*.norm_a")
+    late = str(plan(module, template, rules=[blocks_by_number, norms]).report)
+    assert (
+        f"{norms} comes to nothing behind {blocks_by_number}, which speaks of the same: put it first" in late
+    )
+    found = plan(module, template, rules=[norms, blocks_by_number])
+    assert found.ok
+    place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}
+    assert place["layers.11.second.weight"] == ("block11", "norm_b", "scale")

@@ -6,10 +6,10 @@ numbers, which linen's automatic names and torch's containers have; ``_siblings`
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from torchjax_bridge.exchange import join_path
+from torchjax_bridge.exchange import Path, join_path
 
 from ._flax_tree import FlaxNode
 from ._report import Fault
@@ -120,7 +120,9 @@ class Search:
         right = ", ".join(node.where for node in theirs)
         alike = [node for node in theirs if node.path[-1] == ours[0].path[-1]]
         one = join_path(ours[0].origin)
-        rename = rename_for(ours[0], (alike or theirs)[0], self._torch_parent, self._parent)
+        rename = self._by_equal_numbers(ours, theirs) or rename_for(
+            ours[0], (alike or theirs)[0], self._torch_parent, self._parent
+        )
         message = (
             f"{left} fit {right} equally well{why}; say which is which, for example rules=[{rename}, ...]"
         )
@@ -129,19 +131,47 @@ class Search:
         self.done |= {id(node) for parent in ours for node in parent.walk()}
         self.done |= {id(node) for parent in theirs for node in parent.walk()}
 
+    def _by_equal_numbers(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> Rename | None:
+        """The one rule for all of ``layers.0, layers.1, ...`` where Flax says ``block0, block1, ...``."""
+        numbers = [node.path[-1] for node in ours]
+        stem = str(theirs[0].path[-1]).rstrip("0123456789")
+        places = {(*theirs[0].path[:-1], f"{stem}{number}") for number in numbers}
+        if len(ours) < 2 or not all(isinstance(number, int) for number in numbers):
+            return None
+        if len({node.origin[:-1] for node in ours}) > 1 or places != {node.path for node in theirs}:
+            return None
+        inside = theirs[0].path[len(self._parent.path) : -1]
+        wanted = join_path((*self._torch_parent.path, *inside, f"{stem}*"))
+        return Rename(join_path((*ours[0].origin[:-1], "*")), wanted)
+
     def _series(
         self, ours: list[TorchNode], theirs: list[FlaxNode], chosen: FlaxNode
     ) -> tuple[str, ...] | None:
         """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
         torch_parent, parent = self._torch_parent, self._parent
-        any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.path)
-        if "*" not in any_block or torch_parent.path != torch_parent.origin:
+        numbers = [name for name in torch_parent.origin if isinstance(name, int)]
+        any_place = _with_stars(torch_parent.path, numbers)
+        if not numbers or any_place is None:
             return None
-        inside = [join_path(node.origin[len(torch_parent.path) :]) for node in ours]
+        any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.origin)
+        inside = [join_path(node.origin[len(torch_parent.origin) :]) for node in ours]
         places = [join_path(node.path[len(parent.path) :]) for node in theirs]
-        place = join_path((*any_block, *chosen.path[len(parent.path) :]))
+        place = join_path((*any_place, *chosen.path[len(parent.path) :]))
         rename = Rename(join_path((*any_block, inside[0])), place)
         return f"rules=[{rename}, ...]", *inside, "", *places
+
+
+def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:
+    """The path with a ``*`` for each of these numbers, if they end segments of it in this order."""
+    left, found = list(numbers), []
+    for name in path:
+        stem = str(name).removesuffix(str(left[0])) if left else str(name)
+        if stem == str(name) or stem[-1:].isdigit():
+            found.append(str(name))
+        else:
+            found.append(f"{stem}*")
+            left.pop(0)
+    return None if left else tuple(found)
 
 
 def _rivals(

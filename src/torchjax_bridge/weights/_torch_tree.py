@@ -201,23 +201,26 @@ class _Renaming:
     def __init__(self, renames: Sequence[Rename]) -> None:
         self._renames = renames
         self._used: set[Rename] = set()
+        self._too_late: dict[Rename, Rename] = {}  # what matches only where an earlier one does
 
     def __call__(self, path: Path) -> Path:
-        for rename in self._renames:
+        for place, rename in enumerate(self._renames):
             new = rename.apply(path)
             if new is not None:
                 self._used.add(rename)
+                for later in self._renames[place + 1 :]:
+                    if later.apply(path) is not None:
+                        self._too_late.setdefault(later, rename)
                 return new
         return path
 
     def unused(self) -> list[Fault]:
-        return [
-            Fault(
-                "rules", f'Rename("{one.torch}", "{one.flax}") matches nothing on the torch side', one.torch
-            )
-            for one in self._renames
-            if one not in self._used
-        ]
+        return [Fault("rules", self._why(one), one.torch) for one in self._renames if one not in self._used]
+
+    def _why(self, rename: Rename) -> str:
+        if before := self._too_late.get(rename):
+            return f"{rename} comes to nothing behind {before}, which speaks of the same: put it first"
+        return f"{rename} matches nothing on the torch side"
 
 
 class _Scopes:
