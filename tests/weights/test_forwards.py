@@ -11,6 +11,8 @@ from torch import nn
 
 from torchjax_bridge import plan, to_flax
 from torchjax_bridge.weights import Flatten
+from torchjax_bridge.weights._forwards import behind_flattens
+from torchjax_bridge.weights._torch_tree import read_torch
 
 
 class Model(nn.Module):
@@ -28,6 +30,10 @@ class Model(nn.Module):
 
     def encode(self, x: Any) -> Any:
         return self.conv(self.wide(x)).flatten(1)
+
+    @staticmethod
+    def flat(x: Any) -> Any:
+        return torch.flatten(x, 1)
 
     def features(self, x: Any, last: bool = False) -> Any:
         for block in self.blocks:
@@ -91,8 +97,41 @@ def _unknown_map(self: Any, x: Any, y: Any) -> Any:
     return self.fc(torch.cat([self.conv(x), self.conv(x)], 1).flatten(1))
 
 
+def _sizes(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x))
+    batch, channels, height, width = x.shape
+    return self.fc(x.view(batch, channels * height * width))
+
+
+def _in_a_dict(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x)).flatten(1)
+    return {"logits": self.fc(x), "features": x}
+
+
+def _in_a_list(self: Any, x: Any, y: Any) -> Any:
+    x = self.conv(self.wide(x)).flatten(1)
+    return [self.fc(F.dropout(x, 0.1)) for _ in range(3)]
+
+
+def _static(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(self.flat(self.conv(self.wide(x))))
+
+
 @pytest.mark.parametrize(
-    "forward", [_function, _method, _view, _reshape, _through_methods, _loop, _unknown_map]
+    "forward",
+    [
+        _function,
+        _method,
+        _view,
+        _reshape,
+        _through_methods,
+        _loop,
+        _unknown_map,
+        _sizes,
+        _in_a_dict,
+        _in_a_list,
+        _static,
+    ],
 )
 def test_a_flatten_in_a_forward_is_asked_about_though_another_layer_gives_as_much(
     forward: Callable[..., Any],
@@ -195,3 +234,14 @@ def test_reading_forwards_runs_nothing_of_them() -> None:
 
     kind = type("Own", (Model,), {"forward": forward})
     assert to_flax(kind(), nnx.eval_shape(lambda: Twin(nnx.Rngs(0)))) is not None
+
+
+def test_a_module_whose_forward_is_not_that_of_its_class_shows_nothing() -> None:
+    """And what ``torch.jit.script`` makes has a class whose ``forward`` cannot even be asked for."""
+    template = nnx.eval_shape(lambda: Twin(nnx.Rngs(0)))
+    patched = type("Own", (Model,), {"forward": _function})()
+    patched.forward = lambda x, y: x
+    assert plan(patched, template).ok
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 10)))
+    assert read_torch(scripted).root.children
+    assert behind_flattens(read_torch(scripted).root) == {}

@@ -9,6 +9,7 @@ Owns no widths and asks nothing: that is for ``_feature_maps``.
 """
 
 import ast
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -68,7 +69,12 @@ def _own_forward(node: TorchNode) -> bool:
     """Whether it is no layer of torch's, nor derived from one that has weights."""
     if node.module is None or isinstance(node.module, (*_MAPS, *_READS)):
         return False
-    return not str(getattr(type(node.module).forward, "__module__", "")).startswith("torch.")
+    return not str(getattr(_method(node.module, "forward"), "__module__", "")).startswith("torch.")
+
+
+def _method(module: nn.Module, name: str) -> object:
+    """What a class says a method is, as it stands there; None where the module has one of its own instead."""
+    return None if name in vars(module) else inspect.getattr_static(type(module), name, None)
 
 
 class _Reading:
@@ -124,18 +130,15 @@ class _Reading:
 
     def method(self, node: TorchNode, name: str, given: Sequence[_Value], named: dict[str, _Value]) -> _Value:
         """What a method of the caller's own gives."""
-        function = source_of(getattr(type(node.module), name, None))
-        place = (id(node), name)
+        if node.module is None:
+            return None
+        method = _method(node.module, name)
+        function, place = source_of(method), (id(node), name)
         if function is None or place in self._running or len(self._running) > _DEEPEST:
             return None
         parameters = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
-        if not parameters:
-            return None
-        names: dict[str, _Value] = {
-            parameters[0]: node,
-            **dict(zip(parameters[1:], given, strict=False)),
-            **named,
-        }
+        holder = [] if isinstance(method, staticmethod) else [node]
+        names: dict[str, _Value] = {**dict(zip(parameters, [*holder, *given], strict=False)), **named}
         self._running.append(place)
         try:
             frame = _Frame(self, names)
@@ -245,13 +248,22 @@ class _Frame:
                 return self._reading.child(holder, place) if isinstance(holder, TorchNode) else None
             case ast.BinOp(left=left, right=right):
                 return _together(self._of(left), self._of(right))
-            case ast.IfExp(body=body, orelse=other):
+            case ast.ListComp(elt=one, generators=loops) | ast.GeneratorExp(elt=one, generators=loops):
+                for loop in loops:
+                    self._of(loop.iter)
+                    self._bind(loop.target, None)
+                self._of(one)
+            case ast.IfExp(test=test, body=body, orelse=other):
+                self._of(test)
                 return _agreed([self._of(body), self._of(other)])
             case ast.Call():
                 return self._call(expression)
-            case ast.Tuple(elts=parts) | ast.List(elts=parts):
-                for part in parts:
-                    self._of(part)
+            case (
+                ast.Tuple() | ast.List() | ast.Set() | ast.Dict() | ast.BoolOp() | ast.Compare() | ast.Await()
+            ):
+                for part in ast.iter_child_nodes(expression):
+                    if isinstance(part, ast.expr):
+                        self._of(part)
         return None
 
     def _call(self, call: ast.Call) -> _Value:
@@ -270,7 +282,8 @@ class _Frame:
             if holder is not None or not is_a_module_of_functions(call.func.value):
                 given, arguments = [holder, *given], [call.func.value, *arguments]
         value = given[0] if given and isinstance(given[0], _Seen) else None
-        if flattens(name, arguments[1:], call.keywords):
+        of_map = value is not None and value.kind == "map"
+        if flattens(name, arguments[1:], call.keywords, of_map=of_map):
             return flattened(value)
         if name.rstrip("_") not in KEEPS:
             return None

@@ -46,8 +46,8 @@ def _parsed(code: CodeType) -> ast.FunctionDef | None:
     return next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
 
 
-def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
-    """Whether a call leaves two axes, the batch and all the rest."""
+def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword], *, of_map: bool) -> bool:
+    """Whether a call leaves two axes, the batch and all the rest, as any two are of what is known for a map."""
     if name == "flatten":
         said = {word.arg: word.value for word in words}
         places = [value for value in arguments if value not in said.values()]
@@ -59,7 +59,7 @@ def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keywo
     sizes = list(arguments)
     if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple | ast.List):
         sizes = list(sizes[0].elts)
-    return len(sizes) == 2 and [_number(size) for size in sizes].count(-1) == 1
+    return len(sizes) == 2 and (of_map or [_number(size) for size in sizes].count(-1) == 1)
 
 
 def _number(value: ast.expr) -> Any:
