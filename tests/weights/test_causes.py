@@ -1,4 +1,7 @@
-"""Mistakes that parity names by what it knows of a class: the order of a carry, the epsilon of an own norm."""
+"""Mistakes that parity names by what it knows of a class: the order of a carry, the epsilon of an own norm.
+
+And by the order of its calls, where nothing else is found.
+"""
 
 from typing import Any
 
@@ -141,3 +144,40 @@ def test_settings_that_were_not_compared_are_not_said_to_agree() -> None:
     assert cause is not None
     assert cause.kind == "unknown"
     assert cause.message.endswith("; its input and its weights agree")
+
+
+# --- the order of calls ------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, *, first: bool) -> None:
+        super().__init__()
+        self.norm, self.mix, self.first = nn.LayerNorm(6), nn.Linear(6, 6), first
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.mix(self.norm(x)) if self.first else self.norm(x + self.mix(x))
+
+
+class NnxBlock(nnx.Module):
+    def __init__(self, *, first: bool) -> None:
+        rngs = nnx.Rngs(0)
+        self.norm = nnx.LayerNorm(6, epsilon=1e-5, use_fast_variance=False, rngs=rngs)
+        self.mix, self.first = nnx.Linear(6, 6, rngs=rngs), first
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x + self.mix(self.norm(x)) if self.first else self.norm(x + self.mix(x))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_norm_on_the_wrong_side_of_its_layer_is_the_order_of_calls(first: bool) -> None:
+    torch.manual_seed(0)
+    module, x = Block(first=first), torch.randn(3, 6)
+    assert parity(module, to_flax(module, NnxBlock(first=first)), x).ok
+    cause = parity(module, to_flax(module, NnxBlock(first=not first)), x).cause
+    assert cause is not None
+    assert (cause.kind, cause.proved) == ("call order", False)
+    one, other = (
+        ("'mix' (Linear)", "'norm' (LayerNorm)") if first else ("'norm' (LayerNorm)", "'mix' (Linear)")
+    )
+    assert f"torch runs {one} after {other}, and Flax before it" in cause.message

@@ -41,11 +41,28 @@ def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     for other in evidence.steps[: evidence.steps.index(step)]:
         if other.flax is None and not _may_be_several(other.module):
             yield replace(not_called(other), proved=False)
+    yield from _other_order(step, call, evidence)
     alone = [s.torch for s in evidence.steps[: evidence.steps.index(step)] if s.flax is None]
     between = [*(call for call in alone if isinstance(call.module, nn.RNNBase)), *_unpaired(step, evidence)]
     names = ", ".join(f"'{join_path(c.path)}' ({type(c.module).__name__})" for c in between)
     ran = f"; between them torch runs {names}" if names else ""
     yield Cause("unknown", f"{where}the two models compute different things{ran}", "", proved=False)
+
+
+def _other_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+    """A layer beside this one that runs before it on one side and after it on the other, as a norm does."""
+    theirs = {id(one): place for place, one in enumerate(evidence.flax.calls)}
+    here, there = evidence.steps.index(step), theirs.get(id(call))
+    for number, other in enumerate(evidence.steps):
+        if other.torch.path[:-1] != step.torch.path[:-1] or other.torch.path == step.torch.path:
+            continue
+        place_there = theirs.get(id(other.flax))
+        if place_there is None or there is None or other.number != step.number:
+            continue
+        if (number < here) != (place_there < there):
+            how, turned = ("before", "after") if number < here else ("after", "before")
+            message = f"torch runs {place(other)} {how} {place(step)}, and Flax {turned} it"
+            yield Cause("call order", message, "call them in torch's order", proved=False)
 
 
 def _may_be_several(module: nn.Module) -> bool:

@@ -29,7 +29,7 @@ class Cause:
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
             ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
             ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"calls"``,
-            ``"shape"`` or ``"unknown"``.
+            ``"call order"``, ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.
         fix: What to do.
         proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.
@@ -52,6 +52,7 @@ class Evidence:
     Attributes:
         steps: Every call of every pair, in the order of torch's.
         torch: The run in torch, with the calls of layers without a twin.
+        flax: The run in Flax.
         bounds: What is taken for rounding.
         settings: The settings that differ.
         moves: For a torch path: what the plan moves for it.
@@ -62,6 +63,7 @@ class Evidence:
 
     steps: Sequence[Step]
     torch: Record
+    flax: Record
     bounds: Bounds
     settings: Audit
     moves: Mapping[Path, Sequence[Move]]

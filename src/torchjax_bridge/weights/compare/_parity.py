@@ -201,7 +201,8 @@ def parity(
         raise theirs.error
     cause = None
     if bad is not None:
-        evidence = Evidence(steps, ours, bounds, audit, twins.moves, twins.values, twins.rerun(), layers)
+        rerun = twins.rerun()
+        evidence = Evidence(steps, ours, theirs, bounds, audit, twins.moves, twins.values, rerun, layers)
         cause = find_cause(bad, evidence)
     elif twins.root.training:
         found = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
