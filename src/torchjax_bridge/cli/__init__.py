@@ -26,7 +26,7 @@ def main() -> None:
         get_command(app)(prog_name="torchjax-bridge")
     except ModuleNotFoundError as err:
         missing = (err.name or "").partition(".")[0]
-        if missing not in ("typer", "rich", "click", "flax"):
+        if missing not in ("typer", "rich", "flax"):
             raise
         extras = "flax,cli" if missing == "flax" else "cli"
         sys.stderr.write(

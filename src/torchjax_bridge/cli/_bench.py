@@ -25,7 +25,7 @@ def bench(
     size: Annotated[
         list[str] | None, typer.Option("--size", metavar="SIZE", help="How large; may be given again.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often to time each.")] = 30,
+    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How often to time each.")] = 30,
     debug: Debug = False,
 ) -> None:
     """Time each route in turn, so that a busy machine is busy for all."""

@@ -28,7 +28,9 @@ def verify(
     template: Template = None,
     rules: Rules = None,
     key: Key = None,
-    worst: Annotated[int, typer.Option("--worst", min=1, help="How many differing tensors to show.")] = 10,
+    worst: Annotated[
+        int, typer.Option("--worst", metavar="N", min=1, help="How many differing tensors to show.")
+    ] = 10,
     memory: Memory = "1GB",
     debug: Debug = False,
 ) -> None:
