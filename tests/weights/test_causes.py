@@ -1,4 +1,4 @@
-"""Mistakes that parity names by what it knows of a class: the order of a carry, the epsilon of an own norm.
+"""Mistakes that parity names by what it knows of a class: a carry, a mask, the epsilon of an own norm.
 
 And by the order of its calls, where nothing else is found.
 """
@@ -181,3 +181,118 @@ def test_a_norm_on_the_wrong_side_of_its_layer_is_the_order_of_calls(first: bool
         ("'mix' (Linear)", "'norm' (LayerNorm)") if first else ("'norm' (LayerNorm)", "'mix' (Linear)")
     )
     assert f"torch runs {one} after {other}, and Flax before it" in cause.message
+
+
+# --- the mask of an attention ------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, *, batch_first: bool) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+
+    def forward(
+        self, x: torch.Tensor, padding: torch.Tensor, causal: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if not self.attn.batch_first:
+            x = x.swapaxes(0, 1)
+        y = self.attn(x, x, x, key_padding_mask=padding, attn_mask=causal, need_weights=False)[0]
+        return y if self.attn.batch_first else y.swapaxes(0, 1)
+
+
+class NnxAttention(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.attn = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
+        self.way = "right"
+
+    def __call__(self, x: jax.Array, padding: jax.Array, causal: jax.Array | None = None) -> jax.Array:
+        mask = ~padding[:, None, None] if causal is None else ~padding[:, None, None] & ~causal
+        return self.attn(x, mask={"right": mask, "turned": ~mask, "none": None}[self.way])
+
+
+class LinenAttention(ln.Module):
+    way: str
+
+    @ln.compact
+    def __call__(self, x: jax.Array, padding: jax.Array, causal: jax.Array | None = None) -> jax.Array:
+        mask = ~padding[:, None, None] if causal is None else ~padding[:, None, None] & ~causal
+        mask = {"right": mask, "turned": ~mask, "none": None}[self.way]
+        return ln.MultiHeadDotProductAttention(2, name="attn")(x, mask=mask)
+
+
+@pytest.mark.parametrize("flavour", ["nnx", "linen"])
+@pytest.mark.parametrize(("batch_first", "causal"), [(True, False), (True, True), (False, True)])
+def test_a_mask_that_is_missing_or_turned_round_is_proved_by_torch_s(
+    flavour: str, batch_first: bool, causal: bool
+) -> None:
+    torch.manual_seed(0)
+    module, x = Attention(batch_first=batch_first).eval(), torch.randn(3, 5, 8)
+    padding = torch.arange(5) >= torch.tensor([[5], [3], [2]])
+    inputs = [x, padding, *([torch.ones(5, 5, dtype=torch.bool).triu(1)] if causal else [])]
+    for way, words in (("right", ""), ("none", "mask in torch and none"), ("turned", "another mask in Flax")):
+        model: Any
+        if flavour == "linen":
+            linen = LinenAttention(way)
+            shapes = jax.eval_shape(
+                linen.init, jax.random.key(0), jnp.zeros((3, 5, 8)), jnp.zeros((3, 5), bool)
+            )
+            model = linen, to_flax(module, shapes)
+        else:
+            model = to_flax(module, nnx.eval_shape(lambda: NnxAttention(nnx.Rngs(0))))
+            model.way = way
+        found = parity(module, model, *inputs)
+        assert found.ok == (way == "right"), str(found)
+        if words:
+            assert found.cause is not None
+            assert (found.cause.kind, found.cause.proved) == ("mask", True), str(found)
+            assert words in found.cause.message
+
+
+def test_a_mask_that_torch_has_not_is_found() -> None:
+    class Plain(Attention):
+        def forward(self, x: torch.Tensor, padding: torch.Tensor) -> torch.Tensor:
+            return self.attn(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    module, x = Plain(batch_first=True).eval(), torch.randn(2, 5, 8)
+    padding = torch.arange(5) >= torch.tensor([[4], [3]])
+    cause = parity(module, to_flax(module, NnxAttention(nnx.Rngs(0))), x, padding).cause
+    assert cause is not None
+    assert (cause.kind, cause.proved) == ("mask", True)
+    assert cause.fix == "leave the mask out in Flax"
+
+
+# --- images in a model without convolutions ----------------------------------------------------------------
+
+
+class Flat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(48, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.view(len(x), -1))
+
+
+class NnxFlat(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc = nnx.Linear(48, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc(x.reshape(len(x), -1))
+
+
+def test_images_that_no_layer_shows_to_be_images_are_noted_and_tried_as_the_caller_says() -> None:
+    torch.manual_seed(0)
+    module, x = Flat(), torch.randn(2, 3, 4, 4)
+    twin = to_flax(module, NnxFlat(nnx.Rngs(0)))
+    found = parity(module, twin, x)
+    assert found.ok
+    assert any(
+        "input 0 (2, 3, 4, 4) went into Flax as it is: pass channels_last=True" in n for n in found.notes
+    )
+    moved = parity(module, twin, x, channels_last=True)
+    assert moved.cause is not None
+    assert moved.cause.kind == "flatten order"
+    assert not any("as it is" in note for note in moved.notes)
+    assert not parity(module, twin, torch.randn(2, 1, 6, 8)).notes  # one channel has no order

@@ -1,9 +1,10 @@
 """Why a layer is the first whose output differs: hypotheses, tried one after the other on the recorded arrays.
 
 A layer whose input agrees is itself the reason: its weights are not what the plan says, a setting of its Flax twin
-differs, the two run in different modes, or its class overrides what Flax's computes. A setting is proved by running
-the Flax layer once more with torch's. A layer whose input differs, behind layers that agree, shows what was done
-between them (``_between``). Where nothing is proved, the best of what is known is said, and that it is not proved.
+differs, the two run in different modes, its class overrides what Flax's computes, or its carry or mask is another.
+Each is proved by running the Flax layer once more as torch has it. A layer whose input differs, behind layers that
+agree, shows what was done between them (``_between``). Where nothing is proved, the best of what is known is said,
+and that it is not proved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from .._audit import SettingFault
 from ..settings import is_compared
 from ._between import between, relation
 from ._evidence import Cause, Evidence, as_cause, not_called, place
+from ._masks import flax_masks
 from ._record import Call
 from ._steps import Comparison, Step, compare
 from ._wrong_weights import wrong_weights
@@ -48,6 +50,7 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _mode(step, call, evidence)
     yield from _own_call(step, call, evidence)
     yield from _carry(step, call, evidence)
+    yield from _mask(step, call, evidence)
     yield from (as_cause(finding, step, "") for finding in wrong)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
@@ -136,6 +139,40 @@ def _carry(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
             if _agrees(step, replace(call, arguments=(turned, named)), {}, evidence):
                 message = f"{place(step)} is given the state (h, c) in Flax, whose carry is (c, h)"
                 yield Cause("carry", message, "give it (c, h)", proved=True)
+
+
+def _mask(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+    """An attention that sees other positions: without a mask, or with one that is turned round."""
+    if (
+        not isinstance(step.module, nn.MultiheadAttention)
+        or not call.inputs
+        or call.inputs[0].array.ndim != 3
+    ):
+        return
+    batch, length, _ = call.inputs[0].array.shape
+    key = step.torch.inputs[1].array if len(step.torch.inputs) > 1 else step.torch.inputs[0].array
+    args, kwargs = call.arguments
+    given = kwargs.get("mask")
+    for mask in flax_masks(
+        tuple(value.array for value in step.torch.inputs[3:]),
+        batch,
+        length,
+        key.shape[1 if step.module.batch_first else 0],
+    ):
+        again = replace(call, arguments=(args, {**kwargs, "mask": mask}))
+        if (mask is None and given is None) or not _agrees(step, again, {}, evidence):
+            continue
+        if mask is None:
+            message, fix = "is given a mask in Flax and none in torch", "leave the mask out in Flax"
+        elif given is None:
+            message, fix = "is given a mask in torch and none in Flax", f"give it {_MASK}"
+        else:
+            message, fix = "is given another mask in Flax than in torch", f"give it {_MASK}"
+        yield Cause("mask", f"{place(step)} {message}", fix, proved=True)
+        return
+
+
+_MASK = "mask=~attn_mask & ~key_padding_mask[:, None, None, :], in which True shows a position"
 
 
 def _agrees(

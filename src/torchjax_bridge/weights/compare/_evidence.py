@@ -28,8 +28,8 @@ class Cause:
         kind: One word for it: the name of a setting (``"padding"``, ``"epsilon"``, ...), or ``"train mode"``,
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
             ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
-            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"calls"``,
-            ``"call order"``, ``"shape"`` or ``"unknown"``.
+            ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"mask"``,
+            ``"calls"``, ``"call order"``, ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.
         fix: What to do.
         proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.

@@ -1,7 +1,7 @@
 """The inputs of a comparison: the same for both models, with the channels where each has them."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ Moves = Mapping[str, frozenset[int]]
 # The axes of what convolutions over one, two and three axes of space take.
 _IMAGES = frozenset({3, 4, 5})
 
-__all__ = ["Moves", "check_call", "choose_layout", "to_flax_inputs"]
+__all__ = ["Moves", "as_they_are", "check_call", "choose_layout", "to_flax_inputs"]
 
 
 def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -128,6 +128,20 @@ def choose_layout(
     plain = dict.fromkeys(inputs, frozenset[int]())
     other = run(plain)
     return (other, plain) if _apart(lay(other), other) < nearest else (first, images)
+
+
+def as_they_are(inputs: Mapping[str, Any], modules: Iterable[nn.Module]) -> Iterator[str]:
+    """What may be images, of a model in which no layer shows whether they are."""
+    if any(map(channels_in_front, modules)):
+        return
+    for name, value in inputs.items():
+        for leaf in jax.tree.leaves(value):
+            if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.shape[1] > 1:
+                shape = tuple(leaf.shape)
+                yield (
+                    f"{name} {shape} went into Flax as it is: pass channels_last=True if the Flax model takes "
+                    "images with their channels last"
+                )
 
 
 def _rank(leaf: Any) -> int:

@@ -17,7 +17,7 @@ from .._audit import SettingFault
 from .._plan import UserRule
 from ._causes import find_cause
 from ._evidence import Cause, Evidence, not_called, place
-from ._inputs import Moves, check_call, choose_layout, to_flax_inputs
+from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs
 from ._record import Call, Record, record_torch
 from ._statistics import Statistic, statistics
 from ._steps import Bounds, Step, align, compare
@@ -208,13 +208,14 @@ def parity(
         found = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
         rows += [_statistic_row(one) for one in found]
         cause = next((one.cause for one in found if one.cause is not None), None)
+    unmoved = as_they_are(named, twins.modules.values())
     whole = next(step for step in reversed(steps) if step.torch.path == ()).output
     return Parity(
         tuple(rows),
         cause,
         whole.gap.difference if whole is not None else float("nan"),
         audit.faults,
-        tuple(_notes(twins, steps, last, theirs.error)),
+        (*_notes(twins, steps, last, theirs.error), *(unmoved if channels_last is None else ())),
     )
 
 
