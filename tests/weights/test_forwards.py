@@ -11,7 +11,7 @@ from torch import nn
 
 from torchjax_bridge import plan, to_flax
 from torchjax_bridge.weights import Flatten
-from torchjax_bridge.weights._forwards import behind_flattens
+from torchjax_bridge.weights._forwards import read_forwards
 from torchjax_bridge.weights._torch_tree import read_torch
 
 
@@ -244,4 +244,75 @@ def test_a_module_whose_forward_is_not_that_of_its_class_shows_nothing() -> None
     assert plan(patched, template).ok
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 10)))
     assert read_torch(scripted).root.children
-    assert behind_flattens(read_torch(scripted).root) == {}
+    assert read_forwards(read_torch(scripted).root) == ({}, {})
+
+
+# --- maps that are made of vectors -----------------------------------------------------------------------
+
+
+class Decoder(nn.Module):
+    """Linears that give 64 numbers, of which a map of 16 channels can be made, and one that reads as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.more, self.side = nn.Linear(5, 64), nn.Linear(5, 64), nn.Linear(64, 3)
+        self.up = nn.ConvTranspose2d(16, 4, 2)
+        self.tail = nn.Sequential(nn.ReLU(), nn.Conv2d(16, 4, 2))
+        self.apart = nn.Unflatten(1, (16, 2, 2))
+
+
+class DecoderTwin(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.lift, self.more = nnx.Linear(5, 64, rngs=rngs), nnx.Linear(5, 64, rngs=rngs)
+        self.side = nnx.Linear(64, 3, rngs=rngs)
+        self.up = nnx.ConvTranspose(16, 4, (2, 2), padding="VALID", transpose_kernel=True, rngs=rngs)
+        self.tail = nnx.Sequential(nnx.relu, nnx.Conv(16, 4, (2, 2), padding="VALID", rngs=rngs))
+
+
+def _viewed(self: Any, z: Any) -> Any:
+    h = F.relu(self.lift(z))
+    return self.up(h.view(-1, 16, 2, 2)), self.side(h), self.more(z)
+
+
+def _reshaped(self: Any, z: Any) -> Any:
+    h = torch.reshape(self.lift(z), (len(z), 16, 2, 2))
+    return self.tail(h), self.side(self.more(z))
+
+
+def _by_a_module(self: Any, z: Any) -> Any:
+    return self.up(self.apart(self.lift(z))), self.side(self.more(z))
+
+
+def _of_a_sum(self: Any, z: Any) -> Any:
+    h = self.lift(z) + torch.randn(64) * self.more(z).exp()
+    return self.up(h.view(-1, 16, 2, 2)), self.side(h)
+
+
+def _heads(self: Any, z: Any) -> Any:
+    return self.lift(z).view(-1, 4, 4, 4).transpose(1, 2), self.side(self.more(z)), self.up(z)
+
+
+def _asked_of_decoder(forward: Callable[..., Any], *rules: Any) -> list[str]:
+    kind = type("Own", (Decoder,), {"forward": forward})
+    template = nnx.eval_shape(lambda: DecoderTwin(nnx.Rngs(0)))
+    faults = plan(kind(), template, rules=rules).faults
+    assert all("output=True" in fault.message for fault in faults)
+    return [fault.path for fault in faults]
+
+
+@pytest.mark.parametrize(
+    ("forward", "asked"),
+    [
+        (_viewed, ["lift"]),
+        (_reshaped, ["lift"]),
+        (_by_a_module, ["lift"]),
+        (_of_a_sum, ["lift", "more"]),
+        (_heads, []),
+    ],
+)
+def test_a_map_that_a_forward_makes_is_asked_about_though_another_layer_reads_as_much(
+    forward: Callable[..., Any], asked: list[str]
+) -> None:
+    assert _asked_of_decoder(forward, Flatten("side", None)) == asked
+    said = [Flatten(name, (16, 2, 2), output=True) for name in asked]
+    assert _asked_of_decoder(forward, Flatten("side", None), *said) == []

@@ -16,7 +16,7 @@ from torchjax_bridge.exchange import join_path
 
 from ._bind import Move
 from ._flatten_modules import NO_READER, PER_FEATURE, TAKES_FEATURES, in_sequentials, loose_flattens
-from ._forwards import behind_flattens
+from ._forwards import read_forwards
 from ._map_faults import contradicts, say_fixed, say_how, say_no_layout, say_shape, say_whose
 from ._report import Fault
 from ._torch_tree import TorchNode, TorchTree
@@ -119,7 +119,7 @@ def ask_about_maps(
     faults = [fault for reader in widths.readers for fault in contradicts(reader.node, widths.channels)]
     maps = bool(widths.channels) or of_maps
     roots = _unexplained(widths, taken) if maps else set()
-    shown = behind_flattens(tree.root) if maps and tree.module is not None else {}
+    shown, made = read_forwards(tree.root) if maps and tree.module is not None else ({}, {})
     asked: set[int] = set()
     assumed = []
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
@@ -159,8 +159,10 @@ def ask_about_maps(
         for out in reader.gives:
             fitting = [c for c in widths.upwards if 1 < c < out and out % c == 0]
             hidden = out in read or out in widths.channels or out in widths.upwards
-            if id(reader.node) in before or (fitting and not hidden):
-                faults.append(say_shape(reader.node, out, before.get(id(reader.node)) or fitting[0]))
+            channels = before.get(id(reader.node)) or made.get(id(reader.node), 0)
+            shows = 1 < channels < out and out % channels == 0
+            if shows or (fitting and not hidden):
+                faults.append(say_shape(reader.node, out, channels or fitting[0]))
     return faults, assumed
 
 

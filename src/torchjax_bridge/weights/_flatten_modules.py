@@ -16,6 +16,7 @@ __all__ = [
     "loose_flattens",
     "pools_to_a_point",
     "takes_all",
+    "takes_channels",
 ]
 
 # One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
@@ -68,6 +69,13 @@ def gives_channels(module: nn.Module | None) -> int:
     """The channels of the map that a layer gives; 0 where it does not tell."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.out_channels
+    return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
+
+
+def takes_channels(module: nn.Module | None) -> int:
+    """The channels of the map that a layer takes; 0 where it does not tell."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels
     return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
 
 

@@ -1,9 +1,10 @@
-"""What the ``forward`` of a model's own classes shows about feature maps: which layer reads what was flattened.
+"""What the ``forward`` of a model's own classes shows about maps: who reads a flattened one, of what one is made.
 
 The source is read, never run, along its assignments: ``x = torch.flatten(self.conv(x), 1)`` and then ``self.fc(x)``
-say that ``fc`` reads a flattened map, and how many channels it has, whatever the widths of other layers are. Loops
-over lists of layers, methods, and modules inside are followed; what else is met (a branch whose sides differ, a
-permutation, a function that is not known) is not known from there on. A class without source shows nothing.
+say that ``fc`` reads a flattened map, and how many channels it has, whatever the widths of other layers are; and
+``self.up(self.fc(z).view(-1, 16, 2, 2))`` says that one is made of its output. Loops over lists of layers, methods,
+and modules inside are followed; what else is met (a branch whose sides differ, a permutation, a function that is
+not known) is not known from there on. A class without source shows nothing.
 
 Owns no widths and asks nothing: that is for ``_feature_maps``.
 """
@@ -16,11 +17,18 @@ from typing import Literal
 
 from torch import nn
 
-from ._flatten_modules import PER_FEATURE, TAKES_FEATURES, gives_channels, pools_to_a_point, takes_all
+from ._flatten_modules import (
+    PER_FEATURE,
+    TAKES_FEATURES,
+    gives_channels,
+    pools_to_a_point,
+    takes_all,
+    takes_channels,
+)
 from ._source import KEEPS, flattens, is_a_module_of_functions, is_one, source_of
 from ._torch_tree import TorchNode
 
-__all__ = ["behind_flattens"]
+__all__ = ["read_forwards"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +36,16 @@ class _Seen:
     """What is known of a tensor.
 
     Attributes:
-        kind: A map, a flattened map, or neither (what a Linear gives).
+        kind: A map, a flattened map, what a Linear gives, or a view of that.
         channels: The channels of the map; 0 where they are not known.
         point: Whether the map has a single position.
+        by: The ids of the nodes of the Linears whose outputs it is the sum of.
     """
 
-    kind: Literal["map", "flat", "plain"]
+    kind: Literal["map", "flat", "plain", "viewed"]
     channels: int = 0
     point: bool = False
+    by: frozenset[int] = frozenset()
 
 
 _Value = _Seen | TorchNode | None  # a tensor, a module that a name stands for, or what is not known
@@ -52,17 +62,18 @@ _READS = (*TAKES_FEATURES, nn.MultiheadAttention, nn.Bilinear)
 _DEEPEST = 40
 
 
-def behind_flattens(root: TorchNode) -> dict[int, int | None]:
-    """The layers that read a flattened map: by the id of their node its channels, 0 where they are not known.
+def read_forwards(root: TorchNode) -> tuple[dict[int, int | None], dict[int, int]]:
+    """The layers that read a flattened map, and the Linears of whose output a map is made, by the id of their node.
 
-    None for one that reads maps of a single position, which have no order to lose.
+    Each with the channels of the map: 0 where they are not known, None for one that is read at a single position,
+    which has no order to lose.
     """
     reading = _Reading(root)
     reading.call(root, [None])
     for node in root.walk():
         if id(node) not in reading.visited and _own_forward(node):
             reading.call(node, [None])
-    return reading.found
+    return reading.found, reading.made
 
 
 def _own_forward(node: TorchNode) -> bool:
@@ -82,6 +93,7 @@ class _Reading:
 
     def __init__(self, root: TorchNode) -> None:
         self.found: dict[int, int | None] = {}
+        self.made: dict[int, int] = {}
         self.visited: set[int] = set()
         self._nodes = {id(node.module): node for node in root.walk() if node.module is not None}
         self._running: list[tuple[int, str]] = []
@@ -112,7 +124,11 @@ class _Reading:
             return value
         if isinstance(module, nn.Flatten):
             return flattened(value) if takes_all(module) else None
+        if isinstance(module, nn.Unflatten):
+            return viewed(value)
         if isinstance(module, _MAPS):
+            if value is not None and value.kind == "viewed":
+                self.made.update(dict.fromkeys(value.by, takes_channels(module)))
             return _Seen("map", gives_channels(module))
         if value is not None and value.kind == "flat" and isinstance(module, _READS):
             known = None if value.point else value.channels
@@ -125,7 +141,7 @@ class _Reading:
         return (
             value
             if isinstance(module, nn.GroupNorm | nn.InstanceNorm2d | nn.InstanceNorm3d)
-            else _plain(module)
+            else _given_by(node)
         )
 
     def method(self, node: TorchNode, name: str, given: Sequence[_Value], named: dict[str, _Value]) -> _Value:
@@ -148,10 +164,10 @@ class _Reading:
         return frame.result()
 
 
-def _plain(module: nn.Module | None) -> _Value:
-    return (
-        _PLAIN if isinstance(module, nn.Linear | nn.Embedding | nn.MultiheadAttention | nn.Bilinear) else None
-    )
+def _given_by(node: TorchNode) -> _Value:
+    if isinstance(node.module, nn.Linear):
+        return _Seen("plain", by=frozenset({id(node)}))
+    return _PLAIN if isinstance(node.module, nn.Embedding | nn.MultiheadAttention | nn.Bilinear) else None
 
 
 class _Frame:
@@ -285,6 +301,8 @@ class _Frame:
         of_map = value is not None and value.kind == "map"
         if flattens(name, arguments[1:], call.keywords, of_map=of_map):
             return flattened(value)
+        if name in ("view", "reshape", "unflatten"):
+            return viewed(value)
         if name.rstrip("_") not in KEEPS:
             return None
         if name in ("add", "mul", "sub", "div") and len(given) > 1:
@@ -299,7 +317,15 @@ def flattened(value: _Value) -> _Value:
     """What flattening all but the batch makes of it."""
     if not isinstance(value, _Seen):
         return _Seen("flat")
-    return value if value.kind == "plain" else replace(value, kind="flat")
+    if value.kind in ("plain", "viewed"):
+        return replace(value, kind="plain")
+    return replace(value, kind="flat")
+
+
+def viewed(value: _Value) -> _Value:
+    """What another shape makes of it: perhaps a map, of what a Linear gives."""
+    known = isinstance(value, _Seen) and value.by and value.kind in ("plain", "viewed")
+    return replace(value, kind="viewed") if known and isinstance(value, _Seen) else None
 
 
 def pointed(value: _Value, *, point: bool) -> _Value:
@@ -314,9 +340,9 @@ def _together(one: _Value, other: _Value) -> _Value:
     seen = [value for value in (one, other) if isinstance(value, _Seen)]
     if len(seen) < 2:
         return seen[0] if seen else None
-    kinds = ("flat", "map", "plain")
+    kinds = ("flat", "map", "viewed", "plain")
     first, second = sorted(seen, key=lambda value: (kinds.index(value.kind), value.point, -value.channels))
-    return first if first.kind != "plain" else second
+    return replace(first, by=first.by | second.by) if first.kind in ("plain", "viewed") else first
 
 
 def _agreed(values: Sequence[_Value]) -> _Value:
