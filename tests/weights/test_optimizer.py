@@ -467,6 +467,41 @@ def test_a_schedule_needs_to_know_how_many_steps_sgd_has_taken() -> None:
     assert int(jax.tree.leaves(nnx.as_pure(handed.opt_state))[0]) == 40
 
 
+class Unused(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)
+
+
+class UnusedTwin(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.fc, self.head = nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
+
+
+def test_a_parameter_that_is_never_given_a_gradient_is_left_out_of_both_as_the_error_says() -> None:
+    module, twin = Unused(), UnusedTwin(nnx.Rngs(0))
+    trained = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("head")))
+
+    def step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        module(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    adam = step(torch.optim.Adam(module.parameters(), LR))
+    state = nnx.Optimizer(twin, optax.adam(optax.constant_schedule(LR)), wrt=nnx.Param)
+    with pytest.raises(errors.OptimizerStateError, match=r"0 for head\.bias.*is left out of both") as caught:
+        to_optax(adam, state, module=module, template=twin)
+    assert "schedule" not in str(caught.value)
+    adam = step(torch.optim.Adam(module.fc.parameters(), LR))
+    state = nnx.Optimizer(twin, optax.adam(optax.constant_schedule(LR)), wrt=trained)
+    handed = to_optax(adam, state, module=module, template=twin)
+    assert int(handed.step[...]) == 1
+    assert to_optimizer_state(handed, adam, module=module, template=twin)["state"].keys() == {0, 1}
+
+
 def test_injected_hyperparameters_that_differ_are_refused_with_both_values() -> None:
     module, twin, _ = _parts()
     tx = optax.inject_hyperparams(optax.adamw)(LR, weight_decay=1e-4)

@@ -238,11 +238,15 @@ def _step_of(
         listed = "; ".join(
             f"{count} for {', '.join(sorted(who)[:3])}" for count, who in sorted(steps.items())
         )
-        faults.append(
-            f"its parameters have taken different numbers of steps ({listed}), and optax counts one"
+        never = (
+            "; what is never given a gradient is left out of both: of the torch optimizer, and of optax's with "
+            "optax.masked or the wrt of nnx.Optimizer"
         )
-        return None
-    (count,) = steps or {0: []}
+        faults.append(
+            f"its parameters have taken different numbers of steps ({listed}), and optax has one number for all"
+            + never * (0 in steps)
+        )
+    count = max(steps, default=0)
     if given is not None and given != count:
         faults.append(f"step={given} was passed, but the optimizer has counted {count}")
     return count
