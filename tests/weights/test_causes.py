@@ -296,3 +296,39 @@ def test_images_that_no_layer_shows_to_be_images_are_noted_and_tried_as_the_call
     assert moved.cause.kind == "flatten order"
     assert not any("as it is" in note for note in moved.notes)
     assert not parity(module, twin, torch.randn(2, 1, 6, 8)).notes  # one channel has no order
+
+
+# --- a norm over a whole map -------------------------------------------------------------------------------
+
+
+class OverMaps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 1), nn.LayerNorm((4, 3, 5))
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+class LinenOverMaps(ln.Module):
+    epsilon: float
+
+    @ln.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        axes = (-3, -2, -1)
+        settings = {"reduction_axes": axes, "feature_axes": axes, "use_fast_variance": False}
+        return ln.LayerNorm(epsilon=self.epsilon, **settings, name="norm")(ln.Conv(4, (1, 1), name="conv")(x))
+
+
+def test_a_norm_over_channels_and_space_is_compared_with_its_channels_last() -> None:
+    torch.manual_seed(0)
+    module, x = OverMaps(), torch.randn(2, 2, 3, 5) / 50
+    shapes = jax.eval_shape(LinenOverMaps(1e-5).init, jax.random.key(0), jnp.zeros((1, 3, 5, 2)))
+    variables = to_flax(module, shapes)
+    found = parity(module, (LinenOverMaps(1e-5), variables), x)
+    assert found.ok, str(found)
+    assert all(row.ok for row in found.rows)
+    cause = parity(module, (LinenOverMaps(1e-2), variables), x).cause
+    assert cause is not None
+    assert (cause.kind, cause.proved) == ("epsilon", True)

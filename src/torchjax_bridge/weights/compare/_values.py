@@ -96,6 +96,11 @@ def _has_own_forward(module: nn.Module | None) -> bool:
     return module is not None and not (type(module).forward.__module__ or "").startswith("torch.")
 
 
+def _is_over_maps(module: nn.Module | None) -> bool:
+    """Whether a norm is over several axes, ``(C, H, W)`` perhaps, which then lie as ``(H, W, C)`` in Flax."""
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1
+
+
 def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
     """The ways in which a torch array can lie in a Flax array of this shape, the likeliest first.
 
@@ -111,6 +116,8 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
         )
         if isinstance(module, _IN_FRONT):
             ways = [last, all_last, array]
+        elif _is_over_maps(module):
+            ways = [array, last]
         elif _has_own_forward(module) or not isinstance(module, (*_BATCH_SECOND, *_LAST)):
             ways = [array, last, second, all_last]
         elif isinstance(module, _LAST) or module.batch_first:
