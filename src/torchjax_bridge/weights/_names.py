@@ -20,7 +20,7 @@ from ._bind import Match, Move, bind, bind_raw, missing, unexpected
 from ._flax_tree import FlaxNode
 from ._layout import Stack
 from ._report import Fault
-from ._siblings import pair_children
+from ._siblings import pair_children, with_loose_cells
 from ._structure import Structures
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import LOOKALIKES, Rule
@@ -124,6 +124,7 @@ class Matcher:
         if own.faults and torch_node.leaves and _computes(torch_node.kind):
             return Match(faults=(_no_rule(torch_node),))
         paired = pair_children(torch_node, flax_node, self._fits, self._opens, self._may_fit)
+        paired = with_loose_cells(paired, flax_node)
         pair = (torch_node.origin, flax_node.path)
         here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,), assumed=paired.assumed)
         below = [self.match(ours, theirs) for ours, theirs in paired.pairs]

@@ -26,11 +26,13 @@ from ._report import Fault
 from ._search import Fits, Name, Opens, Pairs, Search, grouped, rename_for
 from ._torch_tree import TorchNode
 
-__all__ = ["Pairing", "pair_children"]
+__all__ = ["Pairing", "pair_children", "with_loose_cells"]
 
 # The first tensor of a recurrent layer, and the name of a cell of it, behind the layer's own.
 _RECURRENT = frozenset({"weight_ih_l0"})
 _CELL = re.compile(r"(_l?\d+)?(_(forward|fwd|backward|bwd|reverse))?(_l?\d+)?")
+# What a cell of Flax's calls a kernel for the hidden state: an LSTM, a GRU, a plain one, and one of nnx.
+_CELL_PARTS = frozenset({"hi", "hr", "h", "dense_h"})
 
 _Node = TypeVar("_Node", TorchNode, FlaxNode)
 
@@ -97,6 +99,25 @@ def pair_children(
         tuple(search.faults),
         tuple(search.notes),
         tuple(search.assumed),
+    )
+
+
+def with_loose_cells(found: Pairing, parent: FlaxNode) -> Pairing:
+    """The same, with cells that nothing else takes given to the one recurrent layer that has no partner.
+
+    Which of them is which, and whether their names say so, is for its rule.
+    """
+    layers = [node for node in found.torch_left if _RECURRENT & node.leaves.keys()]
+    cells = [node for node in found.flax_left if any(_CELL_PARTS & set(path) for path in node.flat())]
+    if len(layers) != 1 or len(cells) < 2:
+        return found
+    (layer,) = layers
+    group = FlaxNode((*parent.path, layer.path[-1]), children={node.path[-1]: node for node in cells})
+    return replace(
+        found,
+        pairs=(*found.pairs, (layer, group)),
+        torch_left=tuple(node for node in found.torch_left if node is not layer),
+        flax_left=tuple(node for node in found.flax_left if node not in cells),
     )
 
 

@@ -355,3 +355,40 @@ def test_cells_beside_each_other_are_one_layer_by_its_name_and_words(suffixes: A
         axes=as_is,
         call=lambda x: module["rnn_head"](module["rnn"](x)[0]),
     )
+
+
+class Lettered(ln.Module):
+    """Two cells under names that say neither a layer nor a direction, and a third thing beside them."""
+
+    names: tuple[str, str]
+    kind: Any
+    ways: int
+
+    @ln.compact
+    def __call__(self, x):
+        one, two = (ln.RNN(self.kind(H, name=name)) for name in self.names)
+        x = ln.Bidirectional(one, two)(x) if self.ways == 2 else two(one(x))
+        return ln.Dense(2, name="head")(x)
+
+
+@pytest.mark.parametrize("ways", [1, 2])
+@pytest.mark.parametrize("names", [("gru_a", "gru_b"), ("left", "right")])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM optimized", "RNN"])
+def test_cells_whose_names_say_nothing_are_one_fault_that_says_what_is_understood(kind, names, ways) -> None:
+    rnn = TORCH[kind.partition(" ")[0]](D, H, num_layers=3 - ways, bidirectional=ways == 2)
+    module = nn.ModuleDict({"gru": rnn, "head": nn.Linear(ways * H, 2)})
+    (fault,) = plan(module, template(Lettered(names, LINEN[kind], ways), np.ones(X, np.float32))).faults
+    assert fault.path == "gru"
+    assert all(f"'{name}'" in fault.message for name in names)
+    assert "do not say which layer and direction each is" in fault.message
+    assert ("rnn_fwd" if ways == 2 else "rnn_0") in fault.message
+
+
+def test_cells_of_another_name_than_the_layers_are_taken_by_their_own_words() -> None:
+    module = nn.ModuleDict(
+        {"gru": nn.LSTM(D, H, bidirectional=True, batch_first=True), "head": nn.Linear(2 * H, 2)}
+    )
+    flax = Lettered(("cell_fwd", "cell_bwd"), LINEN["LSTM"], 2)
+    assert_twins(
+        module, flax, draw(*X), within=5e-7, axes=as_is, call=lambda x: module["head"](module["gru"](x)[0])
+    )
