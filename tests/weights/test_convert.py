@@ -446,3 +446,19 @@ def test_a_module_that_holds_itself_is_filled() -> None:
     twin = to_flax(module, Knot())
     assert twin.own is twin
     assert torch.equal(to_state_dict(twin, module)["fc.weight"], module["fc"].weight)
+
+
+def test_a_pure_dict_of_nnx_is_refused_with_what_to_pass_instead() -> None:
+    """It holds parameters and statistics side by side, and linen's collections are what tells them apart."""
+    module = nn.ModuleDict({"conv": nn.Conv2d(3, 4, 1), "bn": nn.BatchNorm2d(4)})
+    rngs = nnx.Rngs(0)
+    model = nnx.Dict(conv=nnx.Conv(3, 4, (1, 1), rngs=rngs), bn=nnx.BatchNorm(4, rngs=rngs))
+    pure = nnx.to_pure_dict(nnx.state(model))
+    with pytest.raises(
+        errors.PlanError, match=r"pass nnx\.state\(model\), filled .* nnx\.replace_by_pure_dict"
+    ):
+        to_flax(module, pure)
+    state = nnx.state(model)
+    nnx.replace_by_pure_dict(state, pure)
+    filled = to_flax(module, state)
+    assert np.array_equal(filled["bn"]["mean"][...], module["bn"].running_mean)

@@ -316,7 +316,8 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
     if not {"params", "batch_stats"} & set(variables):
         raise PlanError(
             f"these variables have the collections {sorted(map(str, variables))} and no 'params': wrap a "
-            "bare parameter tree as {'params': tree}."
+            "bare parameter tree as {'params': tree}. If it is a pure dict of nnx, which does not say what is a "
+            "parameter, pass nnx.state(model), filled from it with nnx.replace_by_pure_dict."
         )
     scopes = _Scopes()
     root = scopes.root
