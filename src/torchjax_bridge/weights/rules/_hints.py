@@ -18,7 +18,7 @@ __all__ = ["Flatten", "LayerType", "Rename"]
 
 @dataclass(frozen=True)
 class Rename:
-    """A torch name that the template calls otherwise.
+    """A torch name that the template calls otherwise. Of several, the first that speaks of a path decides.
 
     Args:
         torch: The dotted path of a module or a tensor (``"features.0"``, ``"blocks.*.attn.c_proj"``).
