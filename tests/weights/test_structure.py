@@ -9,7 +9,7 @@ from torch import nn
 
 from torchjax_bridge import plan
 from torchjax_bridge.errors import PlanError
-from torchjax_bridge.weights import Rename
+from torchjax_bridge.weights import Entry, Rename, Rule
 from torchjax_bridge.weights._flax_tree import read_flax
 from torchjax_bridge.weights._names import Matcher
 from torchjax_bridge.weights._structure import Structures
@@ -87,6 +87,34 @@ class WithTable(nn.Linear):
         self.table = table
 
 
+class WithBuffer(nn.Linear):
+    def __init__(self, values, persistent=True):
+        super().__init__(2, 3)
+        self.register_buffer("order", torch.tensor(values), persistent=persistent)
+
+
+class Settings(dict):
+    def __init__(self, turned):
+        super().__init__()
+        self.turned = turned
+
+
+def _frozen():
+    return nn.Linear(2, 3).requires_grad_(False)
+
+
+def _counted():
+    norm = nn.BatchNorm1d(3)
+    norm(torch.randn(4, 3))
+    return norm
+
+
+def _holding_itself():
+    table = {"width": 3}
+    table["root"] = table
+    return WithTable(table)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -94,6 +122,9 @@ class WithTable(nn.Linear):
         pytest.param(nn.LSTM(2, 3, 2), nn.LSTM(2, 3, 2), id="weights held twice"),
         pytest.param(nn.Linear(2, 3), nn.Linear(2, 3).eval(), id="mode"),
         pytest.param(WithTable({"a": [1, 2]}), WithTable({"a": [1, 2]}), id="containers"),
+        pytest.param(WithTable(torch.tensor([1, 0])), WithTable(torch.tensor([1, 0])), id="equal tensors"),
+        pytest.param(WithBuffer([1, 0]), WithBuffer([1, 0]), id="equal buffers"),
+        pytest.param(nn.BatchNorm1d(3), _counted(), id="statistics"),
     ],
 )
 def test_modules_of_one_structure_are_alike(one, other):
@@ -111,12 +142,44 @@ def test_modules_of_one_structure_are_alike(one, other):
         pytest.param(nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 4), id="heads"),
         pytest.param(WithTable(object()), WithTable(object()), id="what has no value"),
         pytest.param(WithTable(1), WithTable(True), id="equal of another type"),
+        pytest.param(WithTable(torch.tensor([1, 0])), WithTable(torch.tensor([0, 1])), id="a tensor"),
+        pytest.param(WithBuffer([1, 0]), WithBuffer([0, 1]), id="a buffer"),
+        pytest.param(WithBuffer([1, 0], False), WithBuffer([0, 1], False), id="a buffer that is not saved"),
+        pytest.param(WithTable(Settings(True)), WithTable(Settings(False)), id="a container of one's own"),
+        pytest.param(nn.Linear(2, 3), _frozen(), id="what is trained"),
+        pytest.param(_holding_itself(), _holding_itself(), id="a container that holds itself"),
         pytest.param(nn.Sequential(nn.Linear(2, 3)), nn.ModuleDict({"a": nn.Linear(2, 3)}), id="names below"),
     ],
 )
 def test_modules_that_a_rule_could_tell_apart_are_not_alike(one, other):
     structures = Structures(lambda node: True)
     assert _number_of(one, structures) != _number_of(other, structures)
+
+
+class Turned(nn.Module):
+    def __init__(self, turned):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+        self.turned = torch.tensor(turned)
+
+
+def test_a_rule_that_asks_a_tensor_of_its_layer_is_asked_for_each():
+    def entries(layer):
+        name = "turned" if layer.module.turned else "plain"
+        if (name,) not in layer.flax:
+            raise ValueError(f"its scope has no {name}")
+        return [Entry("weight", name)]
+
+    module = nn.ModuleDict({"a": Turned(False), "b": Turned(True)})
+    leaf = jax.ShapeDtypeStruct((3, 3), jnp.float32)
+    found = plan(
+        module, {"params": {"x": {"turned": leaf}, "y": {"plain": leaf}}}, rules=[Rule(Turned, entries)]
+    )
+    assert [(move.torch_keys, move.flax_paths) for move in found.moves] == [
+        (("a.weight",), (("params", "y", "plain"),)),
+        (("b.weight",), (("params", "x", "turned"),)),
+    ]
+    assert found.ok
 
 
 def test_settings_count_below_a_rule_only():
@@ -223,3 +286,59 @@ def test_advice_for_numbered_names_leads_to_a_plan_step_by_step():
     assert found.ok
     place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}
     assert place["layers.11.second.weight"] == ("block11", "norm_b", "scale")
+
+
+def _scopes(*names):
+    leaf = jax.ShapeDtypeStruct((4,), jnp.float32)
+    scopes = {}
+    for name in names:
+        place = scopes
+        for part in name.split("/"):
+            place = place.setdefault(part, {})
+        for norm in ("norm_a", "norm_b"):
+            place[norm] = {"scale": leaf, "bias": leaf}
+    return {"params": scopes}
+
+
+class TwoAlike(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+
+
+def test_the_rules_for_a_renamed_state_dict_speak_of_its_own_names():
+    state = nn.ModuleDict({"layers": nn.ModuleList(TwoAlike() for _ in range(3))}).state_dict()
+    template = _scopes("enc/blocks_0", "enc/blocks_1", "enc/blocks_2")
+    moved = Rename("layers", "enc.blocks")
+    (line,) = str(plan(state, template, rules=[moved]).report).splitlines()
+    advised = Rename("layers.*.first", "enc.blocks.*.norm_a")
+    assert f"rules=[{advised}, ...] speaks of them all" in line
+    assert plan(state, template, rules=[advised, moved]).ok
+
+
+def test_what_holds_tensors_renamed_from_two_places_is_called_by_its_new_name():
+    leaf = torch.zeros(2)
+    root = read_torch(
+        {"a.x.w": leaf, "b.y.w": leaf, "c.z.w": leaf}, [Rename("a.x", "b.x"), Rename("c", "d")]
+    ).root
+    assert {node.path: node.origin for node in root.walk()} == {
+        (): (),
+        ("b",): ("b",),
+        ("b", "x"): ("a", "x"),
+        ("b", "y"): ("b", "y"),
+        ("d",): ("c",),
+        ("d", "z"): ("c", "z"),
+    }
+
+
+def test_no_one_pattern_is_advised_for_blocks_that_are_doubted_in_two_ways():
+    rows = nn.ModuleList(nn.ModuleList(TwoAlike() for _ in range(2)) for _ in range(2))
+    module, template = nn.ModuleDict({"st": rows}), _scopes("s0/b0", "s0/b1", "s1/b0", "s1/b1")
+    moved = [Rename("st.*.0", "st.s*.b0"), Rename("st.*", "st.s*")]
+    found = plan(module, template, rules=moved)
+    assert len(found.faults) == 4
+    assert "speaks of them all" not in str(found.report)
+    told = [
+        Rename(f"st.{i}.{j}.first", f"st.s{i}.{b}.norm_a") for i in range(2) for j, b in ((0, "b0"), (1, 1))
+    ]
+    assert plan(module, template, rules=[*told, *moved]).ok

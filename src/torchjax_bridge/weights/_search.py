@@ -158,7 +158,7 @@ class Search:
         places = [join_path(node.path[len(parent.path) :]) for node in theirs]
         place = join_path((*any_place, *chosen.path[len(parent.path) :]))
         rename = Rename(join_path((*any_block, inside[0])), place)
-        return f"rules=[{rename}, ...]", *inside, "", *places
+        return f"rules=[{rename}, ...]", rename.torch, *inside, "", *places
 
 
 def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:

@@ -7,7 +7,9 @@ a node unlike all others: that costs time, never a wrong answer.
 """
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,8 +24,11 @@ __all__ = ["Structures"]
 # Kept by every nn.Module and no setting: its tensors and submodules, which the tree has, and its mode.
 _NO_SETTINGS = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device)
-# A longer container is a table (a vocabulary) rather than a setting.
+# A longer container is a table (a vocabulary) rather than a setting, and a deeper one may hold itself.
 _MOST_ENTRIES = 64
+_DEEPEST = 8
+# Not a class derived from one of them, which may have settings of its own.
+_CONTAINERS = (list, tuple, set, frozenset, dict, OrderedDict, MappingProxyType)
 
 
 class Structures:
@@ -85,9 +90,10 @@ class Structures:
 def _torch_settings(module: nn.Module | None) -> Hashable:
     if module is None:
         return None
-    return tuple(
-        [(name, _by_value(value)) for name, value in vars(module).items() if name not in _NO_SETTINGS]
-    )
+    torchs = type(module).__module__.startswith("torch.")  # whose buffers are statistics and no settings
+    tensors = module._parameters if torchs else {**module._parameters, **module._buffers}
+    settings = [(name, value) for name, value in vars(module).items() if name not in _NO_SETTINGS]
+    return tuple([(name, _by_value(value)) for name, value in (*settings, *tensors.items())])
 
 
 def _flax_settings(module: Any) -> Hashable:
@@ -102,17 +108,30 @@ def _flax_settings(module: Any) -> Hashable:
     )
 
 
-def _by_value(value: Any) -> Hashable:
+def _by_value(value: Any, depth: int = 0) -> Hashable:
     """Something equal for equal settings; for what cannot be compared by value, the object's identity."""
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, torch.Tensor):
-        return (value.shape, value.dtype)  # a weight that a recurrent layer holds once more
-    if isinstance(value, weakref.ref):  # likewise
+        return _of_tensor(value)
+    if isinstance(value, weakref.ref):  # a weight that a recurrent layer holds once more
         return _by_value(value())
-    if isinstance(value, list | tuple | set | frozenset | Mapping) and len(value) <= _MOST_ENTRIES:
+    plain = type(value) in _CONTAINERS or isinstance(value, tuple)
+    if plain and len(value) <= _MOST_ENTRIES and depth < _DEEPEST:
         if isinstance(value, Mapping):
-            return (type(value), tuple([(_by_value(key), _by_value(one)) for key, one in value.items()]))
-        parts = [_by_value(one) for one in value]
+            pairs = [(_by_value(key, depth + 1), _by_value(one, depth + 1)) for key, one in value.items()]
+            return (type(value), tuple(pairs))
+        parts = [_by_value(one, depth + 1) for one in value]
         return (type(value), frozenset(parts) if isinstance(value, set | frozenset) else tuple(parts))
     return id(value)
+
+
+def _of_tensor(tensor: torch.Tensor) -> Hashable:
+    """A parameter's values are trained; any others may be a setting."""
+    outside = (type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
+    if isinstance(tensor, nn.Parameter):
+        return outside
+    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    if not plain or tensor.numel() > _MOST_ENTRIES:
+        return id(tensor)
+    return (outside, tuple(tensor.flatten().tolist()))

@@ -176,7 +176,7 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         place = change(path)
         node, name = scopes.at(place[:-1]), str(place[-1])
         if not node.leaves and node.module is None:
-            node.origin = path[:-1]
+            scopes.say_origin(place[:-1], path[:-1])
         if name in node.leaves:
             message = f"'{key}' and '{node.leaves[name].key}' are both renamed to this"
             faults.append(Fault("rules", message, join_path(place), key))
@@ -229,6 +229,7 @@ class _Scopes:
     def __init__(self) -> None:
         self.root = TorchNode(())
         self._known: dict[Path, TorchNode] = {(): self.root}
+        self._said: dict[Path, Path] = {}
 
     def at(self, path: Path) -> TorchNode:
         """The node at a path, made if it is new."""
@@ -237,6 +238,17 @@ class _Scopes:
             node = self._known[path] = TorchNode(path, path)
             self.at(path[:-1]).children[path[-1]] = node
         return node
+
+    def say_origin(self, place: Path, origin: Path) -> None:
+        """Where a node is that has no module to tell, and with it what holds it, up to where the names differ."""
+        while place and origin and (node := self.at(place)).module is None:
+            if self._said.setdefault(place, origin) != origin:
+                node.origin = place  # renaming brought together what was not
+                return
+            node.origin = origin
+            if place[-1] != origin[-1]:
+                return
+            place, origin = place[:-1], origin[:-1]
 
 
 def _class_of(module: nn.Module) -> type:
