@@ -1,6 +1,9 @@
 """What the source of a forward shows: which layer reads a flattened map, where widths alone do not tell."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from torch import nn
 
 from torchjax_bridge import plan, to_flax
 from torchjax_bridge.weights import Flatten
-from torchjax_bridge.weights._forwards import read_forwards
+from torchjax_bridge.weights._forwards import _Frame, read_forwards
 from torchjax_bridge.weights._torch_tree import read_torch
 
 
@@ -166,7 +169,20 @@ def _branches(self: Any, x: Any, y: Any) -> Any:
     return self.fc(x)
 
 
-@pytest.mark.parametrize("forward", [_pooled, _rows, _vectors, _branches])
+def _mean(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(self.side(y).mean(1).view(y.size(0), -1)), self.conv(self.wide(x))
+
+
+def _last(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(self.side(y)[:, -1].flatten(1)), self.conv(self.wide(x))
+
+
+def _joined(self: Any, x: Any, y: Any) -> Any:
+    both = torch.stack([self.side(y), self.side(x)], 1)
+    return self.fc(both.max(1)[0].reshape(-1, 64)), self.conv(self.wide(x))
+
+
+@pytest.mark.parametrize("forward", [_pooled, _rows, _vectors, _branches, _mean, _last, _joined])
 def test_what_is_pooled_to_a_point_or_no_map_or_not_known_is_not_asked_about(
     forward: Callable[..., Any],
 ) -> None:
@@ -228,6 +244,90 @@ def test_a_model_without_source_is_read_by_its_widths_alone() -> None:
     assert _asked(namespace["forward"]) == []
 
 
+class Frames(nn.Module):
+    """An LSTM over the frames of a film, of which one Linear reads the outputs and another the last states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1)
+        self.lstm = nn.LSTM(8, 24, bidirectional=True, batch_first=True)
+        self.each, self.states = nn.Linear(48, 10), nn.Linear(48, 10)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        maps = self.conv(x.reshape(-1, *x.shape[2:]))
+        out, (hidden, _) = self.lstm(self.pool(maps).flatten(1).view(len(x), -1, 8))
+        return self.each(out.reshape(-1, 48)), self.states(hidden.transpose(0, 1).reshape(len(x), -1))
+
+
+def test_what_a_recurrent_layer_gives_is_no_map() -> None:
+    assert read_forwards(read_torch(Frames()).root) == ({}, {})
+
+
+class Either(nn.Module):
+    """A module that is called in both sides of a branch."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x).relu() if self.training else self.inner(x)
+
+
+def test_a_module_is_read_once_for_the_same_input_however_often_it_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module: nn.Module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4))
+    read = []
+    run = _Frame.run
+    monkeypatch.setattr(_Frame, "run", lambda self, body: (read.append(body), run(self, body))[1])
+
+    def count(depth: int) -> int:
+        read.clear()
+        held = module
+        for _ in range(depth):
+            held = Either(held)
+        root = read_torch(held).root
+        assert [*read_forwards(root)[0].values()] == [8]
+        return len(read)
+
+    assert count(9) - count(6) == count(6) - count(3)
+
+
+def test_a_source_that_cannot_be_read_shows_nothing(tmp_path: Path) -> None:
+    """A file that was changed since, a function that wraps itself, an expression too long."""
+    head = "from torch import nn\n\n\nclass Own(nn.Module):\n    def forward(self, x):\n"
+    whole = f"{head}        return self.fc(self.conv(x).flatten(1))\n"
+
+    def shown(source: str, later: str | None = None) -> object:
+        file = tmp_path / f"m{len(list(tmp_path.iterdir()))}.py"
+        file.write_text(f"{source}        print({file.stem})\n")  # code of its own
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+        del sys.modules[file.stem]
+        if later is not None:
+            file.write_text(later)
+        own = module.Own()
+        own.conv, own.fc = nn.Conv2d(3, 8, 3), nn.Linear(32, 4)
+        return [*read_forwards(read_torch(own).root)[0].values()]
+
+    assert shown(whole) == [8]
+    assert shown(whole, "x = (\n" * 4 + '"""') == []
+    assert (
+        shown(whole, f"{head[:-1]}\n".replace("forward", "other") + "        return self.fc(x.flatten(1))\n")
+        == []
+    )
+    assert shown(f"{head}        return self.fc(self.conv(x){'.relu()' * 700}.flatten(1))\n") == []
+
+    def itself(self: Any, x: Any) -> Any:
+        return self.fc(self.conv(x).flatten(1))
+
+    itself.__wrapped__ = itself  # type: ignore[attr-defined]
+    assert _asked(itself) == []
+
+
 def test_reading_forwards_runs_nothing_of_them() -> None:
     def forward(self: Any, x: Any, y: Any) -> Any:
         raise AssertionError
@@ -279,6 +379,10 @@ def _reshaped(self: Any, z: Any) -> Any:
     return self.tail(h), self.side(self.more(z))
 
 
+def _by_a_shape(self: Any, z: Any) -> Any:
+    return self.up(self.lift(z).view(-1, *self.apart.unflattened_size)), self.side(self.more(z))
+
+
 def _by_a_module(self: Any, z: Any) -> Any:
     return self.up(self.apart(self.lift(z))), self.side(self.more(z))
 
@@ -305,6 +409,7 @@ def _asked_of_decoder(forward: Callable[..., Any], *rules: Any) -> list[str]:
     [
         (_viewed, ["lift"]),
         (_reshaped, ["lift"]),
+        (_by_a_shape, ["lift"]),
         (_by_a_module, ["lift"]),
         (_of_a_sum, ["lift", "more"]),
         (_heads, []),

@@ -11,7 +11,7 @@ Owns no widths and asks nothing: that is for ``_feature_maps``.
 
 import ast
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +25,16 @@ from ._flatten_modules import (
     takes_all,
     takes_channels,
 )
-from ._source import KEEPS, flattens, is_a_module_of_functions, is_one, source_of
+from ._source import (
+    JOINS,
+    KEEPS,
+    KEEPS_FEATURES,
+    flattens,
+    is_a_module_of_functions,
+    is_one,
+    number,
+    source_of,
+)
 from ._torch_tree import TorchNode
 
 __all__ = ["read_forwards"]
@@ -59,6 +68,8 @@ _REARRANGE = (
 )  # fmt: skip
 _MAPS = (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d)
 _READS = (*TAKES_FEATURES, nn.MultiheadAttention, nn.Bilinear)
+# Layers that give features on the last axis and no map, or tuples of such.
+_GIVE_FEATURES = (nn.Embedding, nn.MultiheadAttention, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 _DEEPEST = 40
 
 
@@ -97,6 +108,7 @@ class _Reading:
         self.visited: set[int] = set()
         self._nodes = {id(node.module): node for node in root.walk() if node.module is not None}
         self._running: list[tuple[int, str]] = []
+        self._known: dict[Hashable, _Value] = {}
 
     def child(self, node: TorchNode, name: object) -> TorchNode | None:
         modules = node.module._modules if node.module is not None else {}
@@ -155,19 +167,26 @@ class _Reading:
         parameters = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
         holder = [] if isinstance(method, staticmethod) else [node]
         names: dict[str, _Value] = {**dict(zip(parameters, [*holder, *given], strict=False)), **named}
-        self._running.append(place)
-        try:
+        asked = (*place, *names.items())
+        if (
+            asked not in self._known
+        ):  # else a module in both sides of a branch, and one in it, double the work
+            self._running.append(place)
             frame = _Frame(self, names)
-            frame.run(function.body)
-        finally:
-            self._running.pop()
-        return frame.result()
+            try:
+                frame.run(function.body)
+                self._known[asked] = frame.result()
+            except RecursionError:  # written too deep to be read
+                self._known[asked] = None
+            finally:
+                self._running.pop()
+        return self._known[asked]
 
 
 def _given_by(node: TorchNode) -> _Value:
     if isinstance(node.module, nn.Linear):
         return _Seen("plain", by=frozenset({id(node)}))
-    return _PLAIN if isinstance(node.module, nn.Embedding | nn.MultiheadAttention | nn.Bilinear) else None
+    return _PLAIN if isinstance(node.module, _GIVE_FEATURES) else None
 
 
 class _Frame:
@@ -237,7 +256,9 @@ class _Frame:
             self._names[target.id] = value
         elif isinstance(target, ast.Tuple | ast.List):
             for one in target.elts:
-                self._bind(one, None)
+                self._bind(one, part_of(value))
+        elif isinstance(target, ast.Starred):
+            self._bind(target.value, part_of(value))
 
     def _items(self, over: ast.expr) -> list[_Value] | None:
         """The modules that a loop is over, if that can be seen."""
@@ -259,9 +280,13 @@ class _Frame:
             case ast.Attribute(value=value, attr=name):
                 holder = self._of(value)
                 return self._reading.child(holder, name) if isinstance(holder, TorchNode) else None
-            case ast.Subscript(value=value, slice=ast.Constant(value=place)):
+            case ast.Subscript(value=value, slice=place):
                 holder = self._of(value)
-                return self._reading.child(holder, place) if isinstance(holder, TorchNode) else None
+                if isinstance(holder, TorchNode):
+                    return (
+                        self._reading.child(holder, place.value) if isinstance(place, ast.Constant) else None
+                    )
+                return part_of(holder)
             case ast.BinOp(left=left, right=right):
                 return _together(self._of(left), self._of(right))
             case ast.ListComp(elt=one, generators=loops) | ast.GeneratorExp(elt=one, generators=loops):
@@ -274,9 +299,9 @@ class _Frame:
                 return _agreed([self._of(body), self._of(other)])
             case ast.Call():
                 return self._call(expression)
-            case (
-                ast.Tuple() | ast.List() | ast.Set() | ast.Dict() | ast.BoolOp() | ast.Compare() | ast.Await()
-            ):
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                return all_features([self._of(part) for part in parts])
+            case ast.Set() | ast.Dict() | ast.BoolOp() | ast.Compare() | ast.Await():
                 for part in ast.iter_child_nodes(expression):
                     if isinstance(part, ast.expr):
                         self._of(part)
@@ -303,6 +328,8 @@ class _Frame:
             return flattened(value)
         if name in ("view", "reshape", "unflatten"):
             return viewed(value)
+        if name in KEEPS_FEATURES or name in JOINS or _swaps_batch(name, arguments[1:]):
+            return part_of(given[0]) if given else None
         if name.rstrip("_") not in KEEPS:
             return None
         if name in ("add", "mul", "sub", "div") and len(given) > 1:
@@ -326,6 +353,22 @@ def viewed(value: _Value) -> _Value:
     """What another shape makes of it: perhaps a map, of what a Linear gives."""
     known = isinstance(value, _Seen) and value.by and value.kind in ("plain", "viewed")
     return replace(value, kind="viewed") if known and isinstance(value, _Seen) else None
+
+
+def part_of(value: _Value) -> _Value:
+    """What a part of it is, or a mean: features are on the last axis as before, and of a map nothing is known."""
+    return replace(value, by=frozenset()) if isinstance(value, _Seen) and value.kind == "plain" else None
+
+
+def all_features(values: Sequence[_Value]) -> _Value:
+    """What a tuple is, or what is joined of it: features, if all parts are."""
+    seen = [part_of(value) for value in values]
+    return _agreed(seen) if all(value is not None for value in seen) else None
+
+
+def _swaps_batch(name: str, axes: Sequence[ast.expr]) -> bool:
+    """Whether a call turns (N, L, C) into (L, N, C)."""
+    return name in ("transpose", "swapaxes") and sorted(map(number, axes), key=str) == [0, 1]
 
 
 def pointed(value: _Value, *, point: bool) -> _Value:

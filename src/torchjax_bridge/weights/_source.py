@@ -8,10 +8,20 @@ import inspect
 import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
+from tokenize import TokenError
 from types import CodeType, FunctionType
 from typing import Any
 
-__all__ = ["KEEPS", "flattens", "is_a_module_of_functions", "is_one", "source_of"]
+__all__ = [
+    "JOINS",
+    "KEEPS",
+    "KEEPS_FEATURES",
+    "flattens",
+    "is_a_module_of_functions",
+    "is_one",
+    "number",
+    "source_of",
+]
 
 # What changes neither the channels nor their order; in place, with an underscore at the end.
 KEEPS = frozenset((
@@ -26,12 +36,22 @@ KEEPS = frozenset((
     "mul", "div", "clamp", "clip", "abs", "exp", "sqrt", "square", "rsqrt",
 ))  # fmt: skip
 
+# What leaves the features of what is no map on the last axis, in their order.
+KEEPS_FEATURES = frozenset((
+    "mean", "sum", "amax", "amin", "max", "min", "chunk", "unbind", "squeeze", "softmax", "log_softmax",
+    "normalize", "layer_norm", "rms_norm", "masked_fill",
+))  # fmt: skip
+JOINS = frozenset(("cat", "concat", "concatenate", "stack", "hstack"))
+
 
 def source_of(function: Any) -> ast.FunctionDef | None:
     """The definition of a function of the caller's; None where there is no source."""
     if not callable(function):
         return None
-    plain = inspect.unwrap(function)
+    try:
+        plain = inspect.unwrap(function)
+    except ValueError:  # one that wraps itself
+        return None
     if not isinstance(plain, FunctionType) or str(plain.__module__).startswith("torch."):
         return None
     return _parsed(plain.__code__)
@@ -41,9 +61,10 @@ def source_of(function: Any) -> ast.FunctionDef | None:
 def _parsed(code: CodeType) -> ast.FunctionDef | None:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    return next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
+    except (OSError, TypeError, SyntaxError, ValueError, TokenError, RecursionError):
+        return None  # there is none, or the file was changed since
+    found = next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
+    return found if found is not None and found.name == code.co_name else None
 
 
 def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword], *, of_map: bool) -> bool:
@@ -53,16 +74,18 @@ def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keywo
         places = [value for value in arguments if value not in said.values()]
         start = said.get("start_dim", places[0] if places else None)
         end = said.get("end_dim", places[1] if len(places) > 1 else None)
-        return start is not None and _number(start) == 1 and (end is None or _number(end) == -1)
+        return start is not None and number(start) == 1 and (end is None or number(end) == -1)
     if name not in ("view", "reshape"):
         return False
     sizes = list(arguments)
     if len(sizes) == 1 and isinstance(sizes[0], ast.Tuple | ast.List):
         sizes = list(sizes[0].elts)
-    return len(sizes) == 2 and (of_map or [_number(size) for size in sizes].count(-1) == 1)
+    if any(isinstance(size, ast.Starred) for size in sizes):
+        return False
+    return len(sizes) == 2 and (of_map or [number(size) for size in sizes].count(-1) == 1)
 
 
-def _number(value: ast.expr) -> Any:
+def number(value: ast.expr) -> Any:
     """The number that is written there; None where it is something else."""
     try:
         return ast.literal_eval(value)
@@ -72,7 +95,7 @@ def _number(value: ast.expr) -> Any:
 
 def is_one(size: ast.expr) -> bool:
     """Whether the size of a pooled map is a single position."""
-    return _number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
+    return number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
 
 
 def is_a_module_of_functions(value: ast.expr) -> bool:
