@@ -182,7 +182,18 @@ def _joined(self: Any, x: Any, y: Any) -> Any:
     return self.fc(both.max(1)[0].reshape(-1, 64)), self.conv(self.wide(x))
 
 
-@pytest.mark.parametrize("forward", [_pooled, _rows, _vectors, _branches, _mean, _last, _joined])
+def _of_a_set(self: Any, x: Any, y: Any) -> Any:
+    members = self.side(y).view(len(x), -1, 64)
+    return self.fc(torch.max(members, 1).values.view(-1, 64)), self.conv(self.wide(x))
+
+
+def _attended(self: Any, x: Any, y: Any) -> Any:
+    return self.fc(torch.mm(y, self.side(y)).view(1, -1)), self.conv(self.wide(x))
+
+
+@pytest.mark.parametrize(
+    "forward", [_pooled, _rows, _vectors, _branches, _mean, _last, _joined, _of_a_set, _attended]
+)
 def test_what_is_pooled_to_a_point_or_no_map_or_not_known_is_not_asked_about(
     forward: Callable[..., Any],
 ) -> None:

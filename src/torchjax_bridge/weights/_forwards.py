@@ -48,12 +48,14 @@ class _Seen:
         kind: A map, a flattened map, what a Linear gives, or a view of that.
         channels: The channels of the map; 0 where they are not known.
         point: Whether the map has a single position.
+        rows: Whether it is viewed with three axes, as a sequence is, though a map over one axis may be.
         by: The ids of the nodes of the Linears whose outputs it is the sum of.
     """
 
     kind: Literal["map", "flat", "plain", "viewed"]
     channels: int = 0
     point: bool = False
+    rows: bool = False
     by: frozenset[int] = frozenset()
 
 
@@ -279,7 +281,9 @@ class _Frame:
                 return seen
             case ast.Attribute(value=value, attr=name):
                 holder = self._of(value)
-                return self._reading.child(holder, name) if isinstance(holder, TorchNode) else None
+                if isinstance(holder, TorchNode):
+                    return self._reading.child(holder, name)
+                return part_of(holder) if name == "values" else None  # of torch.max
             case ast.Subscript(value=value, slice=place):
                 holder = self._of(value)
                 if isinstance(holder, TorchNode):
@@ -327,7 +331,9 @@ class _Frame:
         if flattens(name, arguments[1:], call.keywords, of_map=of_map):
             return flattened(value)
         if name in ("view", "reshape", "unflatten"):
-            return viewed(value)
+            return viewed(value, rows=len(arguments) == 4)
+        if name in ("mm", "bmm", "matmul"):
+            return part_of(given[1]) if len(given) > 1 else None
         if name in KEEPS_FEATURES or name in JOINS or _swaps_batch(name, arguments[1:]):
             return part_of(given[0]) if given else None
         if name.rstrip("_") not in KEEPS:
@@ -345,19 +351,21 @@ def flattened(value: _Value) -> _Value:
     if not isinstance(value, _Seen):
         return _Seen("flat")
     if value.kind in ("plain", "viewed"):
-        return replace(value, kind="plain")
+        return replace(value, kind="plain", rows=False)
     return replace(value, kind="flat")
 
 
-def viewed(value: _Value) -> _Value:
+def viewed(value: _Value, *, rows: bool = False) -> _Value:
     """What another shape makes of it: perhaps a map, of what a Linear gives."""
     known = isinstance(value, _Seen) and value.by and value.kind in ("plain", "viewed")
-    return replace(value, kind="viewed") if known and isinstance(value, _Seen) else None
+    return replace(value, kind="viewed", rows=rows) if known and isinstance(value, _Seen) else None
 
 
 def part_of(value: _Value) -> _Value:
     """What a part of it is, or a mean: features are on the last axis as before, and of a map nothing is known."""
-    return replace(value, by=frozenset()) if isinstance(value, _Seen) and value.kind == "plain" else None
+    if not isinstance(value, _Seen) or not (value.kind == "plain" or (value.kind == "viewed" and value.rows)):
+        return None
+    return replace(value, kind="plain", rows=False, by=frozenset())
 
 
 def all_features(values: Sequence[_Value]) -> _Value:
