@@ -342,3 +342,39 @@ def test_no_one_pattern_is_advised_for_blocks_that_are_doubted_in_two_ways():
         Rename(f"st.{i}.{j}.first", f"st.s{i}.{b}.norm_a") for i in range(2) for j, b in ((0, "b0"), (1, 1))
     ]
     assert plan(module, template, rules=[*told, *moved]).ok
+
+
+class TwoOfOneName(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.third = nn.LayerNorm(4)
+
+
+def test_no_pattern_is_advised_that_also_renames_what_has_its_partner():
+    """Taken for all, it would give ``norm_a`` of the last scope, which is no ``first``, to ``first``."""
+    module = nn.ModuleDict({"layers": nn.ModuleList(TwoOfOneName() for _ in range(3))})
+    leaf = jax.ShapeDtypeStruct((4,), jnp.float32)
+    norm = {"scale": leaf, "bias": leaf}
+    names = [("norm_a", "norm_b", "norm_c"), ("norm_a", "norm_b", "norm_c"), ("first", "second", "norm_a")]
+    template = {"params": {f"layers_{i}": dict.fromkeys(one, norm) for i, one in enumerate(names)}}
+    found = plan(module, template)
+    assert [fault.path for fault in found.faults] == ["layers.0.first", "layers.1.first"]
+    assert "layers.*" not in str(found.report)
+    settled = [Rename("layers.2.third", "layers.2.norm_a"), Rename("layers.0.first", "layers.0.norm_a")]
+    (line,) = str(plan(module, template, rules=settled).report).splitlines()[1:]
+    assert "layers.*" not in line
+
+
+def test_a_pattern_is_advised_for_all_but_what_the_caller_has_renamed():
+    module = nn.ModuleDict({"layers": nn.ModuleList(TwoAlike() for _ in range(4))})
+    template = _scopes(*(f"layers_{i}" for i in range(4)))
+    told, advised = Rename("layers.0.second", "layers.0.norm_a"), Rename("layers.*.first", "layers.*.norm_a")
+    own = Rename("layers.0.first", "layers.0.norm_b")
+    report = plan(module, template, rules=[told, own]).report
+    assert f"rules=[{advised}, ...] speaks of them all" in str(report)
+    found = plan(module, template, rules=[told, own, advised])
+    assert found.ok
+    place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}
+    assert place["layers.0.first.weight"] == ("params", "layers_0", "norm_b", "scale")
+    assert place["layers.3.first.weight"] == ("params", "layers_3", "norm_a", "scale")

@@ -22,6 +22,7 @@ from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
 from ._report import Fault, Report
+from ._search import within_their_series
 from ._tied_places import separate_leaves, settle_ties
 from ._torch_tree import TorchTree, read_torch
 from .rules import RULES, Flatten, LayerType, Rename, Rule
@@ -168,7 +169,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     ties, left = settle_ties(torch_tree, match)
-    faults += left
+    faults += within_their_series(left, torch_tree.root)
     faults += _twice(moves)
     unsaid, taken = ask_about_maps(torch_tree, moves, rules)
     faults += unsaid

@@ -3,7 +3,6 @@
 A `Fault` is one sentence about one place; a `Report` is all of them, printed together and raised once.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -33,7 +32,7 @@ class Fault:
         even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
         series: The same for the same fault of each equal block: first the rules that speak of all of them, as text,
             and the pattern that they are for, then what the fault is about, relative to the block. Such faults are
-            printed as one, unless the pattern also speaks of a block that is doubted otherwise.
+            printed as one.
     """
 
     kind: FaultKind
@@ -84,13 +83,9 @@ class Report:
 
 
 def _lines(faults: Iterable[Fault]) -> Iterator[str]:
-    faults = tuple(faults)
     alike: dict[object, list[Fault]] = {}
-    said = {fault.series for fault in faults if fault.series}
-    patterns = Counter(series[1] for series in said)
     for fault in faults:
-        folds = fault.series is not None and patterns[fault.series[1]] == 1
-        alike.setdefault(fault.series if folds else id(fault), []).append(fault)
+        alike.setdefault(fault.series or id(fault), []).append(fault)
     for first, *more in alike.values():
         if more and first.series:
             rest = (

@@ -6,17 +6,18 @@ numbers, which linen's automatic names and torch's containers have; ``_siblings`
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from torchjax_bridge.exchange import Path, join_path
+from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ._flax_tree import FlaxNode
 from ._report import Fault
 from ._torch_tree import TorchNode
 from .rules import Rename
 
-__all__ = ["Fits", "Name", "Opens", "Pairs", "Search", "grouped", "rename_for"]
+__all__ = ["Fits", "Name", "Opens", "Pairs", "Search", "grouped", "rename_for", "within_their_series"]
 
 _NUMBERED = re.compile(r"^(.*)_(\d+)$")
 
@@ -265,3 +266,23 @@ def rename_for(one: TorchNode, other: FlaxNode, torch_parent: TorchNode, parent:
     """The rule that makes two nodes a pair by name and leaves their parents to be each other's."""
     name = (*torch_parent.path, *other.path[len(parent.path) :])
     return Rename(join_path(one.origin), join_path(name))
+
+
+def within_their_series(faults: Sequence[Fault], root: TorchNode) -> Iterable[Fault]:
+    """The faults, without the series whose pattern also speaks of a layer that is not in doubt, or in another.
+
+    A layer that the caller has renamed is none of these: of two rules the first decides.
+    """
+    doubted: dict[tuple[str, ...], set[str]] = {}
+    for fault in faults:
+        if fault.series:
+            doubted.setdefault(fault.series, set()).add(fault.path)
+    nodes = [node for node in root.walk() if node.origin[-1:] == node.path[-1:]] if doubted else []
+    too_wide = set()
+    for series, paths in doubted.items():
+        pattern = Rename(series[1], "")
+        depth = len(split_path(series[1]))
+        reached = (node.origin for node in nodes if len(node.origin) == depth)
+        if any(pattern.apply(path) is not None and join_path(path) not in paths for path in reached):
+            too_wide.add(series)
+    return [replace(fault, series=None) if fault.series in too_wide else fault for fault in faults]
