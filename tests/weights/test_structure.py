@@ -378,3 +378,15 @@ def test_a_pattern_is_advised_for_all_but_what_the_caller_has_renamed():
     place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}
     assert place["layers.0.first.weight"] == ("params", "layers_0", "norm_b", "scale")
     assert place["layers.3.first.weight"] == ("params", "layers_3", "norm_a", "scale")
+
+
+def test_no_pattern_for_numbers_is_advised_that_also_renames_a_sibling_of_the_right_name():
+    module = nn.ModuleDict({"f": nn.ModuleList(nn.LayerNorm(4) for _ in range(4))})
+    leaf = jax.ShapeDtypeStruct((4,), jnp.float32)
+
+    def report(*names):
+        scope = {name: {"scale": leaf, "bias": leaf} for name in names}
+        return str(plan(module, {"params": {"f": scope}}).report)
+
+    assert 'rules=[Rename("f.*", "f.fc*"), ...]' in report("fc0", "fc1", "fc2", "fc3")
+    assert 'rules=[Rename("f.0", "f.fc0"), ...]' in report("fc0", "fc1", "2", "3")

@@ -40,9 +40,11 @@ class Search:
         self.notes: list[str] = []
         self.assumed: list[tuple[str, str]] = []
         self.done: set[int] = set()
+        self._sought: set[int] = set()  # what has no partner by its name
 
     def run(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> None:
         """Pair until nothing changes any more."""
+        self._sought = {id(node) for one in ours for node in one.walk()}
         while ours and theirs:
             groups = grouped({node.path[-1]: node for node in theirs}, self._parent).values()
             before = len(self.done)
@@ -141,6 +143,9 @@ class Search:
             return None
         if len({node.origin[:-1] for node in ours}) > 1 or places != {node.path for node in theirs}:
             return None
+        beside = [node for node in self._torch_parent.walk() if node.origin[:-1] == ours[0].origin[:-1]]
+        if any(id(node) not in self._sought and not node.empty for node in beside if node.origin):
+            return None  # the rule would rename it too
         inside = theirs[0].path[len(self._parent.path) : -1]
         wanted = join_path((*self._torch_parent.path, *inside, f"{stem}*"))
         return Rename(join_path((*ours[0].origin[:-1], "*")), wanted)
