@@ -28,7 +28,7 @@ WEIGHTS = (
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
-    ("_own_forward", "_flatten_modules", "_map_faults", "_structure", "_weightless"),
+    ("_own_forward", "_flatten_modules", "_map_faults", "_seen", "_structure", "_weightless"),
     ("_bind", "_forwards", "_live", "_search"),
     ("_siblings", "_feature_maps", "_tied_places"),
     ("_names",),

@@ -12,8 +12,6 @@ Owns no widths and asks nothing: that is for ``_feature_maps``.
 import ast
 import inspect
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
@@ -24,6 +22,18 @@ from ._flatten_modules import (
     pools_to_a_point,
     takes_all,
     takes_channels,
+)
+from ._seen import (
+    PLAIN,
+    Seen,
+    Value,
+    agreed,
+    all_features,
+    flattened,
+    part_of,
+    pointed,
+    together,
+    viewed,
 )
 from ._source import (
     JOINS,
@@ -39,29 +49,6 @@ from ._torch_tree import TorchNode
 
 __all__ = ["read_forwards"]
 
-
-@dataclass(frozen=True)
-class _Seen:
-    """What is known of a tensor.
-
-    Attributes:
-        kind: A map, a flattened map, what a Linear gives, or a view of that.
-        channels: The channels of the map; 0 where they are not known.
-        point: Whether the map has a single position.
-        rows: Whether it is viewed with three axes, as a sequence is, though a map over one axis may be.
-        by: The ids of the nodes of the Linears whose outputs it is the sum of.
-    """
-
-    kind: Literal["map", "flat", "plain", "viewed"]
-    channels: int = 0
-    point: bool = False
-    rows: bool = False
-    by: frozenset[int] = frozenset()
-
-
-_Value = _Seen | TorchNode | None  # a tensor, a module that a name stands for, or what is not known
-_UNKNOWN_MAP = _Seen("map")
-_PLAIN = _Seen("plain")
 
 # Layers of torch's without tensors that make other channels of what they are given.
 _REARRANGE = (
@@ -110,7 +97,7 @@ class _Reading:
         self.visited: set[int] = set()
         self._nodes = {id(node.module): node for node in root.walk() if node.module is not None}
         self._running: list[tuple[int, str]] = []
-        self._known: dict[Hashable, _Value] = {}
+        self._known: dict[Hashable, Value] = {}
 
     def child(self, node: TorchNode, name: object) -> TorchNode | None:
         modules = node.module._modules if node.module is not None else {}
@@ -122,13 +109,11 @@ class _Reading:
 
     # --- modules ---------------------------------------------------------------------------------------
 
-    def call(
-        self, node: TorchNode, given: Sequence[_Value], named: dict[str, _Value] | None = None
-    ) -> _Value:
+    def call(self, node: TorchNode, given: Sequence[Value], named: dict[str, Value] | None = None) -> Value:
         """What a module gives, if it is given this."""
         self.visited.add(id(node))
         module, value = node.module, given[0] if given else None
-        if not isinstance(value, _Seen):
+        if not isinstance(value, Seen):
             value = None
         if _own_forward(node):
             return self.method(node, "forward", given, named or {})
@@ -143,7 +128,7 @@ class _Reading:
         if isinstance(module, _MAPS):
             if value is not None and value.kind == "viewed":
                 self.made.update(dict.fromkeys(value.by, takes_channels(module)))
-            return _Seen("map", gives_channels(module))
+            return Seen("map", gives_channels(module))
         if value is not None and value.kind == "flat" and isinstance(module, _READS):
             known = None if value.point else value.channels
             if self.found.get(id(node)) is None:  # what reads both has an order to lose
@@ -158,7 +143,7 @@ class _Reading:
             else _given_by(node)
         )
 
-    def method(self, node: TorchNode, name: str, given: Sequence[_Value], named: dict[str, _Value]) -> _Value:
+    def method(self, node: TorchNode, name: str, given: Sequence[Value], named: dict[str, Value]) -> Value:
         """What a method of the caller's own gives."""
         if node.module is None:
             return None
@@ -168,7 +153,7 @@ class _Reading:
             return None
         parameters = [one.arg for one in (*function.args.posonlyargs, *function.args.args)]
         holder = [] if isinstance(method, staticmethod) else [node]
-        names: dict[str, _Value] = {**dict(zip(parameters, [*holder, *given], strict=False)), **named}
+        names: dict[str, Value] = {**dict(zip(parameters, [*holder, *given], strict=False)), **named}
         asked = (*place, *names.items())
         if (
             asked not in self._known
@@ -185,23 +170,23 @@ class _Reading:
         return self._known[asked]
 
 
-def _given_by(node: TorchNode) -> _Value:
+def _given_by(node: TorchNode) -> Value:
     if isinstance(node.module, nn.Linear):
-        return _Seen("plain", by=frozenset({id(node)}))
-    return _PLAIN if isinstance(node.module, _GIVE_FEATURES) else None
+        return Seen("plain", by=frozenset({id(node)}))
+    return PLAIN if isinstance(node.module, _GIVE_FEATURES) else None
 
 
 class _Frame:
     """One function: what its names stand for, line after line."""
 
-    def __init__(self, reading: _Reading, names: dict[str, _Value]) -> None:
+    def __init__(self, reading: _Reading, names: dict[str, Value]) -> None:
         self._reading = reading
         self._names = names
-        self._returned: list[_Value] = []
+        self._returned: list[Value] = []
 
-    def result(self) -> _Value:
+    def result(self) -> Value:
         """What the function returns, if every return gives the same."""
-        return _agreed(self._returned)
+        return agreed(self._returned)
 
     def run(self, body: Iterable[ast.stmt]) -> None:
         """Read statements in order."""
@@ -217,7 +202,7 @@ class _Frame:
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 self._bind(target, self._of(value))
             case ast.AugAssign(target=target, value=value):
-                self._bind(target, _together(self._of(target), self._of(value)))
+                self._bind(target, together(self._of(target), self._of(value)))
             case ast.Return(value=value):
                 self._returned.append(self._of(value) if value is not None else None)
             case ast.Expr(value=value):
@@ -250,10 +235,10 @@ class _Frame:
             if not (body and isinstance(body[-1], ast.Return | ast.Raise | ast.Continue | ast.Break)):
                 after.append(self._names)
         self._names = {
-            name: _agreed([names.get(name) for names in after]) for names in after for name in names
+            name: agreed([names.get(name) for names in after]) for names in after for name in names
         } or before
 
-    def _bind(self, target: ast.expr, value: _Value) -> None:
+    def _bind(self, target: ast.expr, value: Value) -> None:
         if isinstance(target, ast.Name):
             self._names[target.id] = value
         elif isinstance(target, ast.Tuple | ast.List):
@@ -262,7 +247,7 @@ class _Frame:
         elif isinstance(target, ast.Starred):
             self._bind(target.value, part_of(value))
 
-    def _items(self, over: ast.expr) -> list[_Value] | None:
+    def _items(self, over: ast.expr) -> list[Value] | None:
         """The modules that a loop is over, if that can be seen."""
         holder = self._of(over)
         if isinstance(holder, TorchNode) and isinstance(holder.module, nn.ModuleList | nn.Sequential):
@@ -271,7 +256,7 @@ class _Frame:
 
     # --- expressions -----------------------------------------------------------------------------------
 
-    def _of(self, expression: ast.expr) -> _Value:
+    def _of(self, expression: ast.expr) -> Value:
         match expression:
             case ast.Name(id=name):
                 return self._names.get(name)
@@ -292,7 +277,7 @@ class _Frame:
                     )
                 return part_of(holder)
             case ast.BinOp(left=left, right=right):
-                return _together(self._of(left), self._of(right))
+                return together(self._of(left), self._of(right))
             case ast.ListComp(elt=one, generators=loops) | ast.GeneratorExp(elt=one, generators=loops):
                 for loop in loops:
                     self._of(loop.iter)
@@ -300,7 +285,7 @@ class _Frame:
                 self._of(one)
             case ast.IfExp(test=test, body=body, orelse=other):
                 self._of(test)
-                return _agreed([self._of(body), self._of(other)])
+                return agreed([self._of(body), self._of(other)])
             case ast.Call():
                 return self._call(expression)
             case ast.Tuple(elts=parts) | ast.List(elts=parts):
@@ -311,7 +296,7 @@ class _Frame:
                         self._of(part)
         return None
 
-    def _call(self, call: ast.Call) -> _Value:
+    def _call(self, call: ast.Call) -> Value:
         given = [self._of(value) for value in call.args]
         named = {word.arg: self._of(word.value) for word in call.keywords if word.arg is not None}
         if isinstance(callee := self._of(call.func), TorchNode):
@@ -326,7 +311,7 @@ class _Frame:
                 return self._reading.method(holder, name, given, named)
             if holder is not None or not is_a_module_of_functions(call.func.value):
                 given, arguments = [holder, *given], [call.func.value, *arguments]
-        value = given[0] if given and isinstance(given[0], _Seen) else None
+        value = given[0] if given and isinstance(given[0], Seen) else None
         of_map = value is not None and value.kind == "map"
         if flattens(name, arguments[1:], call.keywords, of_map=of_map):
             return flattened(value)
@@ -339,62 +324,10 @@ class _Frame:
         if name.rstrip("_") not in KEEPS:
             return None
         if name in ("add", "mul", "sub", "div") and len(given) > 1:
-            return _together(*given[:2])
+            return together(*given[:2])
         return pointed(value, point=name.startswith("adaptive_") and all(map(is_one, arguments[1:2])))
-
-
-# --- what becomes of values ----------------------------------------------------------------------------
-
-
-def flattened(value: _Value) -> _Value:
-    """What flattening all but the batch makes of it."""
-    if not isinstance(value, _Seen):
-        return _Seen("flat")
-    if value.kind in ("plain", "viewed"):
-        return replace(value, kind="plain", rows=False)
-    return replace(value, kind="flat")
-
-
-def viewed(value: _Value, *, rows: bool = False) -> _Value:
-    """What another shape makes of it: perhaps a map, of what a Linear gives."""
-    known = isinstance(value, _Seen) and value.by and value.kind in ("plain", "viewed")
-    return replace(value, kind="viewed", rows=rows) if known and isinstance(value, _Seen) else None
-
-
-def part_of(value: _Value) -> _Value:
-    """What a part of it is, or a mean: features are on the last axis as before, and of a map nothing is known."""
-    if not isinstance(value, _Seen) or not (value.kind == "plain" or (value.kind == "viewed" and value.rows)):
-        return None
-    return replace(value, kind="plain", rows=False, by=frozenset())
-
-
-def all_features(values: Sequence[_Value]) -> _Value:
-    """What a tuple is, or what is joined of it: features, if all parts are."""
-    seen = [part_of(value) for value in values]
-    return _agreed(seen) if all(value is not None for value in seen) else None
 
 
 def _swaps_batch(name: str, axes: Sequence[ast.expr]) -> bool:
     """Whether a call turns (N, L, C) into (L, N, C)."""
     return name in ("transpose", "swapaxes") and sorted(map(number, axes), key=str) == [0, 1]
-
-
-def pointed(value: _Value, *, point: bool) -> _Value:
-    """The same, pooled to a single position if ``point``."""
-    if not point:
-        return value
-    return replace(value, point=True) if isinstance(value, _Seen) else replace(_UNKNOWN_MAP, point=True)
-
-
-def _together(one: _Value, other: _Value) -> _Value:
-    """What a sum or a product of two is: what says more of the two, since shapes are broadcast."""
-    seen = [value for value in (one, other) if isinstance(value, _Seen)]
-    if len(seen) < 2:
-        return seen[0] if seen else None
-    kinds = ("flat", "map", "viewed", "plain")
-    first, second = sorted(seen, key=lambda value: (kinds.index(value.kind), value.point, -value.channels))
-    return replace(first, by=first.by | second.by) if first.kind in ("plain", "viewed") else first
-
-
-def _agreed(values: Sequence[_Value]) -> _Value:
-    return values[0] if values and all(value == values[0] for value in values) else None
