@@ -390,3 +390,19 @@ def test_no_pattern_for_numbers_is_advised_that_also_renames_a_sibling_of_the_ri
 
     assert 'rules=[Rename("f.*", "f.fc*"), ...]' in report("fc0", "fc1", "fc2", "fc3")
     assert 'rules=[Rename("f.0", "f.fc0"), ...]' in report("fc0", "fc1", "2", "3")
+
+
+class Distributed(torch.Tensor):
+    """As one whose values lie elsewhere."""
+
+    def tolist(self):
+        raise AssertionError("the values were asked for")
+
+
+def test_values_are_read_of_plain_tensors_alone():
+    structures = Structures(lambda node: True)
+    one, other = (WithTable(torch.ones(3).as_subclass(Distributed)) for _ in range(2))
+    assert _number_of(one, structures) != _number_of(other, structures)
+    plain = [WithTable(torch.ones(3)), WithTable(torch.ones(3)), WithTable(torch.zeros(3))]
+    numbers = [_number_of(module, structures) for module in plain]
+    assert numbers[0] == numbers[1] != numbers[2]

@@ -131,7 +131,8 @@ def _of_tensor(tensor: torch.Tensor) -> Hashable:
     outside = (type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
     if isinstance(tensor, nn.Parameter):
         return outside
-    plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
-    if not plain or tensor.numel() > _MOST_ENTRIES:
+    # Values are read of plain tensors alone: of others that may wait for a device or a network.
+    plain = type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided
+    if not plain or tensor.is_quantized or tensor.numel() > _MOST_ENTRIES:
         return id(tensor)
     return (outside, tuple(tensor.flatten().tolist()))
