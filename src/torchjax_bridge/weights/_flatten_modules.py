@@ -76,7 +76,7 @@ def takes_channels(module: nn.Module | None) -> int:
     """The channels of the map that a layer takes; 0 where it does not tell."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.in_channels
-    return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
+    return gives_channels(module)
 
 
 NO_READER = (

@@ -56,6 +56,7 @@ _REARRANGE = (
     nn.CosineSimilarity, nn.PairwiseDistance,
 )  # fmt: skip
 _MAPS = (nn.modules.conv._ConvNd, nn.BatchNorm2d, nn.BatchNorm3d)
+_KEEP_MAPS = (*PER_FEATURE, nn.GroupNorm, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _READS = (*TAKES_FEATURES, nn.MultiheadAttention, nn.Bilinear)
 # Layers that give features on the last axis and no map, or tuples of such.
 _GIVE_FEATURES = (nn.Embedding, nn.MultiheadAttention, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
@@ -133,15 +134,11 @@ class _Reading:
             known = None if value.point else value.channels
             if self.found.get(id(node)) is None:  # what reads both has an order to lose
                 self.found[id(node)] = known
-        if isinstance(module, PER_FEATURE):
+        if isinstance(module, _KEEP_MAPS):
             return value
         if node.empty and not isinstance(module, _REARRANGE):
             return pointed(value, point=pools_to_a_point(module))
-        return (
-            value
-            if isinstance(module, nn.GroupNorm | nn.InstanceNorm2d | nn.InstanceNorm3d)
-            else _given_by(node)
-        )
+        return _given_by(node)
 
     def method(self, node: TorchNode, name: str, given: Sequence[Value], named: dict[str, Value]) -> Value:
         """What a method of the caller's own gives."""
@@ -155,9 +152,8 @@ class _Reading:
         holder = [] if isinstance(method, staticmethod) else [node]
         names: dict[str, Value] = {**dict(zip(parameters, [*holder, *given], strict=False)), **named}
         asked = (*place, *names.items())
-        if (
-            asked not in self._known
-        ):  # else a module in both sides of a branch, and one in it, double the work
+        # Once for each input: a module in both sides of a branch, and one in it, would double the work.
+        if asked not in self._known:
             self._running.append(place)
             frame = _Frame(self, names)
             try:

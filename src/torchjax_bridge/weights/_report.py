@@ -9,12 +9,29 @@ from typing import Literal
 
 from torchjax_bridge.errors import PlanError
 
-__all__ = ["Fault", "FaultKind", "Report", "what_it_is"]
+__all__ = ["Fault", "FaultKind", "Report", "Series", "what_it_is"]
 
 FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
 
 # With strict=False these are let pass: the rest of the tree still converts without a guess.
 _LENIENT: frozenset[str] = frozenset({"missing", "unexpected"})
+
+
+@dataclass(frozen=True)
+class Series:
+    """What the same fault of each of many equal blocks has in common.
+
+    Attributes:
+        rule: The rule that settles it in all of them, as one types it.
+        pattern: What that rule speaks of on the torch side, with a ``*`` for the number of the block.
+        torch: What may be what, relative to the block: the names on the torch side.
+        flax: The names in Flax.
+    """
+
+    rule: str
+    pattern: str
+    torch: tuple[str, ...]
+    flax: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,9 +47,7 @@ class Fault:
         path: Where, dotted.
         subject: The key or the dotted path of the one tensor it is about, or empty.
         even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
-        series: The same for the same fault of each equal block: first the rules that speak of all of them, as text,
-            and the pattern that they are for, then what the fault is about, relative to the block. Such faults are
-            printed as one.
+        series: What it has in common with the same fault of each equal block; such faults are printed as one.
     """
 
     kind: FaultKind
@@ -40,7 +55,7 @@ class Fault:
     path: str
     subject: str = ""
     even: bool = True
-    series: tuple[str, ...] | None = None
+    series: Series | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message} @ {self.path or '(root)'}"
@@ -91,7 +106,7 @@ def _lines(faults: Iterable[Fault]) -> Iterator[str]:
             rest = (
                 f"'{more[-1].path}'" if len(more) == 1 else f"{len(more)} more blocks up to '{more[-1].path}'"
             )
-            words = f"{first.message}; the same in {rest}, and {first.series[0]} speaks of them all"
+            words = f"{first.message}; the same in {rest}, and rules=[{first.series.rule}, ...] speaks of them all"
             first = replace(first, message=words)
         yield str(first)
 

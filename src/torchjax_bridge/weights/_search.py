@@ -13,7 +13,7 @@ from itertools import pairwise
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ._flax_tree import FlaxNode
-from ._report import Fault
+from ._report import Fault, Series
 from ._torch_tree import TorchNode
 from .rules import Rename
 
@@ -150,9 +150,7 @@ class Search:
         wanted = join_path((*self._torch_parent.path, *inside, f"{stem}*"))
         return Rename(join_path((*ours[0].origin[:-1], "*")), wanted)
 
-    def _series(
-        self, ours: list[TorchNode], theirs: list[FlaxNode], chosen: FlaxNode
-    ) -> tuple[str, ...] | None:
+    def _series(self, ours: list[TorchNode], theirs: list[FlaxNode], chosen: FlaxNode) -> Series | None:
         """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
         torch_parent, parent = self._torch_parent, self._parent
         numbers = [name for name in torch_parent.origin if isinstance(name, int)]
@@ -160,11 +158,11 @@ class Search:
         if not numbers or any_place is None:
             return None
         any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.origin)
-        inside = [join_path(node.origin[len(torch_parent.origin) :]) for node in ours]
-        places = [join_path(node.path[len(parent.path) :]) for node in theirs]
+        inside = tuple([join_path(node.origin[len(torch_parent.origin) :]) for node in ours])
+        places = tuple([join_path(node.path[len(parent.path) :]) for node in theirs])
         place = join_path((*any_place, *chosen.path[len(parent.path) :]))
         rename = Rename(join_path((*any_block, inside[0])), place)
-        return f"rules=[{rename}, ...]", rename.torch, *inside, "", *places
+        return Series(str(rename), rename.torch, inside, places)
 
 
 def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:
@@ -278,15 +276,15 @@ def within_their_series(faults: Sequence[Fault], root: TorchNode) -> Iterable[Fa
 
     A layer that the caller has renamed is none of these: of two rules the first decides.
     """
-    doubted: dict[tuple[str, ...], set[str]] = {}
+    doubted: dict[Series, set[str]] = {}
     for fault in faults:
         if fault.series:
             doubted.setdefault(fault.series, set()).add(fault.path)
     nodes = [node for node in root.walk() if node.origin[-1:] == node.path[-1:]] if doubted else []
     too_wide = set()
     for series, paths in doubted.items():
-        pattern = Rename(series[1], "")
-        depth = len(split_path(series[1]))
+        pattern = Rename(series.pattern, "")
+        depth = len(split_path(series.pattern))
         reached = (node.origin for node in nodes if len(node.origin) == depth)
         if any(pattern.apply(path) is not None and join_path(path) not in paths for path in reached):
             too_wide.add(series)

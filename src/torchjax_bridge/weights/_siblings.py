@@ -25,14 +25,13 @@ from ._flax_tree import FlaxNode
 from ._report import Fault
 from ._search import Fits, Name, Opens, Pairs, Search, grouped, rename_for
 from ._torch_tree import TorchNode
+from .rules import CELL_MARKS
 
 __all__ = ["Pairing", "pair_children", "with_loose_cells"]
 
 # The first tensor of a recurrent layer, and the name of a cell of it, behind the layer's own.
 _RECURRENT = frozenset({"weight_ih_l0"})
 _CELL = re.compile(r"(_l?\d+)?(_(forward|fwd|backward|bwd|reverse))?(_l?\d+)?")
-# What a cell of Flax's calls a kernel for the hidden state: an LSTM, a GRU, a plain one, and one of nnx.
-_CELL_PARTS = frozenset({"hi", "hr", "h", "dense_h"})
 
 _Node = TypeVar("_Node", TorchNode, FlaxNode)
 
@@ -108,7 +107,7 @@ def with_loose_cells(found: Pairing, parent: FlaxNode) -> Pairing:
     Which of them is which, and whether their names say so, is for its rule.
     """
     layers = [node for node in found.torch_left if _RECURRENT & node.leaves.keys()]
-    cells = [node for node in found.flax_left if any(_CELL_PARTS & set(path) for path in node.flat())]
+    cells = [node for node in found.flax_left if any(CELL_MARKS & set(path) for path in node.flat())]
     if len(layers) != 1 or len(cells) < 2:
         return found
     (layer,) = layers

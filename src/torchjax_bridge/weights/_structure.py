@@ -45,9 +45,9 @@ class Structures:
 
     def of_torch(self, node: TorchNode, *, below_rule: bool = False) -> int:
         """The number of a torch node."""
-        with_settings = below_rule or self._ruled(node)
-        where = (id(node), with_settings)
+        where = (id(node), below_rule)
         if where not in self._known:
+            with_settings = below_rule or self._ruled(node)
             what = (
                 node.kind,
                 node.said,

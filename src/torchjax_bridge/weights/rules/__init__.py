@@ -10,9 +10,11 @@ from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recur
 from ._hints import Flatten, LayerType, Rename
 from ._linear import summed_axis
 from ._parametrized import parametrized
+from ._recurrent import CELL_MARKS
 from ._rule import Entry, Layer, Rule
 
 __all__ = [
+    "CELL_MARKS",
     "LOOKALIKES",
     "PLAIN",
     "RULES",

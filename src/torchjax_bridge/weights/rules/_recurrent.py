@@ -32,7 +32,7 @@ from .._layout import Constant, Each, Layout, Permute, Split, Sum, then
 from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["RULES"]
+__all__ = ["CELL_MARKS", "RULES"]
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,18 @@ class _Family:
         """The kernels that read the input (``"i"``) or the state (``"h"``), as linen calls them."""
         return tuple(side + gate for gate in self.gates)
 
+    @property
+    def marks(self) -> frozenset[str]:
+        """The kernels by which a scope is known for such a cell, apart and stacked."""
+        return frozenset({self.kernels("h")[0], "dense_h"})
+
 
 _LSTM = _Family("LSTM", ("i", "f", "g", "o"))
 _GRU = _Family("GRU", ("r", "z", "n"))
 _RNN = _Family("RNN", ("",))
+
+CELL_MARKS = _LSTM.marks | _GRU.marks | _RNN.marks
+"""The kernels by which a scope is known for a cell of some kind."""
 
 
 def _layer_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
@@ -130,8 +138,11 @@ def _check(family: _Family, layer: Layer, suffixes: Sequence[str]) -> None:
 
 def _cells(family: _Family, layer: Layer) -> list[Path]:
     """Every scope at or below this one that holds the kernels of such a cell."""
-    marks = {family.kernels("h")[0], "dense_h"}
-    return [path[:-2] for path in layer.flax if path[-1] == "kernel" and len(path) > 1 and path[-2] in marks]
+    return [
+        path[:-2]
+        for path in layer.flax
+        if path[-1] == "kernel" and len(path) > 1 and path[-2] in family.marks
+    ]
 
 
 _DIRECTION = re.compile(r"_?(forward|fwd|backward|bwd|reverse)_?")
