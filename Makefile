@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q 'pip==26.3'
 	$(BIN)/python -m pip install -q torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,examples,bench]' --group dev
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,examples,bench]' --group dev --group ecosystem
 	@touch $@
 
 demo: $(READY) ## port a trained CIFAR-10 network to Flax and back, offline
