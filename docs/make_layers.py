@@ -22,18 +22,19 @@ HEAD = """<!-- Written by docs/make_layers.py from the table of rules; do not ed
 # Layers
 
 What `to_flax` and `to_state_dict` know about the layers of `torch.nn`: which tensor becomes which leaf, how it lies
-there, and what the Flax layer has to be told so that it computes the same. Shapes are those of an example; a layout
-reads from torch to Flax, and the way back is its exact inverse. Where several torch tensors make one leaf
-(*lossy*), the way back gives them as they were, to the bit, if the leaf is unchanged and the template is the
-original module; else a sum comes back as the sum and zero. Statistics and `u` are in linen's collection
-`batch_stats`, all else is in `params`.
+there, and what the Flax layer has to be told so that it computes the same.
 
-A layer of your own goes by a rule of your own; see [Weights](api/weights.md). Layers without tensors (activations,
-pooling, dropout) need no rule, but have settings; see [Known differences](known-differences.md).
-
-Flax's own layers cannot hold all of torch's semantics. `torchjax_bridge.weights.layers` has `nnx.BatchNorm` and
-`linen.BatchNorm` with torch's unbiased running variance, `nnx.GRUCell` with all biases, and `nnx.PReLU` and
-`linen.PReLU` with a slope a channel. They stand wherever Flax's stand, under the same names.
+- **Reading a table.** Shapes are those of an example. A layout reads from torch to Flax; the way back is its exact
+  inverse. In linen, statistics and `u` are in the collection `batch_stats`, all else is in `params`.
+- **A layer of your own** goes by [a rule of your own](porting.md#a-layer-of-your-own).
+- **Layers without tensors** (activations, pooling, dropout) need no rule, but have settings; see
+  [Known differences](known-differences.md).
+- **Layers of ours.** Flax's own layers cannot hold all of torch's semantics. `torchjax_bridge.weights.layers` has
+  `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance, `nnx.GRUCell` with all biases, and
+  `nnx.PReLU` and `linen.PReLU` with a slope a channel. They stand wherever Flax's stand, under the same names.
+- **Lossy** is a layout that makes one leaf of several torch tensors, such as the sum of a recurrent layer's two
+  biases. If the leaf is unchanged and the template is the original module, the way back gives the tensors as they
+  were, to the bit; else a sum comes back as the sum and zero.
 """
 
 COMPUTED = """## weight_norm and spectral_norm

@@ -29,11 +29,13 @@ def _snippets(page: Path) -> list[tuple[int, str, str | None]]:
     return [(text[: found.start()].count("\n") + 2, *found.groups()) for found in _BLOCK.finditer(text)]
 
 
-def test_the_path_for_a_model_of_your_own_runs_by_itself(tmp_path: Path, monkeypatch) -> None:
+def test_a_section_that_says_so_runs_by_itself(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs/porting.md").read_text()
-    section = text.split("## Getting your own model across\n")[1].split("\n## ")[0]
-    exec("\n".join(code for code, _ in _BLOCK.findall(section)), {"__name__": "__main__"})
+    sections = [section for page in PAGES for section in page.read_text().split("\n## ")]
+    alone = [section for section in sections if "section runs by itself" in " ".join(section.split())]
+    for section in alone:
+        exec("\n".join(code for code, _ in _BLOCK.findall(section)), {"__name__": "__main__"})
+    assert {"Getting your own model across", "A layer of your own"} <= {one.split("\n")[0] for one in alone}
     assert (tmp_path / "unet-flax.safetensors").exists()
 
 
@@ -50,6 +52,12 @@ def test_the_snippets_of_a_page_run_and_print_what_it_shows(page: Path, tmp_path
             assert shown is None or printed.getvalue() == shown, f"{page.name}:{line} prints something else"
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
+def test_no_line_of_code_is_cut_off_on_the_page(page: Path) -> None:
+    lines = [line for _, code, _ in _snippets(page) for line in code.splitlines()]
+    assert not [line for line in lines if len(line) > 100]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
