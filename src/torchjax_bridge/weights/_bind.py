@@ -20,7 +20,7 @@ from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Entry, Layer, Rule
 
-__all__ = ["RAW", "Match", "Move", "bind", "bind_raw", "missing", "unexpected"]
+__all__ = ["RAW", "Match", "Move", "bind", "bind_raw", "is_square", "misfit", "missing", "unexpected"]
 
 RAW = "raw tensor"
 """The rule of a parameter or buffer that a module holds itself."""
@@ -87,8 +87,9 @@ class Match(NamedTuple):
 def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     """Apply one rule to one layer and one scope; every tensor and leaf below them is accounted for."""
     ours, theirs = torch_node.flat(), flax_node.flat()
+    moved = torch_node.moved
     layer = Layer(
-        {name: leaf.meta for name, leaf in ours.items()},
+        {name: leaf.meta for name, leaf in (*ours.items(), *moved.items())},
         {path: leaf.shape for path, leaf in theirs.items()},
         torch_node.module,
         flax_node.kind,
@@ -110,18 +111,20 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     assumed = [(torch_node.where, words) for words in doubts]
     for entry in entries:
         names, places = entry.torch_names, entry.flax_paths
+        if moved and names and all(name in moved for name in names):
+            continue  # bound where it was renamed to
         torch_leaves = [ours.pop(name) for name in names if name in ours]
         flax_leaves = [theirs.pop(path) for path in places if path in theirs]
         if len(torch_leaves) < len(names) or len(flax_leaves) < len(places):
             faults += _one_sided(entry, torch_node, flax_node, torch_leaves, flax_leaves)
             continue
-        fault = _misfit(entry, torch_node, torch_leaves, flax_leaves)
+        fault = misfit(entry, torch_node, torch_leaves, flax_leaves)
         if fault is not None:
             faults.append(fault)
             continue
         if entry.assumed:
             assumed.append((torch_node.where, entry.assumed))
-        square = not isinstance(entry.layout, Identity) and _is_square(torch_leaves, flax_leaves)
+        square = not isinstance(entry.layout, Identity) and is_square(torch_leaves, flax_leaves)
         if square and (words := lies_by_its_name(rule, torch_node, flax_node, entry.flax_paths[0])):
             assumed.append((torch_node.where, words))
         moves.append(
@@ -149,10 +152,10 @@ def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str
     faults: list[Fault] = []
     for name, leaf in ours.items():
         place = theirs.get(name)
-        if place is None:
+        if place is None or leaf.owners:
             faults.append(unexpected(leaf, torch_node))
             continue
-        fault = _misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
+        fault = misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
         if fault is None:
             moves.append(Move((leaf.key,), (place.path,), Identity(), RAW, RAW))
         else:
@@ -164,6 +167,11 @@ def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str
 def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
     """A torch tensor without place."""
     shape = tuple(leaf.meta.shape)
+    if node.moved and not why:
+        why = (
+            f", and '{next(iter(node.moved.values())).key}' is renamed on its own: rename the layer as a whole, "
+            f'Rename("{join_path(node.origin)}", ...)'
+        )
     return Fault(
         "unexpected",
         f"'{leaf.key}' {shape} of {node.where} has no place in the Flax tree{why}",
@@ -202,7 +210,7 @@ def _one_sided(
         yield missing(place, f": {torch_node.where} has no '{entry.torch_names[0]}'")
 
 
-def _misfit(
+def misfit(
     entry: Entry, torch_node: TorchNode, torch_leaves: list[TorchLeaf], flax_leaves: list[FlaxLeaf]
 ) -> Fault | None:
     """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
@@ -231,7 +239,7 @@ def _misfit(
     return Fault("mismatch", f"{names} would be {became} ({entry.layout}), but {places} is there", where)
 
 
-def _is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
+def is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
     """Whether one tensor has the same shape on both sides, which then says nothing about its layout."""
     return [leaf.meta.shape for leaf in torch_leaves] == [leaf.shape for leaf in flax_leaves]
 

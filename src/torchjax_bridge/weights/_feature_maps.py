@@ -56,7 +56,9 @@ def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
             leaf.meta.ndim < 2 for leaf in node.leaves.values()
         )
         return flat and issubclass(node.kind, nn.Linear if output else TAKES_FEATURES)
-    shapes = {name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in node.flat().items()}
+    shapes = {
+        name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in (node.flat() | node.moved).items()
+    }
     matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
     return matrix or (not output and set(shapes.values()) <= {0, 1})
 
@@ -254,7 +256,7 @@ def _read(tree: TorchTree, moves: Sequence[Move]) -> _Widths:
 def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]]:
     """For every key, the layer that the tensor belongs to."""
     for leaf in node.leaves.values():
-        yield leaf.key, owner
+        yield leaf.key, leaf.owners[-1][0] if leaf.owners else owner
     for name, child in node.children.items():
         yield from _owners(child, owner if owner is not node or name == COMPUTED else child)
 

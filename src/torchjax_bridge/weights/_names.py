@@ -19,6 +19,7 @@ from torchjax_bridge.exchange import join_path
 from ._bind import Match, Move, bind, bind_raw, missing, unexpected
 from ._flax_tree import FlaxNode
 from ._layout import Stack
+from ._moved import Law, split_off
 from ._report import Fault
 from ._siblings import pair_children, with_loose_cells
 from ._structure import Structures
@@ -57,6 +58,32 @@ class Matcher:
         return self._seen[key]
 
     def _match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
+        deep = self.rule_for(torch_node) is not None
+        leaves = torch_node.flat() if deep else torch_node.leaves
+        if not any(leaf.owners for leaf in leaves.values()):
+            return self._match_own(torch_node, flax_node)
+        moved, ours, theirs = split_off(torch_node, flax_node, self._laws, _which_class, deep=deep)
+        self._alive += [ours, theirs]
+        if ours.empty and theirs.empty:
+            return moved
+        return Match.of((moved, self._match_own(ours, theirs)))
+
+    def _laws(self, leaf: TorchLeaf, scope: FlaxNode) -> list[Law]:
+        """The layers that a tensor belongs to, with their rules, where its new scope can be such a layer's."""
+        found = []
+        for owner, name in leaf.owners:
+            if owner.kind is None:
+                rules = self._rules_by_names(owner, FlaxNode(()))
+                fitting = self._rules_by_names(owner, scope)
+            else:
+                rule = self.rule_for(owner)
+                rules = [] if rule is None else [rule]
+                fitting = [rule for rule in rules if self._can_fill(rule, scope)]
+            if rules:
+                found.append(Law(owner, name, fitting))
+        return found
+
+    def _match_own(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if torch_node.kind is not None:
             rule = self.rule_for(torch_node)
             found = (
@@ -80,25 +107,32 @@ class Matcher:
             return None
         for kind in node.kind.__mro__:
             for rule in self._by_class.get(kind, ()):
-                if rule.applies is None or rule.applies(frozenset(node.flat())):
+                if rule.applies is None or rule.applies(node.names()):
                     return rule
         return None
 
     def _typed(self, rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
-        kind = flax_node.kind
-        if rule.flax_types and kind in self._flax_types and kind not in rule.flax_types:
+        if not self._can_fill(rule, flax_node):
             message = f"{torch_node.where} cannot fill {flax_node.where}: it becomes a {rule.flax_types[0]}"
             return Match(faults=(Fault("mismatch", message, join_path(torch_node.origin)),))
         return bind(rule, torch_node, flax_node)
 
-    def _untyped(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
-        """A node of a bare ``state_dict``: every rule that its names allow, if they agree."""
-        names = frozenset(torch_node.flat())
+    def _can_fill(self, rule: Rule, flax_node: FlaxNode) -> bool:
+        """Whether the class of a scope, where it is one that rules speak of, is among those of this rule."""
+        kind = flax_node.kind
+        return not rule.flax_types or kind not in self._flax_types or kind in rule.flax_types
+
+    def _rules_by_names(self, torch_node: TorchNode, flax_node: FlaxNode) -> list[Rule]:
+        """The rules that the names of a layer of a bare ``state_dict`` allow."""
+        names = torch_node.names()
         rules = [rule for rule in self._rules if rule.may_be(names)]
         if flax_node.kind in self._flax_types:
-            rules = [rule for rule in rules if flax_node.kind in rule.flax_types]
-        elif rules:
-            rules += [rule for rule in LOOKALIKES if rule.may_be(names)]
+            return [rule for rule in rules if flax_node.kind in rule.flax_types]
+        return rules + [rule for rule in LOOKALIKES if rule.may_be(names)] if rules else rules
+
+    def _untyped(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
+        """A node of a bare ``state_dict``: every rule that its names allow, if they agree."""
+        rules = self._rules_by_names(torch_node, flax_node)
         tried = [(rule, bind(rule, torch_node, flax_node)) for rule in rules]
         fits = {
             tuple((move.torch_keys, move.flax_paths, move.layout) for move in match.moves): (rule, match)

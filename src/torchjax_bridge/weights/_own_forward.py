@@ -18,7 +18,7 @@ from .layers import linen as ours
 from .rules import RULES, Rule
 from .settings import is_flaxs_layer, overridden_call
 
-__all__ = ["call_of_its_own", "lies_by_its_name", "taken_for_granted", "taken_for_granted_in_flax"]
+__all__ = ["call_of_its_own", "lies_by_its_name", "spelt", "taken_for_granted", "taken_for_granted_in_flax"]
 
 # What a subclass of one of torch's layers overrides to compute something else.
 _METHODS = ("forward", "_conv_forward", "__call__")
@@ -42,12 +42,12 @@ def taken_for_granted(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     found = []
     if own or "forward" in state:
         found.append(
-            f"computed by a forward of {kind.__name__}'s own, which is taken to be that of {_spelt(base)}; "
-            f"LayerType(<path>, {_spelt(base)}) says that it is, a Rule({kind.__name__}, ...) what it is else"
+            f"computed by a forward of {kind.__name__}'s own, which is taken to be that of {spelt(base)}; "
+            f"LayerType(<path>, {spelt(base)}) says that it is, a Rule({kind.__name__}, ...) what it is else"
         )
     if hooked:
         found.append(
-            f"it has hooks, which do not cross and are taken to change nothing; LayerType(<path>, {_spelt(base)}) "
+            f"it has hooks, which do not cross and are taken to change nothing; LayerType(<path>, {spelt(base)}) "
             "says that they do not"
         )
     return tuple(found)
@@ -96,7 +96,7 @@ def call_of_its_own(name: str, base: type, said: type | None) -> str:
 
 
 def _answer(said: type | None) -> str:
-    return f"; LayerType(<path>, {_spelt(said)}) says that it does" if said else ""
+    return f"; LayerType(<path>, {spelt(said)}) says that it does" if said else ""
 
 
 def _is_flaxs(kind: str) -> bool:
@@ -107,5 +107,6 @@ def _is_foreign(hook: object) -> bool:
     return not str(getattr(hook, "__module__", "")).startswith("torch.")
 
 
-def _spelt(kind: type) -> str:
+def spelt(kind: type) -> str:
+    """A class as one types it."""
     return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.") else kind.__name__

@@ -24,7 +24,7 @@ from ._names import Matcher
 from ._report import Fault, Report
 from ._search import within_their_series
 from ._tied_places import separate_leaves, settle_ties
-from ._torch_tree import TorchTree, read_torch
+from ._torch_tree import TorchNode, TorchTree, read_torch
 from .rules import RULES, Flatten, LayerType, Rename, Rule
 
 __all__ = ["PairingWarning", "Plan", "UserRule", "plan"]
@@ -182,8 +182,8 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         (*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves)),
         Report(tuple(faults)),
         flax_tree.flavour,
-        match.layers,
-        tuple(by_words([*match.assumed, *taken])),
+        tuple(dict.fromkeys(match.layers)),
+        tuple(by_words(dict.fromkeys([*match.assumed, *taken]))),
     )
 
 
@@ -193,7 +193,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
 def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
     """Write what the caller said about layers into the tree; report what says nothing."""
     faults = []
-    layers = [node for node in tree.root.walk() if node.leaves or COMPUTED in node.children]
+    layers = [node for node in tree.root.walk() if _holds_tensors(node)]
     for rule in rules:
         if not isinstance(rule, LayerType | Flatten):
             continue
@@ -217,6 +217,11 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
             else:
                 node.features = rule.features
     return faults
+
+
+def _holds_tensors(node: TorchNode) -> bool:
+    """Whether it has tensors of its own, those that were renamed on their own included, or computes them."""
+    return bool(node.leaves) or COMPUTED in node.children or any("." not in name for name in node.moved)
 
 
 # --- checks that need the whole plan -----------------------------------------------------------------

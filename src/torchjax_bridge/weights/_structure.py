@@ -17,7 +17,7 @@ from flax import nnx
 from torch import nn
 
 from ._flax_tree import FlaxNode
-from ._torch_tree import TorchNode
+from ._torch_tree import TorchLeaf, TorchNode
 
 __all__ = ["Structures"]
 
@@ -54,7 +54,8 @@ class Structures:
                 node.features,
                 node.output,
                 _torch_settings(node.module) if with_settings else (),
-                tuple([(name, leaf.meta.shape, leaf.meta.dtype) for name, leaf in node.leaves.items()]),
+                tuple([(name, _of_leaf(leaf)) for name, leaf in node.leaves.items()]),
+                tuple(node.moved),
                 tuple(
                     [
                         (name, child.path[len(node.path) :], self.of_torch(child, below_rule=with_settings))
@@ -85,6 +86,11 @@ class Structures:
 
     def _number(self, what: Hashable) -> int:
         return self._numbers.setdefault(what, len(self._numbers))
+
+
+def _of_leaf(leaf: TorchLeaf) -> Hashable:
+    """Of a tensor that was renamed on its own, also whose it is: a rule looks at that layer."""
+    return (leaf.meta.shape, leaf.meta.dtype, tuple([(id(node), name) for node, name in leaf.owners]))
 
 
 def _torch_settings(module: nn.Module | None) -> Hashable:

@@ -38,6 +38,8 @@ class TorchLeaf(NamedTuple):
     tensor: torch.Tensor
     meta: torch.Tensor
     """The same shape and dtype without memory, to run a layout on."""
+    owners: "tuple[tuple[TorchNode, str], ...]" = ()
+    """Of a tensor that was renamed on its own: the modules it belongs to, outermost first, and its name in each."""
 
 
 @dataclass(eq=False)
@@ -51,6 +53,7 @@ class TorchNode:
         module: The live module, or None.
         leaves: Its own tensors by name.
         children: Its submodules by name; the names in a ``Sequential`` or ``ModuleList`` are integers.
+        moved: Its tensors that were renamed on their own, by their dotted names before; they are leaves elsewhere.
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
         output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
         said: Whether the caller said which class it has, so that it computes what that class does.
@@ -62,6 +65,7 @@ class TorchNode:
     module: nn.Module | None = None
     leaves: dict[str, TorchLeaf] = field(default_factory=dict)
     children: dict[str | int, "TorchNode"] = field(default_factory=dict)
+    moved: dict[str, TorchLeaf] = field(default_factory=dict)
     features: tuple[int, ...] | None = None
     output: tuple[int, ...] | None = None
     said: bool = False
@@ -72,6 +76,10 @@ class TorchNode:
         for name, child in self.children.items():
             found |= child.flat(f"{prefix}{name}.")
         return found
+
+    def names(self) -> frozenset[str]:
+        """The dotted names of every tensor at or below this node, those that were renamed on their own included."""
+        return frozenset(self.flat()).union(self.moved)
 
     def walk(self) -> Iterable["TorchNode"]:
         """This node and all below it, in definition order."""
@@ -173,16 +181,26 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
         if path is None:  # a counter that a wrapper keeps for itself
             others.append(key)
             continue
-        place = change(path)
+        place, home = change(path), change(path[:-1])
+        alone = place != (*home, path[-1])
         node, name = scopes.at(place[:-1]), str(place[-1])
-        if not node.leaves and node.module is None:
-            scopes.say_origin(place[:-1], path[:-1])
+        for where in (home,) if alone else (place[:-1],):
+            if not (one := scopes.at(where)).leaves and one.module is None:
+                scopes.say_origin(where, path[:-1])
         if name in node.leaves:
             message = f"'{key}' and '{node.leaves[name].key}' are both renamed to this"
             faults.append(Fault("rules", message, join_path(place), key))
             continue
         bare = tensor.detach() if tensor.requires_grad else tensor
-        node.leaves[name] = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
+        leaf = TorchLeaf(key, bare, _meta(tensor.shape, tensor.dtype))
+        if alone:
+            depths = range(len(path))
+            owners = [(scopes.at(change(path[:depth])), join_path(path[depth:])) for depth in depths]
+            leaf = leaf._replace(owners=tuple(owners))
+            for owner, local in owners:
+                owner.moved[local] = leaf
+        node.leaves[name] = leaf
+    scopes.move_whole_layers()
     faults += change.unused()
     live = source if isinstance(source, nn.Module) else None
     ties = find_ties(state) | (ties_on_meta(live, state) if live is not None else {})
@@ -202,8 +220,14 @@ class _Renaming:
         self._renames = renames
         self._used: set[Rename] = set()
         self._too_late: dict[Rename, Rename] = {}  # what matches only where an earlier one does
+        self._known: dict[Path, Path] = {}
 
     def __call__(self, path: Path) -> Path:
+        if path not in self._known:
+            self._known[path] = self._change(path) if self._renames else path
+        return self._known[path]
+
+    def _change(self, path: Path) -> Path:
         for place, rename in enumerate(self._renames):
             new = rename.apply(path)
             if new is not None:
@@ -249,6 +273,24 @@ class _Scopes:
             if place[-1] != origin[-1]:
                 return
             place, origin = place[:-1], origin[:-1]
+
+    def move_whole_layers(self) -> None:
+        """Where a pattern (``Rename("fc.*", "head.*")``) renamed all that a layer holds, the layer went along."""
+        for node in list(self._known.values()):
+            strangers = [leaf for leaf in node.leaves.values() if leaf.owners]
+            if not strangers or node.module is not None:
+                continue
+            owner, _ = strangers[0].owners[-1]
+            as_before = all(
+                leaf.owners and leaf.owners[-1] == (owner, name) for name, leaf in node.leaves.items()
+            )
+            if as_before and owner.empty and owner is not node:
+                node.kind, node.module, node.origin = owner.kind, owner.module, owner.origin
+                owner.kind = owner.module = None
+                for leaf in strangers:
+                    for one, name in leaf.owners:
+                        del one.moved[name]
+                node.leaves = {name: leaf._replace(owners=()) for name, leaf in node.leaves.items()}
 
 
 def _class_of(module: nn.Module) -> type:

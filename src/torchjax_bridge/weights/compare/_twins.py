@@ -132,7 +132,9 @@ class Twins:
     def moves(self) -> dict[Path, list[Move]]:
         """What the plan moves, by the torch layer whose it is."""
         owners = {
-            leaf.key: node.origin for node in self.torch_tree.root.walk() for leaf in node.leaves.values()
+            leaf.key: (leaf.owners[-1][0] if leaf.owners else node).origin
+            for node in self.torch_tree.root.walk()
+            for leaf in node.leaves.values()
         }
         layers = {path for path, _ in self.plan.layers}
         found: dict[Path, list[Move]] = {}

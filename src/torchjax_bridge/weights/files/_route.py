@@ -226,11 +226,12 @@ def _torch_side(
 
 def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
     """Values by where their tensor is without wrappers."""
-    return {
-        (*node.origin, name): values[leaf.key]
-        for node in tree.root.walk()
-        for name, leaf in node.leaves.items()
-    }
+    found = {}
+    for node in tree.root.walk():
+        for name, leaf in node.leaves.items():
+            owner, local = leaf.owners[-1] if leaf.owners else (node, name)
+            found[*owner.origin, local] = values[leaf.key]
+    return found
 
 
 def flax_side(source: Checkpoint) -> FlaxTree:
