@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.exchange import from_jax_keypath, join_path, to_jax
+from torchjax_bridge.exchange import Path, join_path, to_jax
 
+from ._copies import rebuilt, tensors_in
 from ._record import Record
 from ._steps import Bounds, Step
 from ._values import channels_in_front
@@ -61,18 +62,27 @@ def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[st
             ``(N, *space, C)``.
         like: A tree of arrays, on whose device the inputs are put.
     """
-    leaves, structure = jax.tree.flatten(dict(values))
-    tensors: dict[str, torch.Tensor] = {}
-    places: dict[str, int] = {}
-    for place, (path, leaf) in enumerate(jax.tree_util.tree_flatten_with_path(dict(values))[0]):
+    tensors: dict[str, torch.Tensor] = {}  # in order; a tree of JAX's has its keys sorted
+
+    def take(path: Path, leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
-            keys = from_jax_keypath(path)
-            name = join_path(keys)
-            places[name] = place
-            tensors[name] = _moved(leaf.detach(), last.get(str(keys[0]), frozenset()))
-    for name, array in to_jax(tensors, copy=True, device=_device(like)).items():
-        leaves[places[name]] = array
-    return jax.tree.unflatten(structure, leaves)
+            name = join_path(path)
+            while name in tensors:  # of keys such as 1 and "1"
+                name += "'"
+            tensors[name] = _moved(leaf.detach(), last.get(str(path[0]), frozenset()))
+        return leaf
+
+    rebuilt(dict(values), take)
+    arrays = to_jax(tensors, copy=True, device=_device(like))
+    names = iter(tensors)
+
+    def give(_: Path, leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return arrays[next(names)]
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    given: dict[str, Any] = rebuilt(dict(values), give)
+    return given
 
 
 def _moved(tensor: torch.Tensor, ranks: frozenset[int]) -> torch.Tensor:
@@ -119,9 +129,7 @@ def choose_layout(
         for call in ours.calls
         if isinstance(call.module, nn.Module) and channels_in_front(call.module) and call.inputs
     }
-    images = {
-        name: ranks & {_rank(leaf) for leaf in jax.tree.leaves(value)} for name, value in inputs.items()
-    }
+    images = {name: ranks & {tensor.ndim for tensor in tensors_in(value)} for name, value in inputs.items()}
     first = run(images)
     if not any(images.values()) or (nearest := _apart(lay(first), first)) <= 1e-6:
         return first, images
@@ -135,17 +143,13 @@ def as_they_are(inputs: Mapping[str, Any], modules: Iterable[nn.Module]) -> Iter
     if any(map(channels_in_front, modules)):
         return
     for name, value in inputs.items():
-        for leaf in jax.tree.leaves(value):
-            if isinstance(leaf, torch.Tensor) and leaf.ndim == 4 and leaf.shape[1] > 1:
+        for leaf in tensors_in(value):
+            if leaf.ndim == 4 and leaf.shape[1] > 1:
                 shape = tuple(leaf.shape)
                 yield (
                     f"{name} {shape} went into Flax as it is: pass channels_last=True if the Flax model takes "
                     "images with their channels last"
                 )
-
-
-def _rank(leaf: Any) -> int:
-    return leaf.ndim if isinstance(leaf, torch.Tensor) else 0
 
 
 def _apart(steps: Sequence[Step], record: Record) -> float:

@@ -160,8 +160,9 @@ def parity(
         ArgumentError: The models do not take these inputs.
 
     Memory:
-        Holds a copy of the inputs and outputs of every layer, of both models. Parameters are not copied. Buffers,
-        random states and modes of both are afterwards what they were.
+        Holds a copy of the inputs and outputs of every layer, of both models, and while torch's runs a copy of its
+        parameters and buffers. Both models are given copies of the inputs, so that a forward may write to its own.
+        Parameters, buffers, attributes, modes and random states are afterwards what they were, and so are inputs.
 
     >>> import torch
     >>> from flax import nnx

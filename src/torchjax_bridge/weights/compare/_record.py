@@ -1,8 +1,8 @@
 """What a run of a model is: its calls, in order; and a run of a torch model, watched through forward hooks.
 
-The caller's modules are left as they were: hooks are taken off, buffers, random states and flags put back, also
-when the model raises. Keeps copies of the inputs and outputs of the layers that it is told to watch. Compares
-nothing.
+The caller's modules are left as they were: hooks are taken off, tensors, attributes, random states and flags put
+back, also when the model raises. The inputs are copied: a model may write to them. Keeps copies of the inputs and
+outputs of the layers that it is told to watch. Compares nothing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +18,8 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ..settings import FlaxLayer
+from ._copies import own_copies
+from ._torch_state import as_it_was
 from ._values import Value, values_in
 
 __all__ = ["MODEL_ERRORS", "Call", "Record", "record_torch"]
@@ -75,19 +77,22 @@ def record_torch(
 ) -> Record:
     """Run a torch model as it stands, in the mode it is in, without gradients."""
     record = Record()
-    given: list[tuple[Value, ...]] = []
+    given: dict[nn.Module, list[tuple[Value, ...]]] = {}  # by module: one that raises leaves its own behind
     paths: dict[nn.Module, Path] = {}
     for path, module in watched:
         paths.setdefault(module, path)
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append(values_in((args, kwargs)))  # now: the layer may write to its input
+        given.setdefault(module, []).append(
+            values_in((args, kwargs))
+        )  # now: the layer may write to its input
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        record.calls.append(Call(paths[module], given.pop(), values_in(output), module=module))
+        record.calls.append(Call(paths[module], given[module].pop(), values_in(output), module=module))
 
     with ExitStack() as stack:
-        stack.enter_context(_as_it_was(root))
+        stack.enter_context(as_it_was(root))
+        stack.enter_context(_exact(root))
         stack.enter_context(torch.no_grad())
         for module in paths:
             for handle in (
@@ -95,7 +100,8 @@ def record_torch(
                 module.register_forward_hook(after, with_kwargs=True),
             ):
                 stack.callback(handle.remove)
-        record.output = values_in(root(*args, **kwargs))
+        own_args, own_kwargs = own_copies((args, dict(kwargs)))
+        record.output = values_in(root(*own_args, **own_kwargs))
         record.state = {
             (module, name): values_in(buffer)[0]
             for module in paths
@@ -106,18 +112,12 @@ def record_torch(
 
 
 @contextmanager
-def _as_it_was(root: nn.Module) -> Iterator[None]:
-    """Put buffers, torch's random state and its flags back afterwards."""
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in root.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
-    cuda = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
+def _exact(root: nn.Module) -> Iterator[None]:
+    """Run every layer by itself, with exact products; put the flags of torch back afterwards."""
+    cuda = any(p.device.type == "cuda" for p in root.parameters())
     owners: list[Any] = [torch.backends.cuda.matmul]
     owners += [getattr(torch.backends.cudnn, name, None) for name in ("conv", "rnn")]
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(cuda))
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)  # it would run several layers as one, past their hooks
@@ -125,13 +125,4 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
             if (precision := getattr(owner, "fp32_precision", None)) is not None:
                 stack.callback(setattr, owner, "fp32_precision", precision)
                 owner.fp32_precision = "ieee"
-        stack.callback(_put_back, buffers)
         yield
-
-
-def _put_back(buffers: list[tuple[nn.Module, str, torch.Tensor, torch.Tensor]]) -> None:
-    with torch.no_grad():
-        for module, name, buffer, before in buffers:
-            if getattr(module, name) is not buffer:
-                setattr(module, name, buffer)
-            buffer.copy_(before)

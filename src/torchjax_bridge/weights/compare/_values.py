@@ -50,11 +50,11 @@ def _values(tree: Any) -> Iterator[Value]:
     elif isinstance(tree, jax.Array | np.ndarray):
         if jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key):
             return
-        array = np.asarray(tree)
+        array = np.array(tree) if isinstance(tree, np.ndarray) else np.asarray(tree)  # JAX's is immutable
         yield Value(array if array.dtype.kind in "fciub" else array.astype(np.float32), tree.dtype.name)
     elif isinstance(tree, Mapping):
-        for name in sorted(tree, key=str):
-            yield from _values(tree[name])
+        for _, item in sorted(tree.items(), key=lambda pair: str(pair[0])):
+            yield from _values(item)
     elif isinstance(tree, list | tuple):
         for item in tree:
             yield from _values(item)
