@@ -8,6 +8,7 @@ from torchjax_bridge import exchange
 from .._case import Findings
 from .._setting import Setting
 from ._dispatch import dispatch, results
+from ._expanded import expanded
 from ._flat import flatness
 from ._headline import headline
 from ._order import no_host_wait
@@ -26,6 +27,7 @@ def run(setting: Setting) -> Findings:
     for part in (headline, tree, state_dict, flatness):
         for direction in directions:
             found += part(direction, setting)
+    found += expanded(directions[0], setting)
     found += dispatch(directions[0], setting)
     found += results(directions[1], setting)
     if setting.device == "cuda":

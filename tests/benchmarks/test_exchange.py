@@ -57,6 +57,7 @@ def test_every_promise_of_the_exchange_is_measured(suite: Suite):
     texts = " | ".join(promise.text for promise in suite.promises)
     for words in (
         "to_jax of one tensor / raw",
+        "to_jax of an expanded tensor / of its .contiguous()",
         "/ to_torch of one tensor",
         "single calls",
         "state_dict",

@@ -185,6 +185,8 @@ VIEWS_WITH_GAPS = {
     "step slice": lambda: aligned(128)[::2],
     "expanded scalar": lambda: aligned(1).expand(8),
     "expanded row": lambda: aligned(4).expand(3, 4),
+    "expanded, then permuted": lambda: aligned(4, 1).expand(4, 3).t(),
+    "expanded, with axes of size 1": lambda: aligned(1, 4, 1).expand(1, 4, 3),
     "inner columns": lambda: aligned(8, 16)[:, :8],
     "diagonal": lambda: aligned(8, 8).diagonal(),
     "overlapping": lambda: torch.as_strided(aligned(64), (4, 4), (1, 1)),
@@ -203,6 +205,11 @@ def test_a_view_with_gaps_is_copied_or_refused_with_its_strides(make):
         assert not shares(tensor, array)
     with pytest.raises(ShareError, match=r"strides .* leave gaps or overlap"):
         to_jax(tensor, copy=False)
+
+
+def test_axes_of_size_1_with_a_stride_of_0_are_no_gap():
+    tensor = torch.as_strided(aligned(12), (3, 1, 4), (1, 0, 3))
+    assert shares(tensor, to_jax(tensor, copy=False))
 
 
 def test_the_cotangent_that_sum_backward_sends_crosses():

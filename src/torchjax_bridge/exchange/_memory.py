@@ -13,6 +13,8 @@ from ._refusals import leaf_name
 
 __all__ = ["is_dense", "narrow", "row_major_copy", "why_copy", "with_row_major_strides"]
 
+_row_major = torch.contiguous_format
+
 
 def why_copy(tensor: torch.Tensor) -> str:
     """Why this tensor's memory cannot be read by XLA as it lies; empty when it can."""
@@ -39,13 +41,15 @@ def is_dense(tensor: torch.Tensor) -> bool:
     """Whether some permutation of the axes makes this tensor row-major without gaps."""
     if tensor.is_contiguous():
         return True
+    strides, shape = tensor.stride(), tensor.shape
+    if 0 in strides and 1 not in shape:  # expanded, as the gradient of every sum is: told at once
+        return False
     expected = 1
-    for stride, size in sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
-    ):
-        if stride != expected:
-            return False
-        expected *= size
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
     return True
 
 
@@ -65,9 +69,13 @@ def with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
 
 def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
     """Fresh row-major memory with the tensor's values, its conj and neg bits resolved."""
-    if tensor.is_complex() and tensor.data_ptr() % tensor.element_size():
-        return _copy_by_parts(tensor)
-    return tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    if tensor.is_complex():
+        if tensor.data_ptr() % tensor.element_size():
+            return _copy_by_parts(tensor)
+        tensor = tensor.resolve_conj()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    return tensor.clone(memory_format=_row_major)
 
 
 def _copy_by_parts(tensor: torch.Tensor) -> torch.Tensor:

@@ -73,21 +73,25 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                 (dtype in _PLAIN_REAL or _crosses_now(dtype, tensor))
                 and tensor.is_cpu
                 and not tensor.requires_grad
-                and ((row_major := tensor.is_contiguous()) or is_dense(tensor))
                 and not tensor.is_neg()
                 # 0 without values, an error without memory (sparse, nested and functorch tensors)
                 and (pointer := tensor.data_ptr())
-                and not pointer % 64
                 and not carries_tangent(tensor)
             ):
-                if kind is _Parameter or not row_major:
-                    # module.to() gives this object other memory (parameter.data = ...), which would free
-                    # the old memory under the array; so JAX gets a name of its own. For every tensor
-                    # that would cost a quarter of a crossing; beside looking at strides it costs little.
-                    tensor = tensor.data
-                if row_major and 1 in tensor.shape:
-                    tensor = with_row_major_strides(tensor)
-                return _dlpack.borrow_cpu(tensor)
+                row_major = tensor.is_contiguous()
+                if not pointer % 64 and (row_major or is_dense(tensor)):
+                    if kind is _Parameter or not row_major:
+                        # module.to() gives this object other memory (parameter.data = ...), which would free
+                        # the old memory under the array; so JAX gets a name of its own. For every tensor
+                        # that would cost a quarter of a crossing; beside looking at strides it costs little.
+                        tensor = tensor.data
+                    if row_major and 1 in tensor.shape:
+                        tensor = with_row_major_strides(tensor)
+                    return _dlpack.borrow_cpu(tensor)
+                if (
+                    copy is None
+                ):  # as the careful way would; every `.sum().backward()` sends an expanded tensor
+                    return _dlpack.borrow_cpu(row_major_copy(tensor))
         except FOREIGN:
             pass  # not a plain tensor: the careful way names what it is, or raises the same again
     return _import(tensor, copy, device, path)
