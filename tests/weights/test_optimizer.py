@@ -423,33 +423,35 @@ def test_summed_biases_are_refused_with_a_way_on_and_no_second_fault() -> None:
     assert "go on with a fresh optimizer state" in said
 
 
-def test_a_masked_chain_takes_the_state_of_the_parameters_it_trains(batches: list[Any]) -> None:
+def test_a_part_of_a_partition_takes_the_state_of_the_parameters_it_trains(batches: list[Any]) -> None:
     module = Net()
     optimizer = torch.optim.Adam(module.fc.parameters(), LR)
     _train_torch(module, optimizer, batches[:3])
-    tx = optax.masked(
-        optax.adam(LR),
+    tx = optax.partition(
+        {"train": optax.adam(LR), "freeze": optax.set_to_zero()},
         lambda tree: jax.tree_util.tree_map_with_path(
-            lambda path, _: "fc" in jax.tree_util.keystr(path), tree
+            lambda path, _: "train" if "fc" in jax.tree_util.keystr(path) else "freeze", tree
         ),
     )
     variables = to_flax(module, Linen().init(jax.random.key(0), jnp.zeros((1, 4, 4, 2))))
     filled = to_optax(optimizer, tx.init(variables["params"]), module=module, template=variables)
-    np.testing.assert_array_equal(
-        np.asarray(filled.inner_state[0].mu["fc"]["kernel"]),
-        optimizer.state[module.fc.weight]["exp_avg"].numpy().T,
-    )
-    assert int(filled.inner_state[0].count) == 3
+    adam = filled.inner_states["train"].inner_state[0]
+    moment = optimizer.state[module.fc.weight]["exp_avg"]
+    np.testing.assert_array_equal(np.asarray(adam.mu["fc"]["kernel"]), moment.numpy().T)
+    assert int(adam.count) == 3
 
 
 def test_a_mask_of_jax_tree_map_over_nnx_variables_is_a_mask(batches: list[Any]) -> None:
     module = Net()
     optimizer = torch.optim.Adam([module.conv.weight, module.fc.weight], LR)
     _train_torch(module, optimizer, batches[:3])
-    tx = optax.masked(optax.adam(LR), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
+    tx = optax.chain(
+        optax.masked(optax.adam(LR), lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)),
+        optax.masked(optax.set_to_zero(), lambda tree: jax.tree.map(lambda leaf: leaf.ndim == 1, tree)),
+    )
     twin = to_flax(module, Twin(nnx.Rngs(0)))
     handed = to_optax(optimizer, nnx.Optimizer(twin, tx, wrt=nnx.Param), module=module, template=twin)
-    mu = handed.opt_state.inner_state[0].mu
+    mu = handed.opt_state[0].inner_state[0].mu
     moment = optimizer.state[module.fc.weight]["exp_avg"]
     np.testing.assert_array_equal(np.asarray(mu["fc"]["kernel"][...]), moment.numpy().T)
     back = to_optimizer_state(handed, optimizer, module=module, template=twin)

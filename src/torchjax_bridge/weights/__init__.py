@@ -23,6 +23,7 @@ from .files import (
 from .rules import RULES, Entry, Flatten, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:
+    from ._frozen import FrozenWarning as FrozenWarning
     from ._optimizer import to_optax as to_optax
     from ._optimizer import to_optimizer_state as to_optimizer_state
 
@@ -35,6 +36,7 @@ __all__ = [
     "Fault",
     "Flatten",
     "Flip",
+    "FrozenWarning",
     "Identity",
     "Layer",
     "LayerType",
@@ -80,4 +82,8 @@ if not TYPE_CHECKING:  # a type checker knows the names from above, and should c
             from . import _optimizer
 
             return getattr(_optimizer, name)
+        if name == "FrozenWarning":
+            from ._frozen import FrozenWarning
+
+            return FrozenWarning
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

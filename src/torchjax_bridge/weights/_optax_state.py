@@ -4,7 +4,7 @@ Owns the walk through whatever a state is wrapped in (chains, masks, injected hy
 rebuilding of a state with other moments and counts, and the checks of what is in it. Reads nothing of torch's.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from math import isclose
 from typing import Any
 
@@ -17,7 +17,7 @@ from torchjax_bridge.exchange import Path, from_jax_keypath, join_path
 
 from ._optimizer_kinds import COUNTED, KINDS, Kind, Slot
 
-__all__ = ["check_found", "check_hyperparameters", "count_in", "moments_of", "rewrite"]
+__all__ = ["check_found", "check_hyperparameters", "count_in", "moments_of", "places_of", "rewrite"]
 
 _COUNTED = dict(COUNTED)
 
@@ -26,9 +26,10 @@ def rewrite(
     state: Any,
     filled: Mapping[tuple[str, str], Mapping[Path, jax.Array | None]],
     count: int | None,
+    still: Collection[Path],
     faults: list[str],
 ) -> Any:
-    """The same chain with moments and counts replaced."""
+    """The same chain with moments and counts replaced; what neither side moves needs no moment."""
 
     def renew(node: Any) -> Any:
         if not _known(node):
@@ -38,7 +39,7 @@ def rewrite(
             if name in _COUNTED.get(type(node), ()):
                 fields[name] = _set_count(type(node), value, count, faults)
             elif (type(node).__name__, name) in filled:
-                fields[name] = _set_moments(value, filled[type(node).__name__, name], faults)
+                fields[name] = _set_moments(value, filled[type(node).__name__, name], still, faults)
             else:
                 fields[name] = jax.tree.map(renew, value, is_leaf=_known)
         return type(node)(**fields)
@@ -56,7 +57,9 @@ def _set_count(kind: type, value: Any, count: int | None, faults: list[str]) -> 
     return _put(value, new)
 
 
-def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: list[str]) -> Any:
+def _set_moments(
+    tree: Any, arrays: Mapping[Path, jax.Array | None], still: Collection[Path], faults: list[str]
+) -> Any:
     used = set()
 
     def fill(keypath: Any, leaf: Any) -> Any:
@@ -64,10 +67,9 @@ def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: lis
             return leaf
         path = _find(from_jax_keypath(keypath), arrays)
         if path is None:
-            faults.append(
-                f"'{join_path(from_jax_keypath(keypath))}' is trained by optax and not by the torch optimizer; "
-                "mask it (optax.masked), or give it to both"
-            )
+            where = from_jax_keypath(keypath)
+            if _find(where, still) is None:  # otherwise it is judged by what optax does to it
+                faults.append(f"'{join_path(where)}' is trained by optax and not by the torch optimizer")
             return leaf
         used.add(path)
         array = arrays[path]
@@ -83,12 +85,12 @@ def _set_moments(tree: Any, arrays: Mapping[Path, jax.Array | None], faults: lis
     new = jax.tree_util.tree_map_with_path(fill, tree, is_leaf=_is_variable)
     faults += [
         f"'{join_path(path)}' is trained by the torch optimizer and not by optax"
-        for path in arrays.keys() - used
+        for path in arrays.keys() - used - set(still)
     ]
     return new
 
 
-def _find(path: Path, arrays: Mapping[Path, Any]) -> Path | None:
+def _find(path: Path, arrays: Collection[Path]) -> Path | None:
     """The path under which the plan knows a leaf of a moment tree (linen's may lack the collection)."""
     for candidate in (path, ("params", *path)):
         if candidate in arrays:
@@ -100,6 +102,21 @@ def moments_of(state: Any, slot: Slot) -> dict[Path, jax.Array]:
     (node,) = (node for node in _walk(state) if type(node) is slot.state)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(node, slot.field), is_leaf=_is_variable)
     return {from_jax_keypath(keypath): _held(leaf) for keypath, leaf in leaves if not _is_masked(leaf)}
+
+
+def places_of(state: Any, slots: Iterable[Slot], known: Collection[Path]) -> dict[Path, bool] | None:
+    """Whether each leaf of the plan has a moment (True) or is masked (False); None where there are no moments."""
+    fields = {(slot.state, slot.field) for slot in slots}
+    if not fields:
+        return None
+    found: dict[Path, bool] = {}
+    for node in _walk(state):
+        for name in (field for kind, field in fields if kind is type(node)):
+            leaves = jax.tree_util.tree_leaves_with_path(getattr(node, name), is_leaf=_is_place)
+            for keypath, leaf in leaves:
+                if (path := _find(from_jax_keypath(keypath), known)) is not None:
+                    found[path] = not (_is_masked(leaf) or isinstance(leaf, optax.MaskedNode))
+    return found
 
 
 def count_in(state: Any, holder: Any) -> int | None:
@@ -188,6 +205,10 @@ def _is_state(node: Any) -> bool:
 
 def _is_variable(node: Any) -> bool:
     return isinstance(node, nnx.Variable)
+
+
+def _is_place(node: Any) -> bool:
+    return _is_variable(node) or isinstance(node, optax.MaskedNode)
 
 
 def _held(node: Any) -> Any:

@@ -3,7 +3,8 @@
 Moments take the layouts of their weights, by the weights' own plan; step counts follow. Owns the two verbs; which
 number is which is the table in ``_optimizer_kinds``, and what an optax state holds is for ``_optax_state``. Refuses
 optimizers whose formulas differ, states that have no single step count, and weights whose layout no moment can take
-(a sum of two biases) or whose tie Flax does not keep. Hyperparameters live in optax's closures and not in its
+(a sum of two biases) or whose tie Flax does not keep; and parameters that one side trains and the other does not,
+which ``_frozen`` finds out. Hyperparameters live in optax's closures and not in its
 state, so they are not compared, except those that ``inject_hyperparams`` shows; nor are formulas whose states
 are alike.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import torch
 from flax import nnx
 from torch import nn
@@ -22,8 +24,9 @@ from torchjax_bridge.errors import OptimizerStateError
 from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch
 
 from ._bind import Move
+from ._frozen import FREEZE, Still, held_still, judge, not_moved, try_out
 from ._memory import fresh
-from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, rewrite
+from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, places_of, rewrite
 from ._optimizer_kinds import KINDS, REFUSED, Kind, Slot, refusals
 from ._plan import UserRule
 from ._trained import lost_ties, moves_of, names_of
@@ -39,6 +42,7 @@ def to_optax(
     template: Any,
     rules: Iterable[UserRule] = (),
     step: int | None = None,
+    tx: optax.GradientTransformation | None = None,
 ) -> Any:
     """An optax state that goes on where a torch optimizer stands.
 
@@ -52,6 +56,8 @@ def to_optax(
         rules: As for `to_flax`.
         step: How many steps have been taken, for optimizers that torch does not count them for (SGD); only
             needed where the optax state counts them (a schedule).
+        tx: The transformation that a bare ``opt_state`` is of; an ``nnx.Optimizer`` has its own. With it, what is
+            trained on one side and not on the other is found by trying it on small stand-ins.
 
     Returns:
         A state of the same structure, or a new ``nnx.Optimizer``, with moments in the layouts of the
@@ -62,10 +68,19 @@ def to_optax(
     ``lamb`` are taken for Adam, and so is ``adamw(nesterov=True)``; ``optax.rmsprop`` needs ``eps_in_sqrt=False``,
     which is not its default. Take one step on both sides to see that they agree.
 
+    Parameters that torch leaves as they are (``requires_grad`` is off, the optimizer does not have them, no
+    gradient ever came) must stay in optax as well: by a label of ``optax.partition`` that stands for
+    ``optax.set_to_zero()``, or by the ``wrt`` of an ``nnx.Optimizer``. ``optax.masked`` would pass their raw
+    gradients on as updates.
+
     Raises:
-        OptimizerStateError: The optimizer has no counterpart, or its state none in this ``opt_state``; the
-            message lists every reason.
+        OptimizerStateError: The optimizer has no counterpart, or its state none in this ``opt_state``, or one of
+            the two would move a parameter that the other leaves; the message lists every reason.
         PlanError: Module and template do not fit.
+
+    Warns:
+        FrozenWarning: torch leaves parameters as they are, and a bare ``opt_state`` does not show whether optax
+            does.
 
     Memory:
         Always copies.
@@ -75,14 +90,19 @@ def to_optax(
     moves = moves_of(module, template, rules)
     names = names_of(optimizer, module)
     faults = lost_ties(moves, names)
-    count = _step_of(optimizer, kind, names, step, faults)
+    state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
+    still, apart = _left_alone(
+        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults
+    )
+    count = _step_of(
+        optimizer, kind, {k: name for k, name in names.items() if name not in apart}, step, faults
+    )
     filled: dict[tuple[str, str], dict[Path, jax.Array | None]] = {}
     for slot in kind.slots_for(group):
         filled[slot.state.__name__, slot.field] = _moments_to_jax(
             optimizer, slot, group, moves, names, faults
         )
-    state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    new = rewrite(state, filled, count, faults)
+    new = rewrite(state, filled, count, still, faults)
     check_found(state, kind, group, faults)
     check_hyperparameters(state, group, faults)
     _raise_all("hand the torch optimizer over to optax", faults)
@@ -104,6 +124,7 @@ def to_optimizer_state(
     template: Any,
     rules: Iterable[UserRule] = (),
     step: int | None = None,
+    tx: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
     """A ``state_dict`` for a torch optimizer that goes on where an optax state stands.
 
@@ -115,6 +136,7 @@ def to_optimizer_state(
         rules: As for `to_flax`.
         step: How many steps have been taken, where torch counts them and the optax state does not (RMSprop
             and Adagrad without a schedule, outside an ``nnx.Optimizer``).
+        tx: The transformation of a bare ``opt_state``, as for `to_optax`.
 
     Returns:
         What ``optimizer.load_state_dict`` takes. Moments that came from torch come back to the bit, except
@@ -125,6 +147,9 @@ def to_optimizer_state(
     Raises:
         OptimizerStateError: As for `to_optax`.
         PlanError: Module and template do not fit.
+
+    Warns:
+        FrozenWarning: As for `to_optax`.
 
     Memory:
         Always copies.
@@ -142,6 +167,7 @@ def to_optimizer_state(
     if step is not None and count not in (None, step):
         raise OptimizerStateError(f"step={step} was passed, but the optax state has counted {count}.")
     count = step if count is None else count
+    _, apart = _left_alone(optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults)
     indices = {name: place for place, name in enumerate(names.values())}
     entries: dict[int, dict[str, Any]] = {place: {} for place in indices.values()}
     if kind.has_step:
@@ -150,8 +176,9 @@ def to_optimizer_state(
                 "cannot hand the optax state over to torch: it counts no steps, and torch's "
                 f"{kind.torch_type.__name__} does. Pass step=, how many were taken."
             )
-        for entry in entries.values():
-            entry["step"] = torch.tensor(float(count))
+        for name, place in indices.items():
+            if name not in apart:
+                entries[place]["step"] = torch.tensor(float(count))
     for slot in kind.slots_for(group):
         arrays = moments_of(state, slot)
         for move in moves:
@@ -160,11 +187,38 @@ def to_optimizer_state(
                     entries[indices[key]][slot.name] = tensor
     for name, place in indices.items():
         missing = [slot.name for slot in kind.slots_for(group) if slot.name not in entries[place]]
-        if missing:
+        if missing and name not in apart:
             faults.append(f"'{name}': optax has no {', '.join(missing)} for it")
     _raise_all("hand the optax state over to torch", faults)
     groups = optimizer.state_dict()["param_groups"]
     return {"state": {place: entry for place, entry in entries.items() if entry}, "param_groups": groups}
+
+
+# --- what one side leaves alone ----------------------------------------------------------------------
+
+
+def _left_alone(
+    optimizer: torch.optim.Optimizer,
+    opt_state: Any,
+    module: nn.Module,
+    template: Any,
+    moves: Iterable[Move],
+    slots: Iterable[Slot],
+    tx: Any,
+    faults: list[str],
+) -> tuple[Mapping[Path, Still], frozenset[str]]:
+    """The leaves that torch does not move, and the parameters that so take part in no count; or faults."""
+    known = {path: move for move in moves for path in move.flax_paths}
+    state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
+    still = held_still(optimizer, module, moves)
+    places = places_of(state, slots, known)
+    tried = try_out(opt_state, template, tx, still, known)
+    settled = judge(still, tried, places, state, faults)
+    places = places or {}
+    faults += not_moved(tried, {path for path in known if path not in still and not places.get(path)})
+    # What never had a gradient may have one yet, and then its moment follows the count of the others.
+    apart = (path for path in settled if still[path].frozen or not places.get(path))
+    return still, frozenset(key for path in apart for key in known[path].torch_keys)
 
 
 # --- the torch side ----------------------------------------------------------------------------------
@@ -232,15 +286,16 @@ def _step_of(
     steps: dict[int, list[str]] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            taken = optimizer.state.get(parameter, {}).get("step", 0)
-            steps.setdefault(int(taken), []).append(names[id(parameter)])
+            if (name := names.get(id(parameter))) is not None:
+                taken = optimizer.state.get(parameter, {}).get("step", 0)
+                steps.setdefault(int(taken), []).append(name)
     if len(steps) > 1:
         listed = "; ".join(
             f"{count} for {', '.join(sorted(who)[:3])}" for count, who in sorted(steps.items())
         )
         never = (
-            "; what is never given a gradient is left out of both: of the torch optimizer, and of optax's with "
-            "optax.masked or the wrt of nnx.Optimizer"
+            "; what is never given a gradient is left out of both: of the torch optimizer, and in optax by "
+            f"{FREEZE}"
         )
         faults.append(
             f"its parameters have taken different numbers of steps ({listed}), and optax has one number for all"

@@ -50,7 +50,7 @@ def as_jax_module(
 
         Every transform of JAX applies, with respect to variables and inputs alike. A parameter whose
         ``requires_grad`` is off is a variable like any other: which variables to train is the optimizer's
-        choice (``optax.masked``).
+        choice (``optax.partition`` with ``optax.set_to_zero()`` for the others).
 
     Raises:
         ExchangeError: A parameter or buffer has no JAX counterpart (``float64`` with x64 off, say). The
