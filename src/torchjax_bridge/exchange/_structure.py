@@ -22,6 +22,7 @@ import torch
 from torchjax_bridge.errors import UnsupportedLeafError
 
 from ._paths import Path, from_jax_keypath, join_path
+from ._torch_nodes import tell_jax
 
 __all__ = ["flatten", "rebuild"]
 
@@ -43,13 +44,18 @@ _SPARE_LEVELS = 30
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves and the structure of a pytree, as ``jax.tree_util.tree_flatten`` gives them.
 
+    JAX is told of the classes in it that torch alone knows as nodes.
+
     Raises:
         UnsupportedLeafError: JAX cannot flatten it; the message names the container and its path.
     """
     if isinstance(tree, _CONTAINERS) and not _is_plain(tree):
         _refuse_faulty(tree)
     try:
-        return jax.tree_util.tree_flatten(tree)
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        while tell_jax(leaves):
+            leaves, structure = jax.tree_util.tree_flatten(tree)
+        return leaves, structure
     except (*_NODE_ERRORS, SystemError) as err:  # SystemError: how jaxlib wraps a RecursionError
         _refuse_faulty(tree)
         raise UnsupportedLeafError(f"cannot flatten this {_kind(tree)} as a pytree: {err}.") from err

@@ -238,7 +238,7 @@ def _announces(announced: Spec, found: Spec) -> bool:
 
 def _on_leaves(fn: Callable[..., Any], rest: Rest, count: int) -> Callable[..., Any]:
     """``fn`` as a function of the dynamic leaves of its call."""
-    if rest.join(range(count)) == (tuple(range(count)), {}):
+    if not rest.static and rest.structure == jax.tree_util.tree_structure((tuple(range(count)), {})):
         return fn  # each argument is a leaf
 
     def call(*tensors: torch.Tensor) -> Any:

@@ -79,6 +79,8 @@ def flatten_output(output: Any) -> tuple[list[torch.Tensor], Any]:
 
     Raises:
         OutputError: A leaf is neither a tensor nor a number, or is sparse or quantized; or it is no pytree.
+
+    What torch alone knows as a pytree (``torch.return_types.*``, a ``ModelOutput``) is one to JAX from now on.
     """
     if type(output) is torch.Tensor and output.layout is torch.strided:
         return [output], _ONE
@@ -101,10 +103,17 @@ def _as_tensor(leaf: Any, index: int, structure: Any) -> torch.Tensor:
         return leaf
     numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
     path = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][index][0])
-    what = f"a {leaf.layout} tensor" if isinstance(leaf, torch.Tensor) else f"a {type(leaf).__qualname__}"
+    if isinstance(leaf, torch.Tensor):
+        kind = "quantized" if leaf.is_quantized else leaf.layout
+        method = "dequantize" if leaf.is_quantized else "to_dense"
+        raise OutputError(
+            f"output{path} of the torch function is a {kind} tensor. Return a dense one: call .{method}()."
+        )
     raise OutputError(
-        f"output{path} of the torch function is {what}. Return dense torch tensors or numbers, in tuples, "
-        "lists, dicts or other JAX pytrees (call .to_dense() or .dequantize() on it)."
+        f"output{path} of the torch function is a {type(leaf).__module__}.{type(leaf).__qualname__}, which is no "
+        "tensor and no number, and which neither JAX nor torch knows as a pytree. Leave it out of the result (a "
+        "transformers model leaves out its cache with use_cache=False), or register its class with "
+        "jax.tree_util.register_pytree_node."
     )
 
 
