@@ -21,7 +21,9 @@ from ._bind import RAW, Move
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
+from ._nearest import did_you_mean
 from ._report import Fault, Report
+from ._said_names import names_that_are_not_there
 from ._search import within_their_series
 from ._tied_places import separate_leaves, settle_ties
 from ._torch_tree import TorchNode, TorchTree, read_torch
@@ -165,6 +167,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
     faults = [*torch_tree.faults, *_apply_hints(torch_tree, rules)]
     own = [rule for rule in rules if isinstance(rule, Rule)]
     match = Matcher([*own, *RULES]).match(torch_tree.root, flax_tree.root)
+    faults += names_that_are_not_there(torch_tree, flax_tree.root, match)
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
@@ -199,7 +202,8 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
             continue
         named = [node for node in layers if rule.names(node.origin)]
         if not named:
-            faults.append(Fault("rules", f"{rule} names no layer of the torch side", rule.torch))
+            near = did_you_mean(rule.torch, [join_path(node.origin) for node in layers])
+            faults.append(Fault("rules", f"{rule} names no layer of the torch side{near}", rule.torch))
         for node in named:
             if isinstance(rule, LayerType):
                 node.kind, node.said = rule.kind, True

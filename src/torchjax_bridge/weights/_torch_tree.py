@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
+from ._nearest import did_you_mean
 from ._report import Fault, what_it_is
 from ._ties import find_ties, ties_on_meta
 from .rules import Rename
@@ -111,6 +112,7 @@ class TorchTree:
         notes: What was looked through while reading.
         faults: Renames that send two tensors to one place, or match nothing.
         module: The live module, or None.
+        targets: The places that renames name, and the first rename that names each.
     """
 
     root: TorchNode
@@ -120,6 +122,7 @@ class TorchTree:
     notes: tuple[str, ...]
     faults: tuple[Fault, ...] = ()
     module: nn.Module | None = None
+    targets: dict[Path, Rename] = field(default_factory=dict)
 
     def is_buffer(self, key: str) -> bool | None:
         """Whether a key is a buffer's, not a parameter's; None where no live module tells."""
@@ -204,7 +207,7 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
     faults += change.unused()
     live = source if isinstance(source, nn.Module) else None
     ties = find_ties(state) | (ties_on_meta(live, state) if live is not None else {})
-    return TorchTree(scopes.root, state, ties, tuple(others), notes, tuple(faults), live)
+    return TorchTree(scopes.root, state, ties, tuple(others), notes, tuple(faults), live, change.targets)
 
 
 @lru_cache(maxsize=4096)
@@ -221,6 +224,7 @@ class _Renaming:
         self._used: set[Rename] = set()
         self._too_late: dict[Rename, Rename] = {}  # what matches only where an earlier one does
         self._known: dict[Path, Path] = {}
+        self.targets: dict[Path, Rename] = {}  # the places that are named, and by which
 
     def __call__(self, path: Path) -> Path:
         if path not in self._known:
@@ -232,6 +236,8 @@ class _Renaming:
             new = rename.apply(path)
             if new is not None:
                 self._used.add(rename)
+                below = len(path) - len(split_path(rename.torch))
+                self.targets.setdefault(new[: len(new) - below], rename)
                 for later in self._renames[place + 1 :]:
                     if later.apply(path) is not None:
                         self._too_late.setdefault(later, rename)
@@ -244,7 +250,8 @@ class _Renaming:
     def _why(self, rename: Rename) -> str:
         if before := self._too_late.get(rename):
             return f"{rename} comes to nothing behind {before}, which speaks of the same: put it first"
-        return f"{rename} matches nothing on the torch side"
+        names = {join_path(path[: depth + 1]) for path in self._known for depth in range(len(path))}
+        return f"{rename} matches nothing on the torch side{did_you_mean(rename.torch, sorted(names))}"
 
 
 class _Scopes:

@@ -1,0 +1,92 @@
+"""Whether the names that the caller's renames give are there on the Flax side.
+
+A pair may be found by structure whatever it is called, so a name that is nowhere would pass unseen and its layer go
+elsewhere. What a name may stand for is what the pairing takes it for: ``blocks.0`` is also ``blocks_0`` and
+``blocks/layers_0``, and a container that has no scope is none the less the place of what is in it.
+"""
+
+from itertools import takewhile
+
+from torchjax_bridge.exchange import Path, join_path
+
+from ._bind import Match
+from ._flax_tree import FlaxNode
+from ._nearest import did_you_mean
+from ._report import Fault
+from ._torch_tree import TorchNode, TorchTree
+from .rules import Rename
+
+__all__ = ["names_that_are_not_there"]
+
+
+def names_that_are_not_there(tree: TorchTree, flax: FlaxNode, match: Match) -> list[Fault]:
+    """A fault for every rename whose place in Flax is another than it says, or nowhere."""
+    if not tree.targets:
+        return []
+    pairs: dict[Path, list[Path]] = {}
+    for ours, theirs in match.layers:
+        pairs.setdefault(ours, []).append(theirs)
+    faults: dict[tuple[Rename, Path], Fault] = {}
+    places = {
+        move.torch_keys[0]: move.flax_paths[0] for move in match.moves if move.torch_keys and move.flax_paths
+    }
+    scopes = [node.path for node in flax.walk() if node.path]
+    leaves = [(*node.path, name) for node in flax.walk() for name in node.leaves]
+    for place, rename in tree.targets.items():
+        target = place
+        for _ in takewhile(lambda name: name == "*", reversed(rename.flax.split("."))):
+            target = target[:-1]  # that is called as it is in torch
+        if not target:
+            continue
+        node, names = _at(tree.root, target), scopes
+        if node is not None and not node.empty:
+            found = pairs.get(node.origin, [])
+            right = any(_agree(target, path) for path in found) if found else _is_there(target, scopes)
+        else:
+            parent = _at(tree.root, target[:-1])
+            leaf = parent.leaves.get(str(target[-1])) if parent is not None else None
+            if parent is None or leaf is None:
+                continue
+            moved = leaf.key in places
+            if moved and not _only_renamed(parent):
+                continue  # its scope is the twin of a layer
+            if moved or not _is_there(target[:-1], scopes):
+                target = target[:-1]
+            names = scopes if len(target) < len(place) else leaves
+            right = _agree(target, places[leaf.key][:-1]) if moved else _is_there(target, names)
+            right = right or bool(leaf.owners and target[-1] == leaf.owners[-1][1])
+        if not right:
+            near = did_you_mean(join_path(target), map(join_path, names))
+            faults[rename, target] = Fault(
+                "rules", f"{rename} names nothing on the Flax side{near}", join_path(target)
+            )
+    return list(faults.values())
+
+
+def _at(node: TorchNode, path: Path) -> TorchNode | None:
+    for name in path:
+        child = node.children.get(name)
+        if child is None:
+            return None
+        node = child
+    return node
+
+
+def _only_renamed(node: TorchNode) -> bool:
+    """Whether a node is there for the sake of tensors that were renamed into it."""
+    return bool(node.path) and node.module is None and all(leaf.owners for leaf in node.leaves.values())
+
+
+def _agree(target: Path, path: Path) -> bool:
+    """Whether a place in Flax is called as the caller says."""
+    name = str(path[-1]) if path else ""
+    above = ("layers", str(target[-2])) if len(target) > 1 else ("layers",)
+    return name == str(target[-1]) or name in [f"{one}_{target[-1]}" for one in above]
+
+
+def _is_there(target: Path, scopes: list[Path]) -> bool:
+    """Whether anything in Flax is called so, though it is no layer's twin: a container, or the prefix of many."""
+    name = str(target[-1]) if target else ""
+    return not target or any(
+        str(part) == name or str(part).startswith(f"{name}_") for path in scopes for part in path
+    )
