@@ -283,7 +283,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             for path, drop in between_layers(module, parent, flax_path, dropouts):
                 faults += _faults(recurrent_dropout(module, drop), module, torch_path, drop, path)
         if layer.kind == "Einsum":
-            found = tuple(einsum_differences(layer, _kernel_layout(plan, flax_path)))
+            found = tuple(einsum_differences(module, layer, _kernel_layout(plan, flax_path)))
             faults += _faults(found, module, torch_path, layer, flax_path)
         if next(module.children(), None) is None:
             continue
@@ -298,9 +298,9 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
 
 
 def _kernel_layout(plan: Plan, flax_path: Path) -> Layout | None:
-    """How the plan fills the kernel at a path, if it does."""
+    """How the plan fills the kernel at a path from one tensor, if it does."""
     kernels = (*flax_path, "kernel"), ("params", *flax_path, "kernel")
-    return next((move.layout for move in plan.moves if move.flax_paths[:1] in [(k,) for k in kernels]), None)
+    return next((move.layout for move in plan.moves if move.flax_paths in [(k,) for k in kernels]), None)
 
 
 def _faults(

@@ -97,11 +97,13 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         torch_node.features,
         torch_node.kind,
         torch_node.output,
+        torch_node.told,
     )
     try:
         entries = rule.entries_for(layer)
     except (KeyError, ValueError) as err:  # how a rule says that this layer is not for it
         reason = f"it has no tensor {err}" if isinstance(err, KeyError) else str(err)
+        reason = reason.replace("<path>", f'"{join_path(torch_node.origin)}"')
         message = f"{torch_node.where} does not fit {flax_node.where}: {reason}"
         return Match(faults=(Fault("mismatch", message, join_path(torch_node.origin)),))
     of_class = torch_node.kind.__name__ if torch_node.kind else rule.name
@@ -240,8 +242,11 @@ def misfit(
 
 
 def is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
-    """Whether one tensor has the same shape on both sides, which then says nothing about its layout."""
-    return [leaf.meta.shape for leaf in torch_leaves] == [leaf.shape for leaf in flax_leaves]
+    """Whether one tensor, or its matrix, has the same shape on both sides, which says nothing about its layout."""
+    ours = [tuple(leaf.meta.shape) for leaf in torch_leaves]
+    theirs = [leaf.shape for leaf in flax_leaves]
+    heads = len(ours) == len(theirs) == 1 and len(theirs[0]) > 2  # of a matrix with as many inputs as outputs
+    return ours == theirs or (heads and len(ours[0]) == 2 and ours[0][0] == ours[0][1])
 
 
 @lru_cache(maxsize=4096)

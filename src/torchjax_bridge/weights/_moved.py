@@ -129,7 +129,15 @@ def _apply(rule: Rule, law: Law, leaf: TorchLeaf, name: str, scope: FlaxNode) ->
     ours |= {key: one.meta for key, one in owner.moved.items()}
     theirs = {path: place.shape for path, place in scope.flat().items()}
     layer = Layer(
-        ours, theirs, owner.module, scope.kind, scope.module, owner.features, owner.kind, owner.output
+        ours,
+        theirs,
+        owner.module,
+        scope.kind,
+        scope.module,
+        owner.features,
+        owner.kind,
+        owner.output,
+        owner.told,
     )
     given = scope.leaves.get(name)
     guesses = [theirs, theirs | {("kernel",): given.shape}] if given is not None else [theirs]

@@ -217,9 +217,9 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
                 message = f"{rule} names {node.where}, which {what}"
                 faults.append(Fault("rules", message, rule.torch))
             elif rule.output:
-                node.output = rule.features
+                node.output, node.told = rule.features, node.told | {"output"}
             else:
-                node.features = rule.features
+                node.features, node.told = rule.features, node.told | {"features"}
     return faults
 
 

@@ -53,6 +53,7 @@ class Structures:
                 node.said,
                 node.features,
                 node.output,
+                node.told,
                 _torch_settings(node.module) if with_settings else (),
                 tuple([(name, _of_leaf(leaf)) for name, leaf in node.leaves.items()]),
                 tuple(node.moved),

@@ -58,6 +58,7 @@ class TorchNode:
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
         output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
         said: Whether the caller said which class it has, so that it computes what that class does.
+        told: Of which of ``features`` and ``output`` the caller said something, if only that nothing changes.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class TorchNode:
     features: tuple[int, ...] | None = None
     output: tuple[int, ...] | None = None
     said: bool = False
+    told: frozenset[str] = frozenset()
 
     def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
         """Every tensor at or below this node, by its dotted name relative to the node."""

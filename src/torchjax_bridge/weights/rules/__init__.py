@@ -7,8 +7,9 @@ weight is computed by a parametrization is asked for before the plain one.
 """
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
+from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
 from ._hints import Flatten, LayerType, Rename
-from ._linear import summed_axis
+from ._linear import in_input_order
 from ._parametrized import parametrized
 from ._recurrent import CELL_MARKS
 from ._rule import Entry, Layer, Rule
@@ -24,7 +25,10 @@ __all__ = [
     "LayerType",
     "Rename",
     "Rule",
-    "summed_axis",
+    "axes_of_equation",
+    "dense_kernel",
+    "in_input_order",
+    "possible_axes",
 ]
 
 # The layers as torch.nn has them.

@@ -7,23 +7,26 @@ its ``weight (out, in1, in2)`` and ``bias`` are parameters of the module that co
 ``jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias``
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.Bilinear.html), and cross as they are.
 
-An ``Einsum`` with a kernel of two axes is a dense layer too; its equation says which of them is summed over
-(``"ab,bc->ac"``: Flax's layout, ``"ab,cb->ac"``: torch's).
+``LinearGeneral``, ``DenseGeneral`` and ``Einsum`` are dense layers with several axes for the inputs or the outputs,
+as the heads of an attention are (``_dense_axes``). So is a ``Conv``: with a kernel of 1 a dense layer at every
+position, with one as large as the map a dense layer behind a flatten, whose order the caller says (`Flatten`).
 
 Settings for parity: ``use_bias``, and the order in which features were flattened (see `Flatten`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 from torch import nn
 
-from .._layout import Identity, Layout, Permute, Reshape, then
+from .._layout import Layout, Permute, Reshape, then
+from ._dense_axes import DenseAxes, axes_of_equation, dense_kernel, possible_axes
 from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["LOOKALIKES", "RULES", "kernel_after_flatten", "summed_axis"]
+__all__ = ["LOOKALIKES", "RULES", "in_input_order", "kernel_after_flatten"]
 
 
 def kernel_after_flatten(out: int, features: tuple[int, ...]) -> Layout:
@@ -46,15 +49,34 @@ _DENSE = (Entry("weight", "kernel", Permute((1, 0))), _BIAS)
 
 
 def _entries(layer: Layer) -> Iterable[Entry]:
-    if layer.flax_kind == "Einsum" or hasattr(layer.flax_module, "einsum_str"):
-        return _einsum(layer)
-    return _dense(layer)
+    equation = getattr(layer.flax_module, "einsum_str", None)
+    is_einsum = layer.flax_kind == "Einsum" or equation is not None
+    kernel = layer.flax.get(("kernel",))
+    if kernel is None or (len(kernel) == 2 and not is_einsum):
+        return _dense(layer)
+    weight = _matrix(layer)
+    if is_einsum:
+        axes, assumed = _of_einsum(layer, weight, kernel, equation)
+    else:
+        axes, assumed = _side_by_side(layer, weight, kernel), ""
+    if len(kernel) == 2 and axes == _FLAXS:
+        entries = tuple(_dense(layer))
+        return (replace(entries[0], assumed=assumed), *entries[1:])
+    assumed = assumed or _of_many_axes(layer, kernel, axes)
+    return _spread(layer, weight, kernel, axes, assumed)
+
+
+def _matrix(layer: Layer) -> tuple[int, int]:
+    if layer.torch["weight"].ndim != 2:
+        raise ValueError("a dense layer has a weight of 2 axes")
+    out, width = layer.torch["weight"].shape
+    return out, width
 
 
 def _dense(layer: Layer) -> Iterable[Entry]:
     if layer.features is None and layer.output is None:
         return _DENSE
-    out, width = layer.torch["weight"].shape
+    out, width = _matrix(layer)
     kernel = Permute((1, 0)) if layer.features is None else kernel_after_flatten(out, layer.features)
     if layer.output is None:
         return (Entry("weight", "kernel", kernel), _BIAS)
@@ -62,47 +84,126 @@ def _dense(layer: Layer) -> Iterable[Entry]:
     return (Entry("weight", "kernel", then(rows, kernel)), Entry("bias", "bias", bias, optional=True))
 
 
-def _einsum(layer: Layer) -> Iterable[Entry]:
-    """The kernel as a dense layer has it, with its axes changed where the equation has the outputs first."""
-    equation = getattr(layer.flax_module, "einsum_str", None)
-    out, width = layer.torch["weight"].shape
-    kernel, bias = _dense(layer)
-    axis: int | None = 0
+# --- kernels of several axes --------------------------------------------------------------------------
+
+_FLAXS = DenseAxes((0,), (1,))
+
+
+def _of_einsum(
+    layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], equation: str | None
+) -> tuple[DenseAxes, str]:
+    """The axes as the equation says, or as the shapes do where it is not seen, and what was assumed."""
     if equation is not None:
-        axis = summed_axis(equation)
-        if axis is None:
+        axes = axes_of_equation(equation)
+        if axes is None:
             raise ValueError(
-                f"its equation {equation!r} is not that of a dense layer, 'ab,bc->ac' or 'ab,cb->ac'; pass a Rule "
-                "that says where the weight goes"
+                f"its equation {equation!r} is not that of a dense layer, such as 'ab,bc->ac' or 'btd,dnh->btnh'; "
+                "pass a Rule that says where the weight goes"
             )
-    elif out == width:
-        assumed = "taken to be summed over the first axis of its kernel, as by 'ab,bc->ac'"
-        kernel = replace(kernel, assumed=assumed)
-    elif layer.flax.get(("kernel",)) == (out, width):
-        axis = 1
-    if axis == 1:
-        plain = kernel.layout == Permute((1, 0))
-        kernel = replace(kernel, layout=Identity() if plain else then(kernel.layout, Permute((1, 0))))
-    return kernel, bias
+        return axes, ""
+    found = _possible(layer, weight, kernel)
+    if len(found) < 2:
+        return found[0], ""
+    if found[0].inputs[0] != 0:
+        raise ValueError(
+            f"its equation is not seen, and a kernel {kernel} may be summed over several axes of it"
+        )
+    some = "the first axis" if len(found[0].inputs) == 1 else "the first axes"
+    example = "ab,bc->ac" if len(kernel) == 2 else "btd,dnh->btnh"
+    return found[0], f"taken to be summed over {some} of its kernel, as by {example!r}"
 
 
-def summed_axis(equation: str) -> int | None:
-    """Which axis of a kernel of two an einsum sums over; None where the equation is no dense layer's."""
-    operands, arrow, out = equation.replace(" ", "").partition("->")
-    inputs, comma, kernel = operands.partition(",")
-    if not (arrow and comma and len(kernel) == 2):
-        return None
-    for axis in (0, 1):
-        summed, kept = kernel[axis], kernel[1 - axis]
-        if summed in inputs and summed not in out and kept in out and kept not in inputs:
-            return axis
-    return None
+def _side_by_side(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> DenseAxes:
+    """The axes of a layer without an equation: the inputs first, or as its shapes say."""
+    theirs = layer.flax_module
+    if getattr(theirs, "batch_axis", None):
+        raise ValueError("it has batch axes, a kernel for each of which no nn.Linear has")
+    contracted = getattr(theirs, "axis", ())
+    if layer.flax_kind == "LinearGeneral" and contracted and not in_input_order(contracted):
+        raise ValueError(
+            f"axis={contracted} takes the axes of the input in another order than torch flattens them; list them "
+            "in the order of the input"
+        )
+    if layer.flax_kind == "Conv" or (len(kernel) > 3 and prod(kernel[:-2]) > 1):
+        _ask_for_the_order(layer, weight, kernel)
+    found = _possible(layer, weight, kernel)
+    if found[0].inputs[0] != 0 and (len(found) > 1 or layer.flax_kind in _INPUTS_FIRST):
+        raise ValueError(f"its weight {weight} does not divide into a kernel {kernel}, inputs first")
+    return found[0]
+
+
+_INPUTS_FIRST = ("LinearGeneral", "DenseGeneral", "Conv")
+
+
+def in_input_order(axes: Sequence[int]) -> bool:
+    """Whether contracted axes are listed as the input has them, as far as their numbers tell."""
+    return all(one < other if (one < 0) == (other < 0) else one >= 0 for one, other in pairwise(axes))
+
+
+def _possible(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> list[DenseAxes]:
+    found = possible_axes(weight, kernel, layer.flax.get(("bias",)))
+    if not found:
+        raise ValueError(
+            f"its weight {weight}, (outputs, inputs), does not divide into a kernel {kernel}"
+            + (f" with a bias {layer.flax[('bias',)]}" if ("bias",) in layer.flax else "")
+        )
+    return found
+
+
+def _ask_for_the_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> None:
+    """Raise unless the caller said what a kernel over a map reads: torch's rows do not tell."""
+    *space, channels, out = kernel
+    map_ = (channels, *space)
+    if weight != (out, prod(map_)) or prod(space) == 1:
+        return  # no convolution over the whole map
+    if layer.features is not None and layer.features != map_:
+        raise ValueError(f"Flatten says {layer.features}, and a kernel {kernel} reads a map {map_}")
+    if layer.features is None and channels > 1 and "features" not in layer.told:
+        raise ValueError(
+            f"a kernel {kernel} is a dense layer over a map, which torch flattens as (C, H, W) or as (H, W, C): "
+            f"say rules=[Flatten(<path>, {map_})] if as (C, H, W), as nn.Flatten and nn.Unfold do, or "
+            "Flatten(<path>, None) if the channels are last in torch too"
+        )
+
+
+def _of_many_axes(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str:
+    """What is assumed of outputs of three axes or more: that torch's rows are in the order of Flax's axes."""
+    sizes = tuple(kernel[axis] for axis in axes.outputs)
+    if sum(size > 1 for size in sizes) < 3 or "output" in layer.told:
+        return ""
+    return (
+        f"taken to give its outputs in the order of Flax's axes {sizes}; Flatten(<path>, None, output=True) says "
+        "that it does"
+    )
+
+
+def _spread(
+    layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], axes: DenseAxes, assumed: str
+) -> Iterable[Entry]:
+    """The weight, its features in Flax's order, with its axes where the kernel has them."""
+    out, width = weight
+    rows = [] if layer.output is None else [channels_last(layer.output, after=(width,))]
+    columns = [] if layer.features is None else [channels_last(layer.features, before=(out,))]
+    layout = then(*rows, *columns, dense_kernel(weight, kernel, axes))
+    bias = [] if layer.output is None else [channels_last(layer.output)]
+    shape = layer.flax.get(("bias",), (out,))
+    if shape != (out,) and prod(shape) == out:
+        bias.append(Reshape((out,), shape))
+    return (
+        Entry("weight", "kernel", layout, assumed=assumed),
+        Entry("bias", "bias", then(*bias), optional=True),
+    )
 
 
 def _input_major(layer: Layer) -> Iterable[Entry]:
-    if layer.torch["weight"].ndim != 2:
-        raise ValueError("a dense layer has a weight of 2 axes")
-    return (Entry("weight", "kernel"), _BIAS)
+    width, out = _matrix(layer)
+    kernel = layer.flax.get(("kernel",), ())
+    if len(kernel) == 2:
+        return (Entry("weight", "kernel"), _BIAS)
+    return (
+        replace(entry, layout=then(Permute((1, 0)), entry.layout)) if entry is not _BIAS else entry
+        for entry in _spread(layer, (out, width), kernel, _possible(layer, (out, width), kernel)[0], "")
+    )
 
 
 def _bilinear(layer: Layer) -> Iterable[Entry]:
@@ -115,7 +216,7 @@ RULES = (
     Rule(
         nn.Linear,
         _entries,
-        flax_types=("Dense", "Linear", "Einsum"),
+        flax_types=("Dense", "Linear", "DenseGeneral", "LinearGeneral", "Einsum", "Conv"),
         required=frozenset({"weight"}),
         settings=(
             "use_bias as in torch; behind a flatten say Flatten(path, (C, H, W)), and the same with output=True "

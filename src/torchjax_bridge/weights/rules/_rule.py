@@ -87,6 +87,7 @@ class Layer:
         features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
         kind: The torch class, where a module or the caller tells it.
         output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
+        told: Of which of ``features`` and ``output`` the caller said something, if only that nothing changes.
     """
 
     torch: Mapping[str, torch.Tensor]
@@ -97,6 +98,7 @@ class Layer:
     features: tuple[int, ...] | None = None
     kind: type | None = None
     output: tuple[int, ...] | None = None
+    told: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

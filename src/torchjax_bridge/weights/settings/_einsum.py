@@ -1,32 +1,35 @@
 """The equation of an ``Einsum`` that stands for a dense layer.
 
-It says which axis of the kernel is summed over. The rule follows it where it can be read, which is in an nnx
+It says which axes of the kernel are summed over. The rule follows it where it can be read, which is in an nnx
 module; in linen's variables it is not, so what the plan took is compared here.
 """
 
 from collections.abc import Iterator
 
-from .._layout import Identity, Layout, Permute
-from ..rules import summed_axis
+from torch import Tensor, nn
+
+from .._layout import Layout
+from ..rules import axes_of_equation, dense_kernel, possible_axes
 from ._difference import Difference
 from ._layer import FlaxLayer
 
 __all__ = ["einsum_differences"]
 
-# The layouts of a Linear's weight (out, in), by the axis of the kernel that its inputs are.
-_AXES = {Permute((1, 0)): 0, Identity(): 1}
 
-
-def einsum_differences(layer: FlaxLayer, layout: Layout | None) -> Iterator[Difference]:
+def einsum_differences(module: nn.Module, layer: FlaxLayer, layout: Layout | None) -> Iterator[Difference]:
     """Compare an equation with the layout in which the plan fills the kernel."""
-    equation, filled = layer["einsum_str"], _AXES.get(layout) if layout else None
-    if equation is None or filled is None or summed_axis(equation) == filled:
+    equation, kernel = layer["einsum_str"], layer["kernel_shape"] or layer["shape"]
+    weight = getattr(module, "weight", None)
+    if equation is None or layout is None or not isinstance(weight, Tensor) or weight.ndim != 2:
         return
-    entry = 'Entry("weight", "kernel")' if filled == 0 else 'Entry("weight", "kernel", Permute((1, 0)))'
-    fix = (
-        "an equation such as 'ab,bc->ac'"
-        if summed_axis(equation) is None
-        else f"an equation that sums over axis {filled}, or rules=[Rule(nn.Linear, [{entry}, ...])]"
-    )
-    ours = ("the inputs", f"axis {filled} of the kernel")
-    yield Difference("einsum_str", *ours, equation, None, "output", fix)
+    shape, sizes = tuple(weight.shape), tuple(kernel)
+    filled = {dense_kernel(shape, sizes, axes): axes.inputs for axes in possible_axes(shape, sizes, None)}
+    said = axes_of_equation(equation)
+    if layout not in filled or (said is not None and dense_kernel(shape, sizes, said) == layout):
+        return
+    summed = filled[layout]
+    axes = f"axis {summed[0]}" if len(summed) == 1 else f"axes {', '.join(map(str, summed))}"
+    entry = 'Entry("weight", "kernel")' if summed == (0,) else 'Entry("weight", "kernel", Permute((1, 0)))'
+    rule = f", or rules=[Rule(nn.Linear, [{entry}, ...])]" if len(sizes) == 2 else ""
+    fix = "an equation such as 'ab,bc->ac'" if said is None else f"an equation that sums over {axes}{rule}"
+    yield Difference("einsum_str", "the inputs", f"{axes} of the kernel", equation, None, "output", fix)

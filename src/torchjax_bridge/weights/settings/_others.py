@@ -15,7 +15,7 @@ from ._layer import FlaxLayer
 
 _Dropout = nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d
 
-__all__ = ["any_layer", "attention", "dense", "dropout", "recurrent", "recurrent_dropout"]
+__all__ = ["any_layer", "attention", "dropout", "recurrent", "recurrent_dropout"]
 
 
 def any_layer(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
@@ -33,13 +33,6 @@ def any_layer(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
     yield from differs(
         "dtype", wanted.name, name, torch=("dtype", weight.dtype), fix=f"dtype=jnp.{wanted.name}"
     )
-
-
-def dense(module: nn.Linear | nn.Conv2d, layer: FlaxLayer) -> Iterator[Difference]:
-    """Whether there is a bias."""
-    if "use_bias" in layer.values:
-        has = module.bias is not None
-        yield from differs("use_bias", has, bool(layer["use_bias"]), torch=("bias", has))
 
 
 def dropout(module: _Dropout, layer: FlaxLayer) -> Iterator[Difference]:

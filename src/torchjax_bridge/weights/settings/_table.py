@@ -7,10 +7,11 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from ._conv import convolution, transposed_convolution
+from ._dense import dense, dense_as_convolution, dense_general
 from ._difference import Difference
 from ._layer import FlaxLayer
 from ._norm import batch_norm, epsilon_of_its_own, group_norm, instance_norm, layer_norm, rms_norm
-from ._others import any_layer, attention, dense, dropout, recurrent
+from ._others import any_layer, attention, dropout, recurrent
 
 __all__ = ["differences", "is_compared"]
 
@@ -20,7 +21,11 @@ _CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell", "R
 
 # For torch classes: the Flax classes they are compared with, and the checks.
 _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] = (
-    ((nn.Linear,), frozenset({"Linear", "Dense", "Einsum"}), (dense,)),
+    (
+        (nn.Linear,),
+        frozenset({"Linear", "Dense", "LinearGeneral", "DenseGeneral", "Einsum", "Conv"}),
+        (dense, dense_general, dense_as_convolution),
+    ),
     ((nn.Conv1d, nn.Conv2d, nn.Conv3d), frozenset({"Conv"}), (convolution, dense)),
     (
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),

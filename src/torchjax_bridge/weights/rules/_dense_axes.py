@@ -1,0 +1,91 @@
+"""Kernels of dense layers with any number of axes: which of them are the inputs, which the outputs.
+
+torch's weight is ``(out, in)``, both flat. A Flax kernel may split each into several axes, as attention does with
+its heads: ``(in, heads, head)``. An equation such as ``"BTNH,NHD->BTD"`` says which axes are summed over; torch
+flattens them in the order in which the input has them, and the others in the order in which the output does. Where
+there is no equation, the inputs of a kernel stand side by side; shapes say which they are.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from math import prod
+from typing import NamedTuple
+
+from .._layout import Layout, Permute, Reshape, then
+
+__all__ = ["DenseAxes", "axes_of_equation", "dense_kernel", "possible_axes"]
+
+
+class DenseAxes(NamedTuple):
+    """The axes of a kernel, in the order in which torch flattens them."""
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def axes_of_equation(equation: str) -> DenseAxes | None:
+    """What an einsum of an input and a kernel does to the kernel's axes; None where it is no dense layer's.
+
+    >>> axes_of_equation("BTD,NDH->BTNH")
+    DenseAxes(inputs=(1,), outputs=(0, 2))
+    """
+    operands, arrow, result = equation.replace(" ", "").partition("->")
+    given, comma, kernel = operands.partition(",")
+    given, result = given.replace("...", ""), result.replace("...", "")
+    if not (arrow and comma and kernel.isalpha()):
+        return None
+    if any(len(set(letters)) < len(letters) for letters in (given, kernel, result)):
+        return None
+    summed, kept = set(kernel) & set(given), set(kernel) & set(result)
+    whole = summed | kept == set(kernel) and not summed & kept
+    if not (whole and summed and kept) or (set(given) ^ set(kernel)) != set(result):
+        return None
+    return DenseAxes(
+        tuple(kernel.index(letter) for letter in given if letter in summed),
+        tuple(kernel.index(letter) for letter in result if letter in kept),
+    )
+
+
+def possible_axes(
+    weight: tuple[int, ...], kernel: tuple[int, ...], bias: tuple[int, ...] | None
+) -> list[DenseAxes]:
+    """The ways to read a kernel whose inputs stand side by side that differ in values, the usual one first.
+
+    Args:
+        weight: torch's ``(out, in)``.
+        kernel: The shape of the Flax kernel.
+        bias: The shape of the Flax bias, whose axes are the outputs; None where there is none.
+    """
+    out, width = weight
+    found: dict[Layout, DenseAxes] = {}
+    for first, end in combinations(range(len(kernel) + 1), 2):
+        inputs = tuple(range(first, end))
+        axes = DenseAxes(inputs, tuple(axis for axis in range(len(kernel)) if axis not in inputs))
+        outputs = tuple(kernel[axis] for axis in axes.outputs)
+        fits = prod(outputs) == out and prod(kernel[first:end]) == width
+        if fits and outputs and (bias is None or _wide(bias) == _wide(outputs)):
+            found.setdefault(dense_kernel(weight, kernel, axes), axes)
+    return list(found.values())
+
+
+def dense_kernel(weight: tuple[int, ...], kernel: tuple[int, ...], axes: DenseAxes) -> Layout:
+    """The layout of a weight ``(out, in)`` as a kernel with these axes; equal for equal values.
+
+    Raises:
+        ValueError: The sizes are others.
+    """
+    outputs, inputs = ([axis for axis in side if kernel[axis] > 1] for side in (axes.outputs, axes.inputs))
+    sizes = tuple(kernel[axis] for axis in (*outputs, *inputs))
+    if tuple(prod(kernel[axis] for axis in side) for side in (axes.outputs, axes.inputs)) != weight:
+        raise ValueError(f"{weight} does not divide into a kernel {kernel}")
+    order = [(*outputs, *inputs).index(axis) for axis in sorted((*outputs, *inputs))]
+    wide = tuple(sizes[place] for place in order)
+    return then(
+        *([Reshape(weight, sizes)] if sizes != weight else []),
+        *([Permute(tuple(order))] if order != sorted(order) else []),
+        *([Reshape(wide, kernel)] if wide != kernel else []),
+    )
+
+
+def _wide(shape: Sequence[int]) -> list[int]:
+    return [size for size in shape if size > 1]
