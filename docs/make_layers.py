@@ -126,6 +126,27 @@ IMAGE, SEQUENCE = ((1, 8, 8, 4),), ((1, 5, 3),)
 
 EXAMPLES = (
     Example(lambda: nn.Linear(3, 4), ln.Dense(4), lambda rngs: nnx.Linear(3, 4, rngs=rngs), ((1, 3),)),
+    Example(
+        lambda: nn.Linear(6, 8),
+        ln.DenseGeneral((2, 4)),
+        lambda rngs: nnx.LinearGeneral(6, (2, 4), rngs=rngs),
+        ((1, 6),),
+        "with heads",
+    ),
+    Example(
+        lambda: nn.Linear(8, 6),
+        None,
+        lambda rngs: nnx.Einsum("BTNH,NHD->BTD", (2, 4, 6), (6,), rngs=rngs),
+        (),
+        "over heads, as an einsum",
+    ),
+    Example(
+        lambda: nn.Linear(6, 8),
+        ln.Conv(8, (1, 1)),
+        lambda rngs: nnx.Conv(6, 8, (1, 1), rngs=rngs),
+        ((1, 4, 4, 6),),
+        "as a 1x1 convolution",
+    ),
     Example(lambda: nn.Bilinear(3, 2, 4), LinenBilinear(), NnxBilinear, ((1, 3), (1, 2))),
     Example(
         lambda: nn.Conv2d(4, 6, (3, 5), groups=2),
@@ -295,7 +316,7 @@ def _tables(example: Example) -> str:
     name = example.title or type(example.torch()).__name__
     title = (
         f"{type(example.torch()).__name__} {example.title}"
-        if example.title.startswith(("with", "over"))
+        if example.title.startswith(("with", "over", "as a"))
         else name
     )
     return "\n".join(f"**{title}** ({' and '.join(who)})\n\n{rows}" for rows, who in found.items())

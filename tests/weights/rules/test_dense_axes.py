@@ -342,8 +342,8 @@ def test_bare_weights_that_may_lie_input_first_are_asked_for() -> None:
         to_flax(state, template)
     kernel = to_flax(state, template, rules=[LayerType("fc", nn.Linear)])["params"]["fc"]["kernel"]
     assert np.array_equal(kernel.reshape(8, 8), state["fc.weight"].T)
-    conv1d = {"fc.weight": torch.randn(6, 8)}
-    template = {"params": {"fc": {"kernel": jnp.zeros((6, 2, 4))}}}
+    conv1d = {"fc.weight": torch.randn(6, 8), "fc.bias": torch.randn(8)}
+    template = {"params": {"fc": {"kernel": jnp.zeros((6, 2, 4)), "bias": jnp.zeros((2, 4))}}}
     kernel = to_flax(conv1d, template)["params"]["fc"]["kernel"]
     assert np.array_equal(kernel.reshape(6, 8), conv1d["fc.weight"])
 

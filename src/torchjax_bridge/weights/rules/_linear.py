@@ -179,7 +179,7 @@ def _of_many_axes(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str
 
 def _spread(
     layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], axes: DenseAxes, assumed: str
-) -> Iterable[Entry]:
+) -> tuple[Entry, Entry]:
     """The weight, its features in Flax's order, with its axes where the kernel has them."""
     out, width = weight
     rows = [] if layer.output is None else [channels_last(layer.output, after=(width,))]
@@ -200,10 +200,9 @@ def _input_major(layer: Layer) -> Iterable[Entry]:
     kernel = layer.flax.get(("kernel",), ())
     if len(kernel) == 2:
         return (Entry("weight", "kernel"), _BIAS)
-    return (
-        replace(entry, layout=then(Permute((1, 0)), entry.layout)) if entry is not _BIAS else entry
-        for entry in _spread(layer, (out, width), kernel, _possible(layer, (out, width), kernel)[0], "")
-    )
+    axes = _possible(layer, (out, width), kernel)[0]
+    weight, bias = _spread(layer, (out, width), kernel, axes, "")
+    return replace(weight, layout=then(Permute((1, 0)), weight.layout)), bias
 
 
 def _bilinear(layer: Layer) -> Iterable[Entry]:
@@ -220,7 +219,8 @@ RULES = (
         required=frozenset({"weight"}),
         settings=(
             "use_bias as in torch; behind a flatten say Flatten(path, (C, H, W)), and the same with output=True "
-            "where a map is made of its output"
+            "where a map is made of its output; several axes in the order in which torch flattens them; as a Conv "
+            "padding='VALID', with strides of 1 at every position"
         ),
     ),
     Rule(
