@@ -24,11 +24,11 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_relayout", "_report", "_source", "_ties", "_xla_copy", "layers"),
+    ("_layout", "_numpy_leaf", "_relayout", "_report", "_source", "_ties", "_xla_copy", "layers"),
     ("_memory",),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
-    ("_own_forward", "_flatten_modules", "_map_faults", "_seen", "_structure", "_weightless"),
+    ("_own_forward", "_flatten_modules", "_map_faults", "_seen", "_shardings", "_structure", "_weightless"),
     ("_bind", "_forwards", "_live", "_search"),
     ("_siblings", "_feature_maps", "_tied_places"),
     ("_names",),

@@ -20,7 +20,18 @@ from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Entry, Layer, Rule
 
-__all__ = ["RAW", "Match", "Move", "bind", "bind_raw", "is_square", "misfit", "missing", "unexpected"]
+__all__ = [
+    "RAW",
+    "Match",
+    "Move",
+    "bind",
+    "bind_raw",
+    "is_square",
+    "misfit",
+    "missing",
+    "missing_of",
+    "unexpected",
+]
 
 RAW = "raw tensor"
 """The rule of a parameter or buffer that a module holds itself."""
@@ -162,7 +173,7 @@ def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str
             moves.append(Move((leaf.key,), (place.path,), Identity(), RAW, RAW))
         else:
             faults.append(fault)
-    faults += [missing(leaf) for name, leaf in theirs.items() if name not in ours]
+    faults += missing_of(leaf for name, leaf in theirs.items() if name not in ours)
     return Match(tuple(moves), faults=tuple(faults))
 
 
@@ -180,6 +191,11 @@ def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
         join_path(node.origin),
         leaf.key,
     )
+
+
+def missing_of(leaves: Iterable[FlaxLeaf]) -> list[Fault]:
+    """A fault for each leaf without source that needs one."""
+    return [missing(leaf) for leaf in leaves if not leaf.optional]
 
 
 def missing(leaf: FlaxLeaf, why: str = "") -> Fault:
@@ -208,7 +224,7 @@ def _one_sided(
     wanted = "', '".join(join_path(path) for path in entry.flax_paths)
     for leaf in torch_leaves:
         yield unexpected(leaf, torch_node, f": {flax_node.where} has no '{wanted}'")
-    for place in flax_leaves:
+    for place in (leaf for leaf in flax_leaves if not leaf.optional):
         yield missing(place, f": {torch_node.where} has no '{entry.torch_names[0]}'")
 
 

@@ -5,12 +5,11 @@ from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 import torch
 from torch import nn
 
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
-from torchjax_bridge.exchange import Path, check_copy, join_path, to_jax, to_torch, torch_dtype
+from torchjax_bridge.exchange import Path, check_copy, join_path, to_jax, to_torch
 
 from ._audit import compare_settings
 from ._bind import Move
@@ -18,8 +17,10 @@ from ._flax_tree import FlaxLeaf, FlaxTree
 from ._layout import same_bits
 from ._live import live_nnx
 from ._memory import fresh
+from ._numpy_leaf import crossing
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
+from ._shardings import placed, sharding_of
 from ._torch_tree import TorchTree
 
 __all__ = ["to_flax", "to_state_dict"]
@@ -42,7 +43,8 @@ def to_flax(
             With a module the layers' classes are known; with bare keys they are concluded from the template,
             and what stays in doubt is refused.
         template: An ``nnx.Module`` (concrete, or abstract from ``nnx.eval_shape``), an ``nnx.State``, or
-            linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched.
+            linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched. A plain array
+            of an nnx module that is no variable is filled if torch has a tensor of its name, and else kept.
         rules: `Rule`, `Rename`, `LayerType` and `Flatten` values for what the models alone do not say.
         strict: With ``False``, a torch tensor without place is left out, and a leaf without source keeps the
             template's value. A mismatch or an ambiguity raises all the same.
@@ -52,7 +54,9 @@ def to_flax(
     Returns:
         A new thing of the template's kind: a ready-to-call ``nnx.Module``, an ``nnx.State``, or
         variables. Arrays have the shapes of the template and the dtypes of the source. Random streams go on
-        where the template's stand; those of an abstract template start from ``jax.random.key(0)``.
+        where the template's stand; those of an abstract template start from ``jax.random.key(0)``. An array lies
+        where the template has it, if it says: a sharding of a struct, an array over several devices, or names
+        of axes (``nnx.with_partitioning``, linen's boxes) under ``jax.set_mesh``. Otherwise, where the source is.
 
     Raises:
         PlanError: Source and template do not fit; the message lists every fault.
@@ -69,7 +73,8 @@ def to_flax(
     Memory:
         ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:
         no bytes; kernels come as permuted layouts, which cost speed in every matmul, and training the torch
-        model on changes them.
+        model on changes them. A leaf that the template has on other devices goes there part by part from the
+        host, one leaf at a time, never whole to one device; that is a copy, so ``copy=False`` raises.
 
     >>> import torch
     >>> from flax import nnx
@@ -86,12 +91,19 @@ def to_flax(
     _refuse_holes(plan, flax_tree)
     laid_out: dict[Path, torch.Tensor] = {}
     views: list[Path] = []
+    elsewhere: dict[Path, jax.Array] = {}
+    shardings = {leaf.path: sharding_of(leaf) for leaf in flax_tree.root.flat().values()}
     for move in plan.moves:
         tensors = [_bare(torch_tree.state[key]) for key in move.torch_keys]
         # What has no source is made where the sources are.
         with nullcontext() if tensors else torch_tree.device:
             made = move.layout.forward(tensors)
         for path, tensor in zip(move.flax_paths, made, strict=True):
+            if (sharding := shardings[path]) is not None:
+                if copy is False and not _shares(tensor, tensors):
+                    _made(tensor, path, copy)
+                elsewhere[path] = placed(tensor, sharding, join_path(path), copy)
+                continue
             if _shares(tensor, tensors):
                 views.append(path)
             else:
@@ -99,7 +111,7 @@ def to_flax(
             laid_out[path] = tensor
     if copy:
         _make_own(laid_out, views)
-    filled = flax_tree.fill(_cross(laid_out, None if copy else copy))
+    filled = flax_tree.fill(elsewhere | _cross(laid_out, None if copy else copy))
     if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
         compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
     return filled
@@ -139,7 +151,8 @@ def to_state_dict(
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
 
     Memory:
-        ``copy=True``: the result plus, where parts are concatenated, one tensor.
+        ``copy=True``: the result plus, where parts are concatenated, one tensor. A leaf that lies on several
+        devices is gathered on the host, which ``copy=False`` refuses.
 
     A template on the meta device has no values to keep: ``num_batches_tracked`` is then zero.
 
@@ -162,7 +175,7 @@ def to_state_dict(
     for move in plan.moves:
         names = [join_path(path) for path in move.flax_paths]
         arrays = to_torch(
-            {name: _values(leaves[path]) for name, path in zip(names, move.flax_paths, strict=True)}
+            {name: _values(leaves[path], copy) for name, path in zip(names, move.flax_paths, strict=True)}
         )
         tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
         before = [_bare(torch_tree.state[key]) for key in move.torch_keys]
@@ -250,30 +263,27 @@ def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:
 # --- what a side has and has not -----------------------------------------------------------------------
 
 
+_HOLE = (
+    "it has no source in torch, and the abstract template has no value to keep; pass a concrete template, which "
+    "keeps its own"
+)
+
+
 def _refuse_holes(plan: Plan, tree: FlaxTree) -> None:
     """With strict=False some leaves keep the template's value: an abstract template has none."""
     filled = {path for move in plan.moves for path in move.flax_paths}
-    holes = [
-        Fault("missing", "the abstract template has no value to keep", join_path(leaf.path))
-        for leaf in (*tree.root.flat().values(), *tree.kept)
-        if leaf.path not in filled
-        and isinstance(leaf.value, jax.ShapeDtypeStruct)
-        and leaf.path not in tree.seeded
-    ]
+    holes = [Fault("missing", _HOLE, join_path(path)) for path in tree.holes(filled)]
     Report(tuple(holes)).raise_unless_ok("fill the template", strict=True)
 
 
-def _values(leaf: FlaxLeaf) -> Any:
+def _values(leaf: FlaxLeaf, copy: bool | None) -> Any:
     """The array of a leaf, as something that crosses to torch."""
     if isinstance(leaf.value, jax.ShapeDtypeStruct):
         raise PlanError(
             f"'{join_path(leaf.path)}' of the source is a jax.ShapeDtypeStruct, with a shape but no values: "
             "pass a concrete module or concrete variables."
         )
-    if isinstance(leaf.value, np.ndarray | np.generic):  # what a checkpoint reader hands out
-        flat = np.ascontiguousarray(leaf.value).reshape(-1).view(np.uint8)
-        return torch.from_numpy(flat.copy()).view(torch_dtype(leaf.dtype)).view(leaf.shape)
-    return leaf.value
+    return crossing(leaf.value, copy)
 
 
 def _known(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:

@@ -6,7 +6,7 @@ that is done by the plan, before anything is built.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -44,6 +44,10 @@ class FlaxLeaf(NamedTuple):
     dtype: np.dtype
     value: Any
     """The array; or a ``jax.ShapeDtypeStruct`` in an abstract template."""
+    optional: bool = False
+    """Whether it is no variable but a plain array of an nnx module: filled if torch has it, else kept."""
+    holder: Any = None
+    """The nnx variable, or the box of linen's, that holds the value and may say where it lies."""
 
 
 @dataclass(eq=False)
@@ -79,8 +83,9 @@ class FlaxNode:
 
     @property
     def empty(self) -> bool:
-        """Whether no array hangs here."""
-        return not self.leaves and all(child.empty for child in self.children.values())
+        """Whether no array that must be filled hangs here."""
+        own = all(leaf.optional for leaf in self.leaves.values())
+        return own and all(child.empty for child in self.children.values())
 
     @property
     def where(self) -> str:
@@ -107,6 +112,16 @@ class FlaxTree:
     seeded: frozenset[Path]
     fill: Callable[[Mapping[Path, Any]], Any]
 
+    def holes(self, filled: Container[Path]) -> list[Path]:
+        """What would have no value if only these paths were filled: an abstract template has none to keep."""
+        return [
+            leaf.path
+            for leaf in (*self.root.flat().values(), *self.kept)
+            if leaf.path not in filled
+            and isinstance(leaf.value, jax.ShapeDtypeStruct)
+            and leaf.path not in self.seeded
+        ]
+
 
 def read_flax(template: Any) -> FlaxTree:
     """Read an ``nnx.Module``, an ``nnx.State`` or linen variables.
@@ -132,8 +147,9 @@ def read_flax(template: Any) -> FlaxTree:
 def _read_nnx(module: nnx.Module) -> FlaxTree:
     scopes = _Scopes()
     variables: dict[int, tuple[Path, Any]] = {}
+    plain: dict[tuple[int, Any], tuple[Path, Any]] = {}
     found: list[tuple[Path, Any]] = []
-    cyclic = _walk_nnx(module, (), (), found)
+    cyclic = _walk_nnx(module, (), (), found, plain)
     for path, thing in found:
         if _is_variable(thing):
             variables.setdefault(id(thing), (path, thing))  # a shared one is read under its first path
@@ -141,16 +157,29 @@ def _read_nnx(module: nnx.Module) -> FlaxTree:
             node = scopes.at(path)
             node.kind, node.module = type(thing).__name__, thing
     shared = cyclic or len({id(thing) for _, thing in found}) < len(found)
-    tree = _read_variables(scopes, list(variables.values()))
+    stray: list[Path] = []
+    if plain:
+        plain, stray = _settle_plain(module, plain, shared)
+    tree = _read_variables(scopes, [*variables.values(), *plain.values()], plain_arrays=True)
 
     def fill(values: Mapping[Path, Any]) -> Any:
-        known = (*tree.root.flat().values(), *tree.kept)
-        if not shared and (filled := _fill_as_pytree(module, known, tree.seeded, values)) is not None:
-            return filled
+        known = [leaf for leaf in (*tree.root.flat().values(), *tree.kept) if leaf.path not in stray]
+        filled = None if shared else _fill_as_pytree(module, known, tree.seeded, values)
+        if filled is None:
+            filled = fill_as_graph(values)
+        for path in stray:
+            if path in values:  # nnx has it for a setting, and takes no array there unless told
+                setattr(_at(filled, path[:-1]), str(path[-1]), nnx.data(values[path]))
+        return filled
+
+    def fill_as_graph(values: Mapping[Path, Any]) -> Any:
         graphdef, state = nnx.split(module)
         filled = []
         for path, variable in nnx.to_flat_state(state):
-            ours, _ = variables[id(variable)]
+            if _is_variable(variable):
+                ours, _ = variables[id(variable)]
+            else:
+                ours, _ = plain.get((id(_at(module, path[:-1])), path[-1]), ((), None))
             filled.append((path, _fill_variable(variable, ours, values)))
         return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
@@ -169,7 +198,7 @@ def _fill_as_pytree(
     paths = {id(leaf.value): leaf.path for leaf in known}
     if not len(leaves) == len(known) == len(paths):
         return None
-    filled = []
+    filled: list[Any] = []
     for leaf in leaves:
         path = paths.get(id(leaf))
         if path is None:
@@ -178,8 +207,17 @@ def _fill_as_pytree(
     return jax.tree.unflatten(structure, filled)
 
 
-def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[Path, Any]]) -> bool:
-    """Every module and variable by every path that leads to it, shared ones included; whether a cycle was cut."""
+def _walk_nnx(
+    node: Any,
+    path: Path,
+    above: tuple[int, ...],
+    found: list[tuple[Path, Any]],
+    plain: dict[tuple[int, Any], tuple[Path, Any]],
+) -> bool:
+    """Every module and variable by every path that leads to it, shared ones included; whether a cycle was cut.
+
+    Arrays that are no variables are noted by what holds them and under which name, with their first path.
+    """
     sort = _sort(node)
     if sort in ("module", "module list"):
         found.append((path, node))
@@ -194,9 +232,44 @@ def _walk_nnx(node: Any, path: Path, above: tuple[int, ...], found: list[tuple[P
         kind = _sort_of_class(_class(child))
         if kind == "variable":
             found.append(((*path, name), child))
+        elif kind == "array":
+            plain.setdefault((id(node), name), ((*path, name), child))
         elif kind != "other":
-            cyclic |= id(child) in above or _walk_nnx(child, (*path, name), above, found)
+            cyclic |= id(child) in above or _walk_nnx(child, (*path, name), above, found, plain)
     return cyclic
+
+
+_Places = dict[tuple[int, Any], tuple[Path, Any]]
+
+
+def _settle_plain(module: nnx.Module, plain: _Places, shared: bool) -> tuple[_Places, list[Path]]:
+    """The arrays that are data to nnx, and the paths of those that ``nnx.eval_shape`` made settings of.
+
+    It leaves a tracer, or a struct, where a module assigned a plain array; any other array that is no data is
+    a setting of the module's own, and no leaf.
+    """
+    if shared:
+        flat = nnx.to_flat_state(nnx.split(module)[1])
+        data = {(id(_at(module, path[:-1])), path[-1]) for path, value in flat if not _is_variable(value)}
+    else:
+        leaves = {id(leaf) for leaf in jax.tree.leaves(module)}
+        data = {place for place, (_, value) in plain.items() if id(value) in leaves}
+    settled, stray = {}, []
+    for place, (path, value) in plain.items():
+        if place in data:
+            settled[place] = (path, value)
+        elif isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct):
+            settled[place] = (path, jax.ShapeDtypeStruct(value.shape, value.dtype))
+            stray.append(path)
+    return settled, stray
+
+
+def _at(module: nnx.Module, path: Sequence[Any]) -> Any:
+    """What is at a path of nnx's own."""
+    found: Any = module
+    for name in path:
+        found = found[name] if _sort(found) in ("module list", "dict", "list") else vars(found)[name]
+    return found
 
 
 def _is_variable(thing: Any) -> bool:
@@ -224,6 +297,11 @@ _BASES: tuple[tuple[str, type], ...] = (
     ("dict", dict),
     ("list", list),
     ("list", tuple),
+    ("array", jax.Array),
+    ("array", np.ndarray),
+    ("array", np.generic),
+    ("array", jax.core.Tracer),
+    ("array", jax.ShapeDtypeStruct),
 )
 
 
@@ -237,15 +315,23 @@ def _read_state(state: nnx.State) -> FlaxTree:
         ]
         return nnx.from_flat_state(flat)
 
-    return replace(_read_variables(_Scopes(), variables), fill=fill)
+    # A pure state has lost its variables' types; one that has kept some has kept all.
+    typed = any(_is_variable(variable) for _, variable in variables)
+    if typed:
+        variables = [(path, one) for path, one in variables if _sort(one) in ("variable", "array")]
+    return replace(_read_variables(_Scopes(), variables, plain_arrays=typed), fill=fill)
 
 
-def _read_variables(scopes: "_Scopes", variables: Sequence[tuple[Path, Any]]) -> FlaxTree:
+def _read_variables(
+    scopes: "_Scopes", variables: Sequence[tuple[Path, Any]], *, plain_arrays: bool
+) -> FlaxTree:
+    """The tree of variables by path; ``plain_arrays`` says whether what is none is an array beside them."""
     kept, seeded = [], []
     for path, variable in variables:
         value = _value_of(variable)
         leaf = _leaf(path, _collection_of(variable), value)
-        if _is_of_a_run(path, variable):
+        leaf = leaf._replace(optional=plain_arrays and not _is_variable(variable), holder=variable)
+        if _is_of_a_run(path, variable) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             kept.append(leaf)
             if issubclass(type(variable), nnx.RngState):
                 seeded.append(path)
@@ -327,8 +413,7 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
         for path, box in _linen_leaves(tree, ()):
             full = (collection, *path)
             boxes[full] = box
-            value = meta.unbox(box)
-            leaf = _leaf(full, collection, value)
+            leaf = _leaf(full, collection, _unboxed(box))._replace(holder=box)
             if collection in _RUN_COLLECTIONS:
                 kept.append(leaf)
                 continue
@@ -346,7 +431,7 @@ def _read_linen(variables: Mapping[str, Any]) -> FlaxTree:
                 return {name: put(child, (*path, name)) for name, child in tree.items()}
             if path not in values:
                 return tree
-            return meta.replace_boxed(tree, values[path])
+            return _reboxed(tree, values[path])
 
         filled = put(variables, ())
         return core.freeze(filled) if isinstance(variables, core.FrozenDict) else filled
@@ -378,6 +463,19 @@ def _linen_leaves(tree: Any, path: Path) -> Iterable[tuple[Path, Any]]:
             yield from _linen_leaves(child, (*path, name))
     else:
         yield path, tree
+
+
+def _unboxed(box: Any) -> Any:
+    """The value as it is: what the box and ``jax.set_mesh`` say of its place is for the result."""
+    if isinstance(box, meta.Partitioned):
+        return _unboxed(box.unbox(apply_constraint=False))
+    return meta.unbox(box)
+
+
+def _reboxed(box: Any, value: Any) -> Any:
+    if isinstance(box, meta.Partitioned):
+        return box.replace_boxed(_reboxed(box.unbox(apply_constraint=False), value))
+    return meta.replace_boxed(box, value)
 
 
 def _kind_from_name(name: str) -> str | None:

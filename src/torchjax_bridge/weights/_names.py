@@ -16,8 +16,8 @@ from torch import nn
 
 from torchjax_bridge.exchange import join_path
 
-from ._bind import Match, Move, bind, bind_raw, missing, unexpected
-from ._flax_tree import FlaxNode
+from ._bind import Match, Move, bind, bind_raw, missing_of, unexpected
+from ._flax_tree import FlaxLeaf, FlaxNode
 from ._layout import Stack
 from ._moved import Law, split_off
 from ._report import Fault
@@ -166,7 +166,7 @@ class Matcher:
         lost = [unexpected(leaf, node) for node in paired.torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
         no_rule = [_no_rule(node) for node in paired.torch_left if self._has_no_rule(node)]
-        empty = [missing(leaf) for node in paired.flax_left for leaf in node.flat().values()]
+        empty = missing_of(leaf for node in paired.flax_left for leaf in node.flat().values())
         return Match.of((own, here, *below, Match(faults=(*no_rule, *lost, *empty))))
 
     def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
@@ -203,12 +203,12 @@ class Matcher:
 
     def _stacked(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match | None:
         """Equal torch layers that are one Flax layer with a leading axis; None when they are not."""
-        layers, leaves = _row(torch_node), flax_node.flat()
+        layers, leaves = _row(torch_node), _needed(flax_node)
         if not layers or not leaves:
             return None
-        if any(leaf.shape[:1] != (len(layers),) for leaf in leaves.values()):
+        if any(leaf.shape[:1] != (len(layers),) for leaf in leaves):
             return None
-        one = _slice(flax_node)
+        one = _slice(flax_node, len(layers))
         self._alive.append(one)
         matches = [self.match(layer, one) for layer in layers]
         if (doubt := next((match for match in matches if not match.ok), None)) is not None:
@@ -226,19 +226,19 @@ class Matcher:
         notes = tuple(note for match in matches for note in match.notes)
         together = tuple(pair for match in matches for pair in match.layers)
         assumed = list(dict.fromkeys(one for match in matches for one in match.assumed))
-        if _could_lie_otherwise([leaf.shape for leaf in leaves.values()]):
+        if _could_lie_otherwise([leaf.shape for leaf in leaves]):
             assumed.append((torch_node.where, _FIRST_AXIS))
         return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=tuple(assumed))
 
     def _axis_of_layers(self, torch_node: TorchNode, flax_node: FlaxNode) -> int | None:
         """Another axis than the first along which equal torch layers are one Flax layer; None if there is none."""
-        layers, shapes = _row(torch_node), [leaf.shape for leaf in flax_node.flat().values()]
+        layers, shapes = _row(torch_node), [leaf.shape for leaf in _needed(flax_node)]
         if not layers or not shapes:
             return None
         least = min(map(len, shapes))
         for axis in (*range(1, least), *range(-1, -least, -1)):
             if all(shape[axis] == len(layers) for shape in shapes):
-                one = _slice(flax_node, axis)
+                one = _slice(flax_node, len(layers), axis)
                 self._alive.append(one)
                 if all(self.match(layer, one).ok for layer in layers):
                     return axis
@@ -285,7 +285,11 @@ def _drop(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return shape[:axis] + shape[axis + 1 :]
 
 
-def _slice(node: FlaxNode, axis: int = 0) -> FlaxNode:
+def _needed(node: FlaxNode) -> list[FlaxLeaf]:
+    return [leaf for leaf in node.flat().values() if not leaf.optional]
+
+
+def _slice(node: FlaxNode, count: int, axis: int = 0) -> FlaxNode:
     """The node as one of its stacked layers sees it: without the axis of the layers."""
     return FlaxNode(
         node.path,
@@ -294,8 +298,9 @@ def _slice(node: FlaxNode, axis: int = 0) -> FlaxNode:
         {
             name: leaf._replace(shape=_drop(leaf.shape, axis % len(leaf.shape)))
             for name, leaf in node.leaves.items()
+            if not leaf.optional or leaf.shape[axis:][:1] == (count,)
         },
-        {name: _slice(child, axis) for name, child in node.children.items()},
+        {name: _slice(child, count, axis) for name, child in node.children.items()},
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from torch import nn
@@ -43,7 +44,8 @@ class Plan:
     Attributes:
         moves: Groups of tensors that cross, in the order of the torch side.
         torch_only: Keys that have no image in Flax and stay on the torch side (``num_batches_tracked``).
-        flax_only: Paths that have no image in torch and stay as the template has them (random streams).
+        flax_only: Paths that have no image in torch and stay as the template has them (random streams, plain
+            arrays of an nnx module).
         ties: For a key that has no place of its own because its tensor is another key's: that other key.
         notes: What a reader should know: wrappers looked through, dtypes that differ, what is lossy.
         report: Every fault.
@@ -180,7 +182,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
     return Plan(
         tuple(moves),
         (*match.keeps, *torch_tree.others),
-        tuple(leaf.path for leaf in flax_tree.kept),
+        (*(leaf.path for leaf in flax_tree.kept), *_unfilled(leaves, moves)),
         tuple(ties.items()),
         (*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves)),
         Report(tuple(faults)),
@@ -244,6 +246,12 @@ def _twice(moves: Sequence[Move]) -> list[Fault]:
     return faults
 
 
+def _unfilled(leaves: Mapping[Path, FlaxLeaf], moves: Sequence[Move]) -> Iterable[Path]:
+    """Plain arrays of nnx modules that torch has not."""
+    filled = {path for move in moves for path in move.flax_paths}
+    return (path for path, leaf in leaves.items() if leaf.optional and path not in filled)
+
+
 def _dtypes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
     """Dtypes that JAX cannot hold as it is set up."""
     wide = x64()
@@ -301,6 +309,12 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
             if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
                 ours = ", ".join(sorted(map(str, dtypes)))
                 yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
+    for path in _unfilled(leaves, moves):
+        if isinstance(leaves[path].value, jax.ShapeDtypeStruct):
+            yield (
+                f"{join_path(path)}: a plain array that torch has not, and an abstract template has no value of "
+                "it; fill a concrete template"
+            )
     yield from separate_leaves(tree, moves)
 
 
@@ -308,6 +322,8 @@ def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> It
     """A buffer that is trained in Flax, or a parameter that is not."""
     for key in move.torch_keys:
         buffer = tree.is_buffer(key)
+        if buffer is False and any(leaves[path].optional for path in move.flax_paths):
+            yield f"{key}: a parameter in torch and a plain array in Flax, which no optimizer trains"
         for collection in {leaves[path].collection for path in move.flax_paths}:
             if buffer and collection == "params":
                 yield f"{key}: a buffer in torch and a parameter in Flax, where optimizers train it"

@@ -70,7 +70,7 @@ def pair_children(
         may_fit: Whether two subtrees would fit, were a doubt inside them settled.
     """
     ours = {name: node for name, node in torch_node.children.items() if not node.empty}
-    theirs = {name: node for name, node in flax_node.children.items() if not node.empty}
+    theirs = {name: node for name, node in flax_node.children.items() if name in ours or not node.empty}
     if ours and all(isinstance(name, int) for name in ours) and not _numbers(theirs):
         # A container: flax keeps its items under "layers" (nnx) or as "layers_0", ... (linen).
         inner = theirs.get("layers") or grouped(theirs, flax_node).get("layers")

@@ -74,7 +74,9 @@ class Structures:
             what = (
                 node.kind,
                 _flax_settings(node.module),
-                tuple([(name, leaf.collection, leaf.shape) for name, leaf in node.leaves.items()]),
+                tuple(
+                    [(name, leaf.collection, leaf.shape, leaf.optional) for name, leaf in node.leaves.items()]
+                ),
                 tuple(
                     [
                         (name, child.path[len(node.path) :], self.of_flax(child))

@@ -12,6 +12,8 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_torch
 
 from .._flax_tree import read_flax
+from .._numpy_leaf import crossing
+from .._shardings import placed, sharding_of
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
 from ._open import open_checkpoint
@@ -68,7 +70,7 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
         copy: As for `to_jax`: ``None`` shares the file's map where it can be shared, ``True`` never does.
 
     Returns:
-        A nested dict of ``jax.Array``, or a new thing of the template's kind.
+        A nested dict of ``jax.Array``, or a new thing of the template's kind, with its shardings as for `to_flax`.
 
     Raises:
         CheckpointError: The file is not sound, holds torch weights, or does not fit the template.
@@ -93,8 +95,24 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
         return nest({leaf.path: arrays[name] for name, leaf in checkpoint.leaves.items()}, path)
     tree = read_flax(template)
     found = flax_leaves(checkpoint, tree)
-    arrays = to_jax({join_path(where): leaf.read() for where, leaf in found.items()}, copy=copy)
-    return tree.fill({where: arrays[join_path(where)] for where in found})
+    if holes := tree.holes(found):
+        names = "', '".join(map(join_path, holes))
+        raise CheckpointError(
+            f"{path} has no '{names}', of which the abstract template has no value to keep: pass a concrete "
+            "template."
+        )
+    shardings = {leaf.path: sharding_of(leaf) for leaf in tree.root.flat().values()}
+    elsewhere = {
+        where: placed(leaf.read(), sharding, join_path(where), copy)
+        for where, leaf in found.items()
+        if (sharding := shardings[where]) is not None
+    }
+    arrays = to_jax(
+        {join_path(where): leaf.read() for where, leaf in found.items() if where not in elsewhere}, copy=copy
+    )
+    return tree.fill(
+        {where: elsewhere[where] if where in elsewhere else arrays[join_path(where)] for where in found}
+    )
 
 
 def save_state_dict(
@@ -177,7 +195,7 @@ def save_flax(
         One array beside the source; Orbax holds its own copy of the tree.
     """
     tree = read_flax(source)
-    arrays = {leaf.path: leaf.value for leaf in tree.root.flat().values()}
+    arrays = {leaf.path: crossing(leaf.value) for leaf in tree.root.flat().values()}
     tensors = to_torch({join_path(where): array for where, array in arrays.items()})
     if len(tensors) < len(arrays):
         raise CheckpointError("two leaves have the same dotted name.")

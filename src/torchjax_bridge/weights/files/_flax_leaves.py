@@ -17,6 +17,8 @@ __all__ = ["flax_leaves"]
 def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     """The leaf of the checkpoint for every path of the template; what belongs to a run stays the template's.
 
+    So does a plain array of an nnx module that the checkpoint lacks.
+
     Raises:
         CheckpointError: Leaves are missing, left over, or of another shape; the message lists them all.
     """
@@ -25,7 +27,11 @@ def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     if tree.flavour == "linen" and not any(name in wanted for name in given):
         given = {f"params.{name}": leaf for name, leaf in given.items()}
     run = {join_path(leaf.path) for leaf in tree.kept}
-    faults = [f"missing: {leaf.shape} @ {name}" for name, leaf in wanted.items() if name not in given]
+    faults = [
+        f"missing: {leaf.shape} @ {name}"
+        for name, leaf in wanted.items()
+        if name not in given and not leaf.optional
+    ]
     faults += [
         f"unexpected: {leaf.shape} @ {leaf.name}"
         for name, leaf in given.items()
@@ -39,4 +45,4 @@ def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise CheckpointError(f"{checkpoint.path} does not fit the template:\n{lines}")
-    return {leaf.path: given[name] for name, leaf in wanted.items()}
+    return {leaf.path: given[name] for name, leaf in wanted.items() if name in given}

@@ -86,6 +86,8 @@ def route_to_torch(
     tree.ties.update({key: first for key, first in ties.items() if key in tree.state})
     flax_tree = read_flax(template) if template is not None else flax_side(source)
     files = flax_leaves(source, flax_tree)
+    for node in flax_tree.root.walk():  # plain arrays of the template that the file lacks
+        node.leaves = {name: leaf for name, leaf in node.leaves.items() if leaf.path in files}
     dtypes = {path: leaf.dtype for path, leaf in files.items()}
     plan = _plan(tree, flax_tree, rules)
     stayed = _read_stayed(source)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.exchange import join_path
 
 from .._plan import UserRule
 from ._convert import find_route, framework_of
@@ -91,6 +92,8 @@ def compare_checkpoints(
         route = find_route(first, to=to, model=model, template=template, rules=rules, memory=memory)
         if route.plan is not None:
             route.plan.report.raise_unless_ok(f"compare {one} with {other}", strict=True)
+            alone = set(map(join_path, route.plan.flax_only))
+            theirs = {name: leaf for name, leaf in theirs.items() if to == "torch" or name not in alone}
         ours = {leaf.name: leaf for leaf in route.leaves}
     if (to or since) == "flax" and not set(ours) & set(theirs):  # one of them may be a bare parameter tree
         inside = {f"params.{name}": leaf for name, leaf in theirs.items()}
