@@ -4,10 +4,12 @@ import copy
 import doctest
 import io
 import pickle
+import re
 import subprocess
 import sys
 import warnings
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -278,6 +280,47 @@ def test_a_module_that_samples_in_evaluation_draws_there_too():
 
     module = as_torch_module(Sampler(), {}, rngs="noise").eval()
     assert not torch.equal(module(torch.zeros(4)), module(torch.zeros(4)))
+
+
+class _Streams(linen.Module):
+    """Draws from streams that nobody would guess, in a part too."""
+
+    names: tuple[str, ...]
+
+    @linen.compact
+    def __call__(self, x, train: bool):
+        if train:
+            for name in self.names:
+                x = x + jax.random.uniform(self.make_rng(name), x.shape)
+        return linen.Dropout(0.5, deterministic=not train)(x)
+
+
+@pytest.mark.parametrize("names", [("noise",), ("noise", "drop_path"), ("params",)])
+@pytest.mark.parametrize("rngs", ["dropout", ()])
+def test_a_linen_stream_that_was_not_named_is_named_in_an_error_that_can_be_pasted(names, rngs):
+    module = as_torch_module(_Streams(names), {}, rngs=rngs)
+    assert module.eval()(torch.ones(3)).tolist() == [1, 1, 1]  # nothing is drawn
+    with pytest.raises(errors.ArgumentError, match="_Streams draws random numbers from") as caught:
+        module.train()(torch.ones(3))
+    assert isinstance(caught.value.__cause__, flax.errors.InvalidRngError)
+    advice = re.search(r"rngs=(\[.*\])\)\.", str(caught.value))[1]
+    module = as_torch_module(_Streams(names), {}, rngs=eval(advice))
+    torch.manual_seed(0)
+    first = module(torch.ones(64))
+    torch.manual_seed(0)
+    assert torch.equal(module(torch.ones(64)), first)
+    assert not torch.equal(module(torch.ones(64)), first)
+
+
+def test_a_linen_stream_that_a_part_is_not_handed_is_flax_s_error_in_our_words():
+    class Lifted(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            part = linen.vmap(linen.Dropout, variable_axes={"params": 0}, split_rngs={"params": True})
+            return part(0.5, deterministic=False)(x)
+
+    with pytest.raises(errors.ArgumentError, match=r"Lifted lacks a stream.*\"dropout\".*given 'dropout'"):
+        as_torch_module(Lifted(), {})(torch.ones(3, 4))
 
 
 def test_checkpointing_repeats_the_mask():

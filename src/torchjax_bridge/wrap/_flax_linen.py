@@ -4,7 +4,9 @@ The collection ``params`` holds the parameters; all other collections in the var
 mutable in every call. A name is the path within the collection, as in ``batch_stats/bn1/mean`` -> ``bn1.mean``.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 from flax.core import meta, unfreeze
+from flax.errors import InvalidRngError
 
 from torchjax_bridge.errors import ArgumentError, TransformError
 from torchjax_bridge.exchange import from_jax_keypath, join_path
@@ -133,15 +136,20 @@ class _LinenDefinition(Definition):
             given = {slot.name: slot.give(buffers[slot.name]) for slot in slots if not slot.is_parameter}
             variables = self.restore(parameters, given)
             streams = keys_from_words(words, self._streams)
-            result = module.apply(
+            apply = functools.partial(
+                module.apply,
                 variables,
                 *args,
-                rngs=dict(zip(self._stream_names, streams, strict=True)),
                 mutable=list(self._collections) or False,
                 method=function,
                 **kwargs,
                 **mode_keywords(function, training, (module, *args), kwargs),
             )
+            rngs = dict(zip(self._stream_names, streams, strict=True))
+            try:
+                result = apply(rngs=rngs)
+            except InvalidRngError as err:
+                raise _without_stream(self.title, apply, rngs, err) from err
             if not self._collections:
                 return result, {}
             result, after = result
@@ -162,6 +170,31 @@ class _LinenDefinition(Definition):
             return (parameters if slot.is_parameter else buffers)[slot.name]
 
         return jax.tree_util.tree_map(value, self._template)
+
+
+def _without_stream(
+    title: str, apply: Callable[..., Any], rngs: Mapping[str, Any], err: InvalidRngError
+) -> ArgumentError:
+    """The error for a module that draws from streams it was not given; it names all of them, in a list to pass."""
+    given, names, last = ", ".join(map(repr, rngs)) or "none", list(rngs), str(err)
+    while last and (missing := re.search(r'needs PRNG for "([^"]+)"', last)) and missing[1] not in names:
+        names.append(missing[1])
+        try:
+            apply(rngs=dict.fromkeys(names, jax.random.key(0)))
+        except InvalidRngError as another:
+            last = str(another)
+        else:
+            last = ""
+    if last:  # in other words than flax has now; or a stream that was given is not handed on to a part
+        return ArgumentError(
+            f"{title} lacks a stream of random numbers: {err} It was given {given}. Pass the names of all its "
+            "streams: as_torch_module(..., rngs=[...])."
+        )
+    wanted = " and ".join(map(repr, names[len(rngs) :]))
+    return ArgumentError(
+        f"{title} draws random numbers from {wanted}, and its streams are {given}. Pass the names of all: "
+        f"as_torch_module(..., rngs={names!r})."
+    )
 
 
 def _lookup(tree: Any, path: tuple[Any, ...]) -> Any:

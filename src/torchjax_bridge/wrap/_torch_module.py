@@ -47,8 +47,8 @@ def as_torch_module(
         variables: For a linen module, its variables ``{"params": ..., "batch_stats": ..., ...}``; may be left
             out if the module is bound. For an nnx module, nothing.
         method: The method that ``forward`` calls.
-        rngs: For a linen module, the names of the streams of random numbers that it draws from. An nnx module
-            has its own.
+        rngs: For a linen module, the names of all the streams of random numbers that it draws from, as in
+            ``["dropout", "drop_path"]``; a call that lacks one raises with the list. An nnx module has its own.
 
     Returns:
         A `TorchModule` whose ``forward`` takes what the Flax method takes, with tensors for arrays, in
@@ -67,8 +67,8 @@ def as_torch_module(
           ``torch.manual_seed`` repeats them; nothing is drawn where nothing random happens.
 
     Raises:
-        ArgumentError: No Flax module, variables missing or not wanted, a variable that is no array, or two
-            variables of one name.
+        ArgumentError: No Flax module, variables missing or not wanted, a variable that is no array, two
+            variables of one name; (when called) a stream that is not in ``rngs``.
 
     Memory:
         Parameters and buffers are copies. Each call lends them to JAX, as for `as_torch_function`.
