@@ -456,12 +456,13 @@ def test_an_error_while_tracing_is_the_users_own_with_the_arguments_noted():
 
 def test_an_error_for_a_traced_number_says_how_to_make_it_static():
     @as_torch_function
-    def f(x, flag):
-        return x if flag else -x
+    def f(x, number, flag):
+        return x if flag and number else -x
 
     with pytest.raises(jax.errors.TracerBoolConversionError) as caught:
-        f(t(2), True)
+        f(t(2), 1.0, True)  # the bool is no longer at fault
     assert "static_argnames" in caught.value.__notes__[-1]
+    assert as_torch_function(f.__wrapped__, static_argnames="number")(t(2), 1.0, True).shape == (2,)
     with pytest.raises(jax.errors.TracerIntegerConversionError) as caught:
         as_torch_function(lambda x, times: [x for _ in range(times)])(t(2), 3)
     assert "static_argnames" in caught.value.__notes__[-1]

@@ -136,6 +136,7 @@ class _LinenDefinition(Definition):
             given = {slot.name: slot.give(buffers[slot.name]) for slot in slots if not slot.is_parameter}
             variables = self.restore(parameters, given)
             streams = keys_from_words(words, self._streams)
+            switches: dict[str, Any] = mode_keywords(function, training, (module, *args), kwargs)
             apply = functools.partial(
                 module.apply,
                 variables,
@@ -143,7 +144,7 @@ class _LinenDefinition(Definition):
                 mutable=list(self._collections) or False,
                 method=function,
                 **kwargs,
-                **mode_keywords(function, training, (module, *args), kwargs),
+                **switches,
             )
             rngs = dict(zip(self._stream_names, streams, strict=True))
             try:

@@ -42,6 +42,8 @@ _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _NUMBERS = (bool, int, float, complex)
 _VALUES = (_Tensor, *ARRAYS)
+# What code raises that is given a tracer in the place of a bool, or a bool in the place of an array.
+_TRACING_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError)
 
 
 def as_torch_function(
@@ -70,7 +72,9 @@ def as_torch_function(
         * ``torch.Tensor``: the values that are differentiated, where they require grad;
         * ``jax.Array`` (PRNG keys among them) and ``numpy.ndarray``: constants with new values each call;
         * ``bool``, ``int``, ``float``, ``complex`` and numpy scalars: traced, weakly typed, one program for
-          all values. Where ``fn`` branches on one, name it in ``static_argnames``;
+          all values. Where ``fn`` branches on a bool (or cannot be traced with it for another reason), all bools
+          of the call are static, one program for each value, also those inside a module or dict. Where it
+          branches on a number, name the argument in ``static_argnames``;
         * anything else that is hashable (strings, functions, dtypes, enums that are no numbers): static.
 
         It returns what ``fn`` returns, with a tensor for each array, or a ``jax.Array`` for a PRNG key.
@@ -181,7 +185,12 @@ class TorchFunction:
             else:
                 key.append(settings())
                 return list(args), self._traces.get(tuple(key), lambda: self._trace(args))
-        leaves, rest = split_call(args, kwargs, self._is_dynamic, self._static, self._roots)
+        return self._found(args, kwargs, self._is_dynamic, symbolic)
+
+    def _found(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], is_dynamic: Callable[[Any], bool], symbolic: bool
+    ) -> "tuple[list[Any], Trace]":
+        leaves, rest = split_call(args, kwargs, is_dynamic, self._static, self._roots)
         kinds: list[Any] = []
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
@@ -189,8 +198,15 @@ class TorchFunction:
             else:
                 leaves[i], kind = _constant(leaf, rest, i)
                 kinds.append(kind)
-        key = [rest.structure, rest.static, *kinds, settings()]
-        return leaves, self._traces.get(tuple(key), lambda: self._trace(leaves, rest))
+        key = (rest.structure, rest.static, *kinds, settings())
+        if bool not in kinds:
+            return leaves, self._traces.get(key, lambda: self._trace(leaves, rest))
+
+        def constant() -> "tuple[list[Any], Trace]":
+            return self._found(args, kwargs, _is_value_but_no_bool, symbolic)
+
+        found = self._traces.get(key, lambda: _unless_it_fails(lambda: self._trace(leaves, rest), constant))
+        return constant() if found is None else (leaves, found)
 
     def _trace(self, leaves: Sequence[Any], rest: Rest | None = None) -> "Trace":
         if rest is None:
@@ -240,6 +256,27 @@ class TorchFunction:
 
     def __repr__(self) -> str:
         return f"<as_torch_function of {self._origin.title}>"
+
+
+def _is_value_but_no_bool(leaf: Any) -> bool:
+    return is_value(leaf) and not isinstance(leaf, bool | np.bool_)
+
+
+def _unless_it_fails(traced: Callable[[], Trace], constant: Callable[[], Any]) -> Trace | None:
+    """The program with its bools traced; None where the function takes them as constants alone.
+
+    It branches on one, or passes one for what must be known (an ``axis``, a ``keepdims``).
+    """
+    try:
+        return traced()
+    except _TRACING_ERRORS as err:
+        try:
+            constant()
+        except _TRACING_ERRORS:
+            if isinstance(err, jax.errors.ConcretizationTypeError):
+                raise  # what is left once the bools are known
+            raise err from err.__cause__
+        return None
 
 
 def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:

@@ -129,11 +129,12 @@ def _note(err: BaseException, origin: Origin, names: Sequence[str], inputs: Sequ
     lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(names, inputs, strict=True)]
     if isinstance(err, jax.errors.ConcretizationTypeError | jax.errors.TracerIntegerConversionError):
         fix = (
-            "name its argument in as_torch_function(..., static_argnames=...)"
+            "name its argument in as_torch_function(..., static_argnames=...); where that holds tensors too, make "
+            "it a static field of its class, or an argument of its own"
             if origin.door == "as_torch_function"
             else "fix it in the module: in an attribute, or in a method that as_torch_module(..., method=...) calls"
         )
-        lines.append(f"if a Python number or bool is at fault, {fix}")
+        lines.append(f"if a Python number is at fault, {fix}")
     return "\n".join(lines)
 
 
