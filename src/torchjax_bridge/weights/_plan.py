@@ -164,8 +164,13 @@ def read_sides(
     return read_torch(torch_side, renames), read_flax(flax_side), given
 
 
-def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRule]) -> Plan:
-    """Match two sides that were read."""
+def make_plan(
+    torch_tree: TorchTree,
+    flax_tree: FlaxTree,
+    rules: Sequence[UserRule],
+    cast: torch.dtype | None = None,
+) -> Plan:
+    """Match two sides that were read; ``cast`` is what floating-point values are cast to on their way."""
     faults = [*torch_tree.faults, *_apply_hints(torch_tree, rules)]
     own = [rule for rule in rules if isinstance(rule, Rule)]
     match = Matcher([*own, *RULES]).match(torch_tree.root, flax_tree.root)
@@ -184,7 +189,7 @@ def make_plan(torch_tree: TorchTree, flax_tree: FlaxTree, rules: Sequence[UserRu
         (*match.keeps, *torch_tree.others),
         (*(leaf.path for leaf in flax_tree.kept), *_unfilled(leaves, moves)),
         tuple(ties.items()),
-        (*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves)),
+        tuple(dict.fromkeys([*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves, cast)])),
         Report(tuple(faults)),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
@@ -293,8 +298,11 @@ def by_words(found: Iterable[tuple[str, str]]) -> Iterable[str]:
 _MOST_NAMED = 4
 
 
-def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
+def _notes(
+    tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf], cast: torch.dtype | None
+) -> Iterable[str]:
     """What is no fault and still worth saying."""
+    differ: list[tuple[str, str]] = []
     for move in moves:
         name = " + ".join(move.torch_keys) or _paths(move)
         if move.note:
@@ -308,7 +316,10 @@ def _notes(tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf])
             theirs = leaves[path].dtype
             if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
                 ours = ", ".join(sorted(map(str, dtypes)))
-                yield f"{name}: {ours} here, {theirs} in Flax; values cross with the dtype they have"
+                given = cast is not None and all(dtype.is_floating_point for dtype in dtypes)
+                become = f"are cast to {cast}" if given else "cross with the dtype they have"
+                differ.append((name, f"{ours} in torch, {theirs} in Flax; values {become}"))
+    yield from by_words(differ)
     for path in _unfilled(leaves, moves):
         if isinstance(leaves[path].value, jax.ShapeDtypeStruct):
             yield (

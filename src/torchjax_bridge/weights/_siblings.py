@@ -82,9 +82,9 @@ def pair_children(
     if not pairs and not torch_node.leaves and not flax_node.leaves:
         # One side has a level of its own: a model held in an attribute of a model.
         if len(ours) == 1 and len(theirs) > 1 and opens(only := next(iter(ours.values()))):
-            return pair_children(only, flax_node, fits, opens, may_fit)
+            return _noted(pair_children(only, flax_node, fits, opens, may_fit), only, "torch")
         if len(theirs) == 1 and len(ours) > 1 and not (inner := next(iter(theirs.values()))).leaves:
-            return pair_children(torch_node, inner, fits, opens, may_fit)
+            return _noted(pair_children(torch_node, inner, fits, opens, may_fit), inner, "Flax")
     search = Search(fits, opens, may_fit, torch_node, flax_node)
     search.run(list(ours.values()), list(theirs.values()))
     done = search.done
@@ -99,6 +99,13 @@ def pair_children(
         tuple(search.notes),
         tuple(search.assumed),
     )
+
+
+def _noted(found: Pairing, level: TorchNode | FlaxNode, side: str) -> Pairing:
+    """The same, with a word on the level of one side that was looked through."""
+    path = level.origin if isinstance(level, TorchNode) else level.path
+    note = f"looked through '{path[-1]}.', a level that the {side} side alone has"
+    return replace(found, notes=(note, *found.notes))
 
 
 def with_loose_cells(found: Pairing, parent: FlaxNode) -> Pairing:

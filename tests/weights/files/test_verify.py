@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import pytest
 import torch
 from flax import serialization
+from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.weights import compare_checkpoints, save_flax, save_state_dict
-from torchjax_bridge.weights.files import Difference
+from torchjax_bridge.weights.files import Comparison, Difference
 
 Folder = pathlib.Path
 
@@ -84,3 +85,42 @@ def test_conjugate_views_are_compared_by_their_values(tmp_path: Folder) -> None:
     torch.save({"w": value.conj()}, tmp_path / "a.pt")
     save_state_dict(tmp_path / "b.safetensors", {"w": value.conj().resolve_conj()})
     assert compare_checkpoints(tmp_path / "a.pt", tmp_path / "b.safetensors").ok
+
+
+class _Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+
+
+def test_two_torch_files_are_compared_by_what_is_one_tensor_in_the_model(tmp_path: Folder) -> None:
+    table = torch.rand(5, 4)
+    states = {
+        "both": {"embed.weight": table, "head.weight": table.clone()},
+        "first": {"embed.weight": table},
+        "second": {"head.weight": table},
+        "wrapped": {"module.embed.weight": table},
+        "parted": {"embed.weight": table, "head.weight": table + 1},
+    }
+    for name, state in states.items():
+        save_state_dict(tmp_path / f"{name}.safetensors", state)
+
+    def compare(one: str, other: str, model: nn.Module | None) -> Comparison:
+        return compare_checkpoints(
+            tmp_path / f"{one}.safetensors", tmp_path / f"{other}.safetensors", model=model
+        )
+
+    with torch.device("meta"):
+        model = _Tied()
+    for one in ("both", "first", "second", "wrapped"):
+        for other in ("both", "first", "second", "wrapped"):
+            found = compare(one, other, model)
+            assert (found.ok, found.same) == (True, 2)
+    assert not compare("both", "first", None).ok
+    for other in ("both", "first"):
+        (found,) = compare("parted", other, model).differences
+        assert (found.name, found.elements) == ("head.weight", 20)
+    save_state_dict(tmp_path / "more.safetensors", {"embed.weight": table, "extra": torch.ones(2)})
+    assert [one.name for one in compare("first", "more", model).differences] == ["extra"]

@@ -184,14 +184,14 @@ def find_route(
                 f"{found.path} holds torch weights, and names and shapes alone do not say what a Flax model calls "
                 "them: give the model they go to as template=...."
             )
-        plan, leaves, notes = route_to_flax(found, model, template, rules)
+        plan, leaves, notes = route_to_flax(found, model, template, rules, dtype)
     else:
         if model is None:
             raise CheckpointError(
                 f"{found.path} holds Flax weights, and names and shapes alone do not say what a torch model calls "
                 "them: give the model they go to as model=...."
             )
-        plan, leaves = route_to_torch(found, model, template, rules)
+        plan, leaves = route_to_torch(found, model, template, rules, dtype)
     if dtype is not None:
         leaves = [cast(leaf, dtype) for leaf in leaves]
     return Route(found, to, tuple(leaves), plan, _of_others(found) | notes)

@@ -31,14 +31,18 @@ from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
 from ._tied import parted
 
-__all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch"]
+__all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch", "under_model"]
 
 STAYED = "torchjax_bridge.torch_only"
 """Where a Flax file keeps the small integers that have no image in Flax (``num_batches_tracked``), as JSON."""
 
 
 def route_to_flax(
-    source: Checkpoint, model: nn.Module | None, template: Any, rules: Iterable[UserRule] = ()
+    source: Checkpoint,
+    model: nn.Module | None,
+    template: Any,
+    rules: Iterable[UserRule] = (),
+    dtype: torch.dtype | None = None,
 ) -> tuple[Plan, list[Leaf], dict[str, str]]:
     """What the leaves of a torch checkpoint become.
 
@@ -47,6 +51,7 @@ def route_to_flax(
         model: The module they belong to, on the meta device or not; None where the names must do.
         template: The Flax side.
         rules: As for `to_flax`.
+        dtype: What floating-point tensors will be cast to, for the plan to say.
 
     Returns:
         The plan, with its faults; the leaves; and notes for the way back.
@@ -55,7 +60,7 @@ def route_to_flax(
         CheckpointError: The file is not the module's.
     """
     tree, files = _torch_side(source, model, rules)
-    plan = _plan(tree, read_flax(template), rules)
+    plan = _plan(tree, read_flax(template), rules, dtype)
     leaves: list[Leaf] = []
     for move in plan.moves:
         sources = [files[key] for key in move.torch_keys]
@@ -68,7 +73,11 @@ def route_to_flax(
 
 
 def route_to_torch(
-    source: Checkpoint, model: nn.Module, template: Any | None, rules: Iterable[UserRule] = ()
+    source: Checkpoint,
+    model: nn.Module,
+    template: Any | None,
+    rules: Iterable[UserRule] = (),
+    dtype: torch.dtype | None = None,
 ) -> tuple[Plan, list[Leaf]]:
     """What the leaves of a Flax checkpoint become.
 
@@ -77,6 +86,7 @@ def route_to_torch(
         model: The torch side, on the meta device or not.
         template: The Flax model they belong to; None where the names must do.
         rules: As for `to_state_dict`.
+        dtype: What floating-point tensors will be cast to, for the plan to say.
 
     Raises:
         CheckpointError: The file is not the template's, or a key of the module has no value.
@@ -89,7 +99,7 @@ def route_to_torch(
     for node in flax_tree.root.walk():  # plain arrays of the template that the file lacks
         node.leaves = {name: leaf for name, leaf in node.leaves.items() if leaf.path in files}
     dtypes = {path: leaf.dtype for path, leaf in files.items()}
-    plan = _plan(tree, flax_tree, rules)
+    plan = _plan(tree, flax_tree, rules, dtype)
     stayed = _read_stayed(source)
     leaves: dict[str, Leaf] = {}
     for move in plan.moves:
@@ -110,6 +120,23 @@ def route_to_torch(
         elif isinstance(value, torch.Tensor) and not _is_unexpected(plan, key):
             leaves[key] = _kept(key, value, stayed, last)
     return plan, [leaves[key] for key in tree.state if key in leaves]
+
+
+def under_model(source: Checkpoint, model: nn.Module) -> dict[str, Leaf]:
+    """The leaves of a torch checkpoint by their names in a module; what is tied there has all of its names."""
+    file = read_torch({name: leaf.meta for name, leaf in source.leaves.items()})
+    found = _by_path(file, source.leaves)
+    tree = read_torch(model)
+    paths = {key: path for path, key in _by_path(tree, {key: key for key in tree.state}).items()}
+    groups: dict[str, list[Path]] = {}
+    for key, first in ties_of(model).items():
+        if key in paths and first in paths:
+            groups.setdefault(first, [paths[first]]).append(paths[key])
+    for group in groups.values():
+        leaf = next((found[path] for path in group if path in found), None)
+        if leaf is not None:
+            found = dict.fromkeys(group, leaf) | found
+    return {join_path(path): replace(leaf, name=join_path(path), path=path) for path, leaf in found.items()}
 
 
 def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
@@ -247,9 +274,9 @@ def flax_side(source: Checkpoint) -> FlaxTree:
     return read_flax(nnx.State(tree))
 
 
-def _plan(tree: TorchTree, flax_tree: FlaxTree, rules: Iterable[UserRule]) -> Plan:
+def _plan(tree: TorchTree, flax_tree: FlaxTree, rules: Iterable[UserRule], dtype: torch.dtype | None) -> Plan:
     with _files_hold_64_bits():
-        return make_plan(tree, flax_tree, tuple(rules))
+        return make_plan(tree, flax_tree, tuple(rules), dtype)
 
 
 @contextmanager

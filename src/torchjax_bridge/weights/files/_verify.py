@@ -18,6 +18,7 @@ from ._leaf import Checkpoint, Framework, Leaf
 from ._mapped import Window
 from ._open import open_checkpoint
 from ._pump import raw, window_of
+from ._route import under_model
 from ._write import MEMORY
 
 __all__ = ["Comparison", "Difference", "compare_checkpoints"]
@@ -75,7 +76,9 @@ def compare_checkpoints(
     Args:
         one: A file or folder.
         other: Another; the first is laid out as this one is.
-        model: The torch side, when the two are of different frameworks.
+        model: The torch side, when the two are of different frameworks. With two torch files it says which names
+            are one tensor, so that a file that holds such a tensor under one of its names is the same as one that
+            holds it under all.
         template: The Flax side, when the two are of different frameworks.
         rules: As for `to_flax`.
         key: Which entry of a torch file is the ``state_dict``.
@@ -95,6 +98,8 @@ def compare_checkpoints(
             alone = set(map(join_path, route.plan.flax_only))
             theirs = {name: leaf for name, leaf in theirs.items() if to == "torch" or name not in alone}
         ours = {leaf.name: leaf for leaf in route.leaves}
+    elif model is not None and "flax" not in (since, to):
+        ours, theirs = under_model(first, model), under_model(second, model)
     if (to or since) == "flax" and not set(ours) & set(theirs):  # one of them may be a bare parameter tree
         inside = {f"params.{name}": leaf for name, leaf in theirs.items()}
         if set(ours) & set(inside):
