@@ -3,7 +3,8 @@
 In running order: `_twins` reads and pairs the models, `_inputs` hands both the same, `_record` runs them and
 keeps what their layers were given and gave, `_steps` puts call beside call, `_causes` says why the first that
 differs does (with `_wrong_weights`, `_rerun`, `_masks`, `_probes` and `_pooling` for its hypotheses, `_statistics`
-for a step of training), `_parity` is the way in and the result.
+for a step of training), `_float64` makes both once more where rounding may be all there is, `_parity` is the
+way in and the result.
 """
 
 from ._evidence import Cause

@@ -203,6 +203,9 @@ def _pooling(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> 
                 yield Cause("pooling", f"{where}{text} where torch runs {name}", fix, proved=True)
 
 
+_LESS = 4  # what explains a difference leaves less of it, also where rounding would have explained as much
+
+
 def relation(
     step: Step, compared: Comparison, evidence: Evidence, where: str, reader: Step | None = None
 ) -> Iterator[Cause]:
@@ -210,6 +213,11 @@ def relation(
     if compared.ours is None:
         return
     known = [*_known(step, evidence), *_on_the_way(step, compared, evidence)]
-    finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), evidence.close)
+    was = compared.gap.difference
+
+    def close(one: np.ndarray, other: np.ndarray) -> bool:
+        return evidence.close(one, other, was / _LESS)
+
+    finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), close)
     if finding is not None:
         yield as_cause(finding, reader or step, where)

@@ -22,7 +22,8 @@ from ._between import between, relation
 from ._evidence import Cause, Evidence, as_cause, not_called, place
 from ._masks import flax_masks
 from ._record import Call
-from ._steps import Comparison, Step, compare
+from ._rerun import Rerun
+from ._steps import Comparison, Step, compare, given_torchs
 from ._wrong_weights import wrong_weights
 
 __all__ = ["find_cause"]
@@ -43,6 +44,7 @@ def find_cause(step: Step, evidence: Evidence) -> Cause:
 
 
 def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
+    call = given_torchs(call, inputs)
     wrong = list(wrong_weights(step.torch.path, call.path, evidence.moves, evidence.values))
     # What is there instead is exact knowledge; that it is something else may still not be why.
     yield from (as_cause(finding, step, "") for finding in wrong if finding.kind != "weights")
@@ -51,7 +53,9 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _own_call(step, call, evidence)
     yield from _carry(step, call, evidence)
     yield from _mask(step, call, evidence)
-    yield from (as_cause(finding, step, "") for finding in wrong)
+    for finding in wrong:
+        proved = _agrees(step, call, {}, evidence, rerun=evidence.refilled())
+        yield replace(as_cause(finding, step, ""), proved=proved)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
         yield from relation(step, step.output, evidence, behind, _reader(step, evidence))
@@ -176,10 +180,15 @@ _MASK = "mask=~attn_mask & ~key_padding_mask[:, None, None, :], in which True sh
 
 
 def _agrees(
-    step: Step, call: Call, settings: Mapping[str, Any], evidence: Evidence, kind: type | None = None
+    step: Step,
+    call: Call,
+    settings: Mapping[str, Any],
+    evidence: Evidence,
+    kind: type | None = None,
+    rerun: Rerun | None = None,
 ) -> bool:
     """Whether the Flax layer gives what torch's gives, once it has these settings (and is of this class)."""
-    again = evidence.rerun(call, settings, kind)
+    again = (rerun or evidence.rerun)(call, settings, kind)
     if again is None:
         return False
     output = compare(step.module, step.gave, again, evidence.bounds)

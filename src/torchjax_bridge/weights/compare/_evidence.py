@@ -58,6 +58,7 @@ class Evidence:
         moves: For a torch path: what the plan moves for it.
         values: For a move: the tensors as torch says and the arrays that Flax holds.
         rerun: Runs a Flax layer once more on what it was given, with other settings; None where it cannot.
+        refilled: Gives the same for the Flax layers with torch's weights.
         layers: The settings of the Flax layers, by path.
     """
 
@@ -69,11 +70,13 @@ class Evidence:
     moves: Mapping[Path, Sequence[Move]]
     values: Callable[[Move], tuple[list[np.ndarray], list[np.ndarray]]]
     rerun: Rerun
+    refilled: Callable[[], Rerun]
     layers: Mapping[Path, FlaxLayer]
 
-    def close(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two arrays of one shape are equal but for rounding."""
-        return self.bounds.allow(gap(one, other), *self._dtypes)
+    def close(self, one: np.ndarray, other: np.ndarray, most: float = float("inf")) -> bool:
+        """Whether two arrays of one shape are equal but for rounding, and nowhere by more than ``most``."""
+        apart = gap(one, other)
+        return apart.difference <= most and self.bounds.allow(apart, *self._dtypes)
 
     @cached_property
     def _dtypes(self) -> frozenset[str]:

@@ -5,7 +5,7 @@ is recorded by ``_record``, put side by side by ``_steps`` and explained by ``_c
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from typing import Any
 
@@ -17,11 +17,13 @@ from .._audit import SettingFault
 from .._plan import UserRule
 from ._causes import find_cause
 from ._evidence import Cause, Evidence, not_called, place
+from ._float64 import CANNOT, apart, in_float64, torch_in_float64, wide_inputs, widened
 from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs
 from ._record import Call, Record, record_torch
 from ._statistics import Statistic, statistics
 from ._steps import Bounds, Step, align, compare
 from ._twins import Twins, read_twins
+from ._values import tolerance
 
 __all__ = ["Parity", "ParityRow", "parity"]
 
@@ -172,12 +174,42 @@ def parity(
     >>> parity(module, twin, torch.ones(1, 2)).ok
     True
     """
-    twins = read_twins(torch_module, flax_model, rules)
+    given = _Given(tuple(rules), inputs, channels_last, dict(torch_kwargs or {}), dict(flax_kwargs or {}))
+    twins = read_twins(torch_module, flax_model, given.rules)
+    bounds = Bounds(atol, rtol)
+    found, bad, steps = _compare(twins, given, bounds, bounds)
+    said = atol is not None or rtol is not None  # then what is taken for rounding is the caller's word
+    return (
+        found
+        if said or not _may_be_rounding(found, bad)
+        else _once_more(found, torch_module, twins, given, steps)
+    )
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What `parity` was given, beside the models and the bounds."""
+
+    rules: tuple[UserRule, ...]
+    inputs: tuple[Any, ...]
+    channels_last: bool | Sequence[bool] | None
+    torch_kwargs: dict[str, Any]
+    flax_kwargs: dict[str, Any]
+
+
+def _compare(
+    twins: Twins, given: _Given, bounds: Bounds, proof: Bounds
+) -> tuple[Parity, Step | None, list[Step]]:
+    """Run both models and put them side by side.
+
+    Gives the result, the step whose difference the cause explains, and all steps.
+
+    ``bounds`` are for what is called wrong, ``proof`` for what is said to be why.
+    """
+    inputs, ours_kwargs, theirs_kwargs = given.inputs, given.torch_kwargs, given.flax_kwargs
     named = {f"input {place}": value for place, value in enumerate(inputs)}
-    ours_kwargs, theirs_kwargs = dict(torch_kwargs or {}), dict(flax_kwargs or {})
     check_call("torch", twins.root.forward, inputs, ours_kwargs)
     check_call("Flax", twins.flax_call, inputs, theirs_kwargs)
-    bounds = Bounds(atol, rtol)
     ours = record_torch(twins.root, twins.modules.items(), inputs, ours_kwargs)
 
     def run(last: Moves) -> Record:
@@ -188,7 +220,7 @@ def parity(
     def lay(theirs: Record) -> list[Step]:
         return align(twins.plan.layers, twins.modules, twins.names, twins.orders, ours, theirs, bounds)
 
-    theirs, last = choose_layout(named, channels_last, ours, run, lay)
+    theirs, last = choose_layout(named, given.channels_last, ours, run, lay)
     steps = lay(theirs)
     if not any(step.torch.path == () for step in steps):  # the models themselves are no pair of the plan
         steps.append(_whole(twins.root, ours, theirs, bounds))
@@ -203,21 +235,79 @@ def parity(
     cause = None
     if bad is not None:
         rerun = twins.rerun()
-        evidence = Evidence(steps, ours, theirs, bounds, audit, twins.moves, twins.values, rerun, layers)
+        known = (twins.moves, twins.values, rerun, twins.refilled, layers)
+        evidence = Evidence(steps, ours, theirs, proof, audit, *known)
         cause = find_cause(bad, evidence)
     elif twins.root.training:
-        found = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
-        rows += [_statistic_row(one) for one in found]
-        cause = next((one.cause for one in found if one.cause is not None), None)
+        trained = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
+        rows += [_statistic_row(one) for one in trained]
+        cause, bad = next(((one.cause, one.step) for one in trained if one.cause is not None), (None, None))
     unmoved = as_they_are(named, twins.modules.values())
     whole = next(step for step in reversed(steps) if step.torch.path == ()).output
-    return Parity(
+    found = Parity(
         tuple(rows),
         cause,
         whole.gap.difference if whole is not None else float("nan"),
         audit.faults,
-        (*_notes(twins, steps, last, theirs.error), *(unmoved if channels_last is None else ())),
+        (*_notes(twins, steps, last, theirs.error), *(unmoved if given.channels_last is None else ())),
     )
+    return found, bad, steps
+
+
+# --- what rounding may be ------------------------------------------------------------------------------
+
+
+def _may_be_rounding(found: Parity, bad: Step | None) -> bool:
+    """Whether the first difference is so small that a norm or the depth of a model may have made it of rounding."""
+    if bad is None or found.first is None or found.first.note or found.cause is None or not bad.torch.outputs:
+        return False
+    dtype = bad.torch.outputs[0].dtype
+    if dtype == "float64" or not found.first.relative <= 1e4 * tolerance(dtype):
+        return False
+    for fault in (
+        found.settings
+    ):  # a way of computing that rounds more is no mistake, but it is known and has a remedy
+        if fault.effect == "rounding" and fault.setting == found.cause.kind and found.cause.proved:
+            return fault.torch_path != found.first.torch_path
+    return True
+
+
+def _once_more(
+    found: Parity, torch_module: nn.Module, twins: Twins, given: _Given, steps: Sequence[Step]
+) -> Parity:
+    """The result, where float64 has decided which of the differences are rounding."""
+    weights = apart(twins, steps, Bounds(rtol=_SURE))
+    try:
+        with in_float64():
+            wide = widened(twins, torchs=weights < float("inf"))
+            inputs, *kwargs = map(wide_inputs, (given.inputs, given.torch_kwargs, given.flax_kwargs))
+            again = _Given(given.rules, inputs, given.channels_last, *kwargs)
+            both = read_twins(torch_in_float64(torch_module), wide, given.rules)
+            sure, _, _ = _compare(both, again, Bounds(rtol=_SURE), Bounds(rtol=_EQUAL))
+    except CANNOT:
+        return found
+    known = {_key(row): row for row in sure.rows}
+    if any(row.ok is not None and (_key(row) not in known or known[_key(row)].note) for row in found.rows):
+        return found  # it ran otherwise
+    rows = [replace(row, ok=known[_key(row)].ok) if row.ok is not None else row for row in found.rows]
+    rows += [row for row in sure.rows if _key(row) not in {_key(row) for row in rows}]
+    excused = [row for row, now in zip(found.rows, rows, strict=False) if row.ok is False and now.ok]
+    if not excused:
+        return replace(found, cause=sure.cause) if sure.cause is not None and sure.cause.proved else found
+    most, left = max(row.relative for row in excused), max(known[_key(row)].relative for row in excused)
+    outputs = "1 output differs" if len(excused) == 1 else f"{len(excused)} outputs differ"
+    note = f"{outputs} by up to {most:.1e}, which is rounding: in float64 by no more than {left:.1e}"
+    if _EQUAL < weights < float("inf"):
+        note += f" with the same weights, which differ by up to {weights:.1e} of their largest"
+    return replace(found, rows=tuple(rows), cause=sure.cause, notes=(*found.notes, note))
+
+
+def _key(row: ParityRow) -> tuple[str, str, int]:
+    return row.layer, row.torch_path, row.call
+
+
+_SURE = tolerance("float32")
+_EQUAL = 1e-7  # the last digit of float32
 
 
 # --- rows --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ keeps the unbiased variance of a batch (divided by ``n - 1``), Flax the biased o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,12 @@ def statistics(
             if value.array.shape != after.array.shape:
                 continue  # stacked in a scan
             apart = gap(after.array, value.array)
+            if name == "running_mean" and (variance := ours.state.get((module, "running_var"))) is not None:
+                # A mean of nothing but rounding is as large as its rounding: the norm divides it by the deviation.
+                scale = max(
+                    float(np.abs(after.array).max(initial=0.0)), float(variance.array.max(initial=0.0)) ** 0.5
+                )
+                apart = replace(apart, relative=apart.difference / scale) if scale else apart
             ok = bounds.allow(apart, after.dtype, value.dtype)
             before = values_in(getattr(module, name))[0].array
             cause = None if ok else _why(step, name, before, after.array, value.array, settings, flavour)

@@ -5,9 +5,11 @@ that are one on the other side (tied, or stacked in a scan) are taken together, 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
+import jax
 import numpy as np
 from torch import nn
 
@@ -16,7 +18,7 @@ from torchjax_bridge.exchange import Path
 from ._record import Call, Record
 from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance, without_tail
 
-__all__ = ["Bounds", "Comparison", "Orders", "Step", "align", "channels_last", "compare"]
+__all__ = ["Bounds", "Comparison", "Orders", "Step", "align", "channels_last", "compare", "given_torchs"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,18 @@ class Step:
         if self.flax is None:
             return None
         return compare(self.module, self.given, self.flax.inputs, bounds)
+
+
+def given_torchs(call: Call, inputs: Comparison | None) -> Call:
+    """The call with torch's input in the place of Flax's, which equals it but for what a layer may make much of."""
+    if inputs is None or inputs.ours is None or inputs.ours.shape != inputs.theirs.shape:
+        return call
+    ours, theirs = inputs.ours, inputs.theirs
+
+    def turned(leaf: Any) -> Any:
+        return ours if isinstance(leaf, np.ndarray) and np.array_equal(leaf, theirs) else leaf
+
+    return replace(call, arguments=jax.tree.map(turned, call.arguments))
 
 
 def _in_order(values: tuple[Value, ...], features: tuple[int, ...] | None) -> tuple[Value, ...]:

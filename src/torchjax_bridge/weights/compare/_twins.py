@@ -3,12 +3,13 @@
 Owns what differs between nnx and linen for the comparison. Runs nothing by itself.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
@@ -18,7 +19,7 @@ from torchjax_bridge.exchange import Path
 from .._audit import Audit, compare_settings
 from .._bind import Move
 from .._feature_maps import output_order
-from .._flax_tree import FlaxTree
+from .._flax_tree import FlaxTree, read_flax
 from .._live import Linen, as_linen, live_nnx
 from .._plan import Plan, UserRule, make_plan, read_sides
 from .._torch_tree import TorchTree
@@ -111,12 +112,18 @@ class Twins:
         called = {call.path for call in record.calls}
         return {flax for ours, flax in self.plan.layers if ours in self.moves and flax not in called}
 
-    def rerun(self) -> Rerun:
-        """Runs one Flax layer again with other settings."""
+    def rerun(self, weights: Mapping[Path, np.ndarray] | None = None) -> Rerun:
+        """Runs one Flax layer again with other settings, and with these weights where there are some."""
+        tree = self.flax_tree
+        made = {path: jnp.asarray(array) for path, array in (weights or {}).items()}
         if self.variables is not None:
-            return rerun_linen(self.variables)
-        live = {node.path: node.module for node in self.flax_tree.root.walk() if node.module is not None}
-        return rerun_nnx(live)
+            return rerun_linen(tree.fill(made) if made else self.variables)
+        tree = read_flax(tree.fill(made)) if made else tree
+        return rerun_nnx({node.path: node.module for node in tree.root.walk() if node.module is not None})
+
+    def refilled(self) -> Rerun:
+        """Runs one Flax layer again, with torch's weights."""
+        return self.rerun({path: want for path, want, have in self.pairs() if want.shape == have.shape})
 
     def layers(self, record: Record) -> Mapping[Path, FlaxLayer]:
         """The settings of the Flax layers; linen's are known from the run."""
@@ -151,6 +158,16 @@ class Twins:
         ours = values_in(move.layout.forward(tensors))
         theirs = values_in([self._leaves[path] for path in move.flax_paths])
         return [value.array for value in ours], [value.array for value in theirs]
+
+    def pairs(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
+        """Every Flax leaf that the plan fills: torch's values, and what is there."""
+        for moves in self.moves.values():
+            for move in moves:
+                yield from zip(move.flax_paths, *self.values(move), strict=True)
+
+    def fed_by(self, torch_path: Path) -> set[Path]:
+        """The Flax leaves that a torch layer fills."""
+        return {path for move in self.moves.get(torch_path, ()) for path in move.flax_paths}
 
     @cached_property
     def _leaves(self) -> dict[Path, Any]:

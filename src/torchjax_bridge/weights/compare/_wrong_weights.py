@@ -73,7 +73,12 @@ def _what(
     if turned:
         return Finding("transposed kernel", f"{name} holds torch's '{keys}' {turned}", again)
     apart = float(np.abs(want.astype(np.float64) - have.astype(np.float64)).max()) if want.size else 0.0
+    if apart < _TRAINED * np.abs(want).max(initial=0.0):
+        again += ", or, where both were trained, compare with the rtol= that their rounding explains"
     return Finding("weights", f"{name} is not torch's '{keys}': they differ by up to {apart:.3g}", again)
+
+
+_TRAINED = 1e-3  # of the largest weight: farther apart, two models that trained alike are not
 
 
 def _turned(want: np.ndarray, have: np.ndarray) -> str:

@@ -1,0 +1,122 @@
+"""Two models in float64, for a comparison that rounding cannot decide.
+
+A norm over values that hardly vary makes much of the last digits of its input, and so does a deep model. In float64
+what was rounding is gone, and what was a mistake is still there. Owns the making of both copies; compares nothing.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+
+from torchjax_bridge.exchange import Path
+
+from .._flax_tree import read_flax
+from ._copies import rebuilt
+from ._record import MODEL_ERRORS
+from ._steps import Bounds, Step, compare, given_torchs
+from ._twins import Twins
+from ._values import gap
+
+__all__ = ["CANNOT", "apart", "in_float64", "torch_in_float64", "wide_inputs", "widened"]
+
+# What a model raises where its code says float32, or that it cannot be copied.
+CANNOT = (*MODEL_ERRORS, RuntimeError)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Both frameworks make float64 where the code of a model does not say what."""
+    before = torch.get_default_dtype()
+    with jax.enable_x64(True), flax.linen.intercept_methods(_with_wide_dtype):
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def torch_in_float64(module: nn.Module) -> nn.Module:
+    """A copy of a torch model, its floating tensors widened."""
+    return copy.deepcopy(module).double()
+
+
+def widened(twins: Twins, *, torchs: bool) -> Any:
+    """The Flax model with its floating arrays widened; with torch's weights, or with its own.
+
+    Call it in `in_float64`.
+    """
+    leaves = twins.flax_tree.root.flat().values()
+    wide = {leaf.path: jnp.asarray(leaf.value, jnp.float64) for leaf in leaves if _is_float(leaf.dtype)}
+    if torchs:
+        wide.update({path: jnp.asarray(want, jnp.float64) for path, want, _ in twins.pairs() if path in wide})
+    filled = twins.flax_tree.fill(wide)
+    if twins.variables is not None:
+        return twins.model, filled
+    for node in read_flax(filled).root.walk():
+        if node.module is not None:
+            _widen_dtype(node.module)
+    return filled
+
+
+def apart(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
+    """How far the weights of two models are apart, if that is rounding; infinite if it is more.
+
+    Weights that were trained apart round apart. Each may differ by what is taken for rounding, as a part of the
+    largest of its tensor; or by more, as a bias of zeros and a mean of nothing do, where its layer, given what
+    torch's was given, gives the same.
+    """
+    most, near, far = 0.0, {}, set[Path]()
+    for path, want, have in twins.pairs():
+        if want.shape != have.shape:
+            return float("inf")
+        if bounds.allow(found := gap(want, have)):
+            near[path], most = want, max(most, found.relative)
+        else:
+            far.add(path)
+    if not far:
+        return most
+    own, torchs = twins.rerun(near), twins.refilled()
+    for step in steps:
+        mine = twins.fed_by(step.torch.path)
+        if step.flax is not None and not far.isdisjoint(mine):
+            call = given_torchs(step.flax, step.inputs(bounds))
+            one, other = own(call, {}), torchs(call, {})
+            output = compare(step.module, one, other, bounds) if one and other else None
+            if output is None or not output.ok:
+                return float("inf")
+            far -= mine
+    return most if not far else float("inf")
+
+
+def wide_inputs(tree: Any) -> Any:
+    """The inputs of a comparison, with floating tensors widened."""
+
+    def wide(_: Path, array: Any) -> Any:
+        is_wide = isinstance(array, torch.Tensor) and array.is_floating_point()
+        return array.detach().double() if is_wide else array
+
+    return rebuilt(tree, wide)
+
+
+def _with_wide_dtype(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    _widen_dtype(context.module)
+    return call(*args, **kwargs)
+
+
+def _widen_dtype(module: Any) -> None:
+    """Let a layer compute in float64 where its ``dtype`` says less."""
+    said = getattr(module, "dtype", None)
+    if isinstance(said, str | np.dtype | type(jnp.float32) | type) and _is_float(jnp.dtype(said)):
+        object.__setattr__(module, "dtype", jnp.float64)  # past linen's and nnx's own __setattr__
+
+
+def _is_float(dtype: Any) -> bool:
+    return bool(jnp.issubdtype(dtype, jnp.floating))
