@@ -161,6 +161,8 @@ def _read_nnx(module: nnx.Module) -> FlaxTree:
     if plain:
         plain, stray = _settle_plain(module, plain, shared)
     tree = _read_variables(scopes, [*variables.values(), *plain.values()], plain_arrays=True)
+    for node in tree.root.walk():
+        _order_as_defined(node)
 
     def fill(values: Mapping[Path, Any]) -> Any:
         known = [leaf for leaf in (*tree.root.flat().values(), *tree.kept) if leaf.path not in stray]
@@ -270,6 +272,20 @@ def _at(module: nnx.Module, path: Sequence[Any]) -> Any:
     for name in path:
         found = found[name] if _sort(found) in ("module list", "dict", "list") else vars(found)[name]
     return found
+
+
+def _order_as_defined(node: FlaxNode) -> None:
+    """Put what hangs under a module in the order of its attributes.
+
+    That is the order of definition, except for a module that nnx or JAX has rebuilt (``nnx.eval_shape``,
+    ``nnx.merge``): those sort.
+    """
+    if node.module is not None and not isinstance(node.module, nnx.List):
+        places = {name: place for place, name in enumerate(vars(node.module))}
+        node.leaves = dict(sorted(node.leaves.items(), key=lambda item: places.get(item[0], len(places))))
+        node.children = dict(
+            sorted(node.children.items(), key=lambda item: places.get(str(item[0]), len(places)))
+        )
 
 
 def _is_variable(thing: Any) -> bool:

@@ -99,7 +99,8 @@ class Plan:
             lines = "\n".join(f"  {text}" for text in self.assumed)
             warnings.warn(
                 f"the names, classes and shapes do not settle this conversion, so it was assumed:\n{lines}\n"
-                'Say which is which with rules=[Rename("0", "Dense_0"), ...] or [LayerType("conv", nn.Conv2d)], '
+                "Say which is which with rules=[Rename(<torch name>, <Flax name>), ...] or "
+                "[LayerType(<torch name>, <class>)], "
                 "or pass the nn.Module if this was its state_dict; parity(torch_module, flax_model, x) shows "
                 "whether it holds.",
                 PairingWarning,

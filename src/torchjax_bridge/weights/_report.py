@@ -22,7 +22,7 @@ class Series:
     """What the same fault of each of many equal blocks has in common.
 
     Attributes:
-        rule: The rule that settles it in all of them, as one types it.
+        rule: The rule that settles it in all of them, with the names that it may give.
         pattern: What that rule speaks of on the torch side, with a ``*`` for the number of the block.
         torch: What may be what, relative to the block: the names on the torch side.
         flax: The names in Flax.

@@ -17,7 +17,7 @@ from ._report import Fault, Series
 from ._torch_tree import TorchNode
 from .rules import Rename
 
-__all__ = ["Fits", "Name", "Opens", "Pairs", "Search", "grouped", "rename_for", "within_their_series"]
+__all__ = ["Fits", "Name", "Opens", "Pairs", "Search", "grouped", "which_rename", "within_their_series"]
 
 _NUMBERED = re.compile(r"^(.*)_(\d+)$")
 
@@ -104,10 +104,9 @@ class Search:
                     self.notes.append(f"{subject}: {words}")
                 else:
                     nested = "which is backwards if they are written as Layer()(Layer()(x))"
-                    rename = rename_for(*one, self._torch_parent, self._parent)
-                    self.assumed.append(
-                        (subject, f"{words}, {nested}; rules=[{rename}, ...] says that it is not")
-                    )
+                    scopes = [node for _, node in pairs]
+                    which = which_rename(one[0], scopes, self._torch_parent, self._parent)
+                    self.assumed.append((subject, f"{words}, {nested}; say which is which, {which}"))
             else:
                 why = ", and their numbers run the other way where shapes tell"
                 self._refuse([one for one, _ in pairs], [other for _, other in pairs], why)
@@ -121,15 +120,15 @@ class Search:
     def _refuse(self, ours: list[TorchNode], theirs: list[FlaxNode], why: str) -> None:
         left = ", ".join(node.where for node in ours)
         right = ", ".join(node.where for node in theirs)
-        alike = [node for node in theirs if node.path[-1] == ours[0].path[-1]]
         one = join_path(ours[0].origin)
-        rename = self._by_equal_numbers(ours, theirs) or rename_for(
-            ours[0], (alike or theirs)[0], self._torch_parent, self._parent
+        rename = self._by_equal_numbers(ours, theirs)
+        how = (
+            f"if their numbers say which is which, rules=[{rename}, ...]"
+            if rename
+            else f"say which is which, {which_rename(ours[0], theirs, self._torch_parent, self._parent)}"
         )
-        message = (
-            f"{left} fit {right} equally well{why}; say which is which, for example rules=[{rename}, ...]"
-        )
-        series = self._series(ours, theirs, (alike or theirs)[0])
+        message = f"{left} fit {right} equally well{why}; {how}{_in_order(ours, theirs)}"
+        series = self._series(ours, theirs)
         self.faults.append(Fault("ambiguous", message, one, even=len(ours) == len(theirs), series=series))
         self.done |= {id(node) for parent in ours for node in parent.walk()}
         self.done |= {id(node) for parent in theirs for node in parent.walk()}
@@ -150,7 +149,7 @@ class Search:
         wanted = join_path((*self._torch_parent.path, *inside, f"{stem}*"))
         return Rename(join_path((*ours[0].origin[:-1], "*")), wanted)
 
-    def _series(self, ours: list[TorchNode], theirs: list[FlaxNode], chosen: FlaxNode) -> Series | None:
+    def _series(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> Series | None:
         """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
         torch_parent, parent = self._torch_parent, self._parent
         numbers = [name for name in torch_parent.origin if isinstance(name, int)]
@@ -160,9 +159,9 @@ class Search:
         any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.origin)
         inside = tuple([join_path(node.origin[len(torch_parent.origin) :]) for node in ours])
         places = tuple([join_path(node.path[len(parent.path) :]) for node in theirs])
-        place = join_path((*any_place, *chosen.path[len(parent.path) :]))
-        rename = Rename(join_path((*any_block, inside[0])), place)
-        return Series(str(rename), rename.torch, inside, places)
+        pattern = join_path((*any_block, inside[0]))
+        options = [join_path((*any_place, *node.path[len(parent.path) :])) for node in theirs]
+        return Series(_one_of(pattern, options), pattern, inside, places)
 
 
 def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:
@@ -265,10 +264,34 @@ def grouped(theirs: dict[Name, FlaxNode], parent: FlaxNode) -> dict[str, FlaxNod
     return groups
 
 
-def rename_for(one: TorchNode, other: FlaxNode, torch_parent: TorchNode, parent: FlaxNode) -> Rename:
-    """The rule that makes two nodes a pair by name and leaves their parents to be each other's."""
-    name = (*torch_parent.path, *other.path[len(parent.path) :])
-    return Rename(join_path(one.origin), join_path(name))
+def which_rename(
+    one: TorchNode, options: Sequence[FlaxNode], torch_parent: TorchNode, parent: FlaxNode
+) -> str:
+    """The question which of several scopes a node is; no line that would pass for the answer when it is typed."""
+    places = [join_path((*torch_parent.path, *other.path[len(parent.path) :])) for other in options]
+    return f"rules=[{_one_of(join_path(one.origin), places)}, ...]"
+
+
+def _one_of(pattern: str, places: Sequence[str]) -> str:
+    more = " or ..." if len(places) > _MOST_OPTIONS else ""
+    options = " or ".join(f'"{place}"' for place in places[:_MOST_OPTIONS])
+    return f'Rename("{pattern}", <{options}{more}>)'
+
+
+_MOST_OPTIONS = 4
+
+
+def _in_order(ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
+    """What the order of definition suggests, where both sides have kept it: names sorted may have lost it."""
+    names = [str(node.path[-1]) for node in theirs]
+    known = all(node.module is not None for node in ours) and names != sorted(names)
+    one_parent = len({node.origin[:-1] for node in ours}) == len({node.path[:-1] for node in theirs}) == 1
+    if not (known and one_parent and len(ours) == len(theirs)):
+        return ""
+    pairs = ", ".join(
+        f"'{one.origin[-1]}' as '{other.path[-1]}'" for one, other in zip(ours, theirs, strict=True)
+    )
+    return f" (they are defined in the order that has {pairs}, which proves nothing)"
 
 
 def within_their_series(faults: Sequence[Fault], root: TorchNode) -> Iterable[Fault]:

@@ -23,7 +23,7 @@ from torchjax_bridge.exchange import join_path
 
 from ._flax_tree import FlaxNode
 from ._report import Fault
-from ._search import Fits, Name, Opens, Pairs, Search, grouped, rename_for
+from ._search import Fits, Name, Opens, Pairs, Search, grouped, which_rename
 from ._torch_tree import TorchNode
 from .rules import CELL_MARKS
 
@@ -201,11 +201,12 @@ def _stem(node: TorchNode | FlaxNode) -> str:
 def _shift(pair: tuple[TorchNode, FlaxNode], torch_parent: TorchNode, parent: FlaxNode) -> Fault:
     one, other = pair
     path = join_path(one.origin)
+    row = [node for node in parent.children.values() if _stem(node) == _stem(other)]
     return Fault(
         "ambiguous",
         f"{one.where} has no partner of its name, and {other.where} none either, but their equal siblings share "
-        "names: the two sides may count from different numbers. Say which is which for all of them, for example "
-        f"rules=[{rename_for(one, other, torch_parent, parent)}, ...]",
+        "names: the two sides may count from different numbers. Say which is which for all of them, "
+        f"{which_rename(one, row, torch_parent, parent)}",
         path,
     )
 
