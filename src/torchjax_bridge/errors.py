@@ -14,6 +14,7 @@
     │   ├── SettingsError         (ValueError)     two live layers disagree in a setting
     │   ├── OptimizerStateError   (ValueError)     an optimizer state without counterpart
     │   └── CheckpointError       (ValueError)     a file is not a sound checkpoint
+    ├── ForkError             (RuntimeError)   JAX is asked to run in a child that was forked after it started
     └── WrapError                              a wrapped function cannot do what was asked
         ├── ArgumentError         (TypeError)      an argument that cannot be passed across
         ├── OutputError           (ValueError)     an output that is not what was announced
@@ -34,6 +35,7 @@ __all__ = [
     "DeviceError",
     "DtypeError",
     "ExchangeError",
+    "ForkError",
     "NarrowingError",
     "OptimizerStateError",
     "OutputError",
@@ -100,6 +102,10 @@ class OptimizerStateError(WeightsError, ValueError):
 
 class CheckpointError(WeightsError, ValueError):
     """A file that is not a sound checkpoint of its format."""
+
+
+class ForkError(BridgeError, RuntimeError):
+    """JAX is asked to run in a process that was forked after it had started, where it would wait for ever."""
 
 
 class WrapError(BridgeError):

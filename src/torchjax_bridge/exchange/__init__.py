@@ -6,6 +6,7 @@ Depends on torch, jax and numpy alone. Other rooms import from here and not from
 from ._devices import jax_device, torch_device
 from ._dlpack import Choice, choice
 from ._dtypes import jax_dtype, torch_dtype
+from ._fork import refuse_in_fork
 from ._paths import Path, from_jax_keypath, join_path, split_path
 from ._refusals import check_copy
 from ._structure import flatten
@@ -23,6 +24,7 @@ __all__ = [
     "jax_device",
     "jax_dtype",
     "join_path",
+    "refuse_in_fork",
     "split_path",
     "tensor_to_jax",
     "to_jax",

@@ -34,6 +34,7 @@ from torch.utils import dlpack as torch_dlpack
 from torchjax_bridge.errors import ExchangeError
 
 from ._devices import jax_device
+from ._fork import at_fork, forked, note_start, refuse_in_fork
 
 # The one class of all arrays that are no tracers and no keys. Comparing with it takes a third of an
 # isinstance(x, jax.Array); without the name nothing is this class, and every array goes the careful way.
@@ -108,6 +109,7 @@ def use(wish: str) -> Choice:
     """
     global _chosen
     _chosen = _choose(wish)
+    note_start()
     return _chosen
 
 
@@ -132,6 +134,7 @@ def _choose(wish: str) -> Choice:
         _bind(_public_borrow_cpu, _public_borrow_cuda, _public_lend)
         return Choice("public", f"{SWITCH}=public asks for it.")
     try:
+        refuse_in_fork("try out the private capsule functions")  # which reads arrays by JAX's threads
         borrow, borrow_gpu, give = _fast_functions()
         # In a thread of its own, where no jit trace, fake mode or default device of the caller is active.
         with ThreadPoolExecutor(1, "torchjax-bridge-trial") as pool:
@@ -146,13 +149,34 @@ def _choose(wish: str) -> Choice:
     return Choice("fast", "the private capsule functions passed their trial.")
 
 
+def _refuse_unfinished(give: Callable[[jax.Array], torch.Tensor]) -> Callable[[jax.Array], torch.Tensor]:
+    """`lend` in a forked child, where an array that was being computed never will be."""
+
+    def lend(array: Any) -> torch.Tensor:
+        if not array.is_deleted() and not array.is_ready():
+            refuse_in_fork("wait for an array that was being computed")
+        return give(array)
+
+    return lend
+
+
 def _bind(
     borrow: Callable[[torch.Tensor], jax.Array],
     borrow_gpu: Callable[[torch.Tensor], jax.Array],
     give: Callable[[jax.Array], torch.Tensor],
 ) -> None:
     namespace = globals()
+    if forked():
+        give = _refuse_unfinished(give)
     namespace["borrow_cpu"], namespace["borrow_cuda"], namespace["lend"] = borrow, borrow_gpu, give
+
+
+def _in_child() -> None:
+    if forked() and _chosen is not None:
+        _bind(borrow_cpu, borrow_cuda, lend)
+
+
+at_fork(_in_child)
 
 
 # --- the public path -------------------------------------------------------------------------------

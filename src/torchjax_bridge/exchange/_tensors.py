@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import torch
 
-from torchjax_bridge.errors import DeviceError, ExchangeError
+from torchjax_bridge.errors import BridgeError, DeviceError
 
 from . import _dlpack
 from ._autograd import carries_tangent
 from ._devices import jax_device, torch_device
 from ._dtypes import JAX_OF, NEEDS_X64
+from ._fork import refuse_in_fork
 from ._memory import is_dense, narrow, row_major_copy, why_copy, with_row_major_strides
 from ._paths import Path
 from ._refusals import (
@@ -146,7 +147,7 @@ def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Arra
             return _pass_array(tensor, copy, device, path)
         return _import_tensor(tensor, copy, device, path)
     except FOREIGN as err:
-        if isinstance(err, ExchangeError):
+        if isinstance(err, BridgeError):
             raise
         explain(err, tensor, "JAX", path)
 
@@ -183,6 +184,8 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
         if tensor.is_contiguous():
             tensor = with_row_major_strides(tensor)
 
+    if target != source:
+        refuse_in_fork(f"copy to {target}")
     array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
     if target == source:
         return array
@@ -216,6 +219,7 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
         return array
     if moves and copy is False:
         cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
+    refuse_in_fork("have JAX copy an array")
     # Inside jit, too, the copy is made now; and a NaN is a value like any other, also when it is being hunted.
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         if not _is_row_major(array):
@@ -258,7 +262,7 @@ def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Ten
             return _pass_tensor(array, copy, device, path)
         return _export_array(array, copy, device, path)
     except FOREIGN as err:
-        if isinstance(err, ExchangeError):
+        if isinstance(err, BridgeError):
             raise
         explain(err, array, "torch", path)
 
@@ -273,6 +277,7 @@ def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> tor
     if target.type == "cpu" and jax_side.platform != "cpu":
         if copy is False:
             cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
+        refuse_in_fork(f"copy from {jax_side}")
         with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
             array, jax_side = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
     source = torch_device(jax_side)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
-from torchjax_bridge.exchange import Path, check_copy, join_path, to_jax, to_torch
+from torchjax_bridge.exchange import Path, check_copy, join_path, refuse_in_fork, to_jax, to_torch
 
 from ._audit import compare_settings
 from ._bind import Move
@@ -83,6 +83,7 @@ def to_flax(
     >>> bool((twin.kernel[...] == module.weight.detach().numpy().T).all())
     True
     """
+    refuse_in_fork("convert weights")
     _check_options(strict, copy)
     torch_tree, flax_tree, given = read_sides(source, template, rules)
     plan = make_plan(torch_tree, flax_tree, given)
@@ -164,6 +165,7 @@ def to_state_dict(
     >>> all(torch.equal(back[key], value) for key, value in module.state_dict().items())
     True
     """
+    refuse_in_fork("convert weights")
     _check_options(strict, copy)
     torch_tree, flax_tree, given = read_sides(template, source, rules)
     plan = make_plan(torch_tree, flax_tree, given)

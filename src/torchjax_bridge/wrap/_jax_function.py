@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from torchjax_bridge.errors import ArgumentError, DtypeError, NarrowingError, OutputError
-from torchjax_bridge.exchange import torch_device, torch_dtype
+from torchjax_bridge.exchange import refuse_in_fork, torch_device, torch_dtype
 
 from ._cache import Cache, CacheInfo
 from ._call import Rest, split_call
@@ -142,6 +142,7 @@ class _Wrapped:
         self.ambient = Ambient(fn)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_in_fork("call a torch function from JAX")
         key = take_key(kwargs, self.own_key)
         leaves, rest = split_call(args, kwargs, _crosses)
         arrays, specs = _as_arrays(leaves, rest)

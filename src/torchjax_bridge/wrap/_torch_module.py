@@ -14,7 +14,7 @@ from flax import linen, nnx
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.exchange import to_jax, to_torch
+from torchjax_bridge.exchange import refuse_in_fork, to_jax, to_torch
 
 from ._flax_definition import Definition, Pure
 from ._flax_linen import open_linen
@@ -82,6 +82,7 @@ def as_torch_module(
     >>> module.get_parameter("bias").grad
     tensor([5., 5.])
     """
+    refuse_in_fork("wrap a Flax module")
     if isinstance(flax_module, nnx.Module):
         if variables is not None:
             raise ArgumentError(

@@ -17,7 +17,7 @@ import jax
 import torch
 
 from torchjax_bridge.errors import ExchangeError, NarrowingError
-from torchjax_bridge.exchange import array_to_torch, tensor_to_jax
+from torchjax_bridge.exchange import array_to_torch, refuse_in_fork, tensor_to_jax
 
 from ._program import Program
 from ._settings import x64
@@ -27,6 +27,7 @@ from ._torch_state import lies_elsewhere, modes_active
 __all__ = ["execute", "run", "run_keeping", "too_wide"]
 
 _Tensor = torch.Tensor
+_RUN = "run a JAX function"
 
 
 def run(program: Program, leaves: Sequence[Any]) -> list[Any]:
@@ -57,6 +58,7 @@ def execute(program: Program, leaves: Sequence[Any]) -> list[Any]:
 
 def _run_arrays(program: Program, arrays: list[Any]) -> list[Any]:
     """Run, export the results, and add them to ``arrays``."""
+    refuse_in_fork(_RUN)
     try:
         found = program.run(*arrays)
     except OverflowError as err:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from torchjax_bridge.errors import ArgumentError, DtypeError, OutputError, UnsupportedLeafError
-from torchjax_bridge.exchange import flatten, jax_dtype, torch_dtype
+from torchjax_bridge.exchange import flatten, jax_dtype, refuse_in_fork, torch_dtype
 
 from ._call import Rest
 from ._notes import Noted
@@ -43,6 +43,7 @@ def trace(
     fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, names: Sequence[str], origin: Origin
 ) -> Trace:
     """Run the user's Python once, on tracers."""
+    refuse_in_fork(f"trace {origin.title}")
     inputs = [_abstract(leaf, name) for leaf, name in zip(leaves, names, strict=True)]
     structures: list[Any] = []
 
