@@ -36,7 +36,7 @@ WEIGHTS = (
     ("_audit",),
     ("_convert",),
     ("_optimizer_kinds", "_trained", "files"),
-    ("_optax_state",),
+    ("_frozen", "_optax_state"),
     ("compare", "_optimizer"),
 )
 
