@@ -9,7 +9,7 @@ from torchjax_bridge.cli._rules import __doc__ as RULES
 
 PAGE = pathlib.Path(__file__).with_name("cli.md")
 
-COMMANDS = ("convert", "inspect", "plan", "verify", "doctor", "bench")
+COMMANDS = ("convert", "inspect", "plan", "audit", "parity", "verify", "doctor", "bench")
 
 HEAD = """<!-- Written by docs/make_cli.py from the commands' own help; do not edit. -->
 
@@ -24,8 +24,27 @@ it). Exit codes: **0** it is done, or the same; **1** it failed, or differs; **2
 Shell completion: `torchjax-bridge --install-completion`.
 
 A factory (`package.module:factory`) is called without arguments, on torch's meta device and under JAX's abstract
-evaluation, so that no model takes memory; a class of `flax.nnx.Module` is called with `rngs`. The current folder is
-searched for the module.
+evaluation, so that no model takes memory (`parity` builds them as they are, to run them); a class of
+`flax.nnx.Module` is called with `rngs`. The current folder is searched for the module.
+
+A linen module has no arrays before it is called, so a template is a factory of its variables:
+
+```python
+import jax
+from flax import linen
+
+
+class Net(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(10)(x.mean((1, 2)))
+
+
+def net_variables():
+    return Net().init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+```
+
+`--template my.nets:net_variables`; `audit` and `parity` run the model, and take `--template my.nets:Net` itself.
 """
 
 FOOT = """## What files may do

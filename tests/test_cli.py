@@ -417,7 +417,9 @@ def _words(page: str) -> list[str]:
     return [" ".join(line.split()) for line in bare.splitlines()]
 
 
-@pytest.mark.parametrize("name", ["convert", "inspect", "plan", "verify", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "name", ["convert", "inspect", "plan", "audit", "parity", "verify", "doctor", "bench"]
+)
 def test_every_help_has_an_example_and_the_exit_codes(name: str) -> None:
     text = run(name, "--help").stdout
     assert f"torchjax-bridge {name} " in text
@@ -497,7 +499,9 @@ def test_what_nobody_foresaw_is_one_line_unless_asked(
     assert "Traceback" in _process(*command, "--debug").stderr
 
 
-@pytest.mark.parametrize("name", ["convert", "inspect", "plan", "verify", "doctor", "bench"])
+@pytest.mark.parametrize(
+    "name", ["convert", "inspect", "plan", "audit", "parity", "verify", "doctor", "bench"]
+)
 def test_every_command_has_debug(name: str) -> None:
     assert "--debug" in run(name, "--help").stdout
 

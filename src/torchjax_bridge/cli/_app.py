@@ -6,7 +6,7 @@ import typer
 
 import torchjax_bridge
 
-from . import _bench, _convert, _doctor, _inspect, _plan, _verify
+from . import _audit, _bench, _convert, _doctor, _inspect, _parity, _plan, _verify
 
 __all__ = ["app"]
 
@@ -43,6 +43,8 @@ for _command, _help, _short in (
     (_convert.convert, _convert.HELP, "A checkpoint to the other framework or another format."),
     (_inspect.inspect, _inspect.HELP, "What a checkpoint or a model holds."),
     (_plan.plan, _plan.HELP, "How tensors would cross, and every fault."),
+    (_audit.audit, _audit.HELP, "Are two models set up alike?"),
+    (_parity.parity, _parity.HELP, "Do two models compute the same?"),
     (_verify.verify, _verify.HELP, "Are two checkpoints the same weights?"),
     (_doctor.doctor, _doctor.HELP, "What is installed, and does it work?"),
     (_bench.bench, _bench.HELP, "How long a tensor takes to cross here."),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes, as_dtype
+from ._settings import say_settings
 from ._terminal import human, progress, say, spoken
 
 HELP = """Convert a checkpoint to the other framework, or to another format, one tensor at a time.
@@ -56,7 +57,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Parse, convert, report."""
-    from torchjax_bridge.weights import PairingWarning, files
+    from torchjax_bridge.weights import PairingWarning, SettingsWarning, files
 
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
@@ -66,7 +67,8 @@ def convert(
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
     with spoken(debug, model), ExitStack() as shown, warnings.catch_warnings():
-        warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
+        for said in (PairingWarning, SettingsWarning):
+            warnings.simplefilter("ignore", said)  # below, in our own way
         done = files.convert(
             src,
             dst,
@@ -92,5 +94,6 @@ def convert(
             say(f"assumed: {text}")
         for note in done.plan.notes:
             say(f"note: {note}")
+    say_settings(done.settings)
     many = f" in {len(done.files)} files" if len(done.files) > 1 else ""
     say(f"wrote {done.leaves} tensors, {human(done.nbytes)}, to {dst}{many}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import Debug, Key
+from ._options import AsJson, Debug, Key
 from ._terminal import columns, human, say, spoken
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Exit codes: 0 shown; 1 it is no sound checkpoint; 2 usage."""
 
 def inspect(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="A checkpoint, or package.module:factory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     key: Key = None,
     debug: Debug = False,
 ) -> None:

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Debug", "Key", "Memory", "Model", "Rules", "Template", "as_bytes", "as_dtype"]
+__all__ = ["AsJson", "Debug", "Key", "Memory", "Model", "Rules", "Template", "as_bytes", "as_dtype"]
 
 _UNITS = {"": 1, "B": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}B": size for unit, size in _UNITS.items() if unit not in ("", "B")}
@@ -81,4 +81,5 @@ Key = Annotated[
 Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Memory to use beside the largest tensor.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")]

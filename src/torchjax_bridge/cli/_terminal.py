@@ -4,7 +4,6 @@ Results go to stdout, everything else to stderr. Nothing depends on colour, and 
 terminal, so that a pipe and a log hold the same words.
 """
 
-import json
 import re
 import sys
 import time
@@ -24,6 +23,8 @@ from rich.progress import (
 )
 
 from torchjax_bridge.errors import BridgeError
+
+from ._spelling import as_toml
 
 __all__ = ["columns", "fail", "human", "in_options", "progress", "say", "spoken"]
 
@@ -74,12 +75,14 @@ def in_options(report: str, model: str | None = "") -> str:
     said = report
     for argument, option in _OPTIONS.items():
         said = said.replace(argument, option)
-    if "rules=[" in report:
+    proposed = as_toml(report)
+    if "rules=[" in report or proposed:
         said += "\non the command line, rules=[...] is a file: --rules FILE"
-        found = re.search(r'Flatten\("([^"]+)", \(([0-9, ]+)\)', report)
-        if found is not None:
-            rule = f"flatten = [{{torch = {json.dumps(found[1])}, features = [{found[2]}]}}]"
-            said += f", with such a line as\n  {rule}"
+        if proposed:
+            what = "such a line as" if len(proposed) == 1 else "such lines as"
+            said += f", with {what}\n" + "\n".join(f"  {line}" for line in proposed)
+    if re.search(r"\bRule\(", report):
+        said += "\na Rule(...) is Python: give it to to_flax, and write what comes out with save_flax"
     if model is None and any(text in report for text in _A_MODEL_HELPS):
         said += "\n--model MODULE:FACTORY says what names do not: classes of layers, which tensors are tied"
     return said
@@ -91,6 +94,9 @@ _OPTIONS = {
     "model=...": "--model MODULE:FACTORY",
     "key=...": "--key NAME",
     "memory=...": "--memory SIZE",
+    "torch_kwargs={...}": "--torch-arg NAME=VALUE",
+    "flax_kwargs={...}": "--flax-arg NAME=VALUE",
+    "channels_last=True": "--channels-last",
 }
 _A_MODEL_HELPS = ("nothing on the torch side fills", "pass the nn.Module")
 

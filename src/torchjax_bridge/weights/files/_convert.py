@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from flax import nnx
 from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
 
-from .._plan import Plan, UserRule
+from .._audit import Audit, compare_settings
+from .._live import live_nnx
+from .._plan import Plan, UserRule, read_sides
 from ._doors import AnyPath
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._open import open_checkpoint
@@ -34,6 +37,8 @@ class Route:
         leaves: What comes out, in the order in which it is written.
         plan: How the weights of the two frameworks lie in each other; None when nothing is laid out anew.
         notes: What the target should carry.
+        settings: How the two live models are set up, compared; None unless both sides were given, Flax as a live
+            ``nnx.Module``.
     """
 
     source: Checkpoint
@@ -41,6 +46,7 @@ class Route:
     leaves: tuple[Leaf, ...]
     plan: Plan | None
     notes: dict[str, str]
+    settings: Audit | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,6 +65,7 @@ class Converted:
         leaves: How many tensors.
         note: What a reader should know of how the source was read; may be empty.
         left: Entries of the source's metadata for which the target's format has no place.
+        settings: As in `Route`.
     """
 
     plan: Plan | None
@@ -67,6 +74,7 @@ class Converted:
     leaves: int
     note: str = ""
     left: tuple[str, ...] = ()
+    settings: Audit | None = None
 
 
 def convert(
@@ -117,6 +125,8 @@ def convert(
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        SettingsWarning: The ``model`` and the ``template``, if it is an nnx module, have settings (epsilon,
+            padding, ...) with which they compute different things from the same weights.
 
     Memory:
         The largest leaf and ``memory``; Orbax targets must fit in ``memory`` whole, and torch files from before
@@ -128,6 +138,8 @@ def convert(
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
+    if route.settings is not None:
+        route.settings.warn_unless_ok(stacklevel=2)
     told = None if progress is None else progress(route)
     files = write_checkpoint(
         route.leaves,
@@ -144,7 +156,9 @@ def convert(
     )
     headed = format_for(pathlib.Path(target), to, format) == "safetensors"
     left = () if headed else tuple(_of_others(route.source))
-    return Converted(route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note, left)
+    return Converted(
+        route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note, left, route.settings
+    )
 
 
 def find_route(
@@ -194,7 +208,17 @@ def find_route(
         plan, leaves = route_to_torch(found, model, template, rules, dtype)
     if dtype is not None:
         leaves = [cast(leaf, dtype) for leaf in leaves]
-    return Route(found, to, tuple(leaves), plan, _of_others(found) | notes)
+    settings = None if plan is None else _settings(model, template, plan, rules)
+    return Route(found, to, tuple(leaves), plan, _of_others(found) | notes, settings)
+
+
+def _settings(
+    model: nn.Module | None, template: Any, plan: Plan, rules: tuple[UserRule, ...]
+) -> Audit | None:
+    if model is None or not isinstance(template, nnx.Module):
+        return None
+    torch_tree, flax_tree, _ = read_sides(model, template, rules)
+    return compare_settings(torch_tree, live_nnx(flax_tree), plan)
 
 
 def framework_of(checkpoint: Checkpoint) -> Framework:
