@@ -21,6 +21,7 @@ from torchjax_bridge.cli._rules import read_rules
 from torchjax_bridge.cli._terminal import columns, human
 from torchjax_bridge.weights import (
     Flatten,
+    Fused,
     LayerType,
     Rename,
     load_flax,
@@ -179,6 +180,7 @@ def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path
         ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "stands alone"),
         ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\noutput = 1", "output is true or false"),
         ("rename = 3", "'rename' is no list"),
+        ("[[fused]]\ntorch = 'qkv'", "takes the name of one layer"),
         ("[[rename", "is no TOML"),
     ],
 )
@@ -199,6 +201,9 @@ def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyP
             "a", (4, 2, 2), output=True
         ),
         "rename = [{torch = 'a', flax = 'b'}]": Rename("a", "b"),
+        "fused = [{module = 'a', torch = ['q', 'k'], flax = 'qk', heads = 2}]": Fused(
+            "a", ("q", "k"), "qk", 2
+        ),
         "layer_type = [{torch = 'a', kind = 'Linear'}]": LayerType("a", torch.nn.Linear),
     }
     for text, rule in rules.items():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from torchjax_bridge.weights import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from torchjax_bridge.weights._layout import Constant
+from torchjax_bridge.weights._layout_rows import Inverse, Parallel, Rows
 from torchjax_bridge.weights.rules._linear import kernel_after_flatten
 
 # A NaN with a payload, a signed zero, a subnormal: what a careless copy loses.
@@ -37,6 +38,12 @@ LOSSLESS = [
     (Stack(2, Permute((1, 0))), [(2, 3), (2, 3)]),
     (Stack(3, Split(2)), [(4, 2), (4, 2), (4, 2)]),
     (kernel_after_flatten(7, (3, 2, 5)), [(7, 30)]),
+    (Rows((4, 2)), [(6, 3)]),
+    (Rows((8, 4, 4), heads=2), [(16,)]),
+    (Rows((8, 4, 4), heads=4), [(16, 3)]),
+    (Rows((4, 2), columns=True), [(3, 6)]),
+    (Inverse(Rows((4, 2), heads=2)), [(4, 3), (2, 3)]),
+    (then(Rows((4, 2)), Parallel((Permute((1, 0)), Reshape((2, 3), (6,))))), [(6, 3)]),
 ]
 
 

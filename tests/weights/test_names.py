@@ -709,9 +709,9 @@ def test_every_fault_is_reported_at_once() -> None:
 def test_a_layer_of_another_kind_is_refused_even_if_the_shape_fits() -> None:
     class Net(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
-            self.fc = nnx.Conv(4, 4, (), rngs=rngs)
+            self.fc = nnx.ConvTranspose(4, 4, (), rngs=rngs)
 
-    with pytest.raises(errors.PlanError, match=r"'fc' \(Linear\) cannot fill 'fc' \(Conv\)"):
+    with pytest.raises(errors.PlanError, match=r"'fc' \(Linear\) cannot fill 'fc' \(ConvTranspose\)"):
         to_flax(TorchNamed(fc=(4, 4)), Net(nnx.Rngs(0)))
 
 

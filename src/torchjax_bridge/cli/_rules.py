@@ -15,6 +15,12 @@ TOML, or JSON of the same shape::
     features = [16, 5, 5]          # (C, H, W); or channels_first = true
     output = false                 # true: its output is what is viewed as a map
     # on one line: flatten = [{torch = "fc1", features = [16, 5, 5]}]
+
+    [[fused]]
+    module = "blocks.*.attn"
+    torch = "qkv"                  # one layer, or a list of several
+    flax = ["query", "key", "value"]
+    heads = 12                     # its rows come head by head; left out: one layer after the other
 """
 
 import json
@@ -25,7 +31,8 @@ from typing import Any
 import typer
 from torch import nn
 
-from torchjax_bridge.weights import Flatten, LayerType, Rename
+from torchjax_bridge.errors import PlanError
+from torchjax_bridge.weights import Flatten, Fused, LayerType, Rename
 
 __all__ = ["read_rules"]
 
@@ -33,10 +40,11 @@ _FIELDS = {
     "rename": {"torch", "flax"},
     "layer_type": {"torch", "kind"},
     "flatten": {"torch", "features", "channels_first", "output"},
+    "fused": {"module", "torch", "flax", "heads"},
 }
 
 
-def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten, ...]:
+def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten | Fused, ...]:
     """The rules of a file, in its order within each kind.
 
     Raises:
@@ -64,9 +72,16 @@ def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten, ...]:
     return tuple(rules)
 
 
-def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten:
+def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten | Fused:
     if not isinstance(entry, dict) or not set(entry) <= _FIELDS[kind]:
         raise typer.BadParameter(f"{where} is not a table of {', '.join(sorted(_FIELDS[kind]))}.")
+    if kind == "fused":
+        try:
+            return Fused(
+                entry.get("module", ""), entry.get("torch", ""), entry.get("flax", ""), entry.get("heads")
+            )
+        except PlanError as err:
+            raise typer.BadParameter(f"{where}: {err}") from err
     torch = entry.get("torch")
     if not isinstance(torch, str):
         raise typer.BadParameter(f"{where} lacks the dotted name 'torch'.")

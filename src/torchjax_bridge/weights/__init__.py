@@ -20,7 +20,7 @@ from .files import (
     save_flax,
     save_state_dict,
 )
-from .rules import RULES, Entry, Flatten, Layer, LayerType, Rename, Rule
+from .rules import RULES, Entry, Flatten, Fused, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:
     from ._frozen import FrozenWarning as FrozenWarning
@@ -37,6 +37,7 @@ __all__ = [
     "Flatten",
     "Flip",
     "FrozenWarning",
+    "Fused",
     "Identity",
     "Layer",
     "LayerType",

@@ -18,9 +18,11 @@ from torchjax_bridge.exchange import join_path
 
 from ._bind import Match, Move, bind, bind_raw, missing_of, unexpected
 from ._flax_tree import FlaxLeaf, FlaxNode
+from ._fused import split_fused
 from ._layout import Stack
 from ._moved import Law, split_off
 from ._report import Fault
+from ._rows_asked import ask_about_rows
 from ._siblings import pair_children, with_loose_cells
 from ._structure import Structures
 from ._torch_tree import TorchLeaf, TorchNode
@@ -58,6 +60,10 @@ class Matcher:
         return self._seen[key]
 
     def _match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
+        if torch_node.fused:
+            fused, ours, theirs = split_fused(torch_node, flax_node, self.match)
+            self._alive += [ours, theirs]
+            return fused if ours.empty and theirs.empty else Match.of((fused, self.match(ours, theirs)))
         deep = self.rule_for(torch_node) is not None
         leaves = torch_node.flat() if deep else torch_node.leaves
         if not any(leaf.owners for leaf in leaves.values()):
@@ -162,12 +168,15 @@ class Matcher:
         pair = (torch_node.origin, flax_node.path)
         here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,), assumed=paired.assumed)
         below = [self.match(ours, theirs) for ours, theirs in paired.pairs]
-        why = self._why(paired.torch_left, paired.flax_left)
-        lost = [unexpected(leaf, node) for node in paired.torch_left for leaf in node.flat().values()]
+        asked, torch_left, flax_left = ask_about_rows(
+            torch_node, flax_node, paired.torch_left, paired.flax_left
+        )
+        why = self._why(torch_left, flax_left)
+        lost = [unexpected(leaf, node) for node in torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
-        no_rule = [_no_rule(node) for node in paired.torch_left if self._has_no_rule(node)]
-        empty = missing_of(leaf for node in paired.flax_left for leaf in node.flat().values())
-        return Match.of((own, here, *below, Match(faults=(*no_rule, *lost, *empty))))
+        no_rule = [_no_rule(node) for node in torch_left if self._has_no_rule(node)]
+        empty = missing_of(leaf for node in flax_left for leaf in node.flat().values())
+        return Match.of((own, here, *below, Match(faults=(*asked, *no_rule, *lost, *empty))))
 
     def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
         """Why the only layer that is left does not fit the only scope that is left."""

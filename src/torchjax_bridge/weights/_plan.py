@@ -28,11 +28,11 @@ from ._said_names import names_that_are_not_there
 from ._search import within_their_series
 from ._tied_places import separate_leaves, settle_ties
 from ._torch_tree import TorchNode, TorchTree, read_torch
-from .rules import RULES, Flatten, LayerType, Rename, Rule
+from .rules import RULES, Flatten, Fused, LayerType, Rename, Rule
 
 __all__ = ["PairingWarning", "Plan", "UserRule", "plan"]
 
-UserRule = Rule | Rename | LayerType | Flatten
+UserRule = Rule | Rename | LayerType | Flatten | Fused
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
             variables.
         template: The other side. Which of the two is torch and which Flax does not matter to the plan.
         rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
-            a bare ``state_dict``, `Flatten` for a layer behind flattened features.
+            a bare ``state_dict``, `Flatten` for a layer behind flattened features, `Fused` for layers that one
+            side keeps as one.
 
     Returns:
         A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
@@ -158,7 +159,7 @@ def read_sides(
     for rule in given:
         if not isinstance(rule, UserRule):
             raise PlanError(
-                f"{rule!r} is no rule: pass a list of Rule, Rename, LayerType and Flatten objects of "
+                f"{rule!r} is no rule: pass a list of Rule, Rename, LayerType, Flatten and Fused objects of "
                 "torchjax_bridge.weights, or leave rules out."
             )
     renames = tuple(rule for rule in given if isinstance(rule, Rename))
@@ -191,7 +192,7 @@ def make_plan(
         (*(leaf.path for leaf in flax_tree.kept), *_unfilled(leaves, moves)),
         tuple(ties.items()),
         tuple(dict.fromkeys([*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves, cast)])),
-        Report(tuple(faults)),
+        Report(tuple(dict.fromkeys(faults))),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
         tuple(by_words(dict.fromkeys([*match.assumed, *taken]))),
@@ -206,6 +207,12 @@ def _apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
     faults = []
     layers = [node for node in tree.root.walk() if _holds_tensors(node)]
     for rule in rules:
+        if isinstance(rule, Fused):
+            holders = [node for node in tree.root.walk() if rule.names(node.origin) and not node.empty]
+            if not holders:
+                faults.append(Fault("rules", f"{rule} names no module of the torch side", rule.module))
+            for node in holders:
+                node.fused += (rule,)
         if not isinstance(rule, LayerType | Flatten):
             continue
         named = [node for node in layers if rule.names(node.origin)]

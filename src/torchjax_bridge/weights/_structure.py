@@ -54,6 +54,7 @@ class Structures:
                 node.features,
                 node.output,
                 node.told,
+                node.fused,
                 _torch_settings(node.module) if with_settings else (),
                 tuple([(name, _of_leaf(leaf)) for name, leaf in node.leaves.items()]),
                 tuple(node.moved),

@@ -21,7 +21,7 @@ from torchjax_bridge.exchange import Path, join_path, split_path
 from ._nearest import did_you_mean
 from ._report import Fault, what_it_is
 from ._ties import find_ties, ties_on_meta
-from .rules import Rename
+from .rules import Fused, Rename
 
 __all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
 
@@ -59,6 +59,7 @@ class TorchNode:
         output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
         said: Whether the caller said which class it has, so that it computes what that class does.
         told: Of which of ``features`` and ``output`` the caller said something, if only that nothing changes.
+        fused: What the caller said of layers in it that one side keeps as one.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class TorchNode:
     output: tuple[int, ...] | None = None
     said: bool = False
     told: frozenset[str] = frozenset()
+    fused: tuple[Fused, ...] = ()
 
     def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
         """Every tensor at or below this node, by its dotted name relative to the node."""

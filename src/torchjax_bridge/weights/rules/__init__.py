@@ -8,6 +8,7 @@ weight is computed by a parametrization is asked for before the plain one.
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
 from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
+from ._fused import Fused
 from ._hints import Flatten, LayerType, Rename
 from ._linear import in_input_order
 from ._parametrized import parametrized
@@ -21,6 +22,7 @@ __all__ = [
     "RULES",
     "Entry",
     "Flatten",
+    "Fused",
     "Layer",
     "LayerType",
     "Rename",

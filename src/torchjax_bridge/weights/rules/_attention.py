@@ -69,7 +69,10 @@ def _heads(layer: Layer, path: Path) -> tuple[int, ...]:
     """The ``(heads, head)`` of a projection, which must be the torch module's own."""
     shape = layer.flax.get(path)
     if shape is None:
-        raise ValueError(f"there is no '{'.'.join(map(str, path))}'")
+        raise ValueError(
+            f"there is no '{'.'.join(map(str, path))}'; where the projections have other names, or are one layer, "
+            'say rules=[Fused(<path>, "in_proj", <names>)]'
+        )
     count = getattr(layer.module, "num_heads", None)
     if len(shape) == 3 and count is not None and shape[1] != count:
         raise ValueError(f"it has {count} heads, not {shape[1]}: set num_heads={count}")

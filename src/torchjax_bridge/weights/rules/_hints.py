@@ -13,7 +13,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, split_path
 
-__all__ = ["Flatten", "LayerType", "Rename"]
+__all__ = ["Flatten", "LayerType", "Rename", "names_path"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LayerType:
 
     def names(self, path: Path) -> bool:
         """Whether it speaks of the layer at this path."""
-        return _names(self.torch, path)
+        return names_path(self.torch, path)
 
     def __str__(self) -> str:
         return f'LayerType("{self.torch}", {self.kind.__name__})'
@@ -130,7 +130,7 @@ class Flatten:
 
     def names(self, path: Path) -> bool:
         """Whether it speaks of the layer at this path."""
-        return _names(self.torch, path)
+        return names_path(self.torch, path)
 
     def __str__(self) -> str:
         return f'Flatten("{self.torch}", {self.features}{", output=True" if self.output else ""})'
@@ -141,7 +141,7 @@ def _check_name(hint: str, name: object) -> None:
         raise PlanError(f"{hint}({name!r}, ...) takes the dotted name of a layer, or a pattern, first.")
 
 
-def _names(pattern: str, path: Path) -> bool:
+def names_path(pattern: str, path: Path) -> bool:
     want = split_path(pattern)
     return len(want) == len(path) and all(
         _segment(one).fullmatch(str(other)) for one, other in zip(want, path, strict=True)
