@@ -17,7 +17,7 @@ from torch import nn
 from torchjax_bridge import audit, errors, plan, to_flax, to_optax, to_state_dict
 from torchjax_bridge.weights import Entry, Flatten, Fused, LayerType, Permute, Rename, Rule
 
-WIDTH, HEADS = 8, 2
+WIDTH, HEADS = 8, 4
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -128,7 +128,7 @@ QKV = ("query", "key", "value")
 
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("kind", ["flat", "heads", "einsum"])
-@pytest.mark.parametrize(("order", "groups"), [("blocks", 2), ("heads", 2), ("blocks", 1), ("heads", 1)])
+@pytest.mark.parametrize(("order", "groups"), [("blocks", 4), ("heads", 4), ("blocks", 2), ("heads", 2)])
 def test_one_layer_in_torch_is_several_in_flax(order: str, groups: int, kind: str, bare: bool) -> None:
     module, template = FusedInTorch(order, groups), FlaxApart(kind, nnx.Rngs(0), groups)
     rules: list[Any] = [Fused("", "qkv", QKV, heads=groups if order == "heads" else None)]
