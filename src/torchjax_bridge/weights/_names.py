@@ -17,6 +17,7 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from ._bind import Match, Move, bind, bind_raw, missing_of, unexpected
+from ._class_doubts import which_class
 from ._flax_tree import FlaxLeaf, FlaxNode
 from ._fused import split_fused
 from ._layout import Stack
@@ -68,7 +69,7 @@ class Matcher:
         leaves = torch_node.flat() if deep else torch_node.leaves
         if not any(leaf.owners for leaf in leaves.values()):
             return self._match_own(torch_node, flax_node)
-        moved, ours, theirs = split_off(torch_node, flax_node, self._laws, _which_class, deep=deep)
+        moved, ours, theirs = split_off(torch_node, flax_node, self._laws, which_class, deep=deep)
         self._alive += [ours, theirs]
         if ours.empty and theirs.empty:
             return moved
@@ -148,7 +149,7 @@ class Matcher:
         if len(fits) == 1:
             return next(iter(fits.values()))[1]
         if fits:
-            return Match(faults=(_which_class(torch_node, [rule for rule, _ in fits.values()]),))
+            return Match(faults=(which_class(torch_node, [rule for rule, _ in fits.values()]),))
         inside = self._inside(torch_node, flax_node)
         return min([inside, *(match for _, match in tried)], key=lambda match: len(match.faults))
 
@@ -363,17 +364,4 @@ def _not_in_front(torch_node: TorchNode, flax_node: FlaxNode, axis: int) -> Faul
         'axis is understood: scan with variable_axes={"params": 0} (nnx: vmap with out_axes=0), or move that axis '
         "of every leaf to the front with jnp.moveaxis",
         join_path(torch_node.origin),
-    )
-
-
-def _which_class(node: TorchNode, rules: list[Rule]) -> Fault:
-    shapes = ", ".join(f"{name} {tuple(leaf.meta.shape)}" for name, leaf in node.flat().items())
-    options = " or ".join(rule.name for rule in rules)
-    kind = next((kind.__name__ for rule in rules for kind in rule.types), "Linear")
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} ({shapes}) could be {options}, which convert differently; pass the nn.Module instead "
-        f'of its state_dict, or rules=[LayerType("{path}", nn.{kind})]',
-        path,
     )

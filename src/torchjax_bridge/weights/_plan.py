@@ -19,6 +19,7 @@ from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
 from ._bind import RAW, Move
+from ._class_doubts import ask_once
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
@@ -181,7 +182,7 @@ def make_plan(
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     ties, left = settle_ties(torch_tree, match)
-    faults += within_their_series(left, torch_tree.root)
+    faults += ask_once(within_their_series(left, torch_tree.root), torch_tree, moves)
     faults += _twice(moves)
     unsaid, taken = ask_about_maps(torch_tree, moves, rules)
     faults += unsaid

@@ -26,12 +26,14 @@ class Series:
         pattern: What that rule speaks of on the torch side, with a ``*`` for the number of the block.
         torch: What may be what, relative to the block: the names on the torch side.
         flax: The names in Flax.
+        what: What they are, in the plural.
     """
 
     rule: str
     pattern: str
     torch: tuple[str, ...]
     flax: tuple[str, ...]
+    what: str = "blocks"
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ def _lines(faults: Iterable[Fault]) -> Iterator[str]:
         alike.setdefault(fault.series or id(fault), []).append(fault)
     for first, *more in alike.values():
         if more and first.series:
-            rest = (
-                f"'{more[-1].path}'" if len(more) == 1 else f"{len(more)} more blocks up to '{more[-1].path}'"
-            )
-            words = f"{first.message}; the same in {rest}, and rules=[{first.series.rule}, ...] speaks of them all"
+            series = first.series
+            many = f"{len(more)} more {series.what} up to '{more[-1].path}'"
+            rest = f"'{more[-1].path}'" if len(more) == 1 else many
+            all_of_them = f", and rules=[{series.rule}, ...] speaks of them all" if series.rule else ""
+            words = f"{first.message}; the same in {rest}{all_of_them}"
             first = replace(first, message=words)
         yield str(first)
 

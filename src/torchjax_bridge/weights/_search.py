@@ -6,7 +6,7 @@ numbers, which linen's automatic names and torch's containers have; ``_siblings`
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -294,14 +294,14 @@ def _in_order(ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
     return f" (they are defined in the order that has {pairs}, which proves nothing)"
 
 
-def within_their_series(faults: Sequence[Fault], root: TorchNode) -> Iterable[Fault]:
+def within_their_series(faults: Sequence[Fault], root: TorchNode) -> list[Fault]:
     """The faults, without the series whose pattern also speaks of a layer that is not in doubt, or in another.
 
     A layer that the caller has renamed is none of these: of two rules the first decides.
     """
     doubted: dict[Series, set[str]] = {}
     for fault in faults:
-        if fault.series:
+        if fault.series and fault.series.pattern:
             doubted.setdefault(fault.series, set()).add(fault.path)
     nodes = [node for node in root.walk() if node.origin[-1:] == node.path[-1:]] if doubted else []
     too_wide = set()
