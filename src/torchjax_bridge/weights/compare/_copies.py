@@ -1,7 +1,7 @@
 """What a caller hands to both models, made anew for each: a model may write to what it is given.
 
-Containers are rebuilt as what they are, with their keys in order (JAX's own trees sort those of a dict), and an
-array that stands in two places is one array afterwards. Owns no knowledge of models.
+Containers are rebuilt as what they are, with their keys in order (JAX sorts those of a dict), and an array that
+stands in two places is one array afterwards. Owns no knowledge of models, which are passed on as they are.
 """
 
 import copy
@@ -9,9 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+import flax.linen
 import jax
 import numpy as np
 import torch
+from flax import nnx
 from torch import nn
 
 from torchjax_bridge.exchange import Path, from_jax_keypath
@@ -104,6 +106,8 @@ def _container(tree: Any, leaf: Leaf, path: Path, made: dict[int, tuple[Any, Any
     def inside(key: Any, item: Any) -> Any:
         return _rebuilt(item, leaf, (*path, key if isinstance(key, int) else str(key)), made)
 
+    if isinstance(tree, nn.Module | nnx.Module | flax.linen.Module):
+        return tree
     if isinstance(tree, tuple):
         items = [inside(place, item) for place, item in enumerate(tree)]
         if all(one is other for one, other in zip(items, tree, strict=True)):

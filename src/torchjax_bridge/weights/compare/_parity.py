@@ -21,7 +21,7 @@ from ._float64 import CANNOT, apart, in_float64, torch_in_float64, wide_inputs, 
 from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs
 from ._record import Call, Record, record_torch
 from ._statistics import Statistic, statistics
-from ._steps import Bounds, Step, align, compare
+from ._steps import Bounds, Step, align, compare, side_by_side
 from ._twins import Twins, read_twins
 from ._values import tolerance
 
@@ -249,7 +249,7 @@ def _compare(
         cause,
         whole.gap.difference if whole is not None else float("nan"),
         audit.faults,
-        (*_notes(twins, steps, last, theirs.error), *(unmoved if given.channels_last is None else ())),
+        (*_notes(twins, steps, last, ours, theirs), *(unmoved if given.channels_last is None else ())),
     )
     return found, bad, steps
 
@@ -316,7 +316,7 @@ _EQUAL = 1e-7  # the last digit of float32
 def _whole(root: nn.Module, ours: Record, theirs: Record, bounds: Bounds) -> Step:
     """The two models as one step."""
     call = Call((), (), ours.output, module=root)
-    output = compare(root, ours.output, theirs.output, bounds)
+    output = compare(root, ours.output, theirs.output, bounds, whole=True)
     return Step(call, Call((), (), theirs.output), root, 0, output, (1, 1))
 
 
@@ -354,7 +354,9 @@ def _statistic_row(one: Statistic) -> ParityRow:
     return ParityRow(name, torch_path, flax_path, 0, one.shape, one.gap.difference, one.gap.relative, one.ok)
 
 
-def _notes(twins: Twins, steps: Sequence[Step], last: Moves, error: BaseException | None) -> Iterator[str]:
+def _notes(twins: Twins, steps: Sequence[Step], last: Moves, ours: Record, theirs: Record) -> Iterator[str]:
+    error = theirs.error
+    yield from _left_out(ours, theirs)
     yield from (f"{name} went into Flax with its channels last" for name, moved in last.items() if moved)
     for step in steps:
         ours, theirs = step.counts
@@ -366,3 +368,14 @@ def _notes(twins: Twins, steps: Sequence[Step], last: Moves, error: BaseExceptio
     if error is not None:
         yield f"the Flax model raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     yield from (f"the plan says {fault}" for fault in twins.plan.report)
+
+
+def _left_out(ours: Record, theirs: Record) -> Iterator[str]:
+    """What only one of the models returns."""
+    pairs = side_by_side(ours.output, theirs.output) if theirs.output else []
+    compared = {id(value) for pair in pairs or () for value in pair}
+    for name, record in (("torch", ours), ("Flax", theirs)) if pairs else ():
+        alone = [value for value in record.output if id(value) not in compared]
+        if alone:
+            names = ", ".join(f"'{join_path(value.path)}'" for value in alone[:3])
+            yield f"only the {name} model gives {names}{', ...' if len(alone) > 3 else ''}: not compared"

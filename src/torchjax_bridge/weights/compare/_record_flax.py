@@ -7,9 +7,9 @@ caller's module and variables are left as they were.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen
 import jax
@@ -21,6 +21,7 @@ from torchjax_bridge.exchange import Path
 from .._flax_tree import FlaxLeaf, read_flax
 from .._live import linen_path, rng_streams
 from ..settings import flax_layer
+from ._copies import rebuilt
 from ._record import MODEL_ERRORS, Call, Record
 from ._values import values_in
 
@@ -44,13 +45,11 @@ class _Recorder:
         jax.effects_barrier()
         del _RUNNING[self.key]
 
-    def note(self, path: Path, arguments: Any, output: Any, module: Any = None) -> Any:
+    def note(self, path: Path, given: "_Taken", output: Any, module: Any = None) -> Any:
         """Record one call, now or when its values are known; give its output to go on with."""
-        leaves, structure = jax.tree.flatten((arguments, output), is_leaf=_is_module)
-        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.Array | np.ndarray)]
-        arrays = [leaves[place] for place in places]
-        frame = [None if place in places else leaf for place, leaf in enumerate(leaves)]
-        store = partial(_store, self.key, path, module, frame, structure, places)
+        gave = _take(output)
+        arrays = [*given.arrays, *gave.arrays]
+        store = partial(_store, self.key, path, module, given.frame, gave.frame)
         if not any(isinstance(array, jax.core.Tracer) for array in arrays):
             for array in arrays:
                 jax.block_until_ready(array)
@@ -73,40 +72,56 @@ class _Recorder:
         return jax.block_until_ready(output)
 
 
-def _through(store: Callable[..., None], arrays: list[Any], output: Any) -> Any:
+class _Taken(NamedTuple):
+    """A tree with holes in the places of its arrays, and the arrays; containers that are written to later stay."""
+
+    frame: Any
+    arrays: list[Any]
+
+
+def _take(tree: Any) -> _Taken:
+    """Keep what a module takes or gives as it is now."""
+    arrays: list[Any] = []
+
+    def leaf(_: Path, array: Any) -> Any:
+        arrays.append(array.copy() if isinstance(array, np.ndarray) else array)
+        return _HOLE
+
+    return _Taken(rebuilt(tree, leaf), arrays)
+
+
+_HOLE = np.zeros(0)
+
+
+def _filled(frame: Any, arrays: Iterator[Any]) -> Any:
+    return rebuilt(frame, lambda _, hole: next(arrays))
+
+
+def _through(store: Callable[..., Any], arrays: list[Any], output: Any) -> Any:
     """The output, by way of a callback that stores: it has no effect, and runs because its result is used."""
-    leaves, structure = jax.tree.flatten(output, is_leaf=_is_module)
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, jax.core.Tracer)]
+    gave = _take(output)
+    traced = [array for array in gave.arrays if isinstance(array, jax.core.Tracer)]
 
     def look(passed: list[Any], *arrays: Any) -> list[Any]:
         store(*arrays)
         return passed
 
-    passed = [leaves[place] for place in places]
-    shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in passed]
-    passed = jax.pure_callback(look, shapes, passed, *arrays, vmap_method="sequential")
-    for place, leaf in zip(places, passed, strict=True):
-        leaves[place] = leaf
-    return jax.tree.unflatten(structure, leaves)
+    shapes = [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in traced]
+    passed = iter(jax.pure_callback(look, shapes, traced, *arrays, vmap_method="sequential"))
+    again = [next(passed) if isinstance(array, jax.core.Tracer) else array for array in gave.arrays]
+    return _filled(gave.frame, iter(again))
 
 
-def _store(
-    key: int, path: Path, module: Any, frame: list[Any], structure: Any, places: list[int], *arrays: Any
-) -> None:
+def _store(key: int, path: Path, module: Any, given: Any, gave: Any, *arrays: Any) -> None:
     running = _RUNNING.get(key)
     if running is None:  # a compiled function has outlived the run that traced it
         return
-    leaves = list(frame)
-    for place, array in zip(places, arrays, strict=True):
-        leaves[place] = (
-            array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
-        )
-    given, gave = jax.tree.unflatten(structure, leaves)
-    running.record.calls.append(Call(path, values_in(given), values_in(gave), given, module))
-
-
-def _is_module(thing: Any) -> bool:
-    return isinstance(thing, nnx.Module | flax.linen.Module)
+    known = (
+        array if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else np.asarray(array)
+        for array in arrays
+    )
+    took, returned = _filled(given, known), _filled(gave, known)
+    running.record.calls.append(Call(path, values_in(took), values_in(returned), took, module))
 
 
 _KEYS = itertools.count()
@@ -144,14 +159,15 @@ def _recording(kind: type) -> type:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             key, path = getattr(self, _WHERE)
             running = _RUNNING.get(key)
+            given = _take((args, kwargs))
             try:
                 output = kind.__call__(self, *args, **kwargs)
             except MODEL_ERRORS:
                 if running is not None:
-                    running.note(path, (args, kwargs), ())
+                    running.note(path, given, ())
                 raise
             if running is not None:
-                running.note(path, (args, kwargs), output)
+                running.note(path, given, output)
             return output
 
         names = {"__call__": call, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
@@ -178,15 +194,16 @@ def record_linen(
         if context.method_name != "__call__" or path not in watched or path in running:
             return call(*args, **kwargs)
         bare = context.module.clone(parent=None)
+        given = _take((args, kwargs))
         running.append(path)  # a subclass calls its parent's __call__, which is no call of the layer's own
         try:
             output = call(*args, **kwargs)
         except MODEL_ERRORS:
-            recorder.note(path, (args, kwargs), (), bare)
+            recorder.note(path, given, (), bare)
             raise
         finally:
             running.remove(path)
-        return recorder.note(path, (args, kwargs), output, bare)
+        return recorder.note(path, given, output, bare)
 
     def run(*args: Any, **kwargs: Any) -> Any:
         return module.apply(variables, *args, rngs=rngs, mutable=writable, **kwargs)

@@ -16,9 +16,19 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ._record import Call, Record
-from ._values import Gap, Value, best, has_one_layout, laid_out, tolerance, without_tail
+from ._values import Gap, Value, alike, best, gap, has_one_layout, laid_out, tolerance, without_tail
 
-__all__ = ["Bounds", "Comparison", "Orders", "Step", "align", "channels_last", "compare", "given_torchs"]
+__all__ = [
+    "Bounds",
+    "Comparison",
+    "Orders",
+    "Step",
+    "align",
+    "channels_last",
+    "compare",
+    "given_torchs",
+    "side_by_side",
+]
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def given_torchs(call: Call, inputs: Comparison | None) -> Call:
 def _in_order(values: tuple[Value, ...], features: tuple[int, ...] | None) -> tuple[Value, ...]:
     if features is None or len(values) != 1:
         return values
-    return (Value(channels_last(values[0].array, features), values[0].dtype),)
+    return (replace(values[0], array=channels_last(values[0].array, features)),)
 
 
 def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
@@ -121,30 +131,77 @@ def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
 
 
 def compare(
-    module: nn.Module, ours: Sequence[Value], theirs: Sequence[Value], bounds: Bounds
+    module: nn.Module, ours: Sequence[Value], theirs: Sequence[Value], bounds: Bounds, *, whole: bool = False
 ) -> Comparison | None:
-    """Compare what two layers took or gave: array by array, or torch's first with the one that it fits."""
+    """Compare what two layers took or gave: array by array, or torch's first with the one that it fits.
+
+    Args:
+        module: The torch layer.
+        ours: What torch's took or gave.
+        theirs: What Flax's did.
+        bounds: What is taken for rounding.
+        whole: Whether they are the outputs of the models, which must have the same axes.
+    """
     if not ours or not theirs:
         return None
-    if len(ours) == len(theirs) and not isinstance(module, _SEQUENCES):
-        pairs = [_pair(module, one, other, bounds) for one, other in zip(ours, theirs, strict=True)]
+    both = None if isinstance(module, _SEQUENCES) else side_by_side(ours, theirs)
+    if both is not None:
+        pairs = [_pair(module, one, other, bounds, whole=whole) for one, other in both]
         bad = [pair for pair in pairs if not pair.ok]
         return bad[0] if bad else max(pairs, key=lambda pair: pair.gap.relative)
-    tried = [_pair(module, ours[0], other, bounds) for other in theirs]
+    tried = [_pair(module, ours[0], other, bounds, whole=whole) for other in theirs]
     return min(tried, key=lambda pair: pair.gap.difference)
+
+
+def side_by_side(
+    ours: Sequence[Value], theirs: Sequence[Value], depth: int = 0
+) -> list[tuple[Value, Value]] | None:
+    """Which array of Flax's is which of torch's: by name where both have names, else in order.
+
+    None where there are no names in common, and not as many arrays on both sides.
+    """
+    one, other = _by_key(ours, depth), _by_key(theirs, depth)
+    common = [key for key in one if key in other]
+    named = all(isinstance(key, str) for key in (*one, *other))
+    if common and (named or one.keys() == other.keys()) and None not in common:
+        pairs: list[tuple[Value, Value]] = []
+        for key in common:
+            inner = side_by_side(one[key], other[key], depth + 1)
+            if inner is None and not named:
+                break
+            pairs += inner or zip(one[key], other[key], strict=False)
+        else:
+            rest, others = ([v for v in all_ if _key(v, depth) not in common] for all_ in (ours, theirs))
+            return pairs + (list(zip(rest, others, strict=True)) if len(rest) == len(others) else [])
+    return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else None
+
+
+def _by_key(values: Sequence[Value], depth: int) -> dict[str | int | None, list[Value]]:
+    found: dict[str | int | None, list[Value]] = {}
+    for value in values:
+        found.setdefault(_key(value, depth), []).append(value)
+    return found
+
+
+def _key(value: Value, depth: int) -> str | int | None:
+    return value.path[depth] if len(value.path) > depth else None
 
 
 # What these return beside their first output (states, attention weights), Flax's return elsewhere or not at all.
 _SEQUENCES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
-def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds) -> Comparison:
+def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds, *, whole: bool) -> Comparison:
     ways = laid_out(without_tail(one.array, module, other.array.shape), module, other.array.shape)
     if has_one_layout(module):
         ways = ways[:1]
     found = best(ways, other.array)
     shapes = (one.array.shape, other.array.shape)
     if found is None:
+        for way, theirs in alike(one.array, other.array, whole=whole):
+            apart = gap(way, theirs)
+            if bounds.allow(apart, one.dtype, other.dtype):
+                return Comparison(way, theirs, apart, True, shapes)
         return Comparison(None, other.array, Gap(float("inf"), float("inf")), False, shapes)
     way, apart = found
     return Comparison(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
@@ -229,7 +286,7 @@ def _output(
 ) -> Comparison | None:
     if twin is None:
         return None
-    return compare(call.module, _in_order(call.outputs, order), twin.outputs, bounds)
+    return compare(call.module, _in_order(call.outputs, order), twin.outputs, bounds, whole=not call.path)
 
 
 _Group = tuple[dict[nn.Module, None], dict[Path, None]]

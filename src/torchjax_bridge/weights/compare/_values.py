@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from torchjax_bridge.exchange import Path
+
 __all__ = [
     "Gap",
     "Value",
+    "alike",
     "best",
     "channels_in_front",
     "gap",
@@ -30,37 +33,46 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One array, and the name of the dtype it had; what numpy cannot compute with is held as float32."""
+    """One array, and the name of the dtype it had; what numpy cannot compute with is held as float32.
+
+    ``path`` is its place in what a layer took or gave: names, where there are some, and numbers.
+    """
 
     array: np.ndarray
     dtype: str
+    path: Path = ()
 
 
 def values_in(tree: Any) -> tuple[Value, ...]:
-    """The arrays in tuples, lists, mappings (by sorted keys), dataclasses and pytrees, copied."""
-    return tuple(_values(tree))
+    """The arrays in tuples, lists, mappings and dataclasses, copied, in the order in which these were filled."""
+    return tuple(_values(tree, ()))
 
 
-def _values(tree: Any) -> Iterator[Value]:
+def _values(tree: Any, path: Path) -> Iterator[Value]:
     if isinstance(tree, torch.Tensor):
         if not tree.is_meta and tree.layout == torch.strided:
             tensor = tree.detach().resolve_conj().resolve_neg()
             wide = tensor.float() if tensor.is_floating_point() and tensor.dtype not in _NATIVE else tensor
-            yield Value(wide.cpu().numpy().copy(), str(tree.dtype).removeprefix("torch."))
+            yield Value(wide.cpu().numpy().copy(), str(tree.dtype).removeprefix("torch."), path)
     elif isinstance(tree, jax.Array | np.ndarray):
         if jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key):
             return
         array = np.array(tree) if isinstance(tree, np.ndarray) else np.asarray(tree)  # JAX's is immutable
-        yield Value(array if array.dtype.kind in "fciub" else array.astype(np.float32), tree.dtype.name)
-    elif isinstance(tree, Mapping):
-        for _, item in sorted(tree.items(), key=lambda pair: str(pair[0])):
-            yield from _values(item)
+        yield Value(array if array.dtype.kind in "fciub" else array.astype(np.float32), tree.dtype.name, path)
+    else:
+        for name, item in _inside(tree):
+            yield from _values(item, (*path, name))
+
+
+def _inside(tree: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(tree, Mapping):
+        yield from ((str(name), item) for name, item in tree.items())
+    elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        yield from zip(tree._fields, tree, strict=True)
     elif isinstance(tree, list | tuple):
-        for item in tree:
-            yield from _values(item)
+        yield from enumerate(tree)
     elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from _values(getattr(tree, field.name, None))
+        yield from ((field.name, getattr(tree, field.name, None)) for field in dataclasses.fields(tree))
 
 
 _NATIVE = (torch.float16, torch.float32, torch.float64)
@@ -132,6 +144,29 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
         for way in ways
         if way.size == np.prod(shape) and shape and way.ndim and way.shape[-1] == shape[-1]
     ]
+
+
+def alike(ours: np.ndarray, theirs: np.ndarray, *, whole: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Two arrays of other shapes that may hold the same values in the same order, as arrays of one shape.
+
+    Axes may be split on one side (heads), and one may be without the batch, or have it once: then it stands for
+    every element of it. Whole models must give the same axes but for those that are split.
+    """
+    axes = [tuple(size for size in array.shape if size != 1) for array in (ours, theirs)]
+    if ours.size == theirs.size:
+        if axes[0] != axes[1] or not whole:
+            yield ours.reshape(theirs.shape), theirs
+    elif not whole and min(ours.size, theirs.size) > 1:
+        larger = max(ours, theirs, key=np.size).shape
+        # Not where both are stretched, as (N,) and (N, 1) are.
+        if all(_stretches(array.shape, larger) for array in (ours, theirs)):
+            yield np.broadcast_to(ours, larger), np.broadcast_to(theirs, larger)
+
+
+def _stretches(shape: tuple[int, ...], larger: tuple[int, ...]) -> bool:
+    return len(shape) <= len(larger) and all(
+        one in (1, other) for one, other in zip(shape[::-1], larger[::-1], strict=False)
+    )
 
 
 def without_tail(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> np.ndarray:
