@@ -24,9 +24,10 @@ from ._masks import flax_masks
 from ._record import Call
 from ._rerun import Rerun
 from ._steps import Comparison, Step, compare, given_torchs
+from ._values import has_own_forward
 from ._wrong_weights import wrong_weights
 
-__all__ = ["find_cause"]
+__all__ = ["find_cause", "has_own_fault"]
 
 
 def find_cause(step: Step, evidence: Evidence) -> Cause:
@@ -41,6 +42,16 @@ def find_cause(step: Step, evidence: Evidence) -> Cause:
             return cause
         found.append(cause)
     return found[0] if found else _unknown(step, step.flax, inputs, evidence)
+
+
+def has_own_fault(step: Step, evidence: Evidence) -> bool:
+    """Whether a layer that is given the same in both is wrong by itself: in its weights, a setting or its mode."""
+    inputs = step.inputs(evidence.bounds)
+    if step.flax is None or (inputs is not None and not inputs.ok):
+        return False
+    wrong = wrong_weights(step.torch.path, step.flax.path, evidence.moves, evidence.values)
+    settings = (cause.proved for cause in _settings(step, step.flax, evidence))
+    return any(True for _ in wrong) or any(settings) or any(True for _ in _mode(step, step.flax, evidence))
 
 
 def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
@@ -58,7 +69,16 @@ def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
         yield replace(as_cause(finding, step, ""), proved=proved)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
-        yield from relation(step, step.output, evidence, behind, _reader(step, evidence))
+        alone = step.torch.path and evidence.moves.get(step.torch.path) and has_own_forward(step.module)
+        for cause in relation(step, step.output, evidence, behind, _reader(step, evidence)):
+            yield _perhaps_behind(cause, step) if alone else cause
+
+
+def _perhaps_behind(cause: Cause, step: Step) -> Cause:
+    """A layer of the caller's does more than its twin does, which may be right: what Flax does then is unknown."""
+    return replace(
+        cause, fix=f"Flax may have it behind {place(step)}; if it has not, {cause.fix}", proved=False
+    )
 
 
 def _reader(step: Step, evidence: Evidence) -> Step | None:

@@ -1,122 +1,36 @@
 """Runs a torch model and its Flax twin on the same inputs and says where they part, and why.
 
-Owns the result and the running of both sides; which layers belong together is the plan's, what they gave
+Owns the running of both sides and what becomes of it; which layers belong together is the plan's, what they gave
 is recorded by ``_record``, put side by side by ``_steps`` and explained by ``_causes``. Changes neither model.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from math import isnan
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from torchjax_bridge.exchange import join_path
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.exchange import Path, join_path
 
-from .._audit import SettingFault
 from .._plan import UserRule
-from ._causes import find_cause
-from ._evidence import Cause, Evidence, not_called, place
+from ._causes import find_cause, has_own_fault
+from ._evidence import Evidence, not_called, place
 from ._float64 import CANNOT, apart, in_float64, torch_in_float64, wide_inputs, widened
 from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs
-from ._record import Call, Record, record_torch
+from ._made_up import made_up_for
+from ._record import Call, Change, Record, record_torch
+from ._result import Parity, ParityRow
 from ._statistics import Statistic, statistics
 from ._steps import Bounds, Step, align, compare, side_by_side
 from ._twins import Twins, read_twins
-from ._values import tolerance
+from ._values import tolerance, values_in
 
-__all__ = ["Parity", "ParityRow", "parity"]
-
-
-@dataclass(frozen=True)
-class ParityRow:
-    """One call of one layer, compared.
-
-    Attributes:
-        layer: The class of the torch layer.
-        torch_path: Its dotted path; empty for the whole model.
-        flax_path: The dotted path of its Flax twin.
-        call: Which call of the layer it is, from 0.
-        shape: The shape of torch's output; None where there is none.
-        difference: The largest ``|torch - Flax|``.
-        relative: The same, divided by the largest ``|torch|``.
-        ok: Whether that is rounding; None where the outputs could not be compared.
-        note: Why they could not.
-    """
-
-    layer: str
-    torch_path: str
-    flax_path: str
-    call: int
-    shape: tuple[int, ...] | None
-    difference: float
-    relative: float
-    ok: bool | None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Two models, compared layer by layer. Print it to read it as a table.
-
-    Attributes:
-        rows: Every call of every layer that both have, in the order in which torch's ended; the model's own output,
-            of which ``torch_path`` is empty, is among them.
-        cause: The likely cause of the first row that differs; None where none does.
-        max_difference: The largest ``|torch - Flax|`` of the models' outputs; not a number where one of them
-            gives no arrays.
-        settings: Every setting that differs, also where it does not change these outputs.
-        notes: What could not be compared, and how the inputs were laid out.
-    """
-
-    rows: tuple[ParityRow, ...]
-    cause: Cause | None
-    max_difference: float
-    settings: tuple[SettingFault, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """Whether every layer that could be compared, and the output, agree."""
-        return self.cause is None
-
-    @property
-    def first(self) -> ParityRow | None:
-        """The first row that differs, in the order in which torch runs."""
-        return next((row for row in self.rows if row.ok is False), None)
-
-    def __str__(self) -> str:
-        if self.ok:
-            unseen = sum(row.ok is None for row in self.rows)
-            rest = f" and {unseen} cannot be compared" if unseen else ""
-            agree = f"{len(self.rows) - unseen} outputs agree{rest}"
-            title = f"parity: {agree}, the models' own within {self.max_difference:.2g}"
-        elif isnan(self.max_difference):  # one of them gave no numbers
-            title = "parity: the models differ"
-        else:
-            title = f"parity: the models differ, by up to {self.max_difference:.2g} in their outputs"
-        table: list[tuple[str, ...]] = [("", "layer", "torch", "Flax", "shape", "difference", "relative")]
-        table += [_cells(row, first=row is self.first) for row in self.rows]
-        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-        lines = [title]
-        lines += [
-            ("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))).rstrip()
-            for line in table
-        ]
-        lines += [f"  cause: {self.cause}"] if self.cause else []
-        lines += [f"  setting: {fault}" for fault in self.settings if fault.effect != "rounding"]
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
-
-
-def _cells(row: ParityRow, *, first: bool) -> tuple[str, ...]:
-    mark = {True: "ok", False: "differs", None: "?"}[row.ok]
-    name = row.torch_path or "(output)"
-    call = f" [{row.call}]" if row.call else ""
-    numbers = (f"{row.difference:.2e}", f"{row.relative:.2e}") if not row.note else (row.note, "")
-    shape = str(row.shape) if row.shape is not None else ""
-    twin = row.flax_path or ("(output)" if not row.torch_path else "")
-    return ("first" if first else mark, row.layer, name + call, twin, shape, *numbers)
+__all__ = ["parity"]
 
 
 def parity(
@@ -127,6 +41,7 @@ def parity(
     atol: float | None = None,
     rtol: float | None = None,
     channels_last: bool | Sequence[bool] | None = None,
+    ignore: str | Iterable[str] = (),
     torch_kwargs: Mapping[str, Any] | None = None,
     flax_kwargs: Mapping[str, Any] | None = None,
 ) -> Parity:
@@ -139,6 +54,9 @@ def parity(
     other layers, what lies in front of it is compared with what activations, flattenings, residual connections
     and dropouts would give.
 
+    A layer may differ in a right twin: torch's may have an activation or a scale inside that Flax has behind it.
+    Where what reads the layer is given the same in both, its difference is a note and no failure.
+
     Args:
         torch_module: The torch model.
         flax_model: An ``nnx.Module``, or ``(linen module, variables)``, with the converted weights.
@@ -150,6 +68,8 @@ def parity(
         channels_last: Whether tensors ``(N, C, *space)`` are given to Flax as ``(N, *space, C)``; one answer, or
             one for each input. By default this is found out: where torch's convolutions take inputs of as many
             axes, both are tried, and the one in which the first convolution is given the same in both stays.
+        ignore: The torch paths of layers that need not agree, or patterns of them (``"layer1.*.act"``); the outputs
+            of the models are always compared.
         torch_kwargs: Keyword arguments for the torch model.
         flax_kwargs: Keyword arguments for the Flax model, such as ``{"train": False}``.
 
@@ -159,7 +79,7 @@ def parity(
     Raises:
         PlanError: The two have no layer in common.
         SettingsError: One of them is no live model.
-        ArgumentError: The models do not take these inputs.
+        ArgumentError: The models do not take these inputs; or ``ignore`` names no layer.
 
     Memory:
         Holds a copy of the inputs and outputs of every layer, of both models, and while torch's runs a copy of its
@@ -174,7 +94,9 @@ def parity(
     >>> parity(module, twin, torch.ones(1, 2)).ok
     True
     """
-    given = _Given(tuple(rules), inputs, channels_last, dict(torch_kwargs or {}), dict(flax_kwargs or {}))
+    left_out = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    kwargs = dict(torch_kwargs or {}), dict(flax_kwargs or {})
+    given = _Given(tuple(rules), inputs, channels_last, left_out, *kwargs)
     twins = read_twins(torch_module, flax_model, given.rules)
     bounds = Bounds(atol, rtol)
     found, bad, steps = _compare(twins, given, bounds, bounds)
@@ -193,6 +115,7 @@ class _Given:
     rules: tuple[UserRule, ...]
     inputs: tuple[Any, ...]
     channels_last: bool | Sequence[bool] | None
+    ignore: tuple[str, ...]
     torch_kwargs: dict[str, Any]
     flax_kwargs: dict[str, Any]
 
@@ -210,7 +133,12 @@ def _compare(
     named = {f"input {place}": value for place, value in enumerate(inputs)}
     check_call("torch", twins.root.forward, inputs, ours_kwargs)
     check_call("Flax", twins.flax_call, inputs, theirs_kwargs)
-    ours = record_torch(twins.root, twins.modules.items(), inputs, ours_kwargs)
+    ignored = _ignored(given.ignore, twins.modules)
+
+    def run_torch(change: Change | None = None) -> Record:
+        return record_torch(twins.root, twins.modules.items(), inputs, ours_kwargs, change)
+
+    ours = run_torch()
 
     def run(last: Moves) -> Record:
         arrays = to_flax_inputs(named, last, twins.arrays)
@@ -218,7 +146,7 @@ def _compare(
         return twins.run_flax(tuple(arrays[name] for name in named), extra)
 
     def lay(theirs: Record) -> list[Step]:
-        return align(twins.plan.layers, twins.modules, twins.names, twins.orders, ours, theirs, bounds)
+        return align(twins.layer_pairs, twins.modules, twins.names, twins.orders, ours, theirs, bounds)
 
     theirs, last = choose_layout(named, given.channels_last, ours, run, lay)
     steps = lay(theirs)
@@ -226,20 +154,34 @@ def _compare(
         steps.append(_whole(twins.root, ours, theirs, bounds))
     layers = twins.layers(theirs)
     audit = twins.settings(layers)
-    paired = [(step, row) for step in steps if (row := _row(step, theirs.error)) is not None]
-    rows = [row for _, row in paired]
-    bad = next((step for step, row in paired if row.ok is False), None)
+    known = (twins.moves, twins.values, twins.rerun(), twins.refilled, layers)
+    evidence = Evidence(steps, ours, theirs, proof, audit, *known)
+    rows: list[ParityRow] = []
+    bad: Step | None = None
+    notes: list[str] = []
+    for step in steps:
+        row = _row(step, theirs.error)
+        if row is None:
+            continue
+        if step.torch.path in ignored:
+            row = replace(row, ok=None, note="ignored")
+        elif row.ok is False and bad is None:
+            why = _excuse(step, evidence, run_torch, bounds)
+            if why is None:
+                bad = step
+            else:
+                row = replace(row, ok=None, note=why)
+                notes.append(f"{place(step)} gives something else in Flax; {why}")
+        rows.append(row)
     if theirs.error is not None and bad is None:
         theirs.error.add_note("raised by the Flax model; every layer that ran before agreed with torch's")
         raise theirs.error
     cause = None
     if bad is not None:
-        rerun = twins.rerun()
-        known = (twins.moves, twins.values, rerun, twins.refilled, layers)
-        evidence = Evidence(steps, ours, theirs, proof, audit, *known)
         cause = find_cause(bad, evidence)
     elif twins.root.training:
         trained = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
+        trained = [one for one in trained if one.step.torch.path not in ignored]
         rows += [_statistic_row(one) for one in trained]
         cause, bad = next(((one.cause, one.step) for one in trained if one.cause is not None), (None, None))
     unmoved = as_they_are(named, twins.modules.values())
@@ -249,7 +191,11 @@ def _compare(
         cause,
         whole.gap.difference if whole is not None else float("nan"),
         audit.faults,
-        (*_notes(twins, steps, last, ours, theirs), *(unmoved if given.channels_last is None else ())),
+        (
+            *notes,
+            *_notes(twins, steps, last, ours, theirs),
+            *(unmoved if given.channels_last is None else ()),
+        ),
     )
     return found, bad, steps
 
@@ -281,17 +227,20 @@ def _once_more(
         with in_float64():
             wide = widened(twins, torchs=weights < float("inf"))
             inputs, *kwargs = map(wide_inputs, (given.inputs, given.torch_kwargs, given.flax_kwargs))
-            again = _Given(given.rules, inputs, given.channels_last, *kwargs)
+            again = _Given(given.rules, inputs, given.channels_last, given.ignore, *kwargs)
             both = read_twins(torch_in_float64(torch_module), wide, given.rules)
             sure, _, _ = _compare(both, again, Bounds(rtol=_SURE), Bounds(rtol=_EQUAL))
     except CANNOT:
         return found
     known = {_key(row): row for row in sure.rows}
-    if any(row.ok is not None and (_key(row) not in known or known[_key(row)].note) for row in found.rows):
+    compared = [row for row in found.rows if row.ok is not None]
+    if any(_key(row) not in known or isnan(known[_key(row)].difference) for row in compared):
         return found  # it ran otherwise
-    rows = [replace(row, ok=known[_key(row)].ok) if row.ok is not None else row for row in found.rows]
+    rows = [_decided(row, known[_key(row)]) if row.ok is not None else row for row in found.rows]
     rows += [row for row in sure.rows if _key(row) not in {_key(row) for row in rows}]
-    excused = [row for row, now in zip(found.rows, rows, strict=False) if row.ok is False and now.ok]
+    excused = [
+        row for row, now in zip(found.rows, rows, strict=False) if row.ok is False and now.ok is not False
+    ]
     if not excused:
         return replace(found, cause=sure.cause) if sure.cause is not None and sure.cause.proved else found
     most, left = max(row.relative for row in excused), max(known[_key(row)].relative for row in excused)
@@ -302,12 +251,53 @@ def _once_more(
     return replace(found, rows=tuple(rows), cause=sure.cause, notes=(*found.notes, note))
 
 
+def _decided(row: ParityRow, sure: ParityRow) -> ParityRow:
+    return replace(row, ok=sure.ok, note=sure.note)
+
+
 def _key(row: ParityRow) -> tuple[str, str, int]:
     return row.layer, row.torch_path, row.call
 
 
 _SURE = tolerance("float32")
 _EQUAL = 1e-7  # the last digit of float32
+
+
+def _ignored(patterns: Sequence[str], modules: Mapping[Path, nn.Module]) -> set[Path]:
+    """The layers that a caller excludes."""
+    names = {join_path(path): path for path in modules if path}
+    found: set[Path] = set()
+    for pattern in patterns:
+        matching = [path for name, path in names.items() if fnmatchcase(name, pattern)]
+        if not matching:
+            near = get_close_matches(pattern, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise ArgumentError(f"ignore={pattern!r} names no layer of the torch model{hint}")
+        found.update(matching)
+    return found
+
+
+def _excuse(
+    step: Step, evidence: Evidence, run_torch: Callable[[Change], Record], bounds: Bounds
+) -> str | None:
+    """Why a layer may differ in a right twin; None where it may not."""
+    if not step.torch.path or step.output is None:
+        return None
+    made_up, shown = made_up_for(step, evidence.steps, evidence.torch, run_torch, bounds)
+    if made_up:
+        return "what reads it is given the same in both"
+    if shown and not _keeps(evidence.torch) and not has_own_fault(step, evidence):
+        return "the models' outputs agree"
+    return None
+
+
+def _keeps(ours: Record) -> bool:
+    """Whether a run changes buffers: then they are outputs, too, and show what a norm takes away again."""
+    return any(
+        not np.array_equal(after.array, values_in(getattr(module, name))[0].array)
+        for (module, name), after in ours.state.items()
+        if after.array.dtype.kind == "f"
+    )
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -359,9 +349,9 @@ def _notes(twins: Twins, steps: Sequence[Step], last: Moves, ours: Record, their
     yield from _left_out(ours, theirs)
     yield from (f"{name} went into Flax with its channels last" for name, moved in last.items() if moved)
     for step in steps:
-        ours, theirs = step.counts
-        if step.number == 0 and ours != theirs and not list(step.module.children()):
-            if theirs or error is not None:
+        counts = step.counts
+        if step.number == 0 and counts[0] != counts[1] and not list(step.module.children()):
+            if counts[1] or error is not None:
                 yield not_called(step).message
             else:  # such as the cells of a linen.RNN, which are no module together
                 yield f"{place(step)} is not called as one module in Flax: its own output is not compared"

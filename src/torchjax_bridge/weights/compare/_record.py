@@ -5,10 +5,10 @@ back, also when the model raises. The inputs are copied: a model may write to th
 outputs of the layers that it is told to watch. Compares nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.errors
 import flax.linen
@@ -18,11 +18,11 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ..settings import FlaxLayer
-from ._copies import own_copies
+from ._copies import own_copies, rebuilt
 from ._torch_state import as_it_was
 from ._values import Value, values_in
 
-__all__ = ["MODEL_ERRORS", "Call", "Record", "record_torch"]
+__all__ = ["MODEL_ERRORS", "Call", "Change", "Record", "record_torch"]
 
 # What a model raises when it is given what it cannot take.
 MODEL_ERRORS = (TypeError, ValueError, AttributeError, LookupError, flax.errors.FlaxError)
@@ -66,6 +66,13 @@ class Record:
     error: BaseException | None = None
 
 
+class Change(NamedTuple):
+    """What a run does to the output of one call: ``call`` is its place among the calls of the record."""
+
+    call: int
+    tensor: Callable[[torch.Tensor], torch.Tensor]
+
+
 # --- torch -------------------------------------------------------------------------------------------
 
 
@@ -74,8 +81,9 @@ def record_torch(
     watched: Iterable[tuple[Path, nn.Module]],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    change: Change | None = None,
 ) -> Record:
-    """Run a torch model as it stands, in the mode it is in, without gradients."""
+    """Run a torch model as it stands, in the mode it is in, without gradients; perhaps with one output changed."""
     record = Record()
     given: dict[nn.Module, list[tuple[Value, ...]]] = {}  # by module: one that raises leaves its own behind
     paths: dict[nn.Module, Path] = {}
@@ -87,8 +95,11 @@ def record_torch(
             values_in((args, kwargs))
         )  # now: the layer may write to its input
 
-    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if change is not None and change.call == len(record.calls):
+            output = rebuilt(output, lambda _, leaf: change.tensor(leaf))
         record.calls.append(Call(paths[module], given[module].pop(), values_in(output), module=module))
+        return output
 
     with ExitStack() as stack:
         stack.enter_context(as_it_was(root))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.errors
 import flax.linen
 import jax
 import numpy as np
@@ -181,9 +182,16 @@ def record_linen(
     watched: frozenset[Path],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
+    *,
+    training: bool,
 ) -> Record:
-    """Run a linen model; its dropouts, if any are active, draw from streams of our own."""
-    writable = [name for name in variables if name != "params"]
+    """Run a linen model; its dropouts, if any are active, draw from streams of our own.
+
+    Its state can be written to in training alone: a model may take its mode from that
+    (``is_mutable_collection``). One that writes to it all the same runs once more, and may.
+    """
+    state = [name for name in variables if name != "params"]
+    writable: list[str] = []
     rngs = rng_streams()
     running: list[Path] = []
 
@@ -208,10 +216,11 @@ def record_linen(
     def run(*args: Any, **kwargs: Any) -> Any:
         return module.apply(variables, *args, rngs=rngs, mutable=writable, **kwargs)
 
-    for effects in (True, False):
+    for writable, effects in itertools.product([state] if training else [[], state], (True, False)):  # noqa: B007
         with _Recorder(watched, effects=effects) as recorder, flax.linen.intercept_methods(look):
             result = recorder.run(run, args, kwargs)
-        if _CONSTANCY not in str(recorder.record.error):
+        error = recorder.record.error
+        if not isinstance(error, flax.errors.ModifyScopeVariableError) and _CONSTANCY not in str(error):
             break
     if result is not None:
         output, state = result

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import flax.errors
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -47,8 +48,8 @@ def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
     return rerun
 
 
-def rerun_linen(variables: Mapping[str, Any]) -> Rerun:
-    """Run layers of a linen model on their part of the variables."""
+def rerun_linen(variables: Mapping[str, Any], *, training: bool) -> Rerun:
+    """Run layers of a linen model on their part of the variables, which they may write to as the model could."""
 
     def rerun(call: Call, settings: Mapping[str, Any], kind: type | None = None) -> tuple[Value, ...] | None:
         if not isinstance(call.module, flax.linen.Module):
@@ -62,8 +63,13 @@ def rerun_linen(variables: Mapping[str, Any]) -> Rerun:
             layer = kind(**{name: getattr(layer, name) for name in names})
 
         def apply(*args: Any, **kwargs: Any) -> Any:
-            writable = [name for name in own if name != "params"]
-            return layer.apply(own, *args, rngs=rng_streams(), mutable=writable, **kwargs)[0]
+            state = [name for name in own if name != "params"]
+            try:
+                return layer.apply(
+                    own, *args, rngs=rng_streams(), mutable=state if training else [], **kwargs
+                )[0]
+            except flax.errors.ModifyScopeVariableError:
+                return layer.apply(own, *args, rngs=rng_streams(), mutable=state, **kwargs)[0]
 
         return _run(apply, call, settings)
 

@@ -93,16 +93,30 @@ class Twins:
         """The method that a call of the Flax model ends in."""
         return self.model.__call__
 
+    @cached_property
+    def layer_pairs(self) -> list[tuple[Path, Path]]:
+        """The layers of the plan, without containers whose layers went elsewhere than into their namesake."""
+        filled = {self._layer(key) for move in self.plan.moves for key in move.torch_keys}
+        layers = [(ours, theirs) for ours, theirs in self.plan.layers if ours in filled]
+
+        def belong(ours: Path, theirs: Path) -> bool:
+            reached = {flax for path, flax in layers if path[: len(ours)] == ours}
+            return reached == {flax for _, flax in layers if flax[: len(theirs)] == theirs}
+
+        return [pair for pair in self.plan.layers if pair == ((), ()) or belong(*pair)]
+
     def run_flax(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Record:
         """Run the Flax model and record every layer that has a twin."""
         watched = frozenset(self.names.get(path, path) for _, path in self.plan.layers)
         if self.variables is None:
             return record_nnx(self.model, watched, args, kwargs)
-        record = record_linen(self.model, self.variables, watched, args, kwargs)
+        record = record_linen(self.model, self.variables, watched, args, kwargs, training=self.root.training)
         if record.error is None and self._silent(record):
             # A part under linen's jit that was compiled before runs without calling its modules again.
             with jax.disable_jit():
-                again = record_linen(self.model, self.variables, watched, args, kwargs)
+                again = record_linen(
+                    self.model, self.variables, watched, args, kwargs, training=self.root.training
+                )
             if len(self._silent(again)) < len(self._silent(record)):
                 return again
         return record
@@ -117,7 +131,7 @@ class Twins:
         tree = self.flax_tree
         made = {path: jnp.asarray(array) for path, array in (weights or {}).items()}
         if self.variables is not None:
-            return rerun_linen(tree.fill(made) if made else self.variables)
+            return rerun_linen(tree.fill(made) if made else self.variables, training=self.root.training)
         tree = read_flax(tree.fill(made)) if made else tree
         return rerun_nnx({node.path: node.module for node in tree.root.walk() if node.module is not None})
 
@@ -138,19 +152,30 @@ class Twins:
     @cached_property
     def moves(self) -> dict[Path, list[Move]]:
         """What the plan moves, by the torch layer whose it is."""
-        owners = {
+        found: dict[Path, list[Move]] = {}
+        for move in self.plan.moves:
+            path = self._layer(move.torch_keys[0]) if move.torch_keys else ()
+            found.setdefault(path, []).append(move)
+        return found
+
+    @cached_property
+    def _owners(self) -> dict[str, Path]:
+        return {
             leaf.key: (leaf.owners[-1][0] if leaf.owners else node).origin
             for node in self.torch_tree.root.walk()
             for leaf in node.leaves.values()
         }
-        layers = {path for path, _ in self.plan.layers}
-        found: dict[Path, list[Move]] = {}
-        for move in self.plan.moves:
-            path = owners[move.torch_keys[0]] if move.torch_keys else ()
-            while path not in layers and path:
-                path = path[:-1]
-            found.setdefault(path, []).append(move)
-        return found
+
+    def _layer(self, key: str) -> Path:
+        """The layer of the plan whose tensor it is."""
+        path = self._owners[key]
+        while path not in self._layers and path:
+            path = path[:-1]
+        return path
+
+    @cached_property
+    def _layers(self) -> set[Path]:
+        return {path for path, _ in self.plan.layers}
 
     def values(self, move: Move) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The arrays of a move: torch's, as they lie in Flax, and Flax's own."""

@@ -24,6 +24,7 @@ __all__ = [
     "channels_in_front",
     "gap",
     "has_one_layout",
+    "has_own_forward",
     "laid_out",
     "tolerance",
     "values_in",
@@ -101,10 +102,11 @@ def has_one_layout(module: nn.Module) -> bool:
     It does for the channels of an image; which of two leading axes is the batch is nobody's to say, and what a
     ``forward`` of a subclass's own transposes neither.
     """
-    return isinstance(module, _IN_FRONT) and not _has_own_forward(module)
+    return isinstance(module, _IN_FRONT) and not has_own_forward(module)
 
 
-def _has_own_forward(module: nn.Module | None) -> bool:
+def has_own_forward(module: nn.Module | None) -> bool:
+    """Whether a torch layer computes what no class of torch's own does."""
     return module is not None and not (type(module).forward.__module__ or "").startswith("torch.")
 
 
@@ -130,7 +132,7 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
             ways = [last, all_last, array]
         elif _is_over_maps(module):
             ways = [array, last]
-        elif _has_own_forward(module) or not isinstance(module, (*_BATCH_SECOND, *_LAST)):
+        elif has_own_forward(module) or not isinstance(module, (*_BATCH_SECOND, *_LAST)):
             ways = [array, last, second, all_last]
         elif isinstance(module, _LAST) or module.batch_first:
             ways = [array, second]
