@@ -13,7 +13,7 @@ from flax import nnx
 from torch import nn
 
 from tests.weights import models
-from torchjax_bridge import audit, errors, to_flax
+from torchjax_bridge import audit, errors, parity, to_flax
 from torchjax_bridge.weights import Audit, Flatten, SettingsWarning, layers
 from torchjax_bridge.weights.settings._conv import _word
 
@@ -553,3 +553,42 @@ def test_what_could_not_be_paired_is_said() -> None:
     found = audit(models.net(), models.abstract_nnx_net())
     assert found.ok
     assert "not paired: ambiguous: 'fc1' (Linear) takes 16 inputs in a model with feature maps" in str(found)
+
+
+# --- padding by hand -------------------------------------------------------------------------------------
+
+
+class _PadsByHand(nnx.Module):
+    def __init__(self) -> None:
+        self.conv = nnx.Conv(3, 4, (3, 3), strides=2, padding="VALID", rngs=nnx.Rngs(0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
+class _Padded(nn.Module):
+    def __init__(self, *, by_hand: bool) -> None:
+        super().__init__()
+        self.by_hand = by_hand
+        self.conv = nn.Conv2d(3, 4, 3, 2, padding=0 if by_hand else 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(nn.functional.pad(x, (0, 1, 0, 1)) if self.by_hand else x)
+
+
+def test_a_padding_by_hand_is_named_as_what_makes_the_difference_none() -> None:
+    module = _Padded(by_hand=False)
+    says = r"changes outputs unless the Flax model pads its input by hand, by \(\(1, 1\), \(1, 1\)\)"
+    with pytest.warns(SettingsWarning, match=says):
+        twin = to_flax(module, _PadsByHand())
+    assert parity(module, twin, torch.randn(2, 3, 8, 8)).ok
+    module, same = (
+        _Padded(by_hand=True),
+        nnx.Conv(3, 4, (3, 3), strides=2, padding=((0, 1), (0, 1)), rngs=nnx.Rngs(0)),
+    )
+    (fault,) = audit(module.conv, same).faults
+    assert fault.unless == "torch pads its input by hand, by ((0, 1), (0, 1))"
+    (fault,) = audit(
+        nn.Conv2d(3, 4, 3, padding=2), nnx.Conv(3, 4, (3, 3), padding=1, rngs=nnx.Rngs(0))
+    ).faults
+    assert fault.unless == ""

@@ -121,7 +121,7 @@ def ask_about_maps(
     faults = [fault for reader in widths.readers for fault in contradicts(reader.node, widths.channels)]
     maps = bool(widths.channels) or of_maps
     roots = _unexplained(widths, taken) if maps else set()
-    shown, made = read_forwards(tree.root) if maps and tree.module is not None else ({}, {})
+    shown, made, plain = read_forwards(tree.root) if maps and tree.module is not None else ({}, {}, set())
     asked: set[int] = set()
     assumed = []
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
@@ -135,7 +135,7 @@ def ask_about_maps(
         flattened = known or (path in shown and reader.width not in widths.channels)
         if reader.width in viewed and viewed[reader.width] is not reader.node:
             faults.append(say_whose(reader.node, reader.width, viewed[reader.width]))
-        elif maps and (reader.width in roots or flattened):
+        elif maps and (flattened or (reader.width in roots and path not in plain)):
             asked.add(path)
             channels = known or _likely_channels(reader, widths.channels)
             faults.append((say_fixed if reader.fixed else say_how)(reader.node, reader.width, channels))

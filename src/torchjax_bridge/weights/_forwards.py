@@ -12,6 +12,7 @@ Owns no widths and asks nothing: that is for ``_feature_maps``.
 import ast
 import inspect
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -24,6 +25,7 @@ from ._flatten_modules import (
     takes_channels,
 )
 from ._seen import (
+    OWN,
     PLAIN,
     Seen,
     Value,
@@ -43,7 +45,9 @@ from ._source import (
     is_a_module_of_functions,
     is_one,
     number,
+    reduces_positions,
     source_of,
+    turns,
 )
 from ._torch_tree import TorchNode
 
@@ -63,18 +67,18 @@ _GIVE_FEATURES = (nn.Embedding, nn.MultiheadAttention, nn.Bilinear, nn.RNNBase, 
 _DEEPEST = 40
 
 
-def read_forwards(root: TorchNode) -> tuple[dict[int, int | None], dict[int, int]]:
+def read_forwards(root: TorchNode) -> tuple[dict[int, int | None], dict[int, int], set[int]]:
     """The layers that read a flattened map, and the Linears of whose output a map is made, by the id of their node.
 
     Each with the channels of the map: 0 where they are not known, None for one that is read at a single position,
-    which has no order to lose.
+    which has no order to lose. And the layers that read nothing but features that lie as they do in Flax.
     """
     reading = _Reading(root)
     reading.call(root, [None])
     for node in root.walk():
         if id(node) not in reading.visited and _own_forward(node):
             reading.call(node, [None])
-    return reading.found, reading.made
+    return reading.found, reading.made, {place for place, plain in reading.plain.items() if plain}
 
 
 def _own_forward(node: TorchNode) -> bool:
@@ -95,6 +99,7 @@ class _Reading:
     def __init__(self, root: TorchNode) -> None:
         self.found: dict[int, int | None] = {}
         self.made: dict[int, int] = {}
+        self.plain: dict[int, bool] = {}
         self.visited: set[int] = set()
         self._nodes = {id(node.module): node for node in root.walk() if node.module is not None}
         self._running: list[tuple[int, str]] = []
@@ -130,6 +135,9 @@ class _Reading:
             if value is not None and value.kind == "viewed":
                 self.made.update(dict.fromkeys(value.by, takes_channels(module)))
             return Seen("map", gives_channels(module))
+        if isinstance(module, _READS):
+            plain = value is not None and value.kind == "plain" and value.sure
+            self.plain[id(node)] = plain and self.plain.get(id(node), True)
         if value is not None and value.kind == "flat" and isinstance(module, _READS):
             known = None if value.point else value.channels
             if self.found.get(id(node)) is None:  # what reads both has an order to lose
@@ -198,7 +206,7 @@ class _Frame:
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 self._bind(target, self._of(value))
             case ast.AugAssign(target=target, value=value):
-                self._bind(target, together(self._of(target), self._of(value)))
+                self._bind(target, together(self._of(target), self._operand(value)))
             case ast.Return(value=value):
                 self._returned.append(self._of(value) if value is not None else None)
             case ast.Expr(value=value):
@@ -263,7 +271,7 @@ class _Frame:
             case ast.Attribute(value=value, attr=name):
                 holder = self._of(value)
                 if isinstance(holder, TorchNode):
-                    return self._reading.child(holder, name)
+                    return OWN if _is_own(holder, name) else self._reading.child(holder, name)
                 return part_of(holder) if name == "values" else None  # of torch.max
             case ast.Subscript(value=value, slice=place):
                 holder = self._of(value)
@@ -273,7 +281,7 @@ class _Frame:
                     )
                 return part_of(holder)
             case ast.BinOp(left=left, right=right):
-                return together(self._of(left), self._of(right))
+                return together(self._operand(left), self._operand(right))
             case ast.ListComp(elt=one, generators=loops) | ast.GeneratorExp(elt=one, generators=loops):
                 for loop in loops:
                     self._of(loop.iter)
@@ -292,6 +300,10 @@ class _Frame:
                         self._of(part)
         return None
 
+    def _operand(self, expression: ast.expr) -> Value:
+        """What is known of one side of a sum or a product, which may be a number."""
+        return OWN if isinstance(number(expression), int | float) else self._of(expression)
+
     def _call(self, call: ast.Call) -> Value:
         given = [self._of(value) for value in call.args]
         named = {word.arg: self._of(word.value) for word in call.keywords if word.arg is not None}
@@ -308,13 +320,26 @@ class _Frame:
             if holder is not None or not is_a_module_of_functions(call.func.value):
                 given, arguments = [holder, *given], [call.func.value, *arguments]
         value = given[0] if given and isinstance(given[0], Seen) else None
+        if value == OWN and all(one in (OWN, None) for one in given) and name in _OF_OWN:
+            return OWN
+        if (value is None or value.kind == "map") and reduces_positions(name, arguments[1:], call.keywords):
+            return PLAIN
+        if value is not None and value.kind in ("map", "columns") and turns(name, arguments[1:], value.kind):
+            return PLAIN
+        if (
+            value is not None
+            and value.kind == "map"
+            and name == "flatten"
+            and _of_positions(call, arguments[1:])
+        ):
+            return replace(value, kind="columns")
         of_map = value is not None and value.kind == "map"
         if flattens(name, arguments[1:], call.keywords, of_map=of_map):
             return flattened(value)
         if name in ("view", "reshape", "unflatten"):
             return viewed(value, rows=len(arguments) == 4)
         if name in ("mm", "bmm", "matmul"):
-            return part_of(given[1]) if len(given) > 1 else None
+            return part_of(given[1]) if len(given) > 1 and given[1] != OWN else None
         if name in KEEPS_FEATURES or name in JOINS or _swaps_batch(name, arguments[1:]):
             return part_of(given[0]) if given else None
         if name.rstrip("_") not in KEEPS:
@@ -322,6 +347,28 @@ class _Frame:
         if name in ("add", "mul", "sub", "div") and len(given) > 1:
             return together(*given[:2])
         return pointed(value, point=name.startswith("adaptive_") and all(map(is_one, arguments[1:2])))
+
+
+# What makes of a parameter only what is one.
+_OF_OWN = frozenset(
+    ("expand", "expand_as", "repeat", "unsqueeze", "view", "reshape", "to", "type_as", "float")
+)
+
+
+def _is_own(node: TorchNode, name: str) -> bool:
+    """Whether an attribute of a module is a parameter, a buffer or a number."""
+    module = node.module
+    if module is None:
+        return False
+    tensors = {**module._parameters, **module._buffers}
+    return tensors.get(name) is not None or isinstance(vars(module).get(name), int | float)
+
+
+def _of_positions(call: ast.Call, places: Sequence[ast.expr]) -> bool:
+    """Whether a call flattens all axes behind the channels."""
+    said = {word.arg: number(word.value) for word in call.keywords}
+    start = said.get("start_dim", number(places[0]) if places else None)
+    return start == 2 and said.get("end_dim", -1) == -1 and len(places) < 2
 
 
 def _swaps_batch(name: str, axes: Sequence[ast.expr]) -> bool:

@@ -10,6 +10,7 @@ from typing import Literal
 from ._torch_tree import TorchNode
 
 __all__ = [
+    "OWN",
     "PLAIN",
     "Seen",
     "Value",
@@ -28,29 +29,35 @@ class Seen:
     """What is known of a tensor.
 
     Attributes:
-        kind: A map, a flattened map, what a Linear gives, or a view of that.
+        kind: A map, one whose positions alone were flattened, a flattened map, features that lie as they do in Flax
+            (what a Linear gives), a view of those, or a parameter or number of the model's own.
         channels: The channels of the map; 0 where they are not known.
         point: Whether the map has a single position.
         rows: Whether it is viewed with three axes, as a sequence is, though a map over one axis may be.
         by: The ids of the nodes of the Linears whose outputs it is the sum of.
+        sure: Whether nothing that is not known was added to it.
     """
 
-    kind: Literal["map", "flat", "plain", "viewed"]
+    kind: Literal["map", "columns", "flat", "plain", "viewed", "own"]
     channels: int = 0
     point: bool = False
     rows: bool = False
     by: frozenset[int] = frozenset()
+    sure: bool = True
 
 
 Value = Seen | TorchNode | None  # a tensor, a module that a name stands for, or what is not known
 _UNKNOWN_MAP = Seen("map")
 PLAIN = Seen("plain")
+OWN = Seen("own")
 
 
 def flattened(value: Value) -> Value:
     """What flattening all but the batch makes of it."""
     if not isinstance(value, Seen):
         return Seen("flat")
+    if value.kind == "own":
+        return value
     if value.kind in ("plain", "viewed"):
         return replace(value, kind="plain", rows=False)
     return replace(value, kind="flat")
@@ -64,6 +71,8 @@ def viewed(value: Value, *, rows: bool = False) -> Value:
 
 def part_of(value: Value) -> Value:
     """What a part of it is, or a mean: features are on the last axis as before, and of a map nothing is known."""
+    if value == OWN:
+        return value
     if not isinstance(value, Seen) or not (value.kind == "plain" or (value.kind == "viewed" and value.rows)):
         return None
     return replace(value, kind="plain", rows=False, by=frozenset())
@@ -72,7 +81,8 @@ def part_of(value: Value) -> Value:
 def all_features(values: Sequence[Value]) -> Value:
     """What a tuple is, or what is joined of it: features, if all parts are."""
     seen = [part_of(value) for value in values]
-    return agreed(seen) if all(value is not None for value in seen) else None
+    given = [value for value in seen if value != OWN]
+    return agreed(given or seen) if all(value is not None for value in seen) else None
 
 
 def pointed(value: Value, *, point: bool) -> Value:
@@ -84,14 +94,24 @@ def pointed(value: Value, *, point: bool) -> Value:
 
 def together(one: Value, other: Value) -> Value:
     """What a sum or a product of two is: what says more of the two, since shapes are broadcast."""
+    if OWN in (one, other):  # which says nothing of the other
+        return other if one == OWN else one
     seen = [value for value in (one, other) if isinstance(value, Seen)]
     if len(seen) < 2:
-        return seen[0] if seen else None
-    kinds = ("flat", "map", "viewed", "plain")
+        return replace(seen[0], sure=False) if seen else None
+    kinds = ("flat", "map", "columns", "viewed", "plain")
     first, second = sorted(seen, key=lambda value: (kinds.index(value.kind), value.point, -value.channels))
+    first = replace(first, sure=first.sure and second.sure)
     return replace(first, by=first.by | second.by) if first.kind in ("plain", "viewed") else first
 
 
 def agreed(values: Sequence[Value]) -> Value:
     """What several ways come to, if it is the same for all."""
-    return values[0] if values and all(value == values[0] for value in values) else None
+    if not values or not all(_but_sure(value) == _but_sure(values[0]) for value in values):
+        return None
+    unsure = [value for value in values if isinstance(value, Seen) and not value.sure]
+    return unsure[0] if unsure else values[0]
+
+
+def _but_sure(value: Value) -> Value:
+    return replace(value, sure=True) if isinstance(value, Seen) else value

@@ -20,7 +20,9 @@ __all__ = [
     "is_a_module_of_functions",
     "is_one",
     "number",
+    "reduces_positions",
     "source_of",
+    "turns",
 ]
 
 # What changes neither the channels nor their order; in place, with an underscore at the end.
@@ -38,8 +40,8 @@ KEEPS = frozenset((
 
 # What leaves the features of what is no map on the last axis, in their order.
 KEEPS_FEATURES = frozenset((
-    "mean", "sum", "amax", "amin", "max", "min", "chunk", "unbind", "squeeze", "softmax", "log_softmax",
-    "normalize", "layer_norm", "rms_norm", "masked_fill",
+    "mean", "sum", "amax", "amin", "max", "min", "chunk", "split", "tensor_split", "unbind", "squeeze",
+    "softmax", "log_softmax", "normalize", "layer_norm", "rms_norm", "masked_fill",
 ))  # fmt: skip
 JOINS = frozenset(("cat", "concat", "concatenate", "stack", "hstack"))
 
@@ -83,6 +85,28 @@ def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keywo
     if any(isinstance(size, ast.Starred) for size in sizes):
         return False
     return len(sizes) == 2 and (of_map or [number(size) for size in sizes].count(-1) == 1)
+
+
+def turns(name: str, arguments: Sequence[ast.expr], kind: str) -> bool:
+    """Whether a call moves the channels of a map to the end, where Flax has them; of its columns likewise."""
+    axes = tuple(map(number, arguments))
+    if len(arguments) == 1 and isinstance(arguments[0], ast.Tuple | ast.List):
+        axes = tuple(map(number, arguments[0].elts))
+    if kind == "map":
+        return name == "permute" and axes in ((0, 2, 3, 1), (0, 2, 1), (0, 2, 3, 4, 1))
+    if name in ("transpose", "swapaxes", "swapdims"):
+        return axes in ((1, 2), (2, 1), (-1, -2), (-2, -1))
+    return name == "permute" and axes in ((0, 2, 1), (2, 0, 1))
+
+
+def reduces_positions(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
+    """Whether a call takes the mean, or the like, over both axes of space of a map, which leaves its channels."""
+    said = {word.arg: word.value for word in words}
+    axes = said.get("dim", said.get("axis", arguments[0] if arguments else None))
+    if name not in ("mean", "sum", "amax", "amin") or axes is None or "keepdim" in said:
+        return False
+    found = number(axes)
+    return isinstance(found, tuple | list) and sorted(found) in ([2, 3], [-2, -1], [2, 3, 4])
 
 
 def number(value: ast.expr) -> Any:

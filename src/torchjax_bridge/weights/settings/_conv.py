@@ -107,10 +107,19 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
     if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
         return
     wanted, fix = _wanted(module, mode, pads)
-    alike = _sizes_alike(module, mode, pads, layer)
+    alike = _sizes_alike(module, mode, pads, layer) or _by_hand(mode, pads, theirs)
     yield Difference(
         "padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix, unless=alike
     )
+
+
+def _by_hand(mode: str, pads: Pads, theirs: tuple[str, Pads | None]) -> str:
+    """What the code of one side must do in front of the layer, where it pads nothing and the other side does."""
+    if not any(map(any, pads)) and theirs[1] is not None:
+        return f"torch pads its input by hand, by {theirs[1]}"
+    if mode == "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
+        return f"the Flax model pads its input by hand, by {pads}"
+    return ""
 
 
 def _is_causal_by_hand(pads: Pads, reach: Sequence[int]) -> bool:
