@@ -20,8 +20,10 @@ from torchjax_bridge.cli._options import as_bytes, as_dtype
 from torchjax_bridge.cli._rules import read_rules
 from torchjax_bridge.cli._terminal import columns, human
 from torchjax_bridge.weights import (
+    Fill,
     Flatten,
     Fused,
+    Keep,
     LayerType,
     Rename,
     load_flax,
@@ -179,6 +181,9 @@ def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path
         ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\nchannels_first = true", "stands alone"),
         ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "stands alone"),
         ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\noutput = 1", "output is true or false"),
+        ("[[keep]]\nflax = 'a'", "not a table of torch"),
+        ("[[fill]]\nflax = 'a'", "takes a number such as 0.0"),
+        ("[[fill]]\nvalue = 0.0", "takes the dotted name of a Flax leaf"),
         ("rename = 3", "'rename' is no list"),
         ("[[fused]]\ntorch = 'qkv'", "takes the name of one layer"),
         ("[[rename", "is no TOML"),
@@ -205,6 +210,8 @@ def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyP
             "a", ("q", "k"), "qk", 2
         ),
         "layer_type = [{torch = 'a', kind = 'Linear'}]": LayerType("a", torch.nn.Linear),
+        "keep = [{torch = 'a.*'}]": Keep("a.*"),
+        "fill = [{flax = 'a.bias', value = 0.0}]": Fill("a.bias", 0.0),
     }
     for text, rule in rules.items():
         pathlib.Path("r.toml").write_text(text)

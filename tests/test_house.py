@@ -24,13 +24,23 @@ ROOMS = {
 }
 # Inside weights, in this order.
 WEIGHTS = (
-    ("_layout", "_numpy_leaf", "_relayout", "_report", "_source", "_ties", "_xla_copy", "layers"),
-    ("_memory",),
+    ("_layout", "_nearest", "_numpy_leaf", "_relayout", "_report", "_source", "_ties", "_xla_copy", "layers"),
+    ("_layout_rows", "_memory"),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
     ("_own_forward", "_flatten_modules", "_map_faults", "_seen", "_shardings", "_structure", "_weightless"),
     ("_bind", "_forwards", "_live", "_search"),
-    ("_siblings", "_feature_maps", "_tied_places"),
+    (
+        "_class_doubts",
+        "_excused",
+        "_fused",
+        "_moved",
+        "_said_names",
+        "_siblings",
+        "_feature_maps",
+        "_tied_places",
+    ),
+    ("_rows_asked",),
     ("_names",),
     ("_plan",),
     ("_audit",),

@@ -21,6 +21,13 @@ TOML, or JSON of the same shape::
     torch = "qkv"                  # one layer, or a list of several
     flax = ["query", "key", "value"]
     heads = 12                     # its rows come head by head; left out: one layer after the other
+
+    [[keep]]
+    torch = "pooler"               # stays in torch
+
+    [[fill]]
+    flax = "attn.key.bias"         # a leaf that torch has not
+    value = 0.0
 """
 
 import json
@@ -32,7 +39,7 @@ import typer
 from torch import nn
 
 from torchjax_bridge.errors import PlanError
-from torchjax_bridge.weights import Flatten, Fused, LayerType, Rename
+from torchjax_bridge.weights import Fill, Flatten, Fused, Keep, LayerType, Rename
 
 __all__ = ["read_rules"]
 
@@ -41,10 +48,14 @@ _FIELDS = {
     "layer_type": {"torch", "kind"},
     "flatten": {"torch", "features", "channels_first", "output"},
     "fused": {"module", "torch", "flax", "heads"},
+    "keep": {"torch"},
+    "fill": {"flax", "value"},
 }
 
+FileRule = Rename | LayerType | Flatten | Fused | Keep | Fill
 
-def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten | Fused, ...]:
+
+def read_rules(path: str | None) -> tuple[FileRule, ...]:
     """The rules of a file, in its order within each kind.
 
     Raises:
@@ -72,11 +83,14 @@ def read_rules(path: str | None) -> tuple[Rename | LayerType | Flatten | Fused, 
     return tuple(rules)
 
 
-def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten | Fused:
+def _rule(kind: str, entry: Any, where: str) -> FileRule:
     if not isinstance(entry, dict) or not set(entry) <= _FIELDS[kind]:
         raise typer.BadParameter(f"{where} is not a table of {', '.join(sorted(_FIELDS[kind]))}.")
-    if kind == "fused":
+    if kind in ("fused", "fill"):
         try:
+            if kind == "fill":
+                said: tuple[Any, Any] = entry.get("flax"), entry.get("value")  # which Fill judges
+                return Fill(*said)
             return Fused(
                 entry.get("module", ""), entry.get("torch", ""), entry.get("flax", ""), entry.get("heads")
             )
@@ -85,6 +99,8 @@ def _rule(kind: str, entry: Any, where: str) -> Rename | LayerType | Flatten | F
     torch = entry.get("torch")
     if not isinstance(torch, str):
         raise typer.BadParameter(f"{where} lacks the dotted name 'torch'.")
+    if kind == "keep":
+        return Keep(torch)
     if kind == "rename":
         if not isinstance(entry.get("flax"), str):
             raise typer.BadParameter(f"{where} lacks the dotted name 'flax'.")

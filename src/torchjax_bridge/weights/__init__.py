@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._audit import Audit, SettingFault, SettingsWarning, audit
 from ._convert import to_flax, to_state_dict
-from ._layout import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
-from ._plan import PairingWarning, Plan, UserRule, plan
+from ._layout import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
+from ._plan import PairingWarning, PartialWarning, Plan, UserRule, plan
 from ._report import Fault, Report
 from .compare import Cause, Parity, ParityRow, parity
 from .files import (
@@ -20,7 +20,7 @@ from .files import (
     save_flax,
     save_state_dict,
 )
-from .rules import RULES, Entry, Flatten, Fused, Layer, LayerType, Rename, Rule
+from .rules import RULES, Entry, Fill, Flatten, Fused, Keep, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:
     from ._frozen import FrozenWarning as FrozenWarning
@@ -31,20 +31,24 @@ __all__ = [
     "RULES",
     "Audit",
     "Cause",
+    "Constant",
     "Each",
     "Entry",
     "Fault",
+    "Fill",
     "Flatten",
     "Flip",
     "FrozenWarning",
     "Fused",
     "Identity",
+    "Keep",
     "Layer",
     "LayerType",
     "Layout",
     "PairingWarning",
     "Parity",
     "ParityRow",
+    "PartialWarning",
     "Permute",
     "Plan",
     "Rename",

@@ -15,7 +15,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from ._layout import Layout
+from ._layout import Constant, Layout
 from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
 from ._own_forward import call_of_its_own
 from ._plan import Plan, UserRule, by_words, make_plan, read_sides
@@ -292,9 +292,24 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
         for name, child, path, other in dropouts_beside(module, flax_path, dropouts):
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
+    neutral = set(_neutral(plan))
+    faults = [fault for fault in faults if (fault.setting, fault.flax_path) not in neutral]
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
     return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report), plan.assumed)
+
+
+def _neutral(plan: Plan) -> Iterable[tuple[str, str]]:
+    """The settings that say that a leaf is there, of leaves that the plan fills so that they change nothing."""
+    for move in plan.moves:
+        if isinstance(move.layout, Constant) and move.layout.fixed:
+            (path,) = move.flax_paths
+            where = path[1:-1] if plan.flavour == "linen" else path[:-1]
+            if move.layout.value == _NEUTRAL.get(str(path[-1])):
+                yield f"use_{path[-1]}", join_path(where)
+
+
+_NEUTRAL = {"bias": 0.0, "scale": 1.0}
 
 
 def _kernel_layout(plan: Plan, flax_path: Path) -> Layout | None:

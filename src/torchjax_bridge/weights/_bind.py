@@ -5,16 +5,16 @@ no values: shapes come from meta tensors.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-from torchjax_bridge.exchange import Path, join_path
+from torchjax_bridge.exchange import Path, join_path, torch_dtype
 
 from ._flax_tree import FlaxLeaf, FlaxNode
-from ._layout import Identity, Layout
+from ._layout import Constant, Identity, Layout
 from ._own_forward import lies_by_its_name, taken_for_granted, taken_for_granted_in_flax
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
@@ -131,6 +131,8 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if len(torch_leaves) < len(names) or len(flax_leaves) < len(places):
             faults += _one_sided(entry, torch_node, flax_node, torch_leaves, flax_leaves)
             continue
+        if isinstance(entry.layout, Constant) and len(flax_leaves) == 1:
+            entry = replace(entry, layout=_like(entry.layout, torch_node, flax_leaves[0]))
         fault = misfit(entry, torch_node, torch_leaves, flax_leaves)
         if fault is not None:
             faults.append(fault)
@@ -193,6 +195,16 @@ def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
     )
 
 
+def _like(constant: Constant, torch_node: TorchNode, leaf: FlaxLeaf) -> Constant:
+    """The constant with the shape of its leaf and the dtype of the layer, where it does not say them."""
+    dtypes = (one.meta.dtype for one in torch_node.flat().values() if one.meta.dtype.is_floating_point)
+    return replace(
+        constant,
+        shape=leaf.shape if constant.shape is None else constant.shape,
+        dtype=constant.dtype or next(dtypes, None) or torch_dtype(leaf.dtype),
+    )
+
+
 def missing_of(leaves: Iterable[FlaxLeaf]) -> list[Fault]:
     """A fault for each leaf without source that needs one."""
     return [missing(leaf) for leaf in leaves if not leaf.optional]
@@ -214,12 +226,9 @@ def _one_sided(
     """Faults for an entry of which one side, or both, is not wholly there."""
     if not torch_leaves and not flax_leaves:
         if not entry.optional:
-            yield Fault(
-                "missing",
-                f"{torch_node.where} has no '{entry.torch_names[0]}', and {flax_node.where} has no "
-                f"'{join_path(entry.flax_paths[0])}'",
-                join_path(torch_node.origin),
-            )
+            ours = f"{torch_node.where} has no '{entry.torch_names[0]}', and " if entry.torch_names else ""
+            message = f"{ours}{flax_node.where} has no '{join_path(entry.flax_paths[0])}'"
+            yield Fault("missing", message, join_path(torch_node.origin))
         return
     wanted = "', '".join(join_path(path) for path in entry.flax_paths)
     for leaf in torch_leaves:

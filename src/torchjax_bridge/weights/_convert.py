@@ -45,7 +45,8 @@ def to_flax(
         template: An ``nnx.Module`` (concrete, or abstract from ``nnx.eval_shape``), an ``nnx.State``, or
             linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched. A plain array
             of an nnx module that is no variable is filled if torch has a tensor of its name, and else kept.
-        rules: `Rule`, `Rename`, `LayerType` and `Flatten` values for what the models alone do not say.
+        rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Keep` and `Fill` values for what the models alone do not
+            say.
         strict: With ``False``, a torch tensor without place is left out, and a leaf without source keeps the
             template's value. A mismatch or an ambiguity raises all the same.
         copy: ``True`` gives row-major arrays in memory of their own; ``False`` gives views of the torch
@@ -66,6 +67,7 @@ def to_flax(
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        PartialWarning: ``strict=False`` left something out; the message lists it, and so does `Plan.left_out`.
         SettingsWarning: An nnx template has settings (epsilon, padding, ...) with which it computes another thing
             than the ``nn.Module``; `audit` gives them as data. linen's variables and an ``nnx.State`` have no
             settings to compare, not even the groups of a convolution: ask `audit` with the live linen module.
@@ -90,6 +92,7 @@ def to_flax(
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     plan.warn_of_assumptions(stacklevel=2)
     _refuse_holes(plan, flax_tree)
+    plan.warn_of_what_is_left(stacklevel=2)
     laid_out: dict[Path, torch.Tensor] = {}
     views: list[Path] = []
     elsewhere: dict[Path, jax.Array] = {}
@@ -150,6 +153,7 @@ def to_state_dict(
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        PartialWarning: ``strict=False`` left something out; the message lists it, and so does `Plan.left_out`.
 
     Memory:
         ``copy=True``: the result plus, where parts are concatenated, one tensor. A leaf that lies on several
@@ -174,6 +178,7 @@ def to_state_dict(
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     filled: dict[str, torch.Tensor] = {}
     views: list[str] = []
+    lost: list[str] = []
     for move in plan.moves:
         names = [join_path(path) for path in move.flax_paths]
         arrays = to_torch(
@@ -181,7 +186,13 @@ def to_state_dict(
         )
         tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
         before = [_bare(torch_tree.state[key]) for key in move.torch_keys]
-        back = _back(move, tensors, _known(before))
+        try:
+            back = _back(move, tensors, _known(before))
+        except PlanError as err:
+            if strict or move.torch_keys:
+                raise
+            lost.append(f"lost: {err}")
+            continue
         for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
             if _WIDER.get(tensor.dtype) == old.dtype:
                 tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
@@ -191,6 +202,7 @@ def to_state_dict(
             else:
                 tensor = _made(tensor, (key,), copy)
             filled[key] = tensor
+    plan.warn_of_what_is_left(lost, stacklevel=2)
     if copy:
         _make_own(filled, views)
     _settle_ties(filled, torch_tree)

@@ -200,19 +200,28 @@ class Sum(Layout):
 class Constant(Layout):
     """A Flax tensor that no torch tensor holds, filled with one value.
 
-    With ``fixed`` the value matters (a bias that the torch layer has not), so there is a way back only while
-    it is still the same; without, the Flax layer never reads it.
+    In a rule, ``Entry((), "key.bias", Constant(0.0))`` is a bias that the torch layer has not. The value
+    matters there, so there is a way back only while it is still the same; with ``fixed=False`` the Flax layer never
+    reads it.
+
+    Attributes:
+        value: The value of every element.
+        shape: None for that of the leaf.
+        dtype: None for that of the layer's first floating-point tensor.
+        fixed: Whether another value is refused on the way back.
     """
 
     value: float
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    fixed: bool = False
+    shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
+    fixed: bool = True
     is_view = False
     is_linear = False
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The filled tensor."""
+        if self.shape is None:
+            raise ValueError("its shape is not known")
         return (torch.full(self.shape, self.value, dtype=self.dtype),)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:

@@ -164,20 +164,39 @@ class Matcher:
             return Match(faults=(_norm_of_its_own(torch_node, flax_node, kind),))
         if own.faults and torch_node.leaves and _computes(torch_node.kind):
             return Match(faults=(_no_rule(torch_node),))
+        kept = {
+            name: child
+            for name, child in torch_node.children.items()
+            if name not in flax_node.children and self._stays(child)
+        }
+        if kept:
+            left = {name: child for name, child in torch_node.children.items() if name not in kept}
+            torch_node = replace(torch_node, children=left)
+            self._alive.append(torch_node)
         paired = pair_children(torch_node, flax_node, self._fits, self._opens, self._may_fit)
         paired = with_loose_cells(paired, flax_node)
         pair = (torch_node.origin, flax_node.path)
         here = Match(faults=paired.faults, notes=paired.notes, layers=(pair,), assumed=paired.assumed)
         below = [self.match(ours, theirs) for ours, theirs in paired.pairs]
-        asked, torch_left, flax_left = ask_about_rows(
-            torch_node, flax_node, paired.torch_left, paired.flax_left
-        )
+        torch_left = [node for node in paired.torch_left if not self._stays(node)]
+        stay = [*kept.values(), *(node for node in paired.torch_left if self._stays(node))]
+        keeps = tuple(leaf.key for node in stay for leaf in node.flat().values())
+        asked, torch_left, flax_left = ask_about_rows(torch_node, flax_node, torch_left, paired.flax_left)
         why = self._why(torch_left, flax_left)
         lost = [unexpected(leaf, node) for node in torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
         no_rule = [_no_rule(node) for node in torch_left if self._has_no_rule(node)]
         empty = missing_of(leaf for node in flax_left for leaf in node.flat().values())
-        return Match.of((own, here, *below, Match(faults=(*asked, *no_rule, *lost, *empty))))
+        return Match.of((own, here, *below, Match(keeps=keeps, faults=(*asked, *no_rule, *lost, *empty))))
+
+    def _stays(self, node: TorchNode) -> bool:
+        """Whether rules keep all tensors of a layer in torch, so that it needs no scope."""
+        if node.empty:
+            return False
+        if (rule := self.rule_for(node)) is not None:
+            return node.flat().keys() <= set(rule.keeps)
+        parts = [child for child in node.children.values() if not child.empty]
+        return not node.leaves and all(self._stays(child) for child in parts)
 
     def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
         """Why the only layer that is left does not fit the only scope that is left."""

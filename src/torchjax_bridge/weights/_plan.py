@@ -20,6 +20,7 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
 from ._bind import RAW, Move
 from ._class_doubts import ask_once
+from ._excused import filled, keep_in_torch, take_filled
 from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
@@ -29,11 +30,11 @@ from ._said_names import names_that_are_not_there
 from ._search import within_their_series
 from ._tied_places import separate_leaves, settle_ties
 from ._torch_tree import TorchNode, TorchTree, read_torch
-from .rules import RULES, Flatten, Fused, LayerType, Rename, Rule
+from .rules import RULES, Fill, Flatten, Fused, Keep, LayerType, Rename, Rule
 
-__all__ = ["PairingWarning", "Plan", "UserRule", "plan"]
+__all__ = ["PairingWarning", "PartialWarning", "Plan", "UserRule", "plan"]
 
-UserRule = Rule | Rename | LayerType | Flatten | Fused
+UserRule = Rule | Rename | LayerType | Flatten | Fused | Keep | Fill
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Plan:
 
     Attributes:
         moves: Groups of tensors that cross, in the order of the torch side.
-        torch_only: Keys that have no image in Flax and stay on the torch side (``num_batches_tracked``).
+        torch_only: Keys that have no image in Flax and stay on the torch side (``num_batches_tracked``, what a
+            `Keep` names).
         flax_only: Paths that have no image in torch and stay as the template has them (random streams, plain
             arrays of an nnx module).
         ties: For a key that has no place of its own because its tensor is another key's: that other key.
@@ -75,6 +77,11 @@ class Plan:
     def faults(self) -> tuple[Fault, ...]:
         """Every fault, as data."""
         return self.report.faults
+
+    @property
+    def left_out(self) -> tuple[Fault, ...]:
+        """What ``strict=False`` leaves out: torch tensors without place, and Flax leaves without source."""
+        return self.report.lenient
 
     def __str__(self) -> str:
         rows = [
@@ -108,6 +115,22 @@ class Plan:
                 stacklevel=stacklevel + 1,
             )
 
+    def warn_of_what_is_left(self, lost: Sequence[str] = (), stacklevel: int = 1) -> None:
+        """Warn once, with a `PartialWarning`, of everything that ``strict=False`` let pass."""
+        if lines := [*self.report.lenient_lines(), *lost]:
+            listed = "\n".join(f"  {line}" for line in lines)
+            warnings.warn(
+                f"strict=False left this out; what was to be filled keeps the template's values:\n{listed}\n"
+                'Say what is meant to be left with rules=[Keep("pooler"), Fill("key.bias", 0.0), ...], and leave '
+                "strict=False away.",
+                PartialWarning,
+                stacklevel=stacklevel + 1,
+            )
+
+
+class PartialWarning(UserWarning):
+    """A conversion with ``strict=False`` left something out, which `Plan.left_out` lists."""
+
 
 class PairingWarning(UserWarning):
     """A conversion rests on an assumption, which `Plan.assumed` lists."""
@@ -122,7 +145,7 @@ def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
         template: The other side. Which of the two is torch and which Flax does not matter to the plan.
         rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
             a bare ``state_dict``, `Flatten` for a layer behind flattened features, `Fused` for layers that one
-            side keeps as one.
+            side keeps as one, `Keep` and `Fill` for what one side has alone.
 
     Returns:
         A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
@@ -160,8 +183,8 @@ def read_sides(
     for rule in given:
         if not isinstance(rule, UserRule):
             raise PlanError(
-                f"{rule!r} is no rule: pass a list of Rule, Rename, LayerType, Flatten and Fused objects of "
-                "torchjax_bridge.weights, or leave rules out."
+                f"{rule!r} is no rule: pass a list of Rule, Rename, LayerType, Flatten, Fused, Keep and Fill "
+                "objects of torchjax_bridge.weights, or leave rules out."
             )
     renames = tuple(rule for rule in given if isinstance(rule, Rename))
     return read_torch(torch_side, renames), read_flax(flax_side), given
@@ -176,7 +199,13 @@ def make_plan(
     """Match two sides that were read; ``cast`` is what floating-point values are cast to on their way."""
     faults = [*torch_tree.faults, *_apply_hints(torch_tree, rules)]
     own = [rule for rule in rules if isinstance(rule, Rule)]
-    match = Matcher([*own, *RULES]).match(torch_tree.root, flax_tree.root)
+    kept, unkept = keep_in_torch(torch_tree, rules)
+    flax_root, taken_out, unfilled = take_filled(flax_tree.root, rules)
+    faults += [*unkept, *unfilled]
+    match = Matcher([*own, *RULES]).match(torch_tree.root, flax_root)
+    match = match._replace(
+        moves=(*match.moves, *filled(taken_out, match.moves, torch_tree)), keeps=(*kept, *match.keeps)
+    )
     faults += names_that_are_not_there(torch_tree, flax_tree.root, match)
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
@@ -189,7 +218,7 @@ def make_plan(
     faults += _dtypes(torch_tree, moves)
     return Plan(
         tuple(moves),
-        (*match.keeps, *torch_tree.others),
+        (*(key for key in match.keeps if key not in ties), *torch_tree.others),
         (*(leaf.path for leaf in flax_tree.kept), *_unfilled(leaves, moves)),
         tuple(ties.items()),
         tuple(dict.fromkeys([*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves, cast)])),

@@ -85,6 +85,15 @@ class Report:
         """One line for each fault, or for each series of them."""
         return _lines(self.faults)
 
+    @property
+    def lenient(self) -> tuple[Fault, ...]:
+        """The faults that ``strict=False`` lets pass."""
+        return tuple(fault for fault in self.faults if fault.kind in _LENIENT)
+
+    def lenient_lines(self) -> Iterator[str]:
+        """The same in words."""
+        return _lines(self.lenient)
+
     def raise_unless_ok(self, what: str, *, strict: bool) -> None:
         """Raise one `PlanError` that lists every fault.
 

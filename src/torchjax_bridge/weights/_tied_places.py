@@ -22,6 +22,10 @@ def settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fau
     """A tensor without place of its own is no fault when the same memory has one under another key."""
     moved = {tree.ties.get(key, key): key for move in match.moves for key in move.torch_keys}
     ties, faults = {}, []
+    for key in match.keeps:  # what stays in torch, and is there under another name what crosses
+        twin = moved.get(tree.ties.get(key, key))
+        if twin is not None:
+            ties[key] = twin
     for fault in match.faults:
         twin = moved.get(tree.ties.get(fault.subject, fault.subject))
         if fault.kind == "unexpected" and twin is not None:

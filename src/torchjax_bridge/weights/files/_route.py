@@ -110,7 +110,8 @@ def route_to_torch(
             read = partial(_inverse, move, sources, place)
             leaves[key] = Leaf(key, split_path(key), dtype, tuple(tree.state[key].shape), read, shard)
     if plan.ok:
-        plan = replace(plan, report=Report(tuple(_parted(leaves, tree.ties))))
+        faults = [*_parted(leaves, tree.ties), *_lost(plan.moves, files)]
+        plan = replace(plan, report=Report(tuple(faults)))
     for key, twin in (*plan.ties, *(tie for tie in tree.ties.items() if set(tie) <= set(leaves))):
         leaves[key] = replace(leaves[twin], name=key, path=split_path(key), twin=twin)
     last = ""
@@ -180,6 +181,17 @@ def _parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[Fau
     for key, first in parted(leaves, ties):
         message = f"it is the same tensor as '{first}' in torch, but Flax holds two values"
         yield Fault("ambiguous", message, key, key)
+
+
+def _lost(moves: Iterable[Move], files: Mapping[Path, Leaf]) -> Iterator[Fault]:
+    """Leaves that torch has not and that are no longer what they would have to be."""
+    for move in moves:
+        if not move.torch_keys:
+            try:
+                move.layout.inverse([files[path].read() for path in move.flax_paths])
+            except ValueError as err:
+                names = ", ".join(map(join_path, move.flax_paths))
+                yield Fault("mismatch", f"it cannot go back to torch: {err}", names)
 
 
 def _stayed(plan: Plan, files: Mapping[str, Leaf]) -> dict[str, str]:

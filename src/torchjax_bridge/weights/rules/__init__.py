@@ -9,7 +9,7 @@ weight is computed by a parametrization is asked for before the plain one.
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
 from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
 from ._fused import Fused
-from ._hints import Flatten, LayerType, Rename
+from ._hints import Fill, Flatten, Keep, LayerType, Rename
 from ._linear import in_input_order
 from ._parametrized import parametrized
 from ._recurrent import CELL_MARKS
@@ -21,8 +21,10 @@ __all__ = [
     "PLAIN",
     "RULES",
     "Entry",
+    "Fill",
     "Flatten",
     "Fused",
+    "Keep",
     "Layer",
     "LayerType",
     "Rename",

@@ -1,8 +1,8 @@
-"""What a caller can say beside rules: names that differ, classes that keys do not tell, flattened features.
+"""What a caller can say beside rules: names that differ, classes, flattened features, what one side has alone.
 
-Each hint names places of the torch side by a dotted pattern, matched segment by segment from the first to
-the last; ``*`` stands for one whole segment or a part of one. A hint that matches nothing is a fault, so that
-a typing error does not pass for an instruction.
+Each hint names places of the torch side (`Fill`: of the Flax side) by a dotted pattern, matched segment by segment
+from the first to the last; ``*`` stands for one whole segment or a part of one. A hint that matches nothing is a
+fault, so that a typing error does not pass for an instruction.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, split_path
 
-__all__ = ["Flatten", "LayerType", "Rename", "names_path"]
+__all__ = ["Fill", "Flatten", "Keep", "LayerType", "Rename", "names_path"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,67 @@ class Flatten:
 
     def __str__(self) -> str:
         return f'Flatten("{self.torch}", {self.features}{", output=True" if self.output else ""})'
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What stays in torch: tensors that the Flax model does without, such as a layer that torch never calls.
+
+    Such tensors cross neither way: `to_flax` leaves them out, and `to_state_dict` takes them from its template.
+
+    Args:
+        torch: The dotted path of a module, which speaks of all its tensors, or of a tensor; or a pattern.
+
+    >>> Keep("encoder.*.pooler").names(("encoder", 3, "pooler", "weight"))
+    True
+    """
+
+    torch: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.torch, str):
+            raise PlanError(f"Keep takes the dotted name of a module or a tensor, not {self.torch!r}.")
+
+    def names(self, path: Path) -> bool:
+        """Whether it speaks of the tensor at this path."""
+        return names_path(self.torch, path[: len(split_path(self.torch))])
+
+    def __str__(self) -> str:
+        return f'Keep("{self.torch}")'
+
+
+@dataclass(frozen=True)
+class Fill:
+    """A leaf that the Flax model has and torch does not, and the value with which both compute the same.
+
+    The way back to torch is there only while the leaf still has that value everywhere: a weight that was trained
+    since would be lost, which is an error.
+
+    Args:
+        flax: The dotted path of the leaf, without linen's collection, or a pattern (``"blocks.*.attn.key.bias"``).
+        value: The value of every element, such as ``0.0`` for a bias.
+
+    Raises:
+        PlanError: The value is no number, or NaN.
+    """
+
+    flax: str
+    value: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.flax, str):
+            raise PlanError(
+                f"Fill({self.flax!r}, ...) takes the dotted name of a Flax leaf, or a pattern, first."
+            )
+        if not isinstance(self.value, int | float) or self.value != self.value:
+            raise PlanError(f'Fill("{self.flax}", ...) takes a number such as 0.0, not {self.value!r}.')
+
+    def names(self, path: Path) -> bool:
+        """Whether it speaks of the leaf at this path."""
+        return names_path(self.flax, path)
+
+    def __str__(self) -> str:
+        return f'Fill("{self.flax}", {self.value})'
 
 
 def _check_name(hint: str, name: object) -> None:

@@ -47,7 +47,7 @@ def _batch_norm(layer: Layer) -> Iterable[Entry]:
             entry = _ENTRIES[buffer]
             yield replace(entry, note=note) if cumulative else entry
         else:  # track_running_stats=False: Flax has the variable all the same, and never reads it
-            fill = Constant(neutral, layer.flax[(leaf,)], torch.float32)
+            fill = Constant(neutral, layer.flax[(leaf,)], torch.float32, fixed=False)
             yield Entry(
                 (),
                 leaf,

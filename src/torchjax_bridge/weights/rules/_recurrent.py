@@ -250,7 +250,7 @@ def _spelt(layer: Layer, cell: Path, name: str) -> str:
 def _zeros(layer: Layer, suffix: str, place: Path) -> Entry:
     dtype = layer.torch[f"weight_hh{suffix}"].dtype
     note = "the torch layer has no bias: Flax's is zero, and must stay so for the way back"
-    return Entry((), (place,), Constant(0.0, layer.flax[place], dtype, fixed=True), note=note)
+    return Entry((), (place,), Constant(0.0, layer.flax[place], dtype), note=note)
 
 
 def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], settings: str) -> list[Rule]:
