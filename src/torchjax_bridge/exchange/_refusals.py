@@ -35,6 +35,7 @@ __all__ = [
 FOREIGN = (RuntimeError, ValueError, TypeError, BufferError, AssertionError)
 
 _HAZARDS = "See docs/sharing-memory.md."
+_LEAVES = "Every leaf must be a torch.Tensor, a jax.Array, a numpy.ndarray, a number or a string."
 _PLAIN_KINDS = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -125,7 +126,7 @@ def refuse_array(array: Any, path: Path) -> None:
             "Cross outside jit, grad and vmap; or wrap the torch function with as_jax_function.",
         )
     if not isinstance(array, jax.Array):
-        _refuse(path, "torch", _what(array), _fix_for_no_array(array))
+        _refuse(path, "torch", _what(array), _fix_for_no_pytree(array) or _LEAVES)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         _refuse(path, "torch", f"a PRNG key array ({array.dtype})", jax_dtype_fix(array.dtype))
     if array.dtype not in TORCH_OF:
@@ -153,8 +154,8 @@ def refuse_deleted(path: Path, other: str) -> NoReturn:
     )
 
 
-def refuse_wide(dtype: torch.dtype, path: Path) -> NoReturn:
-    half = {torch.float64: torch.float32, torch.complex128: torch.complex64}[dtype]
+def refuse_wide(dtype: torch.dtype | np.dtype, path: Path) -> NoReturn:
+    half = str(dtype).replace("64", "32").replace("128", "64")
     raise DtypeError(
         f"cannot share {leaf_name(path)} with JAX: dtype {dtype} needs x64, which is off. Cast it to {half} "
         'first, or call jax.config.update("jax_enable_x64", True).'
@@ -194,23 +195,7 @@ def _what(thing: Any) -> str:
 def _fix_for_no_tensor(thing: Any) -> str:
     if isinstance(thing, torch.nn.Module):
         return "Pass its state_dict(), or use to_flax to convert its weights."
-    if isinstance(thing, np.ndarray | np.generic):
-        return "Call torch.as_tensor (or jnp.asarray) on it first."
-    if isinstance(thing, bool | int | float | complex):
-        return "Call torch.tensor (or jnp.asarray) on it first."
-    return _fix_for_no_pytree(thing) or "Every leaf must be a torch.Tensor or a jax.Array."
-
-
-def _fix_for_no_array(thing: Any) -> str:
-    if isinstance(thing, np.ndarray | np.generic):
-        if thing.dtype == jax.dtypes.float0:
-            return (
-                "It is JAX's gradient of an integer input and holds no values: leave it out, or send zeros."
-            )
-        return "Call jnp.asarray (or torch.from_numpy) on it first."
-    if isinstance(thing, bool | int | float | complex):
-        return "Call jnp.asarray (or torch.tensor) on it first."
-    return _fix_for_no_pytree(thing) or "Every leaf must be a jax.Array or a torch.Tensor."
+    return _fix_for_no_pytree(thing) or _LEAVES
 
 
 def _fix_for_no_pytree(thing: Any) -> str:

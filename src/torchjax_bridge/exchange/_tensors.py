@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 
 from torchjax_bridge.errors import BridgeError, DeviceError
@@ -19,6 +20,7 @@ from ._devices import jax_device, torch_device
 from ._dtypes import JAX_OF, NEEDS_X64
 from ._fork import refuse_in_fork
 from ._memory import is_dense, narrow, row_major_copy, why_copy, with_row_major_strides
+from ._numpy import numpy_as_tensor, stays
 from ._paths import Path
 from ._refusals import (
     FOREIGN,
@@ -45,7 +47,8 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
     """One ``torch.Tensor`` as a ``jax.Array`` of the same shape, dtype and bits.
 
     Args:
-        tensor: A ``torch.Tensor`` of any shape and strides; or a ``jax.Array``, passed through.
+        tensor: A ``torch.Tensor`` or ``numpy.ndarray`` of any shape and strides; or a ``jax.Array``, a number or
+            a string, passed through.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False``
             shares or raises; ``True`` always gives fresh, row-major memory.
         device: Where the result lives: a ``jax.Device``, a ``torch.device`` or a name. ``None`` stays.
@@ -89,9 +92,7 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
                     if row_major and 1 in tensor.shape:
                         tensor = with_row_major_strides(tensor)
                     return _dlpack.borrow_cpu(tensor)
-                if (
-                    copy is None
-                ):  # as the careful way would; every `.sum().backward()` sends an expanded tensor
+                if copy is None:  # as for the gradient of every sum, which is expanded
                     return _dlpack.borrow_cpu(row_major_copy(tensor))
         except FOREIGN:
             pass  # not a plain tensor: the careful way names what it is, or raises the same again
@@ -142,9 +143,16 @@ def _crosses_now(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
 
 def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
     check_copy(copy)
+    if stays(tensor):
+        return tensor
     try:
         if isinstance(tensor, jax.Array):
             return _pass_array(tensor, copy, device, path)
+        if isinstance(tensor, np.ndarray):
+            laid, copied = numpy_as_tensor(tensor, copy, path, "JAX")
+            if NEEDS_X64.get(laid.dtype, laid.dtype) is None and not x64():
+                refuse_wide(tensor.dtype.newbyteorder("="), path)
+            return _import_tensor(laid, None if copied else copy, device, path)
         return _import_tensor(tensor, copy, device, path)
     except FOREIGN as err:
         if isinstance(err, BridgeError):
@@ -257,9 +265,14 @@ def _is_row_major(array: jax.Array) -> bool:
 
 def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     check_copy(copy)
+    if stays(array):
+        return array
     try:
         if isinstance(array, torch.Tensor):
             return _pass_tensor(array, copy, device, path)
+        if isinstance(array, np.ndarray):
+            tensor, copied = numpy_as_tensor(array, copy, path, "torch")
+            return _pass_tensor(tensor, None if copied else copy, device, path)
         return _export_array(array, copy, device, path)
     except FOREIGN as err:
         if isinstance(err, BridgeError):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, overload
 
 import jax
+import numpy as np
 import torch
 
 from torchjax_bridge.errors import ExchangeError
@@ -25,15 +26,18 @@ __all__ = ["to_jax", "to_torch"]
 
 
 @overload
-def to_jax(tree: torch.Tensor | jax.Array, *, copy: bool | None = None, device: Any = None) -> jax.Array: ...
+def to_jax(
+    tree: torch.Tensor | jax.Array | np.ndarray, *, copy: bool | None = None, device: Any = None
+) -> jax.Array: ...
 @overload
 def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
 def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
-    """The same pytree with every ``torch.Tensor`` leaf a ``jax.Array``, bit for bit.
+    """The same pytree with every ``torch.Tensor`` and ``numpy.ndarray`` leaf a ``jax.Array``, bit for bit.
 
     Args:
         tree: A pytree (dicts, tuples, lists, namedtuples, registered dataclasses, ``None``) whose leaves are
-            ``torch.Tensor`` or ``jax.Array``; a ``jax.Array`` is passed through. Or one tensor.
+            ``torch.Tensor``, ``numpy.ndarray`` or ``jax.Array``; a ``jax.Array`` is passed through, and so are
+            Python's and NumPy's numbers, bools and strings, which are the same on both sides. Or one tensor.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is.
@@ -51,7 +55,9 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
         permutation of its axes), 64-byte aligned, free of conj and neg bits and not narrowed. Then
         writing to the tensor in place changes the array, also while JAX still computes with it: write only
         after ``jax.block_until_ready`` of the results, or pass ``copy=True``. Nor resize a shared tensor or
-        move it to shared memory: that frees what JAX reads. See ``docs/sharing-memory.md``.
+        move it to shared memory: that frees what JAX reads. See ``docs/sharing-memory.md``. A NumPy array is
+        treated as the tensor on its memory, read-only ones too; it is copied where torch has no such tensor
+        (negative strides, another byte order).
 
     With x64 off, ``int64`` and ``uint64`` leaves become 32-bit when every value fits and raise otherwise;
     ``float64`` and ``complex128`` always raise. Nothing is narrowed in silence.
@@ -69,16 +75,16 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
 
 @overload
 def to_torch(
-    tree: torch.Tensor | jax.Array, *, copy: bool | None = None, device: Any = None
+    tree: torch.Tensor | jax.Array | np.ndarray, *, copy: bool | None = None, device: Any = None
 ) -> torch.Tensor: ...
 @overload
 def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
 def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
-    """The same pytree with every ``jax.Array`` leaf a ``torch.Tensor``, bit for bit.
+    """The same pytree with every ``jax.Array`` and ``numpy.ndarray`` leaf a ``torch.Tensor``, bit for bit.
 
     Args:
-        tree: A pytree whose leaves are ``jax.Array`` or ``torch.Tensor``; a ``torch.Tensor`` is passed
-            through. Or one array.
+        tree: A pytree whose leaves are ``jax.Array``, ``numpy.ndarray`` or ``torch.Tensor``; a ``torch.Tensor``
+            is passed through, and so are Python's and NumPy's numbers, bools and strings. Or one array.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``torch.device``, a ``jax.Device`` or a name; ``None`` leaves each leaf where it is.
@@ -93,7 +99,8 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     Memory:
         With ``copy=None`` a tensor shares its array's memory. JAX takes its arrays to be immutable, and
         torch has no read-only tensors: do not write to the result; pass ``copy=True`` for a tensor to write
-        to. See ``docs/sharing-memory.md``.
+        to. See ``docs/sharing-memory.md``. A NumPy array is shared as ``torch.from_numpy`` shares it; one that is
+        read-only, or laid out as no tensor can be, is copied.
 
     >>> import jax.numpy as jnp
     >>> to_torch((jnp.zeros(3), jnp.ones(2, jnp.bfloat16)))[1].dtype

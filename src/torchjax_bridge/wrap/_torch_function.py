@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from torchjax_bridge.errors import ArgumentError, ExchangeError, TransformError
-from torchjax_bridge.exchange import tensor_to_jax
+from torchjax_bridge.errors import ArgumentError, DtypeError, TransformError
+from torchjax_bridge.exchange import tensor_to_jax, torch_dtype
 
 from ._cache import Cache, CacheInfo
 from ._call import Rest, StaticArguments, split_call
@@ -303,14 +303,13 @@ def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:
 
 
 def _from_numpy(array: np.ndarray, rest: Rest, position: int) -> jax.Array:
-    """By the rules for tensors, so that nothing is narrowed in silence."""
+    """By the rules for tensors, so that nothing is narrowed in silence; a copy, for the backward pass to read."""
     name = rest.names()[position]
     try:
-        return tensor_to_jax(torch.from_numpy(np.array(array)), path=(name,))
-    except TypeError as err:
-        if isinstance(err, ExchangeError):
-            raise
+        torch_dtype(array.dtype.newbyteorder("="))
+    except DtypeError as err:
         raise ArgumentError(
             f"{name} is a numpy array of dtype {array.dtype}, which torch cannot hold. Pass jnp.asarray(...) "
             "of it, or a tensor."
         ) from err
+    return tensor_to_jax(array.copy(), path=(name,))
