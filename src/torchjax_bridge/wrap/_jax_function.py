@@ -29,8 +29,10 @@ from ._jax_ops import Apply
 from ._jax_port import Port
 from ._jax_primitive import bind
 from ._jax_program import Program
+from ._jax_questions import settled
 from ._jax_random import Replay, draw_noise, no_draws
 from ._jax_samplers import Draw
+from ._jax_stand_ins import AsTraced
 from ._settings import x64
 
 __all__ = ["JaxFunction", "as_jax_function", "has_key", "take_key"]
@@ -160,28 +162,38 @@ class _Wrapped:
         modes = self.ambient.modes()
         call = _explained(_on_leaves(self.fn, rest, len(specs)), specs)
         call = under_autocast(call, device.type)
+        traced = call  # for all but the value
+        traceable = True
+
+        def look(call: Callable[..., Any]) -> Findings:
+            return inspect_call(call, specs, device, random)
+
         try:
-            found = inspect_call(call, specs, device, random)
+            found = look(call)
         except NeedsValues as err:
-            found = self._announced(rest, specs, err)
-            traceable = False
-            call = _without_draws(call)
-        else:
-            traceable = True
-            if self.output_shape is not None:
-                self._compare(found, rest, specs)
+            answered = settled(call, look)
+            if answered is not None:
+                traced, found = answered
+            else:
+                found = self._announced(rest, specs, err)
+                traceable = False
+                traced = call = _without_draws(call)
+        if traceable and self.output_shape is not None:
+            self._compare(found, rest, specs)
+        if found.as_traced:
+            call, traced = _as_traced(call), _as_traced(traced)
         names = _output_names(found.structure)
         port = Port.of_output if traceable else Port.of_announced
         outs = [port(spec, name) for spec, name in zip(found.outs, names, strict=True)]
         program = Program(
-            _pure(call, found, len(specs)),
+            _pure(traced, found, len(specs)),
             (*specs, *(draw.spec for draw in found.draws)),
             found.outs,
             device,
             traceable=traceable,
             save=self.save,
         )
-        quiet = traceable and found.records_grad and _runs_without_grad(call, specs, device, found)
+        quiet = traceable and found.records_grad and _runs_without_grad(traced, specs, device, found)
         as_it_is = None
         if not found.draws:
             # The code may switch a module by itself: in the trace it just has.
@@ -197,7 +209,7 @@ class _Wrapped:
                 "the arguments. (What depends on a number only can take it as a Python number, which is static.)"
             ) from why.__cause__
         outs, structure = self._output_shape(rest, specs)
-        return Findings(structure, outs, frozenset(range(len(specs))), (), True)
+        return Findings(structure, outs, frozenset(range(len(specs))), (), True, True)
 
     def _output_shape(self, rest: Rest, specs: tuple[Spec, ...]) -> tuple[tuple[Spec, ...], Any]:
         shape = self.output_shape
@@ -257,6 +269,14 @@ def _without_draws(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(*tensors)
 
     return guarded
+
+
+def _as_traced(call: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*tensors: torch.Tensor) -> Any:
+        with AsTraced():
+            return call(*tensors)
+
+    return run
 
 
 def _explained(call: Callable[..., Any], specs: tuple[Spec, ...]) -> Callable[..., Any]:

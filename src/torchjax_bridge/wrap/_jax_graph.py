@@ -151,8 +151,10 @@ class Graph:
 
 
 @contextmanager
-def tracing(device: torch.device) -> Iterator[None]:
+def tracing(device: torch.device) -> Iterator[StandIns]:
     """Under the lock, tensors are fake: they have shape, dtype and device, and no memory.
+
+    Yields what stands in for some functions, and says whether it mattered.
 
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
@@ -169,10 +171,10 @@ def tracing(device: torch.device) -> Iterator[None]:
         _autograd_allowed(),
         truthful_schemas(),
         fake_tensors(),
-        StandIns(),
+        StandIns() as stand_ins,
     ):
         try:
-            yield
+            yield stand_ins
         except NEEDS_VALUES as err:
             raise NeedsValues from err
         except NotImplementedError as err:
@@ -277,6 +279,9 @@ def _mutates(node: fx.Node) -> bool:
 def _tidy(module: fx.GraphModule, device: torch.device) -> Graph:
     """Drop what has no effect: detach (there is no autograd below) and unused operators."""
     nodes = module.graph
+    for node in list(nodes.nodes):  # a question for a value, which was answered without this operator
+        if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()) and not node.users:
+            nodes.erase_node(node)
     mutable = any(_mutates(node) for node in nodes.nodes)
     if not mutable:
         for node in list(nodes.nodes):

@@ -35,6 +35,8 @@ class Findings:
     draws: tuple[Draw, ...]
     records_grad: bool
     """Some output requires grad although no input does: parameters are closed over."""
+    as_traced: bool
+    """At run time, too, the code needs what stood in for some functions."""
 
 
 def inspect_call(
@@ -53,7 +55,7 @@ def inspect_call(
         TransformError: It writes to a tensor that it did not receive, or draws without permission.
         Whatever ``call`` raises.
     """
-    with tracing(device):
+    with tracing(device) as stand_ins:
         tensors = fakes(specs, device)
         storages = [tensor.untyped_storage() for tensor in tensors]
         kept = [weakref.ref(storage) for storage in storages]
@@ -71,7 +73,7 @@ def inspect_call(
         draws = tuple(recorder.draws)
         del tensors, storages, leaves, recorder
         outlived = {i for i, reference in enumerate(kept) if reference() is not None}
-    return Findings(structure, outs, frozenset(written | outlived), draws, records_grad)
+    return Findings(structure, outs, frozenset(written | outlived), draws, records_grad, stand_ins.matter)
 
 
 def flatten_output(output: Any) -> tuple[list[torch.Tensor], Any]:

@@ -237,7 +237,12 @@ def _grad(outputs: _Tensors, inputs: _Tensors, cotangents: _Tensors, keep: bool)
         return [torch.zeros_like(x) for x in inputs]
     ys, cts = zip(*pairs, strict=True)
     grads = torch.autograd.grad(ys, inputs, cts, create_graph=keep, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, inputs, strict=True)]
+    return [torch.zeros_like(x) if g is None else _dense(g) for g, x in zip(grads, inputs, strict=True)]
+
+
+def _dense(grad: torch.Tensor) -> torch.Tensor:
+    """JAX's gradients are dense, also those of an embedding that asks for sparse ones."""
+    return grad if grad.layout is torch.strided else grad.to_dense()
 
 
 def _tracked(tensors: _Tensors) -> bool:

@@ -1,35 +1,89 @@
-"""What stands in, during a trace, for torch functions that cannot be traced truly as they are.
+"""What stands in for torch functions: in a trace for those that cannot be traced truly as they are.
 
 * Recurrent layers with dropout between them: the decomposition that a trace takes loses the dropout
   (``_rnn_helper`` in ``torch/_decomp/decompositions.py`` compares the number of layers the wrong way
   round), so the layers are run one by one.
 * The checks of ``torch.distributions``: whether all values are valid is not known without values, and is
   taken to be so.
+* Embeddings with sparse gradients: JAX has dense ones.
+* Operators that demand int64 indices, where they are given others: these are widened, in the trace and at run time.
 
-Owns these two alone; what is traced, and when, is in ``_jax_graph``.
+Attention modules must not give other values in a call for the value alone than in one that is differentiated: the
+fast path of torch without gradients fills what a padding mask hides with zeros. It is not taken under a function
+mode, so such code is run under one.
+
+Owns these alone; what is traced, and when, is in ``_jax_graph``.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from ._jax_indices import widened
 from ._jax_torch import NEEDS_VALUES
 
-__all__ = ["StandIns"]
+__all__ = ["AsTraced", "StandIns"]
 
 
 class StandIns(TorchFunctionMode):
-    """While active, calls of these functions go to what stands in for them."""
+    """While active, calls of these functions go to what stands in for them.
+
+    Attributes:
+        matter: Whether one was met without which the code would fail, or give other values, at run time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matter = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        kwargs = kwargs or {}
+        wide = widened(func, args, kwargs)
+        if wide is not None:
+            self.matter = True
+            args, kwargs = wide
+        elif func is F.multi_head_attention_forward:
+            self.matter = True
+        if func in _SPARSE:
+            args, kwargs = _dense(_SPARSE[func], args, kwargs)
         stand_in = _STAND_INS.get(func)
-        if stand_in is None:
-            return func(*args, **(kwargs or {}))
-        return stand_in(func, *args, **(kwargs or {}))
+        return func(*args, **kwargs) if stand_in is None else stand_in(func, *args, **kwargs)
+
+
+class AsTraced(TorchFunctionMode):
+    """While active, code that is run for its value does what it did in its trace, where that matters."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = widened(func, args, kwargs or {}) or (args, kwargs or {})
+        return func(*args, **kwargs)
+
+
+# Functions that may give sparse gradients: the argument that says so, and its position.
+_SPARSE: dict[Any, tuple[str, int]] = {
+    F.embedding: ("sparse", 6),
+    F.embedding_bag: ("sparse", 7),
+    torch.embedding: ("sparse", 4),
+    torch.embedding_bag: ("sparse", 5),
+    torch.gather: ("sparse_grad", 3),
+    torch.Tensor.gather: ("sparse_grad", 3),
+}
+
+
+def _dense(
+    flag: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The call, asked for a dense gradient."""
+    name, place = flag
+    if len(args) > place:
+        args = (*args[:place], False, *args[place + 1 :])
+    return args, {**kwargs, name: False} if name in kwargs else kwargs
 
 
 def _recurrent(func: Callable[..., Any], *args: Any) -> Any:

@@ -4,11 +4,11 @@ They are those that ``torch.compile`` is built of, in use for years, and yet not
 here. Without those that a trace cannot do without (`MISSING` says which), nothing is traced: torch code
 inside JAX then needs ``output_shape=`` and runs as Python at every order of derivative and lane by lane.
 Without the others a trace is poorer: compiled functions are refused, operators without a batching rule run
-lane by lane.
+lane by lane, libraries do not take the branches that they have for compilers.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ __all__ = [
     "FakeTensor",
     "OpOverload",
     "TorchDispatchMode",
+    "compiling",
     "decompositions",
     "fake_tensors",
     "has_batching_rule",
@@ -73,6 +74,20 @@ def through_compiled_functions() -> AbstractContextManager[Any]:
     if hasattr(config, "error_on_nested_fx_trace"):
         return config.patch(error_on_nested_fx_trace=False)
     return nullcontext()
+
+
+@contextmanager
+def compiling() -> Iterator[None]:
+    """``torch.compiler.is_compiling()`` is true, as when torch traces for a compiler; if that can be set."""
+    before = getattr(torch.compiler, "_is_compiling_flag", None)
+    if before is None:
+        yield
+        return
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
