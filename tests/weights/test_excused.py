@@ -8,6 +8,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -31,6 +32,8 @@ from torchjax_bridge.weights import (
     save_flax,
     save_state_dict,
     to_flax,
+    to_optax,
+    to_optimizer_state,
     to_state_dict,
 )
 
@@ -113,6 +116,8 @@ def test_a_hint_that_names_nothing_is_a_fault_with_the_nearest_name() -> None:
         (fault,) = found.faults
         assert fault.kind == "rules"
         assert f"did you mean '{meant}'" in fault.message
+    found = plan(module, FlaxNet(), rules=[*KEPT, Fill("fc", 0)])
+    assert "it takes a leaf, such as 'fc." in str(found)
     for wrong in (
         lambda: Keep(3),
         lambda: Fill("x", "0"),
@@ -283,6 +288,24 @@ def test_files_keep_fill_and_lose_nothing_in_silence(tmp_path: Folder) -> None:
     save_flax(there, trained)
     with pytest.raises(PlanError, match=r"no longer 0 everywhere @ attn.key.bias"):
         convert(there, back, to="torch", model=module, rules=rules, overwrite=True)
+
+
+def test_the_moments_of_what_is_kept_stay_in_torch() -> None:
+    module, rules = TorchNet(), KEPT
+    optimizer = torch.optim.Adam(module.parameters())
+    for _ in range(2):  # which never reaches the pooler
+        optimizer.zero_grad()
+        (module.fc(torch.rand(5, 4)).sum() + module.positions.weight.sum()).backward()
+        optimizer.step()
+    model = to_flax(module, FlaxNet(), rules=rules)
+    tx = optax.adam(1e-3)
+    state = tx.init(nnx.state(model, nnx.Param))
+    handed = to_optax(optimizer, state, module=module, template=model, rules=rules)
+    back = to_optimizer_state(handed, optimizer, module=module, template=model, rules=rules)
+    own = optimizer.state_dict()["state"]
+    assert back["state"].keys() == own.keys()
+    for place, entry in own.items():
+        assert all(torch.equal(back["state"][place][name], value) for name, value in entry.items())
 
 
 # --- strict=False ----------------------------------------------------------------------------------------

@@ -72,11 +72,12 @@ def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list
         return replace(node, leaves=left, children=children)
 
     pruned = without(root)
-    faults = [
-        Fault("rules", f"{rule} names no leaf of the Flax side{did_you_mean(rule.flax, names)}", rule.flax)
-        for rule in fills
-        if rule not in used
-    ]
+    faults = []
+    for rule in fills:
+        if rule not in used:
+            below = next((name for name in names if name.startswith(f"{rule.flax}.")), "")
+            near = f"; it takes a leaf, such as '{below}'" if below else did_you_mean(rule.flax, names)
+            faults.append(Fault("rules", f"{rule} names no leaf of the Flax side{near}", rule.flax))
     for leaf, rule in taken:
         dtype = torch_dtype(leaf.dtype)
         whole = dtype.is_floating_point or dtype.is_complex

@@ -190,8 +190,13 @@ def to_optimizer_state(
         if missing and name not in apart:
             faults.append(f"'{name}': optax has no {', '.join(missing)} for it")
     _raise_all("hand the optax state over to torch", faults)
-    groups = optimizer.state_dict()["param_groups"]
-    return {"state": {place: entry for place, entry in entries.items() if entry}, "param_groups": groups}
+    own = optimizer.state_dict()
+    for name in _kept(names, moves):
+        entries[indices[name]] = own["state"].get(indices[name], {})
+    return {
+        "state": {place: entry for place, entry in entries.items() if entry},
+        "param_groups": own["param_groups"],
+    }
 
 
 # --- what one side leaves alone ----------------------------------------------------------------------
@@ -218,7 +223,13 @@ def _left_alone(
     faults += not_moved(tried, {path for path in known if path not in still and not places.get(path)})
     # What never had a gradient may have one yet, and then its moment follows the count of the others.
     apart = (path for path in settled if still[path].frozen or not places.get(path))
-    return still, frozenset(key for path in apart for key in known[path].torch_keys)
+    kept = _kept(names_of(optimizer, module), moves)
+    return still, frozenset(key for path in apart for key in known[path].torch_keys) | kept
+
+
+def _kept(names: Mapping[int, str], moves: Iterable[Move]) -> frozenset[str]:
+    """The parameters that a rule keeps in torch, and their moments with them."""
+    return frozenset(names.values()) - {key for move in moves for key in move.torch_keys}
 
 
 # --- the torch side ----------------------------------------------------------------------------------
