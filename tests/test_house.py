@@ -35,6 +35,7 @@ WEIGHTS = (
         "_excused",
         "_fused",
         "_moved",
+        "_real_paths",
         "_said_names",
         "_siblings",
         "_feature_maps",

@@ -108,6 +108,33 @@ def test_the_items_of_a_module_list_and_a_module_dict_are_found_under_linens_fla
     assert pairs["heads.a.weight"] == "params.heads_a.kernel"
 
 
+def test_lists_in_lists_and_in_dicts_are_found_under_linens_flat_names() -> None:
+    class Nested(ln.Module):
+        def setup(self) -> None:
+            self.layers = [[ln.Dense(3) for _ in range(2)] for _ in range(3)]
+            self.heads = {"a": [ln.Dense(3), ln.Dense(3)]}
+            self.ends = [{"x": ln.Dense(3), "y": ln.Dense(3)}]
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            for layer in (*itertools.chain(*self.layers), *self.heads["a"], *self.ends[0].values()):
+                x = layer(x)
+            return x
+
+    def two() -> list[nn.Module]:
+        return [nn.Linear(3, 3), nn.Linear(3, 3)]
+
+    module = nn.Module()
+    module.rows = nn.ModuleList(nn.ModuleList(two()) for _ in range(3))
+    module.heads = nn.ModuleDict({"a": nn.ModuleList(two())})
+    module.ends = nn.ModuleList([nn.ModuleDict(dict(zip("yx", two(), strict=True)))])
+    for rules in ([Rename("rows", "layers")], [Rename("rows.*.*", "layers_*_*")]):
+        pairs = _pairs(module, _variables(Nested(), 1, 3), rules=rules)
+        assert pairs["rows.2.1.weight"] == "params.layers_2_1.kernel"
+        assert pairs["rows.0.1.weight"] == "params.layers_0_1.kernel"
+        assert pairs["heads.a.1.weight"] == "params.heads_a_1.kernel"
+        assert pairs["ends.0.y.weight"] == "params.ends_0_y.kernel"
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -480,6 +507,29 @@ def test_blocks_with_doubts_inside_are_paired_and_each_doubt_is_settled_by_the_r
     }
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_whole_paths_of_flax_are_taken_for_what_they_say(bare: bool) -> None:
+    module, template = Net2(), _variables(_LinenBlocks(), 1, 9, 9, 4)
+    source = module.state_dict() if bare else module
+    here, there = "_LinenBlock_0", "_LinenBlock_1"
+    wanted = {"layer1.1.bn1": f"{there}.BatchNorm_1", "layer1.1.bn2": f"{there}.BatchNorm_0"}
+    wanted |= {"layer1.0.bn1": f"{here}.BatchNorm_0", "layer1.1.down.0": f"{there}.proj"}
+    made = plan(source, template, rules=[Rename(*one) for one in wanted.items()])
+    assert made.ok, made
+    pairs = {move.torch_keys[0]: ".".join(map(str, move.flax_paths[0])) for move in made.moves}
+    for ours, theirs in wanted.items():
+        leaf = "kernel" if theirs.endswith("proj") else "scale"
+        assert pairs[f"{ours}.weight"] == f"params.{theirs}.{leaf}"
+    astray = plan(source, template, rules=[Rename("layer1.0.bn1", f"{there}.BatchNorm_0")])
+    assert "gives 'layer1.0.bn1' a place in another block than its own" in str(astray)
+
+
+class Net2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(_Block(down=False), _Block(down=True))
+
+
 def test_the_rule_that_an_assumption_about_numbers_names_settles_it() -> None:
     class Pair(ln.Module):
         @ln.compact
@@ -494,7 +544,7 @@ def test_the_rule_that_an_assumption_about_numbers_names_settles_it() -> None:
     module = nn.ModuleDict({"body": _mlp(4, 4, 4), "head": nn.Linear(4, 2)})
     template = _variables(Net(), 1, 4)
     (assumed,) = plan(module, template).assumed
-    one, other = re.findall(r'Rename\("(\S+)", <"(\S+)" or "body.Dense_1">', assumed)[0]
+    one, other = re.findall(r'Rename\("(\S+)", <"(\S+)" or "Pair_0.Dense_1">', assumed)[0]
     made = plan(module, template, rules=[Rename(one, other)])
     assert made.ok
     assert not made.assumed

@@ -242,13 +242,18 @@ def test_one_doubt_in_every_block_is_one_line_with_the_rules_that_settle_all_of_
     assert len(report) == 6  # as data, each
     lines = str(report).splitlines()
     assert len(lines) == 2  # norms, and linear layers
-    options = '"blocks.*.LayerNorm_0" or "blocks.*.LayerNorm_1"'
+    options = '"FlaxTwoNorms_*.LayerNorm_0" or "FlaxTwoNorms_*.LayerNorm_1"'
     wanted = f'rules=[Rename("blocks.*.first", <{options}>), ...] speaks of them all'
     assert f"the same in 2 more blocks up to 'blocks.2.first', and {wanted}" in lines[0]
     with pytest.raises(PlanError, match=r"6 faults\n  ambiguous: .*\n  ambiguous: .*$"):
         report.raise_unless_ok("convert", strict=True)
     rules = [Rename("blocks.*.first", "blocks.*.LayerNorm_0"), Rename("blocks.*.up", "blocks.*.Dense_1")]
     assert plan(module, variables, rules=rules).ok
+    as_in_flax = [
+        Rename("blocks.*.first", "FlaxTwoNorms_*.LayerNorm_0"),
+        Rename("blocks.*.up", "FlaxTwoNorms_*.Dense_1"),
+    ]
+    assert plan(module, variables, rules=as_in_flax).moves == plan(module, variables, rules=rules).moves
 
 
 class Pair(nnx.Module):

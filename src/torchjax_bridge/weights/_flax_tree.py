@@ -60,6 +60,7 @@ class FlaxNode:
         module: The live nnx module, or None.
         leaves: Its own arrays by name.
         children: Its submodules by name.
+        one_of_many: Whether it stands for one of several layers that are stacked in it.
     """
 
     path: Path
@@ -67,6 +68,7 @@ class FlaxNode:
     module: Any = None
     leaves: dict[str, FlaxLeaf] = field(default_factory=dict)
     children: dict[str | int, "FlaxNode"] = field(default_factory=dict)
+    one_of_many: bool = False
 
     def flat(self, prefix: Path = ()) -> dict[Path, FlaxLeaf]:
         """Every array at or below this node, by its path relative to the node."""

@@ -25,6 +25,7 @@ from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
 from ._nearest import did_you_mean
+from ._real_paths import matched_by_real_paths
 from ._report import Fault, Report
 from ._said_names import names_that_are_not_there
 from ._search import within_their_series
@@ -202,11 +203,13 @@ def make_plan(
     kept, unkept = keep_in_torch(torch_tree, rules)
     flax_root, taken_out, unfilled = take_filled(flax_tree.root, rules)
     faults += [*unkept, *unfilled]
-    match = Matcher([*own, *RULES]).match(torch_tree.root, flax_root)
+    match, meant = matched_by_real_paths(
+        torch_tree, flax_root, lambda: Matcher([*own, *RULES]).match(torch_tree.root, flax_root)
+    )
     match = match._replace(
         moves=(*match.moves, *filled(taken_out, match.moves, torch_tree)), keeps=(*kept, *match.keeps)
     )
-    faults += names_that_are_not_there(torch_tree, flax_tree.root, match)
+    faults += names_that_are_not_there(torch_tree, flax_tree.root, match, meant)
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}

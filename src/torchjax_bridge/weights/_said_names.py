@@ -5,6 +5,7 @@ elsewhere. What a name may stand for is what the pairing takes it for: ``blocks.
 ``blocks/layers_0``, and a container that has no scope is none the less the place of what is in it.
 """
 
+from collections.abc import Mapping
 from itertools import takewhile
 
 from torchjax_bridge.exchange import Path, join_path
@@ -19,8 +20,17 @@ from .rules import Rename
 __all__ = ["names_that_are_not_there"]
 
 
-def names_that_are_not_there(tree: TorchTree, flax: FlaxNode, match: Match) -> list[Fault]:
-    """A fault for every rename whose place in Flax is another than it says, or nowhere."""
+def names_that_are_not_there(
+    tree: TorchTree, flax: FlaxNode, match: Match, meant: Mapping[Path, Path]
+) -> list[Fault]:
+    """A fault for every rename whose place in Flax is another than it says, or nowhere.
+
+    Args:
+        tree: The torch side.
+        flax: The Flax side.
+        match: What they come to.
+        meant: For places of renamed layers, the whole paths in Flax that the renames say.
+    """
     if not tree.targets:
         return []
     pairs: dict[Path, list[Path]] = {}
@@ -33,6 +43,14 @@ def names_that_are_not_there(tree: TorchTree, flax: FlaxNode, match: Match) -> l
     scopes = [node.path for node in flax.walk() if node.path]
     leaves = [(*node.path, name) for node in flax.walk() for name in node.leaves]
     for place, rename in tree.targets.items():
+        node = _at(tree.root, place)
+        if place in meant and node is not None and meant[place] not in pairs.get(node.origin, []):
+            went = next(
+                (f", which is paired with '{join_path(one)}'" for one in pairs.get(node.origin, [])), ""
+            )
+            message = f"{rename} gives '{join_path(node.origin)}' a place in another block than its own{went}"
+            faults[rename, place] = Fault("rules", message, join_path(meant[place]))
+            continue
         target = place
         for _ in takewhile(lambda name: name == "*", reversed(rename.flax.split("."))):
             target = target[:-1]  # that is called as it is in torch
@@ -80,8 +98,8 @@ def _only_renamed(node: TorchNode) -> bool:
 def _agree(target: Path, path: Path) -> bool:
     """Whether a place in Flax is called as the caller says."""
     name = str(path[-1]) if path else ""
-    above = ("layers", str(target[-2])) if len(target) > 1 else ("layers",)
-    return name == str(target[-1]) or name in [f"{one}_{target[-1]}" for one in above]
+    parts = [str(part) for part in target]
+    return name == f"layers_{parts[-1]}" or name in ["_".join(parts[depth:]) for depth in range(len(parts))]
 
 
 def _is_there(target: Path, scopes: list[Path]) -> bool:

@@ -153,7 +153,8 @@ class Search:
         """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
         torch_parent, parent = self._torch_parent, self._parent
         numbers = [name for name in torch_parent.origin if isinstance(name, int)]
-        any_place = _with_stars(torch_parent.path, numbers)
+        any_place = _with_stars(parent.path, numbers) if _is_automatic(parent) else None
+        any_place = any_place or _with_stars(torch_parent.path, numbers)
         if not numbers or any_place is None:
             return None
         any_block = tuple("*" if isinstance(name, int) else name for name in torch_parent.origin)
@@ -268,8 +269,14 @@ def which_rename(
     one: TorchNode, options: Sequence[FlaxNode], torch_parent: TorchNode, parent: FlaxNode
 ) -> str:
     """The question which of several scopes a node is; no line that would pass for the answer when it is typed."""
-    places = [join_path((*torch_parent.path, *other.path[len(parent.path) :])) for other in options]
+    above = torch_parent.path if not _is_automatic(parent) else parent.path
+    places = [join_path((*above, *other.path[len(parent.path) :])) for other in options]
     return f"rules=[{_one_of(join_path(one.origin), places)}, ...]"
+
+
+def _is_automatic(node: FlaxNode) -> bool:
+    """Whether linen has given a scope its name, which torch cannot have: its path is then spelt as it is there."""
+    return node.module is None and node.kind is not None and not node.one_of_many
 
 
 def _one_of(pattern: str, places: Sequence[str]) -> str:

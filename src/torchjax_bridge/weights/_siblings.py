@@ -142,7 +142,7 @@ def _by_name(ours: dict[Name, TorchNode], theirs: dict[Name, FlaxNode], parent: 
     for name in list(ours):
         group = _prefixed(ours[name], str(name), theirs, parent)
         if group is not None:
-            gone = list(group.children.values())
+            gone = list(group.walk())
             for key in [key for key, node in theirs.items() if node in gone]:
                 del theirs[key]
             pairs.append((ours.pop(name), group))
@@ -167,14 +167,26 @@ def _prefixed(node: TorchNode, name: str, theirs: dict[Name, FlaxNode], parent: 
             if isinstance(key, str) and key.startswith(f"{name}_") and _CELL.fullmatch(key[len(name) :])
         }
         return FlaxNode((*parent.path, name), children=found) if found else None
+    if not node.children:
+        return None
+    group = FlaxNode((*parent.path, name))
     for key, child in theirs.items():
         if isinstance(key, str) and key.startswith(f"{name}_"):
-            rest = key[len(name) + 1 :]
-            if rest.isdecimal() or rest in node.children:
-                found[int(rest) if rest.isdecimal() else rest] = child
-    if not found or not node.children:
-        return None
-    return FlaxNode((*parent.path, name), children=found)
+            _put(group, node, key[len(name) + 1 :], child)
+    return group if group.children else None
+
+
+def _put(group: FlaxNode, node: TorchNode, rest: str, child: FlaxNode) -> None:
+    """Hang a scope under the name that is left of its own, level by level: ``0_1`` is item 1 of item 0."""
+    if rest.isdecimal() or rest in node.children:
+        group.children[int(rest) if rest.isdecimal() else rest] = child
+        return
+    for name, part in node.children.items():
+        if rest.startswith(f"{name}_") and not part.leaves and part.children:
+            inner = group.children.setdefault(name, FlaxNode((*group.path, name)))
+            _put(inner, part, rest[len(str(name)) + 1 :], child)
+            if not inner.children:
+                del group.children[name]
 
 
 # --- a numbering that is off by some ---------------------------------------------------------------------
