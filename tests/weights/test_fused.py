@@ -258,7 +258,7 @@ def test_a_pattern_speaks_of_every_block_and_of_a_scan_over_them() -> None:
 
 def test_the_order_is_asked_for_and_no_line_with_a_guess_is_printed() -> None:
     fused = str(plan(FusedInTorch("blocks"), FlaxApart("heads", nnx.Rngs(0))).report)
-    assert "'qkv' has as many rows in torch as 'key', 'query', 'value' have together in Flax" in fused
+    assert "'qkv' has as many rows in torch as 'query', 'key', 'value' have together in Flax" in fused
     assert 'Fused("", "qkv", (<first>, <second>, <third>))' in fused
     assert "heads=<number of heads>" in fused
     assert "unexpected" not in fused
