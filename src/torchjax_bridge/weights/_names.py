@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from torch import nn
-
 from torchjax_bridge.exchange import join_path
 
 from ._bind import Match, Move, bind, bind_raw, missing_of, unexpected
@@ -22,12 +20,13 @@ from ._flax_tree import FlaxLeaf, FlaxNode
 from ._fused import split_fused
 from ._layout import Stack
 from ._moved import Law, split_off
+from ._own_layers import computes, no_rule, own_layer
 from ._report import Fault
 from ._rows_asked import ask_about_rows
 from ._siblings import pair_children, with_loose_cells
 from ._structure import Structures
 from ._torch_tree import TorchLeaf, TorchNode
-from .rules import LOOKALIKES, Rule
+from .rules import LOOKALIKES, PARTS, Rule
 
 __all__ = ["Matcher"]
 
@@ -85,7 +84,7 @@ class Matcher:
             else:
                 rule = self.rule_for(owner)
                 rules = [] if rule is None else [rule]
-                fitting = [rule for rule in rules if self._can_fill(rule, scope)]
+                fitting = [rule for rule in rules if self._can_fill(rule, scope) or scope.kind in PARTS]
             if rules:
                 found.append(Law(owner, name, fitting))
         return found
@@ -160,10 +159,10 @@ class Matcher:
         torch_node = _emptied(torch_node, flax_node)
         self._alive.append(torch_node)
         own = bind_raw(torch_node, dict(torch_node.leaves), dict(flax_node.leaves))
-        if own.faults and (kind := _norm_by_its_names(torch_node, flax_node)):
-            return Match(faults=(_norm_of_its_own(torch_node, flax_node, kind),))
-        if own.faults and torch_node.leaves and _computes(torch_node.kind):
-            return Match(faults=(_no_rule(torch_node),))
+        if own.faults and (fault := own_layer(torch_node, flax_node)) is not None:
+            return Match(faults=(fault,))
+        if own.faults and torch_node.leaves and computes(torch_node.kind):
+            return Match(faults=(no_rule(torch_node),))
         kept = {
             name: child
             for name, child in torch_node.children.items()
@@ -185,9 +184,9 @@ class Matcher:
         why = self._why(torch_left, flax_left)
         lost = [unexpected(leaf, node) for node in torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
-        no_rule = [_no_rule(node) for node in torch_left if self._has_no_rule(node)]
+        unknown = [no_rule(node) for node in torch_left if self._has_no_rule(node)]
         empty = missing_of(leaf for node in flax_left for leaf in node.flat().values())
-        return Match.of((own, here, *below, Match(keeps=keeps, faults=(*asked, *no_rule, *lost, *empty))))
+        return Match.of((own, here, *below, Match(keeps=keeps, faults=(*asked, *unknown, *lost, *empty))))
 
     def _stays(self, node: TorchNode) -> bool:
         """Whether rules keep all tensors of a layer in torch, so that it needs no scope."""
@@ -206,7 +205,7 @@ class Matcher:
         return next((f"; {fault.message}" for fault in faults if fault.kind == "mismatch"), "")
 
     def _has_no_rule(self, node: TorchNode) -> bool:
-        return not node.empty and _computes(node.kind) and self.rule_for(node) is None
+        return not node.empty and computes(node.kind) and self.rule_for(node) is None
 
     def _fits(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
         return self._verdict(torch_node, flax_node).fits
@@ -334,46 +333,6 @@ def _slice(node: FlaxNode, count: int, axis: int = 0) -> FlaxNode:
 
 
 # --- words -------------------------------------------------------------------------------------------
-
-
-def _computes(kind: type | None) -> bool:
-    """Whether it is a layer of torch's own that does something, not one that holds or composes others."""
-    if kind is None or kind is nn.Module or not kind.__module__.startswith("torch.nn.modules."):
-        return False
-    return kind.__module__.rpartition(".")[2] not in ("container", "transformer")
-
-
-def _norm_by_its_names(torch_node: TorchNode, flax_node: FlaxNode) -> str:
-    """The norm of torch's that a module of the caller's own may be, by its tensors and Flax's leaves; or none."""
-    ours = {name: tuple(leaf.meta.shape) for name, leaf in torch_node.leaves.items()}
-    theirs = {name: leaf.shape for name, leaf in flax_node.leaves.items()}
-    if torch_node.kind is None or torch_node.children or flax_node.children or "scale" not in theirs:
-        return ""
-    if ours != {("weight" if name == "scale" else name): shape for name, shape in theirs.items()}:
-        return ""
-    return {("scale",): "RMSNorm", ("bias", "scale"): "LayerNorm"}.get(tuple(sorted(theirs)), "")
-
-
-def _norm_of_its_own(torch_node: TorchNode, flax_node: FlaxNode, kind: str) -> Fault:
-    path = join_path(torch_node.origin)
-    return Fault(
-        "ambiguous",
-        f"{torch_node.where} is no layer of torch's, and {flax_node.where} has a scale where it has a weight; say "
-        f'rules=[LayerType("{path}", nn.{kind})] if it computes what nn.{kind} does, or pass a '
-        f"Rule({torch_node.kind.__name__ if torch_node.kind else kind}, ...)",
-        path,
-    )
-
-
-def _no_rule(node: TorchNode) -> Fault:
-    names = ", ".join(node.flat())
-    kind = node.kind.__name__ if node.kind else "?"
-    return Fault(
-        "no rule",
-        f"torch.nn.{kind} ({names}) has no counterpart in Flax; pass rules=[Rule({kind}, [Entry(...), ...])] "
-        "that says where its tensors go",
-        join_path(node.origin),
-    )
 
 
 def _not_in_front(torch_node: TorchNode, flax_node: FlaxNode, axis: int) -> Fault:

@@ -25,6 +25,7 @@ from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one
 from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
 from ._names import Matcher
 from ._nearest import did_you_mean
+from ._own_layers import gathered
 from ._real_paths import matched_by_real_paths
 from ._report import Fault, Report
 from ._said_names import names_that_are_not_there
@@ -225,7 +226,7 @@ def make_plan(
         (*(leaf.path for leaf in flax_tree.kept), *_unfilled(leaves, moves)),
         tuple(ties.items()),
         tuple(dict.fromkeys([*torch_tree.notes, *match.notes, *_notes(torch_tree, moves, leaves, cast)])),
-        Report(tuple(dict.fromkeys(faults))),
+        Report(tuple(gathered(dict.fromkeys(faults), torch_tree.root))),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
         tuple(by_words(dict.fromkeys([*match.assumed, *taken]))),

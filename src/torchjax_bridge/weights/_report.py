@@ -9,7 +9,7 @@ from typing import Literal
 
 from torchjax_bridge.errors import PlanError
 
-__all__ = ["Fault", "FaultKind", "Report", "Series", "what_it_is"]
+__all__ = ["Choice", "Fault", "FaultKind", "Report", "Series", "what_it_is"]
 
 FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
 
@@ -37,6 +37,23 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The rules of which one settles all layers of a class.
+
+    Attributes:
+        kind: The class.
+        lines: The rules, as one types them.
+        norm: The norm of torch's whose tensors they have; or empty.
+        uses: What the layer computes under each of the rules; or nothing, where that does not tell them apart.
+    """
+
+    kind: type
+    lines: tuple[str, ...]
+    norm: str = ""
+    uses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Fault:
     """One thing that does not fit.
 
@@ -50,6 +67,7 @@ class Fault:
         subject: The key or the dotted path of the one tensor it is about, or empty.
         even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
         series: What it has in common with the same fault of each equal block; such faults are printed as one.
+        choice: The rules that would settle it, for a layer of a class that has none.
     """
 
     kind: FaultKind
@@ -58,6 +76,7 @@ class Fault:
     subject: str = ""
     even: bool = True
     series: Series | None = None
+    choice: Choice | None = None
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message} @ {self.path or '(root)'}"

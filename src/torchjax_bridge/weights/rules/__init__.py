@@ -7,6 +7,7 @@ weight is computed by a parametrization is asked for before the plain one.
 """
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
+from ._attention import PARTS
 from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
 from ._fused import Fused
 from ._hints import Fill, Flatten, Keep, LayerType, Rename
@@ -18,6 +19,7 @@ from ._rule import Entry, Layer, Rule
 __all__ = [
     "CELL_MARKS",
     "LOOKALIKES",
+    "PARTS",
     "PLAIN",
     "RULES",
     "Entry",

@@ -25,8 +25,10 @@ from torchjax_bridge.exchange import Path
 from .._layout import Each, Layout, Permute, Reshape, Split, then
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["RULES"]
+__all__ = ["PARTS", "RULES"]
 
+# What Flax's attention is made of: a tensor that is renamed on its own may go into one of these.
+PARTS = frozenset({"LinearGeneral", "DenseGeneral"})
 _PROJECTIONS = ("query", "key", "value")
 
 
