@@ -28,7 +28,16 @@ WEIGHTS = (
     ("_layout_rows", "_memory"),
     ("rules",),
     ("_torch_tree", "_flax_tree", "settings"),
-    ("_own_forward", "_own_layers", "_flatten_modules", "_map_faults", "_seen", "_shardings", "_structure", "_weightless"),
+    (
+        "_own_forward",
+        "_own_layers",
+        "_flatten_modules",
+        "_map_faults",
+        "_seen",
+        "_shardings",
+        "_structure",
+        "_weightless",
+    ),
     ("_bind", "_forwards", "_live", "_search"),
     (
         "_class_doubts",

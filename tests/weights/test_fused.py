@@ -278,8 +278,8 @@ def test_one_line_asks_for_all_blocks() -> None:
 
 WRONG: list[tuple[Any, str]] = [
     (Fused("attn", "qkv", QKV), "Fused.*names no module of the torch side"),
-    (Fused("", "qvk", QKV), "torch has no 'qvk' there; there is 'qkv'"),
-    (Fused("", "qkv", ("query", "key", "valu")), "Flax has no 'valu' there; there is 'value'"),
+    (Fused("", "qvk", QKV), "torch has no 'qvk' there; did you mean 'qkv'"),
+    (Fused("", "qkv", ("query", "key", "valu")), "Flax has no 'valu' there; did you mean 'value'"),
     (Fused("", "qkv", ("query", "key")), "does not hold the rows of"),
     (Fused("", "qkv", QKV, heads=3), "do not divide into 3 heads"),
 ]

@@ -7,7 +7,6 @@ tensors that are there. Where nothing is said, ``_rows_asked`` asks.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from math import prod
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from ._bind import Match, Move
 from ._flax_tree import FlaxLeaf, FlaxNode
 from ._layout import Each, Identity, Layout, then
 from ._layout_rows import Inverse, Parallel, Rows
+from ._nearest import did_you_mean
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
 from .rules import Fused, possible_axes
@@ -138,7 +138,7 @@ def _layer(parent: TorchNode, name: str) -> _Layer:
         leaves = {kind: parent.leaves[full] for kind, full in names.items() if full in parent.leaves}
         node = parent
     if not leaves:
-        raise ValueError(f"torch has no '{name}' there{_nearest(name, parent.children)}")
+        raise ValueError(f"torch has no '{name}' there{did_you_mean(name, map(str, parent.children))}")
     if "weight" not in leaves or not leaves.keys() <= {"weight", "bias"} or leaves["weight"].meta.ndim != 2:
         raise ValueError(f"'{name}' is no dense layer, with a weight of 2 axes and perhaps a bias")
     return _Layer(node, leaves)
@@ -259,7 +259,7 @@ def _scope(parent: FlaxNode, name: str) -> FlaxNode:
     for step in split_path(name):
         below = node.children.get(step)
         if below is None:
-            raise ValueError(f"Flax has no '{name}' there{_nearest(str(step), node.children)}")
+            raise ValueError(f"Flax has no '{name}' there{did_you_mean(str(step), map(str, node.children))}")
         node = below
     return node
 
@@ -287,11 +287,6 @@ def rows_of(scope: FlaxNode, width: int) -> int | None:
     if not kernel or rest or not possible_axes((rows, width), kernel, bias.shape if bias else None):
         return None
     return rows
-
-
-def _nearest(name: str, names: Iterable[str | int]) -> str:
-    near = get_close_matches(name, [str(one) for one in names], 1)
-    return f"; there is '{near[0]}'" if near else ""
 
 
 def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
