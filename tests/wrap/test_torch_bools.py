@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from torchjax_bridge import as_torch_function, errors
+from torchjax_bridge import as_torch_function, errors, to_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -238,6 +238,13 @@ def test_an_equinox_network_trains_by_torch_optim_as_by_optax():
         weights = optax.apply_updates(weights, updates)
     for mine, theirs in zip(jax.tree.leaves(our_state), jax.tree.leaves(state), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+
+    # What the error for the activation, a leaf too, says to take out of the tree.
+    with pytest.raises(errors.UnsupportedLeafError, match=r"mlp\.activation.*equinox\.partition"):
+        to_torch(model)
+    assert all(
+        isinstance(leaf, torch.Tensor) for leaf in jax.tree.leaves(to_torch(eqx.filter(model, eqx.is_array)))
+    )
 
     # In evaluation the switches of all parts are turned.
     ours, theirs = eqx.nn.inference_mode(ours), eqx.nn.inference_mode(eqx.combine(weights, rest))

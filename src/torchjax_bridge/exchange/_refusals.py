@@ -206,4 +206,6 @@ def _fix_for_no_pytree(thing: Any) -> str:
         return "JAX does not open it: pass dict(it), or register its class with jax.tree_util."
     if isinstance(thing, tuple | list | Set | Iterator | MappingView):
         return "JAX does not open it: pass list(it), or register its class with jax.tree_util."
+    if callable(thing):
+        return f"{_LEAVES} Take functions out first, as equinox.partition(tree, equinox.is_array) does."
     return ""
