@@ -86,8 +86,9 @@ def bind_moved(
     refused: list[Fault] = []
     for law in laws:
         if not law.rules:
-            message = f"'{leaf.key}' of {law.owner.where} cannot fill {scope.where}, a layer of another kind"
-            refused.append(Fault("mismatch", message, join_path(law.owner.origin)))
+            why = f"'{leaf.key}' of {law.owner.where} cannot fill {scope.where}, a layer of another kind"
+            path = join_path(law.owner.origin)
+            refused.append(Fault("mismatch", f"{why}; {_whole(path)}", path))
         if any(law.name in rule.keeps for rule in law.rules) and name not in scope.leaves:
             return Match(keeps=(leaf.key,)), None
         tried = [_apply(rule, law, leaf, name, scope) for rule in law.rules]
@@ -171,6 +172,10 @@ def _apply(rule: Rule, law: Law, leaf: TorchLeaf, name: str, scope: FlaxNode) ->
         entry = replace(entry, collection=there.collection)
     fault = misfit(entry, owner, [leaf], [there])
     return (rule, entry, place, None) if fault is None else (rule, None, (), fault)
+
+
+def _whole(path: str) -> str:
+    return f'rename the whole layer, Rename("{path}", ...), or pass a Rule that says where its tensors go'
 
 
 def _entry_for(rule: Rule, layer: Layer, name: str) -> Entry | None:

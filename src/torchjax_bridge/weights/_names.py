@@ -46,6 +46,7 @@ class Matcher:
             for kind in rule.types:
                 self._by_class.setdefault(kind, []).append(rule)
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
+        self._any_moved: bool | None = None
         self._seen: dict[tuple[int, int], Match] = {}
         self._alive: list[FlaxNode | TorchNode] = []  # the made-up nodes whose ids are keys above
         self._structures = Structures(lambda node: node.kind is None or self.rule_for(node) is not None)
@@ -64,6 +65,10 @@ class Matcher:
             fused, ours, theirs = split_fused(torch_node, flax_node, self.match)
             self._alive += [ours, theirs]
             return fused if ours.empty and theirs.empty else Match.of((fused, self.match(ours, theirs)))
+        if self._any_moved is None:
+            self._any_moved = bool(torch_node.moved)  # the root, where a walk begins, knows of them all
+        if not self._any_moved:
+            return self._match_own(torch_node, flax_node)
         deep = self.rule_for(torch_node) is not None
         leaves = torch_node.flat() if deep else torch_node.leaves
         if not any(leaf.owners for leaf in leaves.values()):
