@@ -87,8 +87,8 @@ def bind_moved(
     for law in laws:
         if not law.rules:
             why = f"'{leaf.key}' of {law.owner.where} cannot fill {scope.where}, a layer of another kind"
-            path = join_path(law.owner.origin)
-            refused.append(Fault("mismatch", f"{why}; {_whole(path)}", path))
+            layer = join_path(law.owner.origin)
+            refused.append(Fault("mismatch", f"{why}; {_whole(layer)}", layer))
         if any(law.name in rule.keeps for rule in law.rules) and name not in scope.leaves:
             return Match(keeps=(leaf.key,)), None
         tried = [_apply(rule, law, leaf, name, scope) for rule in law.rules]
