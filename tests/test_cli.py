@@ -1,13 +1,16 @@
 """The command line: what each command does, says and exits with, and that docs/cli.md is its own help."""
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 
 import pytest
@@ -18,6 +21,7 @@ from torchjax_bridge import exchange
 from torchjax_bridge.cli._app import app
 from torchjax_bridge.cli._options import as_bytes, as_dtype
 from torchjax_bridge.cli._rules import read_rules
+from torchjax_bridge.cli._spelling import as_toml
 from torchjax_bridge.cli._terminal import columns, human
 from torchjax_bridge.weights import (
     Fill,
@@ -63,6 +67,11 @@ class LinenNet(linen.Module):
     @linen.compact
     def __call__(self, x):
         return linen.BatchNorm(True, name="norm")(linen.Dense(4, name="fc")(x))
+
+class Alike(nnx.Module):
+    def __init__(self, rngs):
+        self.alpha = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
+        self.beta = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
 
 class WithMap(nnx.Module):
     def __init__(self, rngs):
@@ -218,6 +227,96 @@ def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyP
         assert read_rules("r.toml") == (rule,)
 
 
+def test_every_proposed_rule_is_spelt_as_a_rules_file_has_it(tmp_path: Folder) -> None:
+    one = tmp_path / "r.toml"
+    rules = [Rename("a.*", 'b "c"'), LayerType("d(1)", torch.nn.Conv1d), Flatten("e", (4, 2), output=True)]
+    rules += [Flatten("f", None), Rename("g", "h")]
+    one.write_text("\n".join(as_toml(f"say rules=[{', '.join(map(_spelt, rules))}], or so (or not)")))
+    assert set(read_rules(str(one))) == set(rules)
+    asked = 'Rename("n1", "x") or Rename("n1", "y"); Flatten("p", (C, H, W)), LayerType(<path>, nn.Linear)'
+    one.write_text("\n".join(as_toml(asked)))
+    assert read_rules(str(one)) == ()  # a choice is not made, and a question is none
+    assert one.read_text().count('# {torch = "n1"') == 2
+
+
+def _spelt(rule: object) -> str:
+    """As Python has it."""
+    return str(rule).replace('"c""', '\\"c\\""') if '"c""' in str(rule) else str(rule)
+
+
+def test_a_question_about_names_is_answered_by_a_line_that_loses_its_mark(
+    nets: dict[str, torch.Tensor], tmp_path: Folder
+) -> None:
+    save_state_dict("alike.pt", {f"{name}.weight": torch.randn(4, 4) for name in ("x", "y")})
+    command = ("alike.pt", "--to", "flax", "--template", factory("Alike"))
+    said = run("plan", *command, code=1).stdout.splitlines()
+    begin = next(place for place, line in enumerate(said) if line.strip() == "rename = [")
+    lines = [line[2:] for line in said[begin : said.index("  ]", begin) + 1]]
+    (tmp_path / "r.toml").write_text("\n".join(lines))
+    assert read_rules("r.toml") == ()
+    run("plan", *command, "--rules", "r.toml", code=1)
+    answer = next(line for line in lines if 'torch = "x", flax = "beta"' in line)
+    (tmp_path / "r.toml").write_text("\n".join(lines).replace(answer, answer.replace("# ", "")))
+    text = run("plan", *command, "--rules", "r.toml").stdout
+    assert [line.split()[:2] for line in text.splitlines()[1:3]] == [
+        ["x.weight", "beta.kernel"],
+        ["y.weight", "alpha.kernel"],
+    ]
+
+
+def test_a_key_that_is_no_entry_is_answered_with_those_that_are(nets: dict[str, torch.Tensor]) -> None:
+    torch.save({"ema": nets, "deep": {"model": nets}, "epoch": 3}, "two.pt")
+    for key, near in (("emaa", "ema"), ("deep.modell", "deep.model"), ("deep", None), ("epoch", None)):
+        said = run("inspect", "two.pt", "--key", key, code=1).stderr
+        assert "these entries are state_dicts: 'ema', 'deep.model'." in said
+        assert (f"Did you mean '{near}'?" in said) == (near is not None)
+    run("inspect", "two.pt", "--key", "deep.model")
+    assert "needs no key" in run("inspect", "net.pt", "--key", "model", code=1).stderr
+    torch.save({"deep": {"a": nets, "b": nets}}, "deep.pt")
+    assert "('deep.a', 'deep.b'): say which, with --key NAME" in run("inspect", "deep.pt", code=1).stderr
+
+
+def _programs(nets: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    """Files that hold more than tensors, and what is in each."""
+    net = torch.nn.Linear(3, 4)
+    state = dict(net.state_dict())
+    torch.save(net, "whole.pt")
+    torch.save(net, "old.pt", _use_new_zipfile_serialization=False)
+    torch.save({"state_dict": state, "args": argparse.Namespace(lr=1), "epoch": 3}, "arguments.pt")
+    torch.save({"model": net, "optimizer": torch.optim.SGD(net.parameters())}, "run's.pt")
+    torch.save({**state, "cfg": argparse.Namespace(lr=1)}, "beside.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(net, torch.ones(1, 3)).save("traced.pt")
+        torch.jit.script(net).save("scripted.pt")
+        torch.export.save(torch.export.export(net, (torch.ones(1, 3),)), "exported.pt2")
+    return dict.fromkeys(map(str, pathlib.Path().glob("*.pt*")), state)
+
+
+def test_a_file_that_only_running_it_opens_comes_with_the_line_that_takes_its_tensors_out(
+    nets: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pathlib.Path("net.pt").unlink()
+    for name, state in _programs(nets).items():
+        said = run("convert", name, "out.safetensors", "--to", "torch", code=1).stderr
+        assert "add_safe_globals" not in said  # nobody calls that from a shell
+        assert "damaged" not in said
+        (line,) = (line.strip() for line in said.splitlines() if line.startswith("  python -c "))
+        _, _, code, source, target = shlex.split(line)
+        if name == "run's.pt":  # the whole line, by a shell; the others without paying for a process
+            shell = line.replace("python", shlex.quote(sys.executable), 1)
+            subprocess.run(shell, shell=True, check=True)
+        else:
+            monkeypatch.setattr(sys, "argv", ["-c", source, target])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                exec(code, {})
+        run("convert", target, "out.safetensors", "--to", "torch", "--overwrite")
+        found = load_state_dict("out.safetensors")
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
 def test_a_refused_flatten_comes_with_the_line_for_the_rules_file(
     nets: dict[str, torch.Tensor], tmp_path: Folder
 ) -> None:
@@ -352,8 +451,9 @@ def test_inspect_shows_a_layer_once_whatever_the_order_of_its_file(nets: dict[st
     save_state_dict("apart.pt", {name: nets[name] for name in ("fc.weight", "norm.weight", "fc.bias")})
     text = run("inspect", "apart.pt").stdout
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["fc", "weight", "bias", "norm", "weight"]
-    assert "rule: one of " in text  # and not the dozen that a weight and a bias may be
-    assert " or " not in text
+    (fc, norm) = (line.split("rule: ")[1] for line in text.splitlines() if "rule: " in line)
+    assert fc == "Linear"  # of the dozen that have a weight and a bias, the one with these shapes
+    assert norm == "one of LayerNorm, RMSNorm, PReLU"
 
 
 def test_inspect_prints_json(nets: dict[str, torch.Tensor]) -> None:

@@ -57,7 +57,7 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Parse, convert, report."""
-    from torchjax_bridge.weights import PairingWarning, SettingsWarning, files
+    from torchjax_bridge.weights import PairingWarning, files
 
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
@@ -67,8 +67,7 @@ def convert(
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
     with spoken(debug, model), ExitStack() as shown, warnings.catch_warnings():
-        for said in (PairingWarning, SettingsWarning):
-            warnings.simplefilter("ignore", said)  # below, in our own way
+        warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
         done = files.convert(
             src,
             dst,

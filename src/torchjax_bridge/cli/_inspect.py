@@ -75,7 +75,7 @@ def _tree(lines: "Sequence[files.Line]") -> list[str]:
 
 
 def _about(line: "files.Line") -> str:
-    """The layer's class and rule; names alone may leave open which of many rules it is."""
+    """The layer's class and rule; names and shapes may leave open which of several it is."""
     rules = line.rule.split(" or ")
-    rule = line.rule if len(rules) <= 3 else f"one of {len(rules)}, as the layer's class says"
+    rule = line.rule if len(rules) == 1 else f"one of {', '.join(rules)}"
     return ", ".join(filter(None, (line.layer, rule and f"rule: {rule}")))

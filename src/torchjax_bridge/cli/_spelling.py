@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 __all__ = ["as_toml"]
 
 _CALL = re.compile(r"\b(Rename|LayerType|Flatten|Keep)\(")
+_CHOICE = re.compile(r'Rename\(("[^"]*"), <([^>]*)>\)')  # a question, with the answers that there are
 _TABLES = {"Rename": "rename", "LayerType": "layer_type", "Flatten": "flatten", "Keep": "keep"}
 
 
@@ -50,7 +51,7 @@ def _table(table: str, subjects: dict[str, list[str]]) -> Iterator[str]:
 
 
 def _calls(message: str) -> Iterator[ast.Call]:
-    for line in message.splitlines():
+    for line in _CHOICE.sub(_each, message).splitlines():
         for begin in _CALL.finditer(line):
             for end in re.finditer(r"\)", line[begin.end() :]):
                 try:
@@ -60,6 +61,11 @@ def _calls(message: str) -> Iterator[ast.Call]:
                 if isinstance(tree.body, ast.Call):
                     yield tree.body
                 break
+
+
+def _each(choice: re.Match[str]) -> str:
+    options = re.findall(r'"[^"]*"', choice[2])
+    return " or ".join(f"Rename({choice[1]}, {option})" for option in options)
 
 
 def _entry(call: ast.Call) -> tuple[str, str, str] | None:

@@ -62,7 +62,8 @@ def spoken(debug: bool, model: str | None = "") -> Iterator[None]:
     except BridgeError as err:
         if debug:
             raise
-        raise fail(in_options(str(err), model)) from err
+        text = "\n".join([str(err), *getattr(err, "__notes__", ())])
+        raise fail(in_options(text, model)) from err
 
 
 def in_options(report: str, model: str | None = "") -> str:
@@ -72,7 +73,7 @@ def in_options(report: str, model: str | None = "") -> str:
         report: What the library says.
         model: What ``--model`` says, None where it could help and says nothing.
     """
-    said = report
+    said = re.sub(r" \(in Python, [^)]*\)", "", report)
     for argument, option in _OPTIONS.items():
         said = said.replace(argument, option)
     proposed = as_toml(report)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable
 
@@ -179,6 +180,22 @@ def test_a_class_in_a_torch_file_is_named_with_the_way_out(tmp_path: Folder) -> 
 
     torch.save({"w": torch.ones(1), "args": argparse.Namespace(lr=1)}, tmp_path / "m.pt")
     refused(tmp_path / "m.pt", r"argparse\.Namespace.*add_safe_globals")
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(tmp_path / "m.pt")
+    assert (
+        f"{tmp_path}/m-tensors.pt" in caught.value.__notes__[0]
+    )  # the line that writes it: tests/test_cli.py
+
+
+def test_programs_are_called_what_they_are(tmp_path: Folder) -> None:
+    net, example = torch.nn.Linear(2, 3), torch.ones(1, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(net, example).save(tmp_path / "m.pt")
+    refused(tmp_path / "m.pt", "it is a TorchScript archive, and no file of torch.save")
+    (tmp_path / "m.pt").unlink()
+    torch.export.save(torch.export.export(net, (example,)), tmp_path / "m.pt2")
+    refused(tmp_path / "m.pt2", r"it is a program of torch\.export, and no file of torch.save")
 
 
 @pytest.mark.parametrize(

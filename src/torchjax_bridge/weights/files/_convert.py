@@ -116,7 +116,8 @@ def convert(
         progress: Given the route before anything is written, gives what is told the bytes of each leaf.
 
     Returns:
-        The plan, the files and their size. Metadata that others wrote into the header of a safetensors file goes
+        The plan, the files and their size; where both sides are live models, ``settings`` says how they differ in
+        what a checkpoint does not carry. Metadata that others wrote into the header of a safetensors file goes
         into the headers of the target.
 
     Raises:
@@ -125,8 +126,6 @@ def convert(
 
     Warns:
         PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
-        SettingsWarning: The ``model`` and the ``template``, if it is an nnx module, have settings (epsilon,
-            padding, ...) with which they compute different things from the same weights.
 
     Memory:
         The largest leaf and ``memory``; Orbax targets must fit in ``memory`` whole, and torch files from before
@@ -138,8 +137,6 @@ def convert(
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
-    if route.settings is not None:
-        route.settings.warn_unless_ok(stacklevel=2)
     told = None if progress is None else progress(route)
     files = write_checkpoint(
         route.leaves,

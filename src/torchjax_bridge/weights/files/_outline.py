@@ -12,7 +12,7 @@ from torchjax_bridge.exchange import join_path, torch_dtype
 from .._flax_tree import FlaxNode, read_flax
 from .._names import Matcher
 from .._torch_tree import TorchNode, read_torch
-from ..rules import RULES
+from ..rules import RULES, Rule
 from ._convert import framework_of
 from ._leaf import Checkpoint, size_of
 from ._route import flax_side
@@ -107,12 +107,8 @@ def _torch_layers(root: TorchNode) -> dict[str, tuple[str, str]]:
 
     def visit(node: TorchNode, above: str) -> None:
         rule = matcher.rule_for(node)
-        if node.kind is None:
-            names = frozenset(node.flat())
-            known = dict.fromkeys(rule.name for rule in RULES if node.leaves and rule.may_be(names))
-            said = " or ".join(known)
-        else:
-            said = rule.name if rule is not None else above
+        known = rule.name if rule is not None else above
+        said = " or ".join(_may_be(node)) if node.kind is None else known
         kind = node.kind.__name__ if node.kind is not None else ""
         for leaf in node.leaves.values():
             found[leaf.key] = (kind, said)
@@ -121,6 +117,59 @@ def _torch_layers(root: TorchNode) -> dict[str, tuple[str, str]]:
 
     visit(root, "")
     return found
+
+
+def _may_be(node: TorchNode) -> list[str]:
+    """The classes whose names and numbers of axes these are."""
+    if not node.leaves:
+        return []
+    names = frozenset(node.flat())
+    rules = [rule for rule in RULES if rule.may_be(names)]
+    own = {name: tuple(leaf.tensor.shape) for name, leaf in node.leaves.items()}
+    fits = [found for rule in rules if (found := _class_of(rule, own))]
+    return list(dict.fromkeys(fits or [rule.name for rule in rules]))
+
+
+def _class_of(rule: Rule, shapes: dict[str, tuple[int, ...]]) -> str:
+    """The class of a rule that has tensors of these names and shapes; empty where none has."""
+    weight, bias = shapes.get("weight"), shapes.get("bias")
+    if weight is None:
+        return rule.name
+    if callable(rule.entries):
+        known = {"weight", "bias", *(rule.required or ()), *rule.keeps}
+    else:
+        known = {name for entry in rule.entries for name in entry.torch_names} | set(rule.keeps)
+    if not shapes.keys() <= known:
+        return ""
+    kinds = [
+        kind
+        for kind in rule.types
+        if len(weight) in _AXES.get(kind, (1, 2, 3, 4, 5)) and _has_bias(kind, weight, bias)
+    ]
+    return rule.name if len(kinds) == len(rule.types) else " / ".join(kind.__name__ for kind in kinds)
+
+
+# How many axes the weight of a class has, where not any number.
+_AXES: dict[type, tuple[int, ...]] = {
+    nn.Linear: (2,),
+    nn.Embedding: (2,),
+    nn.EmbeddingBag: (2,),
+    nn.Bilinear: (3,),
+    nn.PReLU: (1,),
+    nn.GroupNorm: (1,),
+    **dict.fromkeys((nn.Conv1d, nn.ConvTranspose1d), (3,)),
+    **dict.fromkeys((nn.Conv2d, nn.ConvTranspose2d), (4,)),
+    **dict.fromkeys((nn.Conv3d, nn.ConvTranspose3d), (5,)),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), (1,)),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), (1,)),
+}
+_BARE = (nn.Embedding, nn.EmbeddingBag, nn.RMSNorm, nn.PReLU)
+
+
+def _has_bias(kind: type, weight: tuple[int, ...], bias: tuple[int, ...] | None) -> bool:
+    if bias is None or kind in _BARE:
+        return bias is None
+    return bias == weight if kind is nn.LayerNorm else len(bias) == 1
 
 
 def _flax_rule(node: FlaxNode) -> str:

@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -18,9 +18,11 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
+from ._entries import find_state
 from ._leaf import Checkpoint, Leaf, place_of, segments
 from ._mapped import Window
 from ._pump import Pump
+from ._untrusted import extracting, program_in, resaving
 
 __all__ = ["ZIP", "read_torch_file", "write_torch_file"]
 
@@ -133,7 +135,7 @@ class _TorchFile:
 
     def open(self) -> tuple[dict[str, torch.Tensor], str]:
         content = _load(self._path)
-        found, note = _find_state(content, self._path, self._key)
+        found, note = find_state(content, self._path, self._key)
         others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
         if others:
             left = f"without what is no tensor: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
@@ -153,6 +155,7 @@ class _TorchFile:
 
 
 def _load(path: pathlib.Path) -> Any:
+    mapped = False
     try:
         with path.open("rb") as file:
             mapped = file.read(4) == ZIP
@@ -164,59 +167,24 @@ def _load(path: pathlib.Path) -> Any:
         refused = _REFUSED.search(str(err))
         if refused is None:
             raise CheckpointError(f"{path}: it is damaged, or no file of torch.save.") from err
-        raise CheckpointError(
+        refusal = CheckpointError(
             f"{path}: it holds a pickled {refused[1]}, and unpickling that could run code. Save its state_dict "
-            f"alone; or, if you trust the file, name {refused[1]} to torch.serialization.add_safe_globals first."
-        ) from err
+            f"alone (in Python, torch.serialization.add_safe_globals admits {refused[1]} by name, if you trust it)."
+        )
+        refusal.add_note(resaving(path))
+        raise refusal from err
     except FileNotFoundError as err:
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
     except PermissionError as err:
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
     except _DAMAGE as err:
+        if mapped and (program := program_in(path)) is not None:
+            refusal = CheckpointError(
+                f"{path}: it is {program}, and no file of torch.save: save its state_dict."
+            )
+            refusal.add_note(extracting(path, program))
+            raise refusal from err
         reason = (str(err).splitlines() or [type(err).__name__])[0].split(". ")[0]
         raise CheckpointError(
             f"{path}: it is truncated, damaged or no file of torch.save: {reason[:200]}."
         ) from err
-
-
-def _find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
-    """The state_dict in what was loaded, and which entry it was."""
-    if key is not None:
-        whole = isinstance(content, Mapping) and key in content  # a name may hold dots itself
-        for part in [key] if whole else key.split("."):
-            if not isinstance(content, Mapping) or part not in content:
-                raise CheckpointError(f"{path}: there is no entry {key!r}.")
-            content = content[part]
-        if not _is_state(content):
-            raise CheckpointError(f"{path}: the entry {key!r} is no state_dict: it must name tensors.")
-        return content, f"the entry '{key}'"
-    if _is_state(content):
-        return content, ""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: it holds a {type(content).__name__}, not a state_dict.")
-    inner = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
-    if len(inner) == 1:
-        return content[inner[0]], f"the entry '{inner[0]}'"
-    if inner:
-        names = ", ".join(map(repr, inner))
-        raise CheckpointError(f"{path}: it holds several state_dicts ({names}): say which, with key=....")
-    others = [
-        str(name)
-        for name, value in content.items()
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
-    raise CheckpointError(
-        f"{path}: it is not a state_dict, which names tensors: see {', '.join(others[:3]) or 'nothing in it'}."
-    )
-
-
-def _is_state(value: Any) -> bool:
-    """Whether this names tensors; a module's extra state may stand between them."""
-    return (
-        isinstance(value, Mapping)
-        and any(isinstance(tensor, torch.Tensor) for tensor in value.values())
-        and all(
-            isinstance(name, str) and (isinstance(tensor, torch.Tensor) or name.endswith("_extra_state"))
-            for name, tensor in value.items()
-        )
-    )

@@ -1,0 +1,92 @@
+"""Which part of what a torch file holds is the ``state_dict``, and what to say where that is open."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+
+from torchjax_bridge.errors import CheckpointError
+
+__all__ = ["find_state"]
+
+
+def find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
+    """The state_dict in what was loaded, and which entry it was.
+
+    Raises:
+        CheckpointError: There is none, or more than one and no key; or the key names something else.
+    """
+    if key is not None:
+        return _entry(content, path, key), f"the entry '{key}'"
+    if _is_state(content):
+        return content, ""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: it holds a {type(content).__name__}, not a state_dict.")
+    inner = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
+    if len(inner) == 1:
+        return content[inner[0]], f"the entry '{inner[0]}'"
+    if inner:
+        names = ", ".join(map(repr, inner))
+        raise CheckpointError(f"{path}: it holds several state_dicts ({names}): say which, with key=....")
+    if deeper := list(_states(content)):
+        names = ", ".join(map(repr, deeper))
+        raise CheckpointError(f"{path}: its entries hold state_dicts ({names}): say which, with key=....")
+    others = [
+        str(name)
+        for name, value in content.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
+    raise CheckpointError(
+        f"{path}: it is not a state_dict, which names tensors: see {', '.join(others[:3]) or 'nothing in it'}."
+    )
+
+
+def _entry(content: Any, path: pathlib.Path, key: str) -> Mapping[str, Any]:
+    whole = isinstance(content, Mapping) and key in content  # a name may hold dots itself
+    found = content
+    for part in [key] if whole else key.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            raise CheckpointError(f"{path}: there is no entry {key!r}{_instead(content, key)}")
+        found = found[part]
+    if not _is_state(found):
+        raise CheckpointError(
+            f"{path}: the entry {key!r} is no state_dict: it must name tensors{_instead(content, key)}"
+        )
+    state: Mapping[str, Any] = found
+    return state
+
+
+def _instead(content: Any, key: str) -> str:
+    """The end of a sentence about a key: what there is."""
+    if _is_state(content):
+        return ": the file is one state_dict, and needs no key."
+    states = list(_states(content))
+    if not states:
+        names = ", ".join(repr(str(name)) for name in content) if isinstance(content, Mapping) else ""
+        return f"; none of its entries is a state_dict ({names})." if names else "."
+    near = get_close_matches(key, states, 1)
+    what = "these entries are state_dicts" if len(states) > 1 else "this entry is a state_dict"
+    return f"; {what}: {', '.join(map(repr, states))}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def _states(content: Any, above: str = "") -> Iterator[str]:
+    """The dotted keys of every state_dict inside, outer ones only."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if _is_state(value):
+            yield f"{above}{name}"
+        else:
+            yield from _states(value, f"{above}{name}.")
+
+
+def _is_state(value: Any) -> bool:
+    """Whether this names tensors; a module's extra state may stand between them."""
+    return (
+        isinstance(value, Mapping)
+        and any(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        and all(
+            isinstance(name, str) and (isinstance(tensor, torch.Tensor) or name.endswith("_extra_state"))
+            for name, tensor in value.items()
+        )
+    )
