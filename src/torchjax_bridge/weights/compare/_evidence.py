@@ -29,7 +29,7 @@ class Cause:
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
             ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
             ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"mask"``,
-            ``"calls"``, ``"call order"``, ``"shape"`` or ``"unknown"``.
+            ``"calls"``, ``"call order"``, ``"channels_last"``, ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.
         fix: What to do.
         proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.

@@ -22,7 +22,7 @@ Moves = Mapping[str, frozenset[int]]
 # The axes of what convolutions over one, two and three axes of space take.
 _IMAGES = frozenset({3, 4, 5})
 
-__all__ = ["Moves", "as_they_are", "check_call", "choose_layout", "to_flax_inputs"]
+__all__ = ["Moves", "as_they_are", "check_call", "choose_layout", "to_flax_inputs", "turned_round"]
 
 
 def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -105,6 +105,9 @@ def choose_layout(
 ) -> tuple[Record, Moves]:
     """Run the Flax model with the channels where it has them.
 
+    Where torch's convolutions do not show which inputs are images, they go in as they are; and, if the models then
+    differ, with their channels last, too. The order in which more calls agree stays.
+
     Args:
         inputs: The torch inputs by name.
         said: What the caller said; None to find out.
@@ -130,26 +133,95 @@ def choose_layout(
         if isinstance(call.module, nn.Module) and channels_in_front(call.module) and call.inputs
     }
     images = {name: ranks & {tensor.ndim for tensor in tensors_in(value)} for name, value in inputs.items()}
-    first = run(images)
-    if not any(images.values()) or (nearest := _apart(lay(first), first)) <= 1e-6:
-        return first, images
-    plain = dict.fromkeys(inputs, frozenset[int]())
-    other = run(plain)
-    return (other, plain) if _apart(lay(other), other) < nearest else (first, images)
+    chosen, last = run(images), images
+    if any(images.values()) and (nearest := _apart(lay(chosen), chosen)) > 1e-6:
+        plain = dict.fromkeys(inputs, frozenset[int]())
+        other = run(plain)
+        if _apart(lay(other), other) < nearest:
+            chosen, last = other, plain
+    steps = lay(chosen)
+    best = _agreeing(steps, chosen)
+    for more in _open(inputs, ranks, steps) if best < len(steps) else ():
+        moves = {name: last[name] | more.get(name, frozenset()) for name in inputs}
+        other = run(moves)
+        if (agreeing := _agreeing(lay(other), other)) > best:
+            chosen, last, best = other, moves, agreeing
+    return chosen, last
 
 
-def as_they_are(inputs: Mapping[str, Any], modules: Iterable[nn.Module]) -> Iterator[str]:
+def _ranks(value: Any) -> frozenset[int]:
+    """The numbers of axes of what may be images."""
+    return frozenset(t.ndim for t in tensors_in(value) if t.ndim in _IMAGES and t.shape[1] > 1)
+
+
+def _open(inputs: Mapping[str, Any], ranks: frozenset[int], steps: Sequence[Step]) -> Iterator[Moves]:
+    """What may be images though no layer shows it: all together, and each alone.
+
+    What has three axes is tokens more often; it is none where a layer was given the same in both.
+    """
+    known = any(
+        step.torch.path
+        and (inside := step.inputs(Bounds())) is not None
+        and inside.ok
+        and inside.theirs.dtype.kind == "f"
+        for step in steps
+    )
+    kinds = _IMAGES - ranks - (frozenset({3}) if known else frozenset())
+    found = {name: there for name, value in inputs.items() if (there := _ranks(value) & kinds)}
+    if found:
+        yield found
+    if len(found) > 1:
+        yield from ({name: there} for name, there in found.items())
+
+
+def _agreeing(steps: Sequence[Step], record: Record) -> int:
+    """How many calls agree before the first that does not."""
+    for place, step in enumerate(steps):
+        if not step.output.ok if step.output is not None else record.error is not None:
+            return place
+    return len(steps)
+
+
+def as_they_are(
+    inputs: Mapping[str, Any], modules: Iterable[nn.Module], last: Moves, *, agree: bool
+) -> Iterator[str]:
     """What may be images, of a model in which no layer shows whether they are."""
     if any(map(channels_in_front, modules)):
         return
     for name, value in inputs.items():
         for leaf in tensors_in(value):
-            if leaf.ndim == 4 and leaf.shape[1] > 1:
-                shape = tuple(leaf.shape)
-                yield (
-                    f"{name} {shape} went into Flax as it is: pass channels_last=True if the Flax model takes "
-                    "images with their channels last"
-                )
+            if leaf.ndim == 4 and leaf.shape[1] > 1 and leaf.ndim not in last[name]:
+                went = f"{name} {tuple(leaf.shape)} went into Flax as it is"
+                if agree:
+                    yield f"{went}: pass channels_last=True if the Flax model takes images with their channels last"
+                else:
+                    yield f"{went}; with its channels last (channels_last=True) no more calls agree"
+
+
+def turned_round(
+    inputs: Mapping[str, Any],
+    last: Moves,
+    found: tuple[Record, Sequence[Step]],
+    run: Callable[[Moves], Record],
+    lay: Callable[[Record], Sequence[Step]],
+) -> tuple[str, bool, bool] | None:
+    """Whether more agrees with the channels where the caller did not say.
+
+    Returns:
+        Which inputs went in how; what ``channels_last`` should be; whether every call agrees then. None where no
+        more do.
+    """
+    open_ = {name: ranks for name, value in inputs.items() if (ranks := _ranks(value))}
+    if not open_:
+        return None
+    moved = any(last[name] & ranks for name, ranks in open_.items())
+    again = run({name: frozenset[int]() if moved else open_.get(name, frozenset()) for name in inputs})
+    steps = lay(again)
+    agreeing = _agreeing(steps, again)
+    if agreeing <= _agreeing(found[1], found[0]):
+        return None
+    went = f"{', '.join(open_)} went into Flax {'with channels last' if moved else 'as torch has it'}"
+    return went, not moved, agreeing == len(steps)
 
 
 def _apart(steps: Sequence[Step], record: Record) -> float:

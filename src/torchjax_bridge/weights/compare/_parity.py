@@ -19,9 +19,9 @@ from torchjax_bridge.exchange import Path, join_path
 
 from .._plan import UserRule
 from ._causes import find_cause, has_own_fault
-from ._evidence import Evidence, not_called, place
+from ._evidence import Cause, Evidence, not_called, place
 from ._float64 import CANNOT, apart, in_float64, torch_in_float64, wide_inputs, widened
-from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs
+from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs, turned_round
 from ._made_up import made_up_for
 from ._record import Call, Change, Record, record_torch
 from ._result import Parity, ParityRow
@@ -67,7 +67,8 @@ def parity(
             rounding explains in the dtype: 1e-5 for float32.
         channels_last: Whether tensors ``(N, C, *space)`` are given to Flax as ``(N, *space, C)``; one answer, or
             one for each input. By default this is found out: where torch's convolutions take inputs of as many
-            axes, both are tried, and the one in which the first convolution is given the same in both stays.
+            axes, both are tried, and the one in which the first convolution is given the same in both stays. What
+            no convolution takes goes in as it is and, where the models then differ, with its channels last, too.
         ignore: The torch paths of layers that need not agree, or patterns of them (``"layer1.*.act"``); the outputs
             of the models are always compared.
         torch_kwargs: Keyword arguments for the torch model.
@@ -179,12 +180,16 @@ def _compare(
     cause = None
     if bad is not None:
         cause = find_cause(bad, evidence)
+        if given.channels_last is not None:
+            cause = _or_layout(cause, turned_round(named, last, (theirs, steps), run, lay))
     elif twins.root.training:
         trained = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
         trained = [one for one in trained if one.step.torch.path not in ignored]
         rows += [_statistic_row(one) for one in trained]
         cause, bad = next(((one.cause, one.step) for one in trained if one.cause is not None), (None, None))
-    unmoved = as_they_are(named, twins.modules.values())
+    unmoved = list(as_they_are(named, twins.modules.values(), last, agree=cause is None))
+    if cause is not None and not cause.proved and unmoved and given.channels_last is None:
+        cause = replace(cause, message=f"{cause.message}; {'; '.join(unmoved)}")
     whole = next(step for step in reversed(steps) if step.torch.path == ()).output
     found = Parity(
         tuple(rows),
@@ -289,6 +294,20 @@ def _excuse(
     if shown and not _keeps(evidence.torch) and not has_own_fault(step, evidence):
         return "the models' outputs agree"
     return None
+
+
+def _or_layout(cause: Cause, turned: tuple[str, bool, bool] | None) -> Cause:
+    """The cause, or that the caller said where the channels are and they are elsewhere."""
+    if turned is None or (cause.proved and not turned[2]):
+        return cause
+    went, word, every = turned
+    fix = f"pass channels_last={word}"
+    if cause.proved:
+        return replace(cause, fix=f"{cause.fix}; or {fix}, with which every layer agrees")
+    message = (
+        f"{went}, as channels_last={not word} says; the other way {'every layer' if every else 'more'} agrees"
+    )
+    return Cause("channels_last", message, fix, proved=every)
 
 
 def _keeps(ours: Record) -> bool:
