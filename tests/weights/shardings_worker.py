@@ -11,6 +11,7 @@ import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from torch import nn
 
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
-from torchjax_bridge.weights import load_flax, save_flax, to_flax, to_state_dict
+from torchjax_bridge.weights import load_flax, save_flax, to_flax, to_optax, to_state_dict
 
 MESH = jax.make_mesh((4,), ("x",))
 AUTO = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -214,6 +215,19 @@ def files() -> None:
         check(load_flax(path, state)["fc"]["bias"][...], module.fc.bias, NamedSharding(MESH, P("x")))
 
 
+def moments_of_an_optimizer() -> None:
+    module = TorchNet()
+    optimizer = torch.optim.Adam(module.parameters())
+    module.fc(torch.rand(2, 8)).sum().backward()
+    optimizer.step()
+    with jax.set_mesh(MESH):
+        model = to_flax(module, nnx.eval_shape(lambda: FlaxNet((None, "x"))))
+        tx = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        handed = to_optax(optimizer, tx, module=module, template=model)
+        moment = handed.opt_state[0].mu["fc"]["kernel"]
+        check(moment[...], optimizer.state[module.fc.weight]["exp_avg"].T, COLUMNS)
+
+
 CASES: list[Callable[[], None]] = [
     structs_of_a_state_and_a_module,
     structs_of_linen_and_a_struct_that_says_nothing,
@@ -225,6 +239,7 @@ CASES: list[Callable[[], None]] = [
     half_precision_and_integers,
     a_shape_that_does_not_divide_is_named,
     files,
+    moments_of_an_optimizer,
 ]
 
 if __name__ == "__main__":

@@ -176,7 +176,11 @@ def _candidates(template: Any) -> Iterator[Any]:
 
 def _small(tree: Any) -> Any:
     """The tree with one number in each leaf, of its dtype and rank: masks look at those, and at names."""
-    return jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape), leaf.dtype), tree)
+    small = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape), leaf.dtype), tree)
+    for leaf in jax.tree.leaves(small, is_leaf=lambda node: isinstance(node, nnx.Variable)):
+        if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("out_sharding"):
+            leaf.set_metadata("out_sharding", None)  # one number is not cut over devices
+    return small
 
 
 def _structure(state: Any) -> Any:

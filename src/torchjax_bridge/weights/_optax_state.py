@@ -80,6 +80,8 @@ def _set_moments(
             faults.append(
                 f"'{join_path(path)}': optax holds {old.dtype}{old.shape}, torch {array.dtype}{array.shape}"
             )
+        elif isinstance(old, jax.Array) and len(old.sharding.device_set) > 1:
+            array = jax.device_put(array, old.sharding)
         return _put(leaf, array)
 
     new = jax.tree_util.tree_map_with_path(fill, tree, is_leaf=_is_variable)
