@@ -6,6 +6,7 @@ they did to the recorded arrays.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import torch
@@ -14,11 +15,12 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from ._evidence import Cause, Evidence, as_cause, not_called, place
-from ._pooling import is_pooling, pooled_otherwise
-from ._probes import Known, find
+from ._forms import told_apart
+from ._pooling import is_pooling, pooled_everywhere, pooled_otherwise
+from ._probes import ACTIVATIONS, Known, applied, find
 from ._record import MODEL_ERRORS, Call
 from ._steps import Comparison, Step, channels_last, compare
-from ._values import laid_out
+from ._values import laid_out, values_in
 
 __all__ = ["between", "relation"]
 
@@ -32,6 +34,7 @@ def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield from _swapped_calls(step, inputs, evidence)
     yield from _front(step, call, evidence)
     if inputs.ours is None:
+        yield from _everywhere(step, inputs, evidence, where)
         ours, theirs = inputs.shapes
         yield Cause("shape", f"{where}torch has {ours}, Flax {theirs}", "", proved=False)
         return
@@ -163,6 +166,20 @@ def _known(step: Step, evidence: Evidence) -> Iterator[Known]:
                 yield Known(f"the {what} of '{name}'", compared.ours)
 
 
+def _own(evidence: Evidence) -> list[Known]:
+    """The parameters and buffers of torch's modules that are no layer's weights: those of its own classes."""
+    found = []
+    for step in evidence.steps:
+        for name, tensor in (
+            *step.module.named_parameters(recurse=False),
+            *step.module.named_buffers(recurse=False),
+        ):
+            if not type(step.module).__module__.startswith("torch."):
+                path = join_path((*step.torch.path, name))
+                found += [Known(f"its '{path}'", value.array) for value in values_in(tensor)]
+    return found
+
+
 _FAR = 12  # layers that are looked back: farther connections are rare, and each costs a pass over every activation
 
 
@@ -206,6 +223,19 @@ def _pooling(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> 
 _LESS = 4  # what explains a difference leaves less of it, also where rounding would have explained as much
 
 
+def _everywhere(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
+    """A pooling that Flax makes at every position, since its strides were left out."""
+    for known, name in product(_known(step, evidence), ("", "relu", "silu", "gelu(approximate=False)")):
+        if known.array.ndim != 4 or known.array.dtype.kind != "f":
+            continue
+        array = applied(ACTIVATIONS[name], known.array) if name else known.array
+        for size, pooled in pooled_everywhere(array, inputs.theirs.shape):
+            if evidence.close(pooled, inputs.theirs):
+                message = f"{where}Flax pools by windows of {size} with strides of 1, which is Flax's default"
+                yield Cause("pooling", message, f"pool with strides=({size}, {size})", proved=True)
+                return
+
+
 def relation(
     step: Step, compared: Comparison, evidence: Evidence, where: str, reader: Step | None = None
 ) -> Iterator[Cause]:
@@ -219,5 +249,7 @@ def relation(
         return evidence.close(one, other, was / _LESS)
 
     finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), close)
+    if finding is None or finding.kind == "order":  # which says little
+        finding = told_apart(compared.ours, compared.theirs, known, _own(evidence), close) or finding
     if finding is not None:
         yield as_cause(finding, reader or step, where)

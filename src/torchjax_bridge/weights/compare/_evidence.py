@@ -27,7 +27,8 @@ class Cause:
     Attributes:
         kind: One word for it: the name of a setting (``"padding"``, ``"epsilon"``, ...), or ``"train mode"``,
             ``"gelu"``, ``"activation"``, ``"flatten order"``, ``"swapped siblings"``, ``"dropout"``,
-            ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"scale"``, ``"axes"``, ``"order"``,
+            ``"transposed kernel"``, ``"weights"``, ``"residual"``, ``"shortcut"``, ``"parameter"``, ``"gate"``,
+            ``"channels"``, ``"attention"``, ``"scale"``, ``"axes"``, ``"order"``,
             ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"mask"``,
             ``"calls"``, ``"call order"``, ``"channels_last"``, ``"shape"`` or ``"unknown"``.
         message: What is the matter, and where.

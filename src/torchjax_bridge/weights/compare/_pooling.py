@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ._values import Value
 
-__all__ = ["is_pooling", "pooled_otherwise"]
+__all__ = ["is_pooling", "pooled_everywhere", "pooled_otherwise"]
 
 _MAX = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -50,6 +50,29 @@ def pooled_otherwise(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tup
             f"pool with count_include_pad={counted}",
             result.numpy(),
         )
+
+
+def pooled_everywhere(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """A map ``(N, H, W, C)`` pooled at every position, with the width of the window, where that has this shape.
+
+    Flax's poolings have strides of 1 unless they are told, and torch's the width of their window.
+    """
+    if array.ndim != 4 or array.shape[0] != shape[0] or array.dtype.kind != "f":
+        return
+    _, height, width, channels = array.shape
+    x = torch.from_numpy(np.moveaxis(array, -1, 1).astype(array.dtype))
+    for size in range(2, min(height, width, _WIDEST) + 1):
+        for rows, columns, padding in (
+            (height - size + 1, width - size + 1, [(0, 0)] * 2),
+            (height, width, [((size - 1) // 2, size // 2)] * 2),
+        ):
+            if rows * columns * channels * len(array) == np.prod(shape):
+                for pooled in (_maximum, _average):
+                    result = pooled(x, (size, size), (1, 1), padding).numpy()
+                    yield size, np.moveaxis(result, 1, -1).reshape(shape)
+
+
+_WIDEST = 7
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-__all__ = ["Finding", "Known", "find", "moved_rows", "permuted"]
+__all__ = ["ACTIVATIONS", "Close", "Finding", "Known", "applied", "find", "moved_rows", "permuted"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def moved_rows(ours: np.ndarray, theirs: np.ndarray) -> bool:
 
 _GELU, _TANH_GELU = "gelu(approximate=False)", "gelu(approximate=True)"
 
-_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": functional.relu,
     _GELU: functional.gelu,
     _TANH_GELU: lambda x: functional.gelu(x, approximate="tanh"),
@@ -208,16 +208,17 @@ def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
     if reached is None or reached.shape != after.shape:
         return None
     few = _rows(array) if reached is array else None
-    for name, function in _ACTIVATIONS.items():
-        if few is not None and not close(_rows(after), _apply(function, few)):
+    for name, function in ACTIVATIONS.items():
+        if few is not None and not close(_rows(after), applied(function, few)):
             continue  # a few rows say no; a large array need not be gone through
-        result = before.reach(_apply(function, array))
+        result = before.reach(applied(function, array))
         if result is not None and close(after, result):
             return name
     return None
 
 
-def _apply(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray) -> np.ndarray:
+def applied(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray) -> np.ndarray:
+    """A torch function of a numpy array."""
     return function(torch.from_numpy(np.array(array))).numpy()
 
 

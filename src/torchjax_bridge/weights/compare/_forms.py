@@ -1,0 +1,316 @@
+"""What two arrays are, as formulas of arrays from farther in front: a sum, a gate, a pooling, a choice of channels.
+
+Where no single step makes the one array the other, both may still be known: torch's is this formula of what both
+models computed before, and Flax's is that one. Each is computed and compared, so nothing is said that the numbers
+do not have. Arrays lie as the Flax model has them. Owns no knowledge of models.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import numpy as np
+
+from ._probes import ACTIVATIONS, Close, Finding, Known, applied
+
+__all__ = ["told_apart"]
+
+
+_Places = slice | np.ndarray
+_Compute = Callable[[_Places], np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A formula: how it reads, and how some of its rows are computed; a row lies along the last axis."""
+
+    text: str
+    compute: _Compute
+    of: Known | None = None
+
+
+def told_apart(
+    ours: np.ndarray, theirs: np.ndarray, earlier: Sequence[Known], own: Sequence[Known], close: Close
+) -> Finding | None:
+    """Two formulas that differ, of which the one is torch's array and the other Flax's.
+
+    Args:
+        ours: torch's array.
+        theirs: Flax's, of the same shape.
+        earlier: What earlier layers took and gave, where both models agreed; the latest first.
+        own: torch's parameters and buffers.
+        close: Whether two arrays of one shape are equal but for rounding.
+    """
+    if ours.shape != theirs.shape or ours.ndim < 2 or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
+        return None
+    known = _distinct(earlier)
+    for probe in (_added_parameter, _pooled, _gated, _summed, _channels):
+        if (found := probe(ours, theirs, own if probe is _added_parameter else known, close)) is not None:
+            return found
+    return None
+
+
+def _distinct(earlier: Sequence[Known]) -> list[Known]:
+    """Each array once: what a layer takes is often what the one before it gave."""
+    found: dict[tuple[object, ...], Known] = {}
+    for one in earlier:
+        if one.array.dtype.kind == "f" and one.array.ndim > 1:
+            found.setdefault((one.array.shape, one.array.reshape(-1)[:64].tobytes()), one)
+    return list(found.values())
+
+
+def _places(shape: tuple[int, ...]) -> np.ndarray:
+    """Up to 48 rows of an array, spread over it."""
+    rows = int(np.prod(shape[:-1]))
+    return np.unique(np.linspace(0, rows - 1, min(rows, 48)).astype(int))
+
+
+def _rows(array: np.ndarray, places: _Places) -> np.ndarray:
+    return array.reshape(-1, array.shape[-1])[places]
+
+
+def _pair(
+    ours: np.ndarray, theirs: np.ndarray, forms: Sequence[_Form], close: Close
+) -> tuple[_Form, _Form] | None:
+    """The form that is torch's array and the one that is Flax's, if both are among these."""
+    few, whole = _places(ours.shape), slice(None)
+    found = []
+    for array in (ours, theirs):
+        some, full = _rows(array, few), _rows(array, whole)
+        match = next(
+            (f for f in forms if close(some, f.compute(few)) and close(full, f.compute(whole))), None
+        )
+        if match is None:
+            return None
+        found.append(match)
+    return (found[0], found[1]) if found[0] is not found[1] else None
+
+
+# --- sums ----------------------------------------------------------------------------------------------
+
+
+def _added_parameter(
+    ours: np.ndarray, theirs: np.ndarray, own: Sequence[Known], close: Close
+) -> Finding | None:
+    """A parameter that one side adds, such as a table of positions."""
+    for one in own:
+        for array in _as_wide(one.array, ours.shape):
+            for more, less, side, other in ((ours, theirs, "torch", "Flax"), (theirs, ours, "Flax", "torch")):
+                if close(more, less + array):
+                    fix = f"add it in {other}" if other == "Flax" else "do not add it in Flax"
+                    return Finding("parameter", f"{side} adds {one.name}, and {other} does not", fix)
+    return None
+
+
+def _as_wide(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A parameter as it is added to an array of this shape: perhaps its beginning, or with its channels last."""
+    if array.dtype.kind != "f" or not array.any() or not 1 < array.ndim <= len(shape):
+        return
+    ways = [array, np.moveaxis(array, 1, -1), np.moveaxis(array, 0, -1)] if array.ndim > 2 else [array]
+    for way in ways:
+        if way.ndim > 1 and way.shape[-2] > shape[-2]:
+            way = way[..., : shape[-2], :]
+        try:
+            if np.broadcast_shapes(way.shape, shape) == shape:
+                yield way
+        except ValueError:
+            continue
+
+
+_BEHIND = ("", "relu", "silu", "gelu(approximate=False)", "tanh")
+
+
+def _summed(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """A shortcut that starts elsewhere, is activated or padded otherwise, or is not there."""
+    alike = [one for one in known if one.array.shape == ours.shape]
+    terms = [*_terms(known, ours.shape)]
+    for body, behind in product(alike, _BEHIND):
+        start = partial(_rows, body.array)
+        forms = [_Form("nothing", partial(_sum, behind, start, None))]
+        forms += [
+            _Form(term.text, partial(_sum, behind, start, term.compute))
+            for term in terms
+            if term.of is not body
+        ]
+        if (pair := _pair(ours, theirs, forms, close)) is not None:
+            mine, other = pair[0].text, pair[1].text
+            kind = "residual" if "nothing" in (mine, other) else "shortcut"
+            return Finding(kind, f"to {body.name} torch adds {mine}, Flax {other}", f"add {mine} in Flax")
+    return None
+
+
+def _sum(behind: str, one: _Compute, other: _Compute | None, places: _Places) -> np.ndarray:
+    return _act(behind, one(places) + other(places) if other is not None else one(places))
+
+
+def _product(behind: str, array: np.ndarray, name: str, gate: np.ndarray, places: _Places) -> np.ndarray:
+    return _act(behind, _rows(array, places)) * _act(name, _rows(gate, places))
+
+
+def _acted(name: str, array: np.ndarray, places: _Places) -> np.ndarray:
+    return _act(name, _rows(array, places))
+
+
+def _act(name: str, array: np.ndarray) -> np.ndarray:
+    return applied(ACTIVATIONS[name], array) if name else array
+
+
+def _of(name: str, text: str) -> str:
+    return f"{name} of {text}" if name else text
+
+
+def _terms(known: Sequence[Known], shape: tuple[int, ...]) -> Iterator[_Form]:
+    """What may be added: a known array, an activation of it, or its every second position in more channels."""
+    for one in known:
+        if one.array.shape == shape:
+            for name in ("", *ACTIVATIONS):
+                yield _Form(_of(name, one.name), partial(_acted, name, one.array), one)
+        elif one.array.ndim == len(shape) == 4 and one.array.shape[0] == shape[0]:
+            for text, array in _narrowed(one, shape):
+                yield _Form(text, partial(_rows, array), one)
+
+
+def _narrowed(one: Known, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """A shortcut without weights: fewer positions, and channels of zeros (option A)."""
+    array, more = one.array, shape[-1] - one.array.shape[-1]
+    steps = [-(-size // small) for size, small in zip(array.shape[1:3], shape[1:3], strict=True)]
+    if more < 0 or (more == 0 and steps == [1, 1]):
+        return
+    for name in ("", "relu"):
+        base = _act(name, array)
+        ways = {"every position": base} if steps == [1, 1] else {}
+        if steps != [1, 1]:
+            ways["every second position"] = base[:, :: steps[0], :: steps[1]]
+            ways["every second position from the second"] = base[:, 1 :: steps[0], 1 :: steps[1]]
+            if all(size % step == 0 for size, step in zip(base.shape[1:3], steps, strict=True)):
+                n, h, w, c = base.shape
+                apart = base.reshape(n, h // steps[0], steps[0], w // steps[1], steps[1], c)
+                ways["the mean of every window"] = apart.mean((2, 4))
+                ways["the largest of every window"] = apart.max((2, 4))
+        for text, part in ways.items():
+            if part.shape[:3] != shape[:3]:
+                continue
+            for where, pads in {
+                "on both sides": (more // 2, more - more // 2), "behind": (0, more), "in front": (more, 0)
+            }.items():  # fmt: skip
+                padded = np.pad(part, ((0, 0), (0, 0), (0, 0), pads))
+                zeros = f" with {more} channels of zeros {where}" if more else ""
+                yield f"{text} of {_of(name, one.name)}{zeros}", padded
+
+
+# --- products ------------------------------------------------------------------------------------------
+
+
+def _gated(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """A gate with another activation, or with none."""
+    alike = [one for one in known if one.array.shape == ours.shape]
+    gates = [(one, wide) for one in known if (wide := _over(one.array, ours.shape)) is not None]
+    for body, before in product(alike, ("", "relu", "silu", "gelu(approximate=False)", "hard_swish")):
+        for gate, wide in gates:
+            if gate is body:
+                continue
+            forms = [
+                _Form(_of(name, gate.name), partial(_product, before, body.array, name, wide))
+                for name in ("", *ACTIVATIONS)
+            ]
+            forms.append(_Form("nothing", partial(_acted, before, body.array)))
+            if (pair := _pair(ours, theirs, forms, close)) is not None:
+                mine, other = pair[0].text, pair[1].text
+                message = f"{_of(before, body.name)} is multiplied by {mine} in torch, by {other} in Flax"
+                return Finding("gate", message, f"multiply by {mine} in Flax")
+    return None
+
+
+def _over(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A gate of each channel, or of each element, spread over a shape."""
+    if array.shape[0] != shape[0] or array.shape[-1] not in (1, shape[-1]):
+        return None
+    if array.shape != shape:
+        if any(size != 1 for size in array.shape[1:-1]):
+            return None
+        array = array.reshape(shape[0], *(1,) * (len(shape) - 2), array.shape[-1])
+    return np.broadcast_to(array, shape)
+
+
+# --- poolings ------------------------------------------------------------------------------------------
+
+_POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "the mean": lambda x: x.mean(1),
+    "the largest": lambda x: x.max(1),
+    "the sum": lambda x: x.sum(1),
+    "the smallest": lambda x: x.min(1),
+    "the first": lambda x: x[:, 0],
+    "the last": lambda x: x[:, -1],
+    "the mean without the first": lambda x: x[:, 1:].mean(1),
+    "the largest without the first": lambda x: x[:, 1:].max(1),
+}
+
+
+def _pooled(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """Another way to make one vector of a sequence or a map."""
+    rest = int(np.prod(ours.shape[1:]))
+    for one, name in product(known, ("", "relu", "silu", "gelu(approximate=False)", "hard_swish", "tanh")):
+        array = one.array
+        if array.ndim < 3 or array.shape[0] != ours.shape[0] or array.shape[-1] != rest:
+            continue
+        positions = _act(name, array).reshape(array.shape[0], -1, array.shape[-1])
+        if positions.shape[1] < 2:
+            continue
+        forms = [_Form(text, partial(_pool, pool, positions, ours.shape)) for text, pool in _POOLS.items()]
+        if (pair := _pair(ours, theirs, forms, close)) is not None:
+            mine, other = pair
+            message = f"torch takes {mine.text} of the positions of {_of(name, one.name)}, Flax {other.text}"
+            return Finding("pooling", message, f"take {mine.text} in Flax")
+    return None
+
+
+def _pool(
+    pool: Callable[[np.ndarray], np.ndarray], array: np.ndarray, shape: tuple[int, ...], places: _Places
+) -> np.ndarray:
+    return _rows(pool(array).reshape(shape), places)
+
+
+# --- channels ------------------------------------------------------------------------------------------
+
+_MOST = 2048  # channels that are looked through
+
+
+def _channels(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """Other channels of what is known, or the same in another order: halves exchanged, another concatenation."""
+    few, columns = _places(ours.shape), list[np.ndarray]()
+    labels = list[str]()
+    for one, name in product(known, ("", "relu")):
+        if one.array.shape[:-1] == ours.shape[:-1] and len(labels) < _MOST:
+            columns.append(_acted(name, one.array, few))
+            labels += [f"{number} of {_of(name, one.name)}" for number in range(one.array.shape[-1])]
+    if not columns or len(few) < 4:
+        return None
+    pool = np.concatenate(columns, -1).T
+    found = [_matched(_rows(array, few).T, pool, close) for array in (ours, theirs)]
+    if found[0] is None or found[1] is None or found[0] == found[1]:
+        return None
+    place = next(
+        place for place, (mine, other) in enumerate(zip(found[0], found[1], strict=True)) if mine != other
+    )
+    mine, other = labels[found[0][place]], labels[found[1][place]]
+    same = sorted(found[0]) == sorted(found[1])
+    what = "the same channels in another order" if same else "other channels"
+    return Finding(
+        "channels",
+        f"Flax takes {what}: channel {place} is channel {mine} in torch, and channel {other} in Flax",
+        "look at the halves, concatenations and shuffles in front",
+    )
+
+
+def _matched(columns: np.ndarray, pool: np.ndarray, close: Close) -> list[int] | None:
+    """For each channel the first of the pool that it equals; None if one has none."""
+    scale = float(np.abs(columns).max(initial=0.0))
+    found = []
+    for column in columns:
+        apart = np.abs(pool - column).max(1)
+        place = int(apart.argmin())
+        if not scale or not column.any() or not close(columns, columns + (pool[place] - column)):
+            return None
+        found.append(place)
+    return found
