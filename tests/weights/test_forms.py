@@ -279,3 +279,95 @@ def test_a_table_of_positions_that_is_left_out_and_another_token_are_named() -> 
             assert found.cause is not None
             assert (found.cause.kind, found.cause.proved) == (kind, True), str(found)
             assert says in found.cause.message
+
+
+# --- an attention written by hand ------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    def __init__(self, *, fused: bool, causal: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.causal, self.fused = causal, fused
+        for name, width in {"qkv": 24}.items() if fused else {"q": 8, "k": 8, "v": 8}.items():
+            setattr(self, name, nn.Linear(8, width))
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, length, _ = x.shape
+        parts = self.qkv(x).chunk(3, -1) if self.fused else (self.q(x), self.k(x), self.v(x))
+        q, k, v = (part.view(n, length, 2, 4).transpose(1, 2) for part in parts)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out(y.transpose(1, 2).reshape(n, length, 8))
+
+
+class NnxAttention(nnx.Module):
+    def __init__(self, *, fused: bool) -> None:
+        rngs = nnx.Rngs(0)
+        for name, width in {"qkv": 24}.items() if fused else {"q": 8, "k": 8, "v": 8}.items():
+            setattr(self, name, nnx.Linear(8, width, rngs=rngs))
+        self.out, self.way, self.fused = nnx.Linear(8, 8, rngs=rngs), "right", fused
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        n, length, _ = x.shape
+        heads = 4 if self.way == "heads" else 2
+        parts = jnp.split(self.qkv(x), 3, -1) if self.fused else [self.q(x), self.k(x), self.v(x)]
+        if self.way == "each head":
+            parts = [*jnp.moveaxis(self.qkv(x).reshape(n, length, 2, 3, 4), 3, 0)]
+        if self.way == "order":
+            parts = [parts[0], parts[2], parts[1]]
+        q, k, v = (part.reshape(n, length, heads, -1).swapaxes(1, 2) for part in parts)
+        scores = q @ k.swapaxes(-1, -2) * {"scale": 1, "dim": 8**-0.5}.get(self.way, q.shape[-1] ** -0.5)
+        if self.way == "causal":
+            scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, -jnp.inf)
+        y = jax.nn.softmax(scores, -2 if self.way == "axis" else -1) @ v
+        if self.way == "strange":
+            y = y**2
+        return self.out((y if self.way == "merge" else y.swapaxes(1, 2)).reshape(n, length, 8))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("way", "says"),
+    [
+        ("right", ""),
+        ("order", "Flax takes as query, value, key what is query, key, value in torch"),
+        ("scale", "torch multiplies the scores by head_dim ** -0.5, Flax by 1"),
+        ("dim", "Flax by dim ** -0.5"),
+        ("axis", "Flax over the queries"),
+        ("heads", "torch has 2 heads, Flax 4"),
+        ("causal", "Flax hides later positions"),
+        ("merge", "Flax merges the heads without moving them back"),
+        ("each head", "torch parts the features as q, k, v, Flax as heads first"),
+    ],
+)
+def test_an_attention_by_hand_that_is_computed_otherwise_is_named(fused: bool, way: str, says: str) -> None:
+    if way == "each head" and not fused:
+        pytest.skip("there is nothing to part")
+    module = Attention(fused=fused)
+    for name, parameter in module.named_parameters():
+        if "out" not in name:
+            parameter.data.mul_(3)
+    twin = to_flax(module, nnx.eval_shape(lambda: NnxAttention(fused=fused)))
+    twin.way = way
+    found = parity(module, twin, torch.randn(3, 5, 8))
+    assert found.ok is (not says), str(found)
+    if says:
+        assert found.cause is not None
+        assert (found.cause.kind, found.cause.proved) == ("attention", True), str(found)
+        assert says in found.cause.message
+        twin.way = "strange"
+        cause = parity(module, twin, torch.randn(3, 5, 8)).cause
+        assert cause is not None
+        assert not cause.proved
+
+
+def test_a_mask_that_an_attention_by_hand_lacks_is_named() -> None:
+    module = Attention(fused=True, causal=True)
+    twin = to_flax(module, nnx.eval_shape(lambda: NnxAttention(fused=True)))
+    cause = parity(module, twin, torch.randn(3, 5, 8)).cause
+    assert cause is not None
+    assert (cause.kind, cause.proved) == ("attention", True)
+    assert "torch hides later positions, and Flax does not" in cause.message
+    twin.way = "causal"
+    assert parity(module, twin, torch.randn(3, 5, 8)).ok

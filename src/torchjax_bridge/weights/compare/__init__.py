@@ -3,8 +3,9 @@
 In running order: `_twins` reads and pairs the models, `_inputs` hands both the same (with `_copies`), `_record`
 runs them and keeps what their layers were given and gave, `_steps` puts call beside call, `_made_up` says which
 differences are no mistakes, `_causes` says why the first of the rest differs (with `_wrong_weights`, `_rerun`,
-`_masks`, `_probes`, `_forms` and `_pooling` for its hypotheses, `_statistics` for a step of training), `_float64` makes both
-once more where rounding may be all there is, `_parity` is the way in and `_result` what comes out.
+`_masks`, `_probes`, `_forms`, `_attention` and `_pooling` for its hypotheses, `_statistics` for a step of
+training), `_float64` makes both once more where rounding may be all there is, `_parity` is the way in and `_result`
+what comes out.
 """
 
 from ._evidence import Cause

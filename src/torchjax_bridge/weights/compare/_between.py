@@ -14,6 +14,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import join_path
 
+from ._attention import attended
 from ._evidence import Cause, Evidence, as_cause, not_called, place
 from ._forms import told_apart
 from ._pooling import is_pooling, pooled_everywhere, pooled_otherwise
@@ -250,6 +251,11 @@ def relation(
 
     finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), close)
     if finding is None or finding.kind == "order":  # which says little
-        finding = told_apart(compared.ours, compared.theirs, known, _own(evidence), close) or finding
+        with np.errstate(all="ignore"):  # a formula that neither model has may well overflow
+            finding = (
+                told_apart(compared.ours, compared.theirs, known, _own(evidence), close)
+                or attended(compared.ours, compared.theirs, known, close)
+                or finding
+            )
     if finding is not None:
         yield as_cause(finding, reader or step, where)
