@@ -78,9 +78,14 @@ def _pair(
     found = []
     for array in (ours, theirs):
         some, full = _rows(array, few), _rows(array, whole)
-        match = next(
-            (f for f in forms if close(some, f.compute(few)) and close(full, f.compute(whole))), None
-        )
+        most = 0.1 * float(np.abs(some).max(initial=0.0))  # a cheap no, before `close` looks
+
+        def fits(form: _Form, some: np.ndarray = some, full: np.ndarray = full, most: float = most) -> bool:
+            tried = form.compute(few)
+            near = bool(np.abs(some - tried).max() <= most)
+            return near and close(some, tried) and close(full, form.compute(whole))
+
+        match = next(filter(fits, forms), None)
         if match is None:
             return None
         found.append(match)
