@@ -30,6 +30,8 @@ from torchjax_bridge.weights import (
     Keep,
     LayerType,
     Rename,
+    Rule,
+    UserRule,
     load_flax,
     load_state_dict,
     open_checkpoint,
@@ -230,13 +232,18 @@ def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyP
 def test_every_proposed_rule_is_spelt_as_a_rules_file_has_it(tmp_path: Folder) -> None:
     one = tmp_path / "r.toml"
     rules = [Rename("a.*", 'b "c"'), LayerType("d(1)", torch.nn.Conv1d), Flatten("e", (4, 2), output=True)]
-    rules += [Flatten("f", None), Rename("g", "h")]
+    rules += [Flatten("f", None), Rename("g", "h"), Keep("pooler"), Fill("a.bias", 0.5), Fill("b.bias", 0)]
+    rules += [Fused("m", "qkv", ("q", "k", "v"), heads=3), Fused("n", ("q", "k"), "qk")]
     one.write_text("\n".join(as_toml(f"say rules=[{', '.join(map(_spelt, rules))}], or so (or not)")))
     assert set(read_rules(str(one))) == set(rules)
+    kinds = {type(rule) for rule in rules}
+    assert kinds == set(UserRule.__args__) - {Rule}, "what a caller can say, but for a Rule, which is Python"
     asked = 'Rename("n1", "x") or Rename("n1", "y"); Flatten("p", (C, H, W)), LayerType(<path>, nn.Linear)'
+    asked += ', Fused("m", "q", (<first>, <second>))'
     one.write_text("\n".join(as_toml(asked)))
     assert read_rules(str(one)) == ()  # a choice is not made, and a question is none
     assert one.read_text().count('# {torch = "n1"') == 2
+    assert '# {module = "m", torch = "q", flax = ["<first>", "<second>"]},' in one.read_text()
 
 
 def _spelt(rule: object) -> str:

@@ -2,19 +2,28 @@
 
 A message is read as text, because the library words it for Python; only what is a whole call with values for
 arguments is spelt, so that ``Flatten("fc", (C, H, W))`` stays the question that it is. Where two proposals speak of
-one name, somebody has to choose, and both are comments.
+one name, or a proposal has a ``<blank>``, somebody has to choose, and they are comments.
 """
 
 import ast
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 __all__ = ["as_toml"]
 
-_CALL = re.compile(r"\b(Rename|LayerType|Flatten|Keep)\(")
+_BLANK = re.compile('"<')
 _CHOICE = re.compile(r'Rename\(("[^"]*"), <([^>]*)>\)')  # a question, with the answers that there are
-_TABLES = {"Rename": "rename", "LayerType": "layer_type", "Flatten": "flatten", "Keep": "keep"}
+# What the tables of a rules file are called, and the fields in the order in which Python has them.
+_TABLES = {
+    "Rename": ("rename", ("torch", "flax")),
+    "LayerType": ("layer_type", ("torch", "kind")),
+    "Flatten": ("flatten", ("torch", "features", "output")),
+    "Fused": ("fused", ("module", "torch", "flax", "heads")),
+    "Keep": ("keep", ("torch",)),
+    "Fill": ("fill", ("flax", "value")),
+}
+_CALL = re.compile(rf"\b({'|'.join(_TABLES)})\(")
 
 
 def as_toml(message: str) -> list[str]:
@@ -27,31 +36,35 @@ def as_toml(message: str) -> list[str]:
     for call in _calls(message):
         if (entry := _entry(call)) is not None:
             kind, subject, text = entry
-            said = found.setdefault(_TABLES[kind], {}).setdefault(subject, [])
+            said = found.setdefault(_TABLES[kind][0], {}).setdefault(subject, [])
             if text not in said:
                 said.append(text)
     return [line for table, subjects in found.items() for line in _table(table, subjects)]
 
 
 def _table(table: str, subjects: dict[str, list[str]]) -> Iterator[str]:
-    first = [texts[0] for texts in subjects.values() if len(texts) == 1 or table == "flatten"]
-    open_ = [texts for texts in subjects.values() if len(texts) > 1]
+    groups = list(subjects.values())
+    first = [texts[0] for texts in groups if not _BLANK.search(texts[0])]
+    asked: list[str] = []  # only comments: a choice is not made, and a blank not filled
+    for texts in groups:
+        if _BLANK.search(texts[0]):
+            asked += ["  # fill in:", *(f"  # {text}," for text in texts)]
+        elif len(texts) > 1 and table != "flatten":
+            first.remove(texts[0])
+            asked += ["  # one of these:", *(f"  # {text}," for text in texts)]
     if table == "flatten":  # one is proposed, and then what else could be
-        yield from (f"# or {table} = [{text}]" for texts in open_ for text in texts[1:])
-        open_ = []
-    if len(first) == 1 and not open_:
+        yield from (f"# or {table} = [{text}]" for texts in groups for text in texts[1:])
+    if len(first) == 1 and not asked:
         yield f"{table} = [{first[0]}]"
         return
     yield f"{table} = ["
     yield from (f"  {text}," for text in first)
-    for texts in open_:
-        yield "  # one of these:"
-        yield from (f"  # {text}," for text in texts)
+    yield from asked
     yield "]"
 
 
 def _calls(message: str) -> Iterator[ast.Call]:
-    for line in _CHOICE.sub(_each, message).splitlines():
+    for line in re.sub(r"<(\w[\w ]*)>", r'"<\1>"', _CHOICE.sub(_each, message)).splitlines():
         for begin in _CALL.finditer(line):
             for end in re.finditer(r"\)", line[begin.end() :]):
                 try:
@@ -71,42 +84,32 @@ def _each(choice: re.Match[str]) -> str:
 def _entry(call: ast.Call) -> tuple[str, str, str] | None:
     """The kind of a rule, what it speaks of, and its table on one line."""
     kind = call.func.id if isinstance(call.func, ast.Name) else ""
-    subject = _value(call.args[0]) if call.args else None
-    if not isinstance(subject, str):
+    said = dict(zip(_TABLES[kind][1], call.args, strict=False))
+    said |= {word.arg: word.value for word in call.keywords if word.arg is not None}
+    fields: dict[str, object] = {}
+    for name, node in said.items():
+        if name == "kind":  # a class
+            fields[name] = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
+            continue
+        try:
+            value = ast.literal_eval(node)
+        except ValueError:  # a name, which somebody has to fill in
+            return None
+        fields[name] = list(value) if isinstance(value, tuple) else value
+    if len(call.args) > len(said) or not all(map(_is_said, fields.values())) or not fields:
         return None
-    fields: dict[str, object] = {"torch": subject}
-    rest: Sequence[ast.expr] = call.args[1:]
-    if kind == "Rename":
-        flax = _value(rest[0]) if len(rest) == 1 else None
-        if not isinstance(flax, str):
+    if kind == "Flatten":
+        if "features" not in fields:
             return None
-        fields["flax"] = flax
-    elif kind == "LayerType":
-        named = rest[0] if len(rest) == 1 else None
-        name = named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", None)
-        if name is None:
-            return None
-        fields["kind"] = name
-    elif kind == "Flatten":
-        sizes = _value(rest[0]) if len(rest) == 1 else ()
-        if sizes is None:
+        if fields["features"] is None:
+            del fields["features"]
             fields["channels_first"] = True
-        elif isinstance(sizes, tuple) and sizes and all(type(size) is int for size in sizes):
-            fields["features"] = list(sizes)
-        else:
-            return None
-        if any(word.arg == "output" and _value(word.value) is True for word in call.keywords):
-            fields["output"] = True
-            subject += " (its output)"
-    elif rest or call.keywords:
-        return None
+        if fields.get("output") is False:
+            del fields["output"]
+    subject = " ".join(str(fields.get(name)) for name in ("module", "torch", "output") if name in fields)
     table = ", ".join(f"{name} = {json.dumps(value)}" for name, value in fields.items())
-    return kind, subject, f"{{{table}}}"
+    return kind, subject or str(fields.get("flax")), f"{{{table}}}"
 
 
-def _value(node: ast.expr) -> object:
-    try:
-        found: object = ast.literal_eval(node)
-    except ValueError:
-        return ()
-    return found
+def _is_said(value: object) -> bool:
+    return value is not ... and not (isinstance(value, list) and (... in value or not value))
