@@ -35,7 +35,7 @@ from ._jax_torch import (
     truthful_schemas,
 )
 
-__all__ = ["Graph", "NeedsValues", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
+__all__ = ["Graph", "NeedsValues", "PackedWeights", "Spec", "fakes", "is_fake", "is_view", "trace", "tracing"]
 
 # One trace at a time in this process, and never while a lock of ours is held by a running callback.
 _LOCK = threading.RLock()
@@ -52,6 +52,13 @@ _MKLDNN_RNN = torch.ops.aten.mkldnn_rnn_layer.default
 
 class NeedsValues(Exception):  # noqa: N818 - a signal between files of this room, never seen by a caller
     """Fake execution could not know; ``__cause__`` says why."""
+
+
+class PackedWeights(Exception):  # noqa: N818 - a signal, too
+    """An operator on packed weights, as of a quantized module, which the cache of fake tensors cannot compare."""
+
+
+_PACKED = "__torch__.torch.classes."
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +158,15 @@ class Graph:
 
 
 @contextmanager
-def tracing(device: torch.device) -> Iterator[StandIns]:
+def tracing(device: torch.device, cached: bool = True) -> Iterator[StandIns]:
     """Under the lock, tensors are fake: they have shape, dtype and device, and no memory.
 
-    Yields what stands in for some functions, and says whether it mattered.
+    Yields what stands in for some functions, and says whether it mattered. ``cached``: as for fake tensors.
 
     Raises:
         NeedsValues: The code inside asked a fake tensor for its values.
         TransformError: It called an operator that takes functions.
+        PackedWeights: It called an operator on packed weights, and ``cached`` is true.
     """
     if _jax_torch.MISSING is not None:
         raise NeedsValues from _jax_torch.MISSING
@@ -170,7 +178,7 @@ def tracing(device: torch.device) -> Iterator[StandIns]:
         through_compiled_functions(),
         _autograd_allowed(),
         truthful_schemas(),
-        fake_tensors(),
+        fake_tensors(cached),
         StandIns() as stand_ins,
     ):
         try:
@@ -178,6 +186,8 @@ def tracing(device: torch.device) -> Iterator[StandIns]:
         except NEEDS_VALUES as err:
             raise NeedsValues from err
         except NotImplementedError as err:
+            if _PACKED in str(err):
+                raise PackedWeights from err
             if "HigherOrderOperator" not in str(err):
                 raise
             raise TransformError(
@@ -220,6 +230,8 @@ def trace(
     """
     try:
         graph = _trace(fn, specs, device, table)
+    except PackedWeights as err:
+        raise _no_derivative() from err
     except (RuntimeError, NotImplementedError) as err:
         if "derivative for aten::_scaled_dot_product" not in str(err):
             raise
@@ -276,12 +288,28 @@ def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
 
 
+def _no_derivative() -> TransformError:
+    return TransformError(
+        "the torch function calls an operator on packed weights, as a quantized module does, which has no "
+        "derivative and no batching rule. Call it for its value, or differentiate and vmap the module as it was "
+        "before it was quantized."
+    )
+
+
+def _takes_packed(node: fx.Node) -> bool:
+    if not isinstance(node.target, OpOverload):
+        return False
+    return any(_PACKED in str(argument.type) for argument in node.target._schema.arguments)
+
+
 def _tidy(module: fx.GraphModule, device: torch.device) -> Graph:
     """Drop what has no effect: detach (there is no autograd below) and unused operators."""
     nodes = module.graph
     for node in list(nodes.nodes):  # a question for a value, which was answered without this operator
         if torch.Tag.data_dependent_output in getattr(node.target, "tags", ()) and not node.users:
             nodes.erase_node(node)
+    if any(_takes_packed(node) for node in nodes.nodes):
+        raise _no_derivative()  # autograd does not see these, and takes their result for a constant
     mutable = any(_mutates(node) for node in nodes.nodes)
     if not mutable:
         for node in list(nodes.nodes):

@@ -17,7 +17,7 @@ import torch
 from torchjax_bridge.errors import OutputError, TransformError, UnsupportedLeafError
 from torchjax_bridge.exchange import flatten
 
-from ._jax_graph import Spec, fakes, tracing
+from ._jax_graph import PackedWeights, Spec, fakes, tracing
 from ._jax_samplers import Draw, is_random, plan_of
 from ._jax_torch import FakeTensor, TorchDispatchMode
 
@@ -55,7 +55,16 @@ def inspect_call(
         TransformError: It writes to a tensor that it did not receive, or draws without permission.
         Whatever ``call`` raises.
     """
-    with tracing(device) as stand_ins:
+    try:
+        return _inspected(call, specs, device, draws_allowed, cached=True)
+    except PackedWeights:
+        return _inspected(call, specs, device, draws_allowed, cached=False)
+
+
+def _inspected(
+    call: Callable[..., Any], specs: Sequence[Spec], device: torch.device, draws_allowed: bool, cached: bool
+) -> Findings:
+    with tracing(device, cached) as stand_ins:
         tensors = fakes(specs, device)
         storages = [tensor.untyped_storage() for tensor in tensors]
         kept = [weakref.ref(storage) for storage in storages]

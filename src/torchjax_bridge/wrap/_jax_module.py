@@ -209,10 +209,11 @@ class _Lease:
 def _skeleton(module: torch.nn.Module) -> torch.nn.Module:
     memo: dict[int, Any] = {}
     for part in module.modules():
-        held = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
+        held: list[Any] = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
         # Those in plain attributes too, alone or in containers: writes to them are refused, not kept in a copy.
-        held += [leaf for leaf in _leaves(vars(part)) if isinstance(leaf, torch.Tensor)]
-        memo |= {id(tensor): tensor for tensor in held}
+        # So are the packed weights of a quantized module, which no call changes.
+        held += [leaf for leaf in _leaves(vars(part)) if isinstance(leaf, torch.Tensor | torch.ScriptObject)]
+        memo |= {id(leaf): leaf for leaf in held}
     return copy.deepcopy(module, memo)
 
 

@@ -323,7 +323,9 @@ def _differentiable(program: Program, wrt: tuple[int, ...]) -> Residuals | None:
 
 def _explain(err: Exception) -> None:
     """Raise a better error, if torch says that a derivative is missing."""
-    if any(word in str(err) for word in ("derivative", "differentiable", "backward")):
+    if not isinstance(err, TransformError) and any(
+        word in str(err) for word in ("derivative", "differentiable", "backward")
+    ):
         raise TransformError(
             f"torch cannot differentiate this function to the order asked for: {err}. Use operators that "
             "have a derivative, give the function one with torch.autograd.Function, or differentiate in other "

@@ -19,7 +19,8 @@ import torch
 from torch import fx
 from torch.overrides import TorchFunctionMode
 
-from ._jax_graph import Graph, NeedsValues, Spec, is_view, trace
+from ._jax_backward import explaining_numpy, probes, refuse_untrue
+from ._jax_graph import Graph, NeedsValues, Spec, is_fake, is_view, trace
 from ._jax_random import without_draws
 
 __all__ = ["Program", "Residuals"]
@@ -105,8 +106,20 @@ class Program:
                     for i in self.live
                 ]
                 cotangents = [zero.requires_grad_() for zero in zeros]
-                _, grads = _vjp(self.fn, inputs, cotangents, wrt, self.live, keep=True)
-                return _grad(grads, cotangents, tangents, keep=_tracked(flat))
+                primals, outputs = _run(self.fn, inputs, wrt)
+                xs, ys = [primals[i] for i in wrt], [outputs[i] for i in self.live]
+                real = not any(map(is_fake, flat))
+                with explaining_numpy():
+                    grads = _grad(ys, xs, cotangents, keep=True)
+                    # Code that runs as Python may leave torch, which no trace can.
+                    some = probes(cotangents) if real else []
+                    sent, twice = [
+                        _grad(ys, xs, [n * ct for ct in some], True) if real else [] for n in (1, 2)
+                    ]
+                    pushed = _grad(grads, cotangents, tangents, keep=_tracked(flat))
+                if real:
+                    refuse_untrue(ys, some, sent, twice, tangents, pushed)
+                return pushed
 
         outs = [self.outs[i] for i in self.live]
         return self._derived(fn, (*self.ins, *(self.ins[i] for i in wrt)), outs)
@@ -214,20 +227,26 @@ def _vjp(
     cotangents: _Tensors,
     wrt: tuple[int, ...],
     live: tuple[int, ...],
-    keep: bool = False,
 ) -> tuple[_Tensors, _Tensors]:
     """Outputs of ``fn`` and torch's gradients of the inputs ``wrt``; differentiable if an input is."""
-    keep = keep or _tracked((*inputs, *cotangents))
-    with torch.enable_grad():
+    keep = _tracked((*inputs, *cotangents))
+    primals, outputs = _run(fn, inputs, wrt)
+    grads = _grad([outputs[i] for i in live], [primals[i] for i in wrt], cotangents, keep)
+    return [output.detach() if not keep else output for output in outputs], grads
+
+
+def _run(
+    fn: Callable[..., _Tensors], inputs: _Tensors, wrt: tuple[int, ...]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The inputs to differentiate in, and the outputs of ``fn`` with their graph."""
+    with torch.enable_grad(), explaining_numpy():
         # An input under an outer derivative stays connected to it; any other starts a graph of its own.
         primals = [
             (x.view_as(x) if x.requires_grad else x.detach().requires_grad_()) if i in wrt else x
             for i, x in enumerate(inputs)
         ]
         with _KeepInnerGraphs():
-            outputs = list(fn(*primals))
-        grads = _grad([outputs[i] for i in live], [primals[i] for i in wrt], cotangents, keep)
-    return [output.detach() if not keep else output for output in outputs], grads
+            return primals, list(fn(*primals))
 
 
 def _grad(outputs: _Tensors, inputs: _Tensors, cotangents: _Tensors, keep: bool) -> list[torch.Tensor]:

@@ -54,9 +54,15 @@ except (ImportError, AttributeError) as err:
     MISSING = err if isinstance(err, ImportError) else ImportError(str(err))
 
 
-def fake_tensors() -> AbstractContextManager[Any]:
-    """Tensors made inside have shape, dtype and device, and no memory."""
-    return _fake_mode(allow_non_fake_inputs=True)
+def fake_tensors(cached: bool) -> AbstractContextManager[Any]:
+    """Tensors made inside have shape, dtype and device, and no memory.
+
+    ``cached``: what an operator made of such arguments before is made again without asking it.
+    """
+    mode: Any = _fake_mode(allow_non_fake_inputs=True)
+    if not cached:
+        mode.cache_enabled = False
+    return mode
 
 
 def truthful_schemas() -> AbstractContextManager[Any]:
