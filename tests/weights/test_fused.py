@@ -14,7 +14,7 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
-from torchjax_bridge import audit, errors, plan, to_flax, to_optax, to_state_dict
+from torchjax_bridge import audit, errors, parity, plan, to_flax, to_optax, to_state_dict
 from torchjax_bridge.weights import Entry, Flatten, Fused, LayerType, Permute, Rename, Rule
 
 WIDTH, HEADS = 8, 4
@@ -396,3 +396,20 @@ def test_a_rule_of_ones_own_says_how_the_rest_of_the_module_lies() -> None:
     twin = to_flax(module, template, rules=rules)
     assert np.array_equal(twin.scale[...], module.gain.detach())
     _same(module, twin, X)
+
+
+@pytest.mark.parametrize("order", ["blocks", "heads"])
+def test_parity_compares_what_both_sides_compute(order: str) -> None:
+    heads = HEADS if order == "heads" else None
+    for module, template, rules in (
+        (FusedInTorch(order), FlaxApart("heads", nnx.Rngs(0)), [Fused("", "qkv", QKV, heads)]),
+        (Apart(), FlaxFused(order), [Fused("", ("q", "k", "v"), "qkv", heads)]),
+    ):
+        if isinstance(template, nnx.Module):
+            twin: Any = to_flax(module, template, rules=rules)
+        else:
+            start = template.init(jax.random.key(0), X.numpy())
+            twin = template, to_flax(module, start, rules=rules)
+        found = parity(module, twin, X, rules=rules)
+        assert found.ok
+        assert not found.notes

@@ -64,12 +64,14 @@ def split_fused(torch_node: TorchNode, flax_node: FlaxNode, bind: Bind) -> tuple
     ours, theirs = replace(torch_node, fused=()), flax_node
     for said in torch_node.fused:
         try:
-            pairs, joins, layers = _apart(said, torch_node, flax_node)
+            pairs, joins = _apart(said, torch_node, flax_node)
         except ValueError as err:
             fault = Fault("rules", f"{said}: {err}", said.module)
             return Match(faults=(fault,)), TorchNode(()), FlaxNode(())
         matches = [bind(part, scope) for part, scope in pairs]
-        parts += [_joined(Match.of(matches), joins), Match(layers=layers)]
+        found = _joined(Match.of(matches), joins)
+        # What is one layer in Flax alone gives what no layer of torch gives: there is nothing to compare.
+        parts.append(found if isinstance(said.torch, str) else found._replace(layers=()))
         for name in _several(said.torch):
             ours = _without_layer(ours, name)
         for name in _several(said.flax):
@@ -79,8 +81,8 @@ def split_fused(torch_node: TorchNode, flax_node: FlaxNode, bind: Bind) -> tuple
 
 def _apart(
     said: Fused, torch_node: TorchNode, flax_node: FlaxNode
-) -> tuple[list[tuple[TorchNode, FlaxNode]], list[_Join], tuple[tuple[Path, Path], ...]]:
-    """The pairs to match, what they stand for, and the layers that belong together besides."""
+) -> tuple[list[tuple[TorchNode, FlaxNode]], list[_Join]]:
+    """The pairs to match, and what they stand for."""
     scopes = [_scope(flax_node, name) for name in _several(said.flax)]
     layers = [_layer(torch_node, name) for name in _several(said.torch)]
     turns = said.heads or 1
@@ -93,8 +95,7 @@ def _apart(
         rows = _in_turns(tuple(layer.weight.meta.shape[0] for layer in layers), turns)
         parts, joins = _together(layers, rows)
     pairs = [(replace(part, path=scope.path), scope) for part, scope in zip(parts, scopes, strict=True)]
-    more = tuple((layer.node.origin, scopes[0].path) for layer in layers[1:])
-    return pairs, joins, more
+    return pairs, joins
 
 
 def _in_turns(sizes: tuple[int, ...], turns: int, columns: bool = False) -> Rows:
