@@ -43,8 +43,9 @@ On any tensor of any layer above, as hooks (`torch.nn.utils.weight_norm`) or as 
 (`torch.nn.utils.parametrizations.weight_norm`). By default the plain Flax layer gets the weight of evaluation. On
 the way back, the parts that a torch template has stay if they still make this weight; else (it was trained, or the
 template is on the meta device) they are the weight and its length, or its singular vectors, which make it again.
-linen's wrappers keep the parts apart; nnx's write over the kernel they hold and are refused. Any other
-parametrization, and pruning, is refused with the call that keeps its result.
+linen's wrappers keep the parts apart, and so does `nnx.WeightNorm`, with the sign of `g` in its kernel;
+`nnx.SpectralNorm` is refused. Any other parametrization, and pruning, is refused with the call that keeps its
+result.
 """
 
 CONTAINERS = """## Composed layers, and what a module holds itself

@@ -223,7 +223,7 @@ def test_a_length_along_another_axis_has_no_place_in_linen_s_weight_norm() -> No
         def __call__(self, x):
             return self.dense(x)
 
-    with pytest.raises(errors.PlanError, match="are not one a feature of linen's WeightNorm"):
+    with pytest.raises(errors.PlanError, match="are not one a feature of Flax's WeightNorm"):
         to_flax(module, template(One(), jnp.ones((1, 4))))
 
 
@@ -233,21 +233,74 @@ def test_a_plain_layer_does_not_fill_a_wrapper() -> None:
     assert {fault.subject.rpartition("/")[2] for fault in report if fault.kind == "missing"} >= {"scale"}
 
 
-@pytest.mark.parametrize(
-    ("wrapper", "way"), [("WeightNorm", WEIGHT["hook"]), ("SpectralNorm", SPECTRAL["hook"])]
-)
 @pytest.mark.parametrize("name", ["fc", "other"])
-def test_nnx_s_wrappers_are_refused(wrapper: str, way: Any, name: str) -> None:
+def test_nnx_s_spectral_norm_is_refused(name: str) -> None:
+    way = SPECTRAL["hook"]
+
     class Holder(nnx.Module):
         def __init__(self, rngs: nnx.Rngs) -> None:
-            setattr(self, name, getattr(nnx, wrapper)(linear(rngs), rngs=rngs))
+            setattr(self, name, nnx.SpectralNorm(linear(rngs), rngs=rngs))
 
-    with pytest.raises(errors.PlanError, match=f"nnx.{wrapper} writes over the kernel it holds"):
+    with pytest.raises(errors.PlanError, match=r"nnx\.SpectralNorm writes over the kernel it holds"):
         to_flax(nn.ModuleDict({"fc": way(nn.Linear(5, 3))}), template(Holder))
     with pytest.raises(errors.PlanError):
         to_flax(nn.ModuleDict({"fc": nn.Linear(5, 3)}), template(Holder))
     with pytest.raises(errors.PlanError):
         to_flax(nn.ModuleDict({"fc": way(nn.Linear(5, 3))}), nnx.state(template(Holder)))
+
+
+class NnxNormed(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs, **settings: Any) -> None:
+        self.fc = nnx.WeightNorm(nnx.Linear(5, 3, rngs=rngs), rngs=rngs, **settings)
+        self.conv = nnx.WeightNorm(nnx.Conv(4, 6, (3, 2), padding="VALID", rngs=rngs), rngs=rngs, **settings)
+
+
+@pytest.mark.parametrize("spelling", WEIGHT)
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize("kind", ["module", "abstract", "state"])
+def test_nnx_s_weight_norm_holds_both_parts(spelling: str, bare: bool, kind: str) -> None:
+    way = WEIGHT[spelling]
+    module = nn.ModuleDict({"fc": way(nn.Linear(5, 3)), "conv": way(nn.Conv2d(4, 6, (3, 2)))})
+    randomise(module)
+    source = module.state_dict() if bare else module
+    rules, plain = [Flatten("fc", None)], NnxNormed(nnx.Rngs(0))
+    given = {"module": plain, "abstract": template(NnxNormed), "state": nnx.state(plain)}[kind]
+    filled = to_flax(source, given, rules=rules)
+    back = to_state_dict(filled, source, rules=rules)
+    assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
+    if kind == "state":
+        nnx.update(plain, filled)
+        filled = plain
+    x, image = draw(2, 5), draw(2, 4, 6, 6)
+    for _ in range(3):  # each call writes over the kernels
+        with jax.default_matmul_precision("highest"):
+            y, z = filled.fc(jnp.asarray(x.numpy())), filled.conv(jnp.asarray(last(image)))
+        assert jnp.allclose(y, module["fc"](x).detach().numpy(), atol=1e-5)
+        assert jnp.allclose(z, last(module["conv"](image).detach()), atol=1e-4)
+    again = to_state_dict(filled, module, rules=rules)
+    module.load_state_dict(again)
+    assert torch.allclose(module["fc"](x), torch.tensor(jnp.asarray(y).tolist()), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"feature_axes": None},
+        {"use_scale": False},
+        {"variable_filter": lambda path, variable: True},
+    ],
+)
+def test_nnx_s_weight_norm_of_other_settings_is_refused(settings: Any) -> None:
+    way = WEIGHT["parametrization"]
+    module = nn.ModuleDict({"fc": way(nn.Linear(5, 3)), "conv": way(nn.Conv2d(4, 6, (3, 2)))})
+    with pytest.raises(errors.PlanError, match="feature_axes=-1, use_scale=True"):
+        to_flax(module, NnxNormed(nnx.Rngs(0), **settings), rules=[Flatten("fc", None)])
+
+
+def test_a_plain_layer_does_not_fill_nnx_s_weight_norm() -> None:
+    module = nn.ModuleDict({"fc": nn.Linear(5, 3), "conv": nn.Conv2d(4, 6, (3, 2))})
+    with pytest.raises(errors.PlanError):
+        to_flax(module, NnxNormed(nnx.Rngs(0)), rules=[Flatten("fc", None)])
 
 
 # --- everything else ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._layout import Layout, same_bits
 
-__all__ = ["SpectralNormed", "SpectralParts", "WeightNormed"]
+__all__ = ["SpectralNormed", "SpectralParts", "WeightNormed", "WeightParts"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,38 @@ class WeightNormed(Layout):
 
     def __str__(self) -> str:
         return "g v / |v| (lossy)"
+
+
+@dataclass(frozen=True)
+class WeightParts(Layout):
+    """``v`` and ``g`` of torch beside the kernel and the scales of ``nnx.WeightNorm``, of which none is negative.
+
+    It writes the normalised kernel over the one it holds, so that a negative scale would turn it in every call. The
+    sign goes into the kernel, once.
+    """
+
+    kernel: Layout
+    scales: tuple[int, ...]
+    is_view = False
+    is_linear = False
+    lossless = False
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """``(v, g)`` to the kernel and the scales."""
+        direction, length = tensors
+        turned = torch.where(length < 0, -direction, direction)
+        return *self.kernel.forward((turned,)), length.abs().reshape(self.scales)
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The parts that stood there if they come to these, else these, which fold to the same weight."""
+        if was is not None and all(map(same_bits, self.forward(was), tensors)):
+            return tuple(was)
+        kernel, scales = tensors
+        (direction,) = self.kernel.inverse((kernel,))
+        return direction, scales.reshape(-1, *[1] * (direction.ndim - 1))
+
+    def __str__(self) -> str:
+        return f"v by {self.kernel}, and g, the sign of g in v (lossy)"
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ By default they are folded: the plain Flax layer gets the weight that torch uses
 stood there before while they still fold to the same bits, and else parts that fold to the new weight.
 
 linen's wrappers ``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel:
-``kernel/scale`` (g), or ``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. nnx's
-wrappers of the same names write the normalised kernel over the one they were given, so nothing can be kept in
-them; they are refused.
+``kernel/scale`` (g), or ``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. So are the
+scales of ``nnx.WeightNorm``, which writes the normalised kernel over the one it holds: the sign of g goes into it,
+and every output stays. ``nnx.SpectralNorm`` divides by what it finds there, in every call again, so it is refused.
 
 Settings for parity: ``nn.WeightNorm(layer)`` with its ``feature_axes=-1`` where torch has ``dim=0``.
 ``nn.SpectralNorm`` iterates once more in every call, also in evaluation, so it agrees with torch only as far as
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchjax_bridge.exchange import Path
 
 from .._layout import Layout, Reshape, then
-from ._folds import SpectralNormed, SpectralParts, WeightNormed
+from ._folds import SpectralNormed, SpectralParts, WeightNormed, WeightParts
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["parametrized"]
@@ -134,7 +134,9 @@ def parametrized(rule: Rule) -> Rule:
         kept = _plain(names, tuple(made.values()))
         tensors = {name: tensor for name, tensor in layer.torch.items() if name in kept}
         tensors |= {name: layer.torch[one.parts[0]] for name, one in made.items()}
-        flax = {path[len(inner) :]: shape for path, shape in layer.flax.items()}
+        flax = {
+            path[len(inner) :]: shape for path, shape in layer.flax.items() if path[: len(inner)] == inner
+        }
         for entry in rule.entries_for(replace(layer, torch=tensors, flax=flax)):
             paths = tuple((*inner, *path) for path in entry.flax_paths)
             computed = [name for name in entry.torch_names if name in made]
@@ -165,18 +167,23 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _inner(layer: Layer) -> Path:
-    """Where the layer is below a wrapper that the scope stands for."""
-    below = bool(layer.flax) and all(path[0] == "layer_instance" for path in layer.flax)
-    if layer.flax_module is not None and layer.flax_kind in ("WeightNorm", "SpectralNorm"):
-        wrapper = layer.flax_kind
-    elif below and not any("/" in str(path[-1]) for path in layer.flax):
-        wrapper = "WeightNorm"  # in an nnx.State, where its parts do not show
-    else:
+    """Where the layer is below a wrapper of nnx that the scope stands for."""
+    below = bool(layer.flax) and all(path[0] in ("layer_instance", "scales") for path in layer.flax)
+    sigma = any("/" in str(path[-1]) for path in layer.flax)
+    if layer.flax_module is not None and layer.flax_kind == "SpectralNorm":
+        raise ValueError(
+            "nnx.SpectralNorm writes over the kernel it holds, so it cannot hold torch's parts; use the plain "
+            "layer, which gets the folded weight"
+        )
+    if not below or sigma:
         return ("layer_instance",) if below else ()
-    raise ValueError(
-        f"nnx.{wrapper} writes over the kernel it holds, so it cannot hold torch's parts; use the plain layer, "
-        "which gets the folded weight"
-    )
+    scales = [path for path in layer.flax if path[0] == "scales"]
+    if getattr(layer.flax_module, "feature_axes", -1) != -1 or len(scales) != 1:
+        raise ValueError(
+            "nnx.WeightNorm holds torch's parts with feature_axes=-1, use_scale=True and a filter for the kernel "
+            "alone; set them so, or use the plain layer, which gets the folded weight"
+        )
+    return ("layer_instance",)
 
 
 def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[Entry]:
@@ -184,7 +191,8 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
     dim = _dim(layer, one, default)
     (*scope, kernel), *others = entry.flax_paths
     scale, left, value = ((*scope, f"{kernel}/{name}") for name in ("scale", "u", "sigma"))
-    wrapped = [path for path in (scale, left, value) if path in layer.flax and not others]
+    nnx_scale = ("scales", str((*scope[1:], kernel)))  # nnx keeps them by the path of the kernel
+    wrapped = [path for path in (scale, nnx_scale, left, value) if path in layer.flax and not others]
     if not wrapped:
         folds = one.way == "weight_norm"
         fold: Layout = WeightNormed(tuple(layer.torch[one.parts[1]].shape)) if folds else SpectralNormed(dim)
@@ -192,14 +200,23 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
         yield replace(entry, torch=one.parts, layout=then(fold, entry.layout), note=note)
         return
     original = layer.torch[one.parts[0]]
-    if one.way == "weight_norm" and wrapped == [scale]:
+    if one.way == "weight_norm" and wrapped in ([scale], [nnx_scale]):
         length = tuple(layer.torch[one.parts[1]].shape)
         axes = [axis for axis, size in enumerate(length) if size > 1]
         if len(axes) > 1 or (axes and not _is_last(entry.layout, original, axes[0])):
             raise ValueError(
-                f"the lengths {length} of '{one.name}' are not one a feature of linen's WeightNorm"
+                f"the lengths {length} of '{one.name}' are not one a feature of Flax's WeightNorm"
             )
         size = length[axes[0]] if axes else 1
+        if wrapped == [nnx_scale]:
+            if axes != [0]:
+                raise ValueError(
+                    f"the lengths {length} of '{one.name}' are not one an output, as nnx.WeightNorm's; use the "
+                    "plain layer"
+                )
+            parts = WeightParts(entry.layout, (size,))
+            yield Entry(one.parts, (*entry.flax_paths, nnx_scale), parts, "", note=_IN_NNX)
+            return
         yield replace(entry, torch=one.parts[0])
         yield Entry(one.parts[1], (scale,), Reshape(length, (size,)))
     elif one.way == "spectral_norm" and wrapped == [left, value]:
@@ -212,6 +229,12 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
         yield Entry(one.parts, (*entry.flax_paths, left, value), layout, "", note=note)
     else:
         raise ValueError(f"'{one.name}' is computed by {one.way}, and the Flax wrapper is for the other")
+
+
+_IN_NNX = (
+    "nnx.WeightNorm writes the normalised kernel over the one it holds in every call, which changes no output, and "
+    "does not train its scales"
+)
 
 
 def _is_last(layout: Layout, weight: Tensor, axis: int) -> bool:
