@@ -111,6 +111,21 @@ def _activated(m: Any, x: torch.Tensor) -> torch.Tensor:
     return m.last(F.relu(m.body(y.relu()) + y))
 
 
+def _started(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.stem(x)
+    z = m.norm(y).relu()
+    return m.body(z) + m.last(z)
+
+
+def _flax_started(start: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(m: Any, x: jax.Array) -> jax.Array:
+        y = m.stem(x)
+        z = jax.nn.relu(m.norm(y))
+        return m.body(z) + m.last(start(y, z))
+
+    return forward
+
+
 def _gate(m: Any, x: torch.Tensor) -> torch.Tensor:
     y = m.norm(m.stem(x)).relu()
     return m.last(y * m.gate(y.mean((2, 3))).sigmoid()[:, :, None, None])
@@ -171,6 +186,9 @@ CASES: dict[str, Case] = {
     "activated sum": (_activated, _flax_shortcut(lambda y: y, relu), "", ""),
     "no shortcut": (_activated, _flax_shortcut(lambda y: 0, relu), "residual", "Flax nothing"),
     "shortcut behind its activation": (_activated, _flax_shortcut(relu, relu), "shortcut", "Flax the input of"),
+    "branch": (_started, _flax_started(lambda y, z: z), "", ""),
+    "branch in front": (_started, _flax_started(lambda y, z: y), "shortcut", "Flax the input of 'norm'"),
+    "branch of the activated": (_started, _flax_started(lambda y, z: relu(y)), "shortcut", "Flax relu of the"),
     "gate": (_gate, _flax_gate(jax.nn.sigmoid), "", ""),
     "no sigmoid": (_gate, _flax_gate(lambda g: g), "gate", "by sigmoid of the output of 'gate' in torch"),
     "hard sigmoid": (_gate, _flax_gate(jax.nn.hard_sigmoid), "gate", "by hard_sigmoid"),

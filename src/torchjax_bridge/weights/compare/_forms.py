@@ -45,7 +45,7 @@ def told_apart(
     if ours.shape != theirs.shape or ours.ndim < 2 or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
         return None
     known = _distinct(earlier)
-    for probe in (_added_parameter, _pooled, _gated, _summed, _channels):
+    for probe in (_added_parameter, _taken, _pooled, _gated, _summed, _channels):
         if (found := probe(ours, theirs, own if probe is _added_parameter else known, close)) is not None:
             return found
     return None
@@ -124,6 +124,19 @@ def _as_wide(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
 
 
 _BEHIND = ("", "relu", "silu", "gelu(approximate=False)", "tanh")
+
+
+def _taken(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """A branch that starts elsewhere: in front of a norm and its activation, say, instead of behind."""
+    alike = [one for one in known if one.array.shape == ours.shape]
+    forms = [
+        _Form(_of(name, one.name), partial(_acted, name, one.array))
+        for name, one in product(("", *ACTIVATIONS), alike)
+    ]
+    if (pair := _pair(ours, theirs, forms, close)) is None:
+        return None
+    mine, other = pair[0].text, pair[1].text
+    return Finding("shortcut", f"torch takes {mine}, Flax {other}", f"take {mine} in Flax")
 
 
 def _summed(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
