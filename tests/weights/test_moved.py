@@ -19,6 +19,7 @@ from torchjax_bridge.weights import (
     Identity,
     LayerType,
     PairingWarning,
+    Permute,
     Rename,
     Rule,
     SettingsWarning,
@@ -136,6 +137,10 @@ def test_a_parameter_of_any_name_takes_the_layout_of_the_layer_and_says_that_it_
         np.testing.assert_array_equal(
             to_flax(source, twin, rules=said).w[...], layer.weight.detach().permute(axes)
         )
+    turned = Permute(tuple(reversed(range(layer.weight.ndim))))
+    by_hand = Rule(type(layer), [Entry("weight", "kernel", turned), Entry("bias", "bias")])
+    filled = to_flax(module, twin, rules=[*rules, by_hand])
+    np.testing.assert_array_equal(filled.w[...], layer.weight.detach().permute(turned.axes))
     own = Rule(type(layer), [Entry("weight", "kernel", Identity()), Entry("bias", "bias")])
     np.testing.assert_array_equal(to_flax(module, twin, rules=[*rules, own]).w[...], layer.weight.detach())
 

@@ -16,7 +16,7 @@ from ._layout import Identity
 from ._own_forward import lies_by_its_name, spelt, taken_for_granted, taken_for_granted_in_flax
 from ._report import Fault
 from ._torch_tree import TorchLeaf, TorchNode
-from .rules import Entry, Layer, Rule
+from .rules import RULES, Entry, Layer, Rule
 
 __all__ = ["Law", "bind_moved", "split_off"]
 
@@ -110,6 +110,7 @@ def bind_moved(
     return found, (name,) if name in scope.leaves else None
 
 
+_BUILT_IN = frozenset(map(id, RULES))  # a rule of the caller's own is the caller's word
 _NORMS = (("LayerNorm",), ("GroupNorm",), ("RMSNorm",), ("BatchNorm",), ("InstanceNorm",))
 _Tried = tuple[Rule, Entry | None, Path, Fault | None]
 
@@ -190,7 +191,7 @@ def _match(rule: Rule, law: Law, leaf: TorchLeaf, scope: FlaxNode, entry: Entry,
         doubts += [*taken_for_granted(rule, owner), *taken_for_granted_in_flax(rule, owner, scope)]
     if not isinstance(entry.layout, Identity) and is_square([leaf], [there]) and not owner.said:
         words = lies_by_its_name(rule, owner, scope, path) if by_its_name else None
-        if not by_its_name:
+        if not by_its_name and id(rule) in _BUILT_IN:
             words = (
                 f"'{law.name}' is square and renamed to '{join_path(there.path)}', a name that does not say how it "
                 f"lies: laid out by its layer's rule ({entry.layout})"
