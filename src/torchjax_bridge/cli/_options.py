@@ -70,8 +70,8 @@ Rules = Annotated[
     typer.Option(
         "--rules",
         metavar="FILE",
-        help='Renames, layer types and flattenings, as TOML or JSON, such as flatten = [{torch = "fc1", '
-        "features = [16, 5, 5]}].",
+        help="Renames, layer types, flattenings, what to keep or fill, as TOML or JSON, such as "
+        'flatten = [{torch = "fc1", features = [16, 5, 5]}].',
     ),
 ]
 Key = Annotated[
