@@ -175,6 +175,27 @@ def _flax_halves(taken: int, order: tuple[int, int] = (0, 1)) -> Callable[..., A
     return forward
 
 
+def _scaled(m: Any, x: torch.Tensor) -> torch.Tensor:
+    y = m.norm(m.stem(x))
+    return m.last(m.body(y) + 3 * y)
+
+
+def _flax_scaled(factor: float) -> Callable[..., Any]:
+    def forward(m: Any, x: jax.Array) -> jax.Array:
+        y = m.norm(m.stem(x))
+        return m.last(m.body(y) + factor * y)
+
+    return forward
+
+
+def _leaky(m: Any, x: torch.Tensor) -> torch.Tensor:
+    return m.last(F.leaky_relu(m.norm(m.stem(x)), 0.3))
+
+
+def _flax_leaky(slope: float) -> Callable[..., Any]:
+    return lambda m, x: m.last(jax.nn.leaky_relu(m.norm(m.stem(x)), slope))
+
+
 Case = tuple[Callable[..., Any], Callable[..., Any], str, str]
 relu = jax.nn.relu
 CASES: dict[str, Case] = {
@@ -189,6 +210,10 @@ CASES: dict[str, Case] = {
     "branch": (_started, _flax_started(lambda y, z: z), "", ""),
     "branch in front": (_started, _flax_started(lambda y, z: y), "shortcut", "Flax the input of 'norm'"),
     "branch of the activated": (_started, _flax_started(lambda y, z: relu(y)), "shortcut", "Flax relu of the"),
+    "scaled": (_scaled, _flax_scaled(3), "", ""),
+    "not scaled": (_scaled, _flax_scaled(1), "scale", "torch has 2 times the input of 'body' more than Flax"),
+    "slope": (_leaky, _flax_leaky(0.3), "", ""),
+    "another slope": (_leaky, _flax_leaky(0.25), "activation", "slope=0.3), Flax leaky_relu(negative_slope=0.25"),
     "gate": (_gate, _flax_gate(jax.nn.sigmoid), "", ""),
     "no sigmoid": (_gate, _flax_gate(lambda g: g), "gate", "by sigmoid of the output of 'gate' in torch"),
     "hard sigmoid": (_gate, _flax_gate(jax.nn.hard_sigmoid), "gate", "by hard_sigmoid"),

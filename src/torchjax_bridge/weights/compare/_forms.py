@@ -45,7 +45,7 @@ def told_apart(
     if ours.shape != theirs.shape or ours.ndim < 2 or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
         return None
     known = _distinct(earlier)
-    for probe in (_added_parameter, _taken, _pooled, _gated, _summed, _channels):
+    for probe in (_added_parameter, _taken, _multiplied, _pooled, _gated, _summed, _channels):
         if (found := probe(ours, theirs, own if probe is _added_parameter else known, close)) is not None:
             return found
     return None
@@ -121,6 +121,20 @@ def _as_wide(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
                 yield way
         except ValueError:
             continue
+
+
+def _multiplied(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+    """A term of a sum with another factor: an embedding or a residual that one side scales."""
+    apart = ours.astype(np.float64) - theirs
+    for one in known:
+        if one.array.shape == ours.shape and one.array.any():
+            place = np.abs(one.array).argmax()
+            factor = float(apart.flat[place] / one.array.flat[place])
+            if factor and close(ours, (theirs + factor * one.array).astype(ours.dtype)):
+                side = "more" if factor > 0 else "less"
+                message = f"torch has {abs(factor):.6g} times {one.name} {side} than Flax"
+                return Finding("scale", message, "multiply it by torch's factor in Flax")
+    return None
 
 
 _BEHIND = ("", "relu", "silu", "gelu(approximate=False)", "tanh")

@@ -214,6 +214,10 @@ def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
         result = before.reach(applied(function, array))
         if result is not None and close(after, result):
             return name
+    # Two slopes are in a ratio that is one too: it is told of what lies in front of both alone.
+    slope = _ratio(after, array, array < 0) if reached is array and before.name else None
+    if slope is not None and 0 < slope < 1 and close(after, np.where(array < 0, slope * array, array)):
+        return f"leaky_relu(negative_slope={slope:.4g})"
     return None
 
 
