@@ -128,6 +128,20 @@ def test_a_sparse_embedding_has_a_dense_gradient(module):
     )
 
 
+def test_a_sparse_embedding_has_a_gradient_in_each_lane_and_a_hessian():
+    apply, variables = as_jax_module(nn.Embedding(5, 3, sparse=True))
+    table = variables["params"]["weight"]
+
+    def loss(table, ids):
+        return (apply({"params": {"weight": table}, "buffers": {}}, ids) ** 2).sum()
+
+    ids = jnp.array([[0, 1], [4, 4]])
+    assert jax.hessian(loss)(table, ids[0]).sum() == 2 * 2 * 3
+    lanes = jax.vmap(jax.grad(loss), in_axes=(None, 0))(table, ids)
+    for lane, row in zip(lanes, ids, strict=True):
+        np.testing.assert_allclose(lane, jax.grad(lambda t, row=row: (t[row] ** 2).sum())(table), rtol=1e-6)
+
+
 def test_a_sparse_gradient_is_dense_where_code_runs_as_python():
     def fn(table, ids):
         rows = F.embedding(ids, table, sparse=True)

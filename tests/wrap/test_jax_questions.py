@@ -185,6 +185,10 @@ def an_error_deeper_down(x):
     return torch.zeros(3) @ x if (x > 0).any() else x * 3
 
 
+def an_error_without_a_raise(x):
+    return x * [2.0][1] if (x > 0).any() else x * 3
+
+
 def compared(x):
     return x * 2 if torch.equal(x, torch.zeros(2)) else x * 3
 
@@ -197,6 +201,7 @@ def compared(x):
         only_one_can_be_traced,
         an_error_that_is_caught,
         an_error_deeper_down,
+        an_error_without_a_raise,
         compared,
     ],
 )
