@@ -37,6 +37,7 @@ class _Recorder:
         self.watched = watched
         self.key = next(_KEYS)
         self._effects = effects
+        self._kept: list[tuple[Callable[..., None], list[Any]]] | None = None
 
     def __enter__(self) -> "_Recorder":
         _RUNNING[self.key] = self
@@ -51,6 +52,9 @@ class _Recorder:
         gave = _take(output)
         arrays = [*given.arrays, *gave.arrays]
         store = partial(_store, self.key, path, module, given.frame, gave.frame)
+        if self._kept is not None:
+            self._kept.append((store, arrays))
+            return output
         if not any(isinstance(array, jax.core.Tracer) for array in arrays):
             for array in arrays:
                 jax.block_until_ready(array)
@@ -62,7 +66,7 @@ class _Recorder:
             return _through(store, arrays, output)
         return output
 
-    def run(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def run(self, model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the model; keep what it raises, since what it did until then says why."""
         with jax.default_matmul_precision("highest"):
             try:
@@ -71,6 +75,33 @@ class _Recorder:
                 self.record.error = err
                 return None
         return jax.block_until_ready(output)
+
+    def run_whole(self, model: Callable[..., Any], *inputs: Any) -> Any:
+        """Call the model as one program, whose results are what its modules took and gave.
+
+        Where it cannot be traced from end to end (it decides by values, or has a part that JAX transforms), the
+        error is kept, and nothing else.
+        """
+        taken = _take(inputs)
+        frames: list[Any] = []
+
+        def program(arrays: list[Any]) -> Any:
+            self._kept, frames[:] = [], []
+            output = _take(model(*_filled(taken.frame, iter(arrays))))
+            frames.extend((output.frame, [store for store, _ in self._kept]))
+            return [arrays for _, arrays in self._kept], output.arrays
+
+        try:
+            with jax.default_matmul_precision("highest"):
+                # It runs once: to make it fast would take longer than it runs.
+                compiled = jax.jit(program, compiler_options={"xla_backend_optimization_level": 0})
+                kept, arrays = jax.block_until_ready(compiled(taken.arrays))
+        except (*MODEL_ERRORS, AssertionError, RuntimeError) as err:
+            self.record.error = err
+            return None
+        for store, known in zip(frames[1], kept, strict=True):
+            store(*known)
+        return _filled(frames[0], iter(arrays))
 
 
 class _Taken(NamedTuple):
@@ -129,20 +160,59 @@ _KEYS = itertools.count()
 _RUNNING: dict[int, _Recorder] = {}
 
 
+# The shapes of weights from which on one program of a whole model costs less than one of each operation.
+_SHAPES = 24
+
+
+def _is_varied(arrays: Iterable[Any]) -> bool:
+    return len({array.shape for array in arrays if isinstance(array, jax.Array)}) >= _SHAPES
+
+
 def record_nnx(
     module: nnx.Module, watched: frozenset[Path], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Record:
-    """Run a copy of an nnx model, in the mode it is in."""
-    copy = nnx.clone(module)
+    """Run a copy of an nnx model, in the mode it is in.
+
+    Operation by operation, each is compiled for each shape. A model of many shapes is compiled as a whole instead.
+    """
+    if _is_varied(leaf.value for leaf in read_flax(module).root.flat().values()):
+        with _Recorder(watched) as recorder:
+            graph, state = nnx.split(_recorded(module, recorder))
+            leaves, structure = jax.tree.flatten(state)
+            after: list[Any] = []
+
+            def run(leaves: list[Any], args: Any, kwargs: Any) -> Any:
+                model = nnx.merge(graph, jax.tree.unflatten(structure, leaves))
+                output = model(*args, **kwargs)
+                left, now = nnx.split(model)
+                changed, shape = jax.tree.flatten(now)
+                after[:] = [left, shape]
+                return output, changed
+
+            result = recorder.run_whole(run, leaves, args, dict(kwargs))
+        if result is not None:
+            output, changed = result
+            return _finished(recorder, output, nnx.merge(after[0], jax.tree.unflatten(after[1], changed)))
     with _Recorder(watched) as recorder:
-        for node in read_flax(copy).root.walk():
-            part = node.module
-            if node.path in watched and callable(part) and not hasattr(part, _WHERE):
-                # Past nnx's own __setattr__. The pair is static to nnx, and new in every run, so nothing that was
-                # compiled for another run is taken for this one.
-                object.__setattr__(part, _WHERE, (recorder.key, node.path))
-                object.__setattr__(part, "__class__", _recording(type(part)))
-        output = recorder.run(copy, args, kwargs)
+        copy = _recorded(module, recorder)
+        output = recorder.run(copy, *args, **kwargs)
+    return _finished(recorder, output, copy)
+
+
+def _recorded(module: nnx.Module, recorder: _Recorder) -> Any:
+    """A copy of a model whose modules record."""
+    copy = nnx.clone(module)
+    for node in read_flax(copy).root.walk():
+        part = node.module
+        if node.path in recorder.watched and callable(part) and not hasattr(part, _WHERE):
+            # Past nnx's own __setattr__. The pair is static to nnx, and new in every run, so nothing that was
+            # compiled for another run is taken for this one.
+            object.__setattr__(part, _WHERE, (recorder.key, node.path))
+            object.__setattr__(part, "__class__", _recording(type(part)))
+    return copy
+
+
+def _finished(recorder: _Recorder, output: Any, copy: Any) -> Record:
     recorder.record.output = values_in(output)
     leaves = read_flax(copy).root.flat().values()
     recorder.record.state = {leaf.path: leaf.value for leaf in leaves if leaf.collection == "batch_stats"}
@@ -213,14 +283,23 @@ def record_linen(
             running.remove(path)
         return recorder.note(path, given, output, bare)
 
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(variables: Any, args: Any, kwargs: Any) -> Any:
         return module.apply(variables, *args, rngs=rngs, mutable=writable, **kwargs)
 
-    for writable, effects in itertools.product([state] if training else [[], state], (True, False)):  # noqa: B007
-        with _Recorder(watched, effects=effects) as recorder, flax.linen.intercept_methods(look):
-            result = recorder.run(run, args, kwargs)
+    ways = ("whole", "effects", "values") if _is_varied(jax.tree.leaves(variables)) else ("effects", "values")
+    for writable, way in itertools.product([state] if training else [[], state], ways):  # noqa: B007
+        with (
+            _Recorder(watched, effects=way != "values") as recorder,
+            flax.linen.intercept_methods(look),
+        ):
+            start = recorder.run_whole if way == "whole" else recorder.run
+            result = start(run, variables, args, dict(kwargs))
         error = recorder.record.error
-        if not isinstance(error, flax.errors.ModifyScopeVariableError) and _CONSTANCY not in str(error):
+        if error is None or (
+            way != "whole"
+            and not isinstance(error, flax.errors.ModifyScopeVariableError)
+            and _CONSTANCY not in str(error)
+        ):
             break
     if result is not None:
         output, state = result
