@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from torchjax_bridge.weights import _xla_copy
+from torchjax_bridge.weights.moving import _xla_copy
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from torchjax_bridge import to_flax, to_state_dict
-from torchjax_bridge.weights import _xla_copy
-from torchjax_bridge.weights._memory import fresh
+from torchjax_bridge.weights.moving import _xla_copy
+from torchjax_bridge.weights.moving._fresh import fresh
 
 DTYPES = (
     torch.bool,

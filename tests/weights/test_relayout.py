@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from torchjax_bridge.weights import _relayout
-from torchjax_bridge.weights._relayout import copy_into
+from torchjax_bridge.weights.moving import _relayout
+from torchjax_bridge.weights.moving._relayout import copy_into
 
 DTYPES = (
     torch.float32,

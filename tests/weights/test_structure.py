@@ -10,10 +10,10 @@ from torch import nn
 from torchjax_bridge import plan
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.weights import Entry, Rename, Rule
-from torchjax_bridge.weights._flax_tree import read_flax
-from torchjax_bridge.weights._names import Matcher
-from torchjax_bridge.weights._structure import Structures
-from torchjax_bridge.weights._torch_tree import read_torch
+from torchjax_bridge.weights.pairing._alike import Structures
+from torchjax_bridge.weights.pairing._matcher import Matcher
+from torchjax_bridge.weights.trees._flax_tree import read_flax
+from torchjax_bridge.weights.trees._torch_tree import read_torch
 
 
 class Block(nn.Module):

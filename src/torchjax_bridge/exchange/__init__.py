@@ -8,8 +8,8 @@ from ._dlpack import Choice, choice
 from ._dtypes import jax_dtype, torch_dtype
 from ._fork import refuse_in_fork
 from ._paths import Path, from_jax_keypath, join_path, split_path
+from ._pytree import flatten
 from ._refusals import check_copy
-from ._structure import flatten
 from ._tensors import array_to_torch, tensor_to_jax, x64
 from ._trees import to_jax, to_torch
 

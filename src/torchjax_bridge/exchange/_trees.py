@@ -2,7 +2,7 @@
 
 A tree is a JAX pytree. Each leaf crosses by the rules of ``_tensors``; a leaf that cannot is tagged with its
 path, all such leaves are gathered, and one error names them. Leaves that are one object on one side are one
-object on the other. What JAX cannot flatten or rebuild is refused in ``_structure``.
+object on the other. What JAX cannot flatten or rebuild is refused in ``_pytree``.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from . import _dlpack
 from ._devices import jax_device, torch_device
 from ._dlpack import PlainArray
 from ._paths import from_jax_keypath
+from ._pytree import flatten, rebuild
 from ._refusals import FOREIGN, check_copy
-from ._structure import flatten, rebuild
 from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]

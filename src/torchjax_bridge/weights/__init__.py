@@ -5,8 +5,8 @@ Needs flax (the ``flax`` extra). Other rooms import from here and not from the f
 
 from typing import TYPE_CHECKING, Any
 
+from ._apply import to_flax, to_state_dict
 from ._audit import Audit, SettingFault, SettingsWarning, audit
-from ._convert import to_flax, to_state_dict
 from ._layout import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import PairingWarning, PartialWarning, Plan, UserRule, plan
 from ._report import Fault, Report
@@ -23,9 +23,9 @@ from .files import (
 from .rules import RULES, Entry, Fill, Flatten, Fused, Keep, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:
-    from ._frozen import FrozenWarning as FrozenWarning
-    from ._optimizer import to_optax as to_optax
-    from ._optimizer import to_optimizer_state as to_optimizer_state
+    from .optimizer import FrozenWarning as FrozenWarning
+    from .optimizer import to_optax as to_optax
+    from .optimizer import to_optimizer_state as to_optimizer_state
 
 __all__ = [
     "RULES",
@@ -84,11 +84,11 @@ if not TYPE_CHECKING:  # a type checker knows the names from above, and should c
     def __getattr__(name: str) -> Any:
         # Only these need optax, which takes long to import.
         if name in ("to_optax", "to_optimizer_state"):
-            from . import _optimizer
+            from .optimizer import _convert as _optimizer
 
             return getattr(_optimizer, name)
         if name == "FrozenWarning":
-            from ._frozen import FrozenWarning
+            from .optimizer import FrozenWarning
 
             return FrozenWarning
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,11 +16,7 @@ from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ._layout import Constant, Layout
-from ._live import Linen, as_linen, below, live_linen, live_nnx, rng_streams
-from ._own_forward import call_of_its_own
 from ._plan import Plan, UserRule, by_words, make_plan, read_sides
-from ._torch_tree import TorchTree
-from ._weightless import between_layers, dropouts_beside, functions
 from .rules import Rule
 from .settings import (
     Difference,
@@ -29,6 +25,19 @@ from .settings import (
     differences,
     einsum_differences,
     recurrent_dropout,
+)
+from .trees import (
+    Linen,
+    TorchTree,
+    as_linen,
+    below,
+    between_layers,
+    call_of_its_own,
+    dropouts_beside,
+    functions,
+    live_linen,
+    live_nnx,
+    rng_streams,
 )
 
 __all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_settings"]

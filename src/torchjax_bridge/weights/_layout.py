@@ -1,7 +1,7 @@
 """A `Layout`: how a group of torch tensors lies in a group of Flax arrays, with its exact inverse.
 
 A layout works on torch tensors alone, in both directions (an exported JAX array is a torch tensor), and
-returns views wherever a view can say it; ``_memory`` makes the one copy afterwards. So the same layout gives
+returns views wherever a view can say it; ``_fresh`` makes the one copy afterwards. So the same layout gives
 the values, and, run on meta tensors, the shapes. Layouts are frozen values: two equal ones do the same.
 
 Refuses nothing but shapes that do not fit, with a ``ValueError`` or torch's own ``RuntimeError``, which the

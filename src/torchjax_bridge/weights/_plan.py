@@ -18,21 +18,26 @@ from torch import nn
 from torchjax_bridge.errors import DtypeError, PlanError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
-from ._bind import RAW, Move
-from ._class_doubts import ask_once
-from ._excused import filled, keep_in_torch, take_filled
-from ._feature_maps import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
-from ._flax_tree import FlaxLeaf, FlaxTree, read_flax
-from ._names import Matcher
 from ._nearest import did_you_mean
-from ._own_layers import gathered
-from ._real_paths import matched_by_real_paths
 from ._report import Fault, Report
-from ._said_names import names_that_are_not_there
-from ._search import within_their_series
-from ._tied_places import separate_leaves, settle_ties
-from ._torch_tree import TorchNode, TorchTree, read_torch
+from .flatten import COMPUTED, ask_about_maps, can_be_flattened, knows_one_order
+from .pairing import (
+    RAW,
+    Matcher,
+    Move,
+    ask_once,
+    filled,
+    gathered,
+    keep_in_torch,
+    matched_by_real_paths,
+    names_that_are_not_there,
+    separate_leaves,
+    settle_ties,
+    take_filled,
+    within_their_series,
+)
 from .rules import RULES, Fill, Flatten, Fused, Keep, LayerType, Rename, Rule
+from .trees import FlaxLeaf, FlaxTree, TorchNode, TorchTree, read_flax, read_torch
 
 __all__ = ["PairingWarning", "PartialWarning", "Plan", "UserRule", "plan"]
 

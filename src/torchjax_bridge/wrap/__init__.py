@@ -8,10 +8,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._jax_function import as_jax_function as as_jax_function
-    from ._jax_module import as_jax_module as as_jax_module
-    from ._torch_function import as_torch_function as as_torch_function
-    from ._torch_module import as_torch_module as as_torch_module
+    from .jax_in_torch import as_torch_function as as_torch_function
+    from .jax_in_torch import as_torch_module as as_torch_module
+    from .torch_in_jax import as_jax_function as as_jax_function
+    from .torch_in_jax import as_jax_module as as_jax_module
 
 # The file that holds each name.
 _LAZY = {

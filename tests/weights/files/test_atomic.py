@@ -17,7 +17,7 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.weights import convert, load_state_dict, open_checkpoint, save_flax, save_state_dict
-from torchjax_bridge.weights.files import _pump
+from torchjax_bridge.weights.files import _pipeline as _pump
 from torchjax_bridge.weights.files._atomic import part_of, whole_file, whole_folder
 
 from .bits import assert_same

@@ -23,7 +23,7 @@ from torchjax_bridge.weights import (
     save_state_dict,
     to_flax,
 )
-from torchjax_bridge.weights.files import _pump
+from torchjax_bridge.weights.files import _pipeline as _pump
 
 from ..models import IMAGE, LinenNet, Net, NnxNet, net
 from .bits import assert_same, bits

@@ -8,9 +8,9 @@ import jax
 import pytest
 import torch
 
-from torchjax_bridge.weights import _xla_copy
-from torchjax_bridge.weights.files import _pump
+from torchjax_bridge.weights.files import _pipeline as _pump
 from torchjax_bridge.weights.files._leaf import Leaf
+from torchjax_bridge.weights.moving import _xla_copy
 
 
 class _Disk:

@@ -9,7 +9,7 @@ import numpy as np
 from torchjax_bridge.exchange import Path, join_path
 
 from .._audit import Audit
-from .._bind import Move
+from ..pairing import Move
 from ..settings import FlaxLayer
 from ._probes import Finding
 from ._record import Record

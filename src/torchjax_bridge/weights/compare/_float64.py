@@ -18,7 +18,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path
 
-from .._flax_tree import read_flax
+from ..trees import read_flax
 from ._copies import rebuilt
 from ._record import MODEL_ERRORS
 from ._steps import Bounds, Step, compare, given_torchs

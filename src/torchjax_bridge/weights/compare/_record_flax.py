@@ -19,9 +19,8 @@ from flax import nnx
 
 from torchjax_bridge.exchange import Path
 
-from .._flax_tree import FlaxLeaf, read_flax
-from .._live import linen_path, rng_streams
 from ..settings import flax_layer
+from ..trees import FlaxLeaf, linen_path, read_flax, rng_streams
 from ._copies import rebuilt
 from ._record import MODEL_ERRORS, Call, Record
 from ._values import values_in

@@ -13,7 +13,7 @@ from flax import nnx
 
 from torchjax_bridge.exchange import Path
 
-from .._live import rng_streams
+from ..trees import rng_streams
 from ._record import MODEL_ERRORS, Call
 from ._values import Value, values_in
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchjax_bridge.exchange import Path, join_path
 
 from .._audit import SettingFault
-from .._bind import Move
+from ..pairing import Move
 from ._evidence import Cause
 from ._record import Record
 from ._steps import Bounds, Step

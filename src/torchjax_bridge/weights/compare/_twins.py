@@ -17,13 +17,11 @@ from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path
 
 from .._audit import Audit, compare_settings
-from .._bind import Move
-from .._feature_maps import output_order
-from .._flax_tree import FlaxTree, read_flax
-from .._live import Linen, as_linen, live_nnx
 from .._plan import Plan, UserRule, make_plan, read_sides
-from .._torch_tree import TorchTree
+from ..flatten import output_order
+from ..pairing import Move
 from ..settings import FlaxLayer
+from ..trees import FlaxTree, Linen, TorchTree, as_linen, live_nnx, read_flax
 from ._record import Record
 from ._record_flax import record_linen, record_nnx
 from ._rerun import Rerun, rerun_linen, rerun_nnx

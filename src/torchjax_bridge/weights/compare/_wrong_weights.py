@@ -10,7 +10,7 @@ import numpy as np
 
 from torchjax_bridge.exchange import Path, join_path
 
-from .._bind import Move
+from ..pairing import Move
 from ._probes import Finding, moved_rows, permuted
 
 __all__ = ["wrong_weights"]

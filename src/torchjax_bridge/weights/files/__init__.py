@@ -6,8 +6,8 @@ file is ever run.
 """
 
 from ._convert import Converted, Route, convert, find_route, framework_of
-from ._doors import load_flax, load_state_dict, save_flax, save_state_dict
 from ._leaf import Checkpoint, Leaf
+from ._load_save import load_flax, load_state_dict, save_flax, save_state_dict
 from ._open import open_checkpoint
 from ._outline import Line, outline
 from ._verify import Comparison, Difference, compare_checkpoints

@@ -13,12 +13,12 @@ from torch import nn
 from torchjax_bridge.errors import CheckpointError
 
 from .._audit import Audit, compare_settings
-from .._live import live_nnx
 from .._plan import Plan, UserRule, read_sides
-from ._doors import AnyPath
+from ..trees import live_nnx
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
+from ._load_save import AnyPath
 from ._open import open_checkpoint
-from ._pump import raw, window_of
+from ._pipeline import raw, window_of
 from ._route import cast, route_to_flax, route_to_torch
 from ._write import MEMORY, format_for, write_checkpoint
 

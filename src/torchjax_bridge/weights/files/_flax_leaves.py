@@ -8,7 +8,7 @@ all that does not is said at once.
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path
 
-from .._flax_tree import FlaxTree
+from ..trees import FlaxTree
 from ._leaf import Checkpoint, Leaf
 
 __all__ = ["flax_leaves"]

@@ -19,7 +19,7 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, torch_dtype
 
 from ._leaf import Checkpoint, Leaf, nest, size_of
 from ._mapped import MappedFile, Window
-from ._pump import Pump
+from ._pipeline import Pump
 
 __all__ = ["read_msgpack", "write_msgpack"]
 

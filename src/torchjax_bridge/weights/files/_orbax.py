@@ -24,7 +24,7 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, tor
 
 from ._leaf import Checkpoint, Leaf, Progress, nest, put_at
 from ._mapped import Window
-from ._pump import raw
+from ._pipeline import raw
 
 __all__ = ["find_orbax", "read_orbax", "write_orbax"]
 

@@ -9,10 +9,9 @@ from torch import nn
 from torchjax_bridge.errors import BridgeError
 from torchjax_bridge.exchange import join_path, torch_dtype
 
-from .._flax_tree import FlaxNode, read_flax
-from .._names import Matcher
-from .._torch_tree import TorchNode, read_torch
+from ..pairing import Matcher
 from ..rules import RULES, Rule
+from ..trees import FlaxNode, TorchNode, read_flax, read_torch
 from ._convert import framework_of
 from ._leaf import Checkpoint, size_of
 from ._route import flax_side

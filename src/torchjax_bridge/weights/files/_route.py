@@ -20,13 +20,11 @@ from torch import nn
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path
 
-from .._bind import Move
-from .._flax_tree import FlaxTree, read_flax
 from .._plan import Plan, UserRule, make_plan
 from .._report import Fault, Report
-from .._ties import ties_of
-from .._torch_tree import TorchTree, read_torch
+from ..pairing import Move
 from ..rules import Rename
+from ..trees import FlaxTree, TorchTree, read_flax, read_torch, ties_of
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
 from ._tied import parted

@@ -16,7 +16,7 @@ from torchjax_bridge.exchange import Path, split_path
 from ._header import Entry, build_header, in_order, parse_json, read_header
 from ._leaf import DEEPEST, Checkpoint, Framework, Leaf, segments
 from ._mapped import MappedFile, Window
-from ._pump import Pump
+from ._pipeline import Pump
 
 __all__ = ["describe", "read_safetensors", "write_safetensors"]
 

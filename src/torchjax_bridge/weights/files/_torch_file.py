@@ -21,7 +21,7 @@ from torchjax_bridge.errors import CheckpointError
 from ._entries import find_state
 from ._leaf import Checkpoint, Leaf, place_of, segments
 from ._mapped import Window
-from ._pump import Pump
+from ._pipeline import Pump
 from ._untrusted import extracting, program_in, resaving
 
 __all__ = ["ZIP", "read_torch_file", "write_torch_file"]

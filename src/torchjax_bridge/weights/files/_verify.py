@@ -13,11 +13,11 @@ from torchjax_bridge.exchange import join_path
 
 from .._plan import UserRule
 from ._convert import find_route, framework_of
-from ._doors import AnyPath
 from ._leaf import Checkpoint, Framework, Leaf
+from ._load_save import AnyPath
 from ._mapped import Window
 from ._open import open_checkpoint
-from ._pump import raw, window_of
+from ._pipeline import raw, window_of
 from ._route import under_model
 from ._write import MEMORY
 

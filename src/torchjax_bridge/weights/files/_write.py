@@ -15,7 +15,7 @@ from ._atomic import clear, part_of, refuse_to_replace, whole_file, whole_folder
 from ._index import INDEX, SINGLE, build_index, pack
 from ._leaf import Format, Framework, Leaf, Progress
 from ._msgpack import write_msgpack
-from ._pump import Pump
+from ._pipeline import Pump
 from ._safetensors import describe, write_safetensors
 from ._torch_file import write_torch_file
 

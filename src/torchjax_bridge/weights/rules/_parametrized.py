@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchjax_bridge.exchange import Path
 
 from .._layout import Layout, Reshape, then
-from ._folds import SpectralNormed, SpectralParts, WeightNormed, WeightParts
+from ._computed import SpectralNormed, SpectralParts, WeightNormed, WeightParts
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["parametrized"]

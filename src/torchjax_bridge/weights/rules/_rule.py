@@ -1,6 +1,6 @@
 """What a rule is: for one kind of torch layer, which tensor is which Flax leaf, in which layout.
 
-A `Rule` is a noun: the matching (``_names``) applies it. A rule is written once; both directions, the
+A `Rule` is a noun: the matching (``_matcher``) applies it. A rule is written once; both directions, the
 shapes and the documentation come from it.
 """
 

@@ -1,0 +1,262 @@
+"""`load_state_dict`, `load_flax`, `save_state_dict` and `save_flax`: a whole checkpoint to or from memory."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_torch
+
+from ..moving import crossing
+from ..trees import placed, read_flax, sharding_of
+from ._flax_leaves import flax_leaves
+from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
+from ._open import open_checkpoint
+from ._pipeline import read_all
+from ._write import format_for, write_checkpoint
+
+__all__ = ["load_flax", "load_state_dict", "save_flax", "save_state_dict"]
+
+AnyPath = str | os.PathLike[str]
+
+
+def load_state_dict(path: AnyPath, *, copy: bool = False, key: str | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of a torch checkpoint, by name.
+
+    Args:
+        path: A ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.bin`` file, an ``*.index.json``, or a folder with
+            one of these.
+        copy: ``True`` reads the values into memory of their own.
+        key: Which entry of a torch file is the ``state_dict``, dotted, where there are several.
+
+    Returns:
+        A ``state_dict`` on the CPU; names that were tied in a torch file are one tensor. A module's extra state
+        that is no tensor is left out.
+
+    Raises:
+        CheckpointError: The file is not sound, holds code, or holds Flax weights.
+
+    Memory:
+        By default tensors are views of the file's map: nothing is read before it is touched, and writing to a
+        tensor does not change the file. Replace such a file, never rewrite it in place. A torch file from before
+        torch 1.6 cannot be mapped and is read.
+
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> save_state_dict(folder + "/linear.safetensors", {"weight": torch.eye(2)})
+    >>> load_state_dict(folder + "/linear.safetensors")
+    {'weight': tensor([[1., 0.],
+            [0., 1.]])}
+    """
+    checkpoint = open_checkpoint(pathlib.Path(path), key=key)
+    if checkpoint.framework == "flax":
+        raise CheckpointError(f"{path} holds Flax weights: read them with load_flax.")
+    return _values(checkpoint, copy)
+
+
+def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) -> Any:
+    """The variables of a Flax checkpoint, as a nested dict or in a template.
+
+    Args:
+        path: A Flax-style ``.safetensors`` file (flat dotted names), its index, a ``.msgpack`` file, an Orbax
+            checkpoint, or a folder with one of these.
+        template: An ``nnx.Module``, an ``nnx.State`` or linen variables, concrete or abstract, to be filled; it is
+            left untouched. Without one, a nested dict is returned, in which digits between dots are integers.
+        copy: As for `to_jax`: ``None`` shares the file's map where it can be shared, ``True`` never does.
+
+    Returns:
+        A nested dict of ``jax.Array``, or a new thing of the template's kind, with its shardings as for `to_flax`.
+
+    Raises:
+        CheckpointError: The file is not sound, holds torch weights, or does not fit the template.
+        ExchangeError: JAX cannot hold a leaf (64-bit types with x64 off).
+
+    Memory:
+        With ``copy=None`` arrays that start on a 64-byte boundary are views of the file's map: in files that
+        this library wrote, all whose size is a multiple of 64 bytes. Replace such a file, never rewrite it in
+        place.
+
+    >>> import tempfile, jax.numpy as jnp
+    >>> folder = tempfile.mkdtemp()
+    >>> save_flax(folder + "/flax.safetensors", {"params": {"Dense_0": {"kernel": jnp.ones((1, 2))}}})
+    >>> load_flax(folder + "/flax.safetensors")
+    {'params': {'Dense_0': {'kernel': Array([[1., 1.]], dtype=float32)}}}
+    """
+    checkpoint = open_checkpoint(pathlib.Path(path))
+    if checkpoint.framework == "torch":
+        raise CheckpointError(f"{path} holds torch weights: read them with load_state_dict, then to_flax.")
+    if template is None:
+        arrays = to_jax(read_all(checkpoint.leaves.values()), copy=copy)
+        return nest({leaf.path: arrays[name] for name, leaf in checkpoint.leaves.items()}, path)
+    tree = read_flax(template)
+    found = flax_leaves(checkpoint, tree)
+    if holes := tree.holes(found):
+        names = "', '".join(map(join_path, holes))
+        raise CheckpointError(
+            f"{path} has no '{names}', of which the abstract template has no value to keep: pass a concrete "
+            "template."
+        )
+    shardings = {leaf.path: sharding_of(leaf) for leaf in tree.root.flat().values()}
+    elsewhere = {
+        where: placed(leaf.read(), sharding, join_path(where), copy)
+        for where, leaf in found.items()
+        if (sharding := shardings[where]) is not None
+    }
+    arrays = to_jax(
+        {join_path(where): leaf.read() for where, leaf in found.items() if where not in elsewhere}, copy=copy
+    )
+    return tree.fill(
+        {where: elsewhere[where] if where in elsewhere else arrays[join_path(where)] for where in found}
+    )
+
+
+def save_state_dict(
+    path: AnyPath,
+    source: nn.Module | Mapping[str, torch.Tensor],
+    *,
+    format: Format | None = None,
+    shard_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write a ``state_dict``; the file appears only when it is whole.
+
+    Args:
+        path: ``.safetensors``, or ``.pt``, ``.pth``, ``.th``, ``.bin`` for a file of ``torch.save``; any other
+            name is a folder, with ``model.safetensors`` or shards and their index in it.
+        source: A module or its ``state_dict``, of tensors alone, on any device.
+        format: By default what the name says, and else safetensors.
+        shard_size: The bytes of one file of a folder; by default one file.
+        metadata: Notes for the header of a safetensors file.
+        overwrite: With ``False``, refuse to replace what is there.
+
+    Raises:
+        CheckpointError: It cannot be written; nothing is left behind, and what was there before is still there.
+
+    Memory:
+        One tensor beside the source, where its strides are not row-major or it is on another device.
+    """
+    if not isinstance(source, nn.Module | Mapping):
+        raise CheckpointError(
+            f"a {type(source).__name__} is no torch weights: pass an nn.Module or its state_dict."
+        )
+    state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+    for name, tensor in state.items():
+        _check_plain(name, tensor)
+    first: dict[Any, str] = {}
+    leaves = []
+    _check_notes(path, "torch", format, metadata)
+    for name, tensor in state.items():
+        place = tensor.device, place_of(tensor)
+        twin = first.setdefault(place, name) if tensor.numel() else name
+        leaves.append(_in_memory(split_path(name), name, tensor, "" if twin == name else twin))
+    write_checkpoint(
+        leaves,
+        pathlib.Path(path),
+        framework="torch",
+        format=format,
+        metadata=metadata,
+        shard_size=shard_size,
+        overwrite=overwrite,
+    )
+
+
+def save_flax(
+    path: AnyPath,
+    source: Any,
+    *,
+    format: Format | None = None,
+    shard_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Write the variables of a Flax model; the file appears only when it is whole.
+
+    Args:
+        path: ``.safetensors`` (flat dotted names) or ``.msgpack``; any other name is a folder, with
+            ``model.safetensors`` or shards in it, or an Orbax checkpoint with ``format="orbax"``.
+        source: An ``nnx.Module``, an ``nnx.State`` or linen variables. Random streams and caches belong to a run
+            and are not written.
+        format: By default what the name says, and else safetensors.
+        shard_size: The bytes of one file of a folder; by default one file.
+        metadata: Notes for the header of a safetensors file.
+        overwrite: With ``False``, refuse to replace what is there.
+
+    Raises:
+        CheckpointError: It cannot be written; nothing is left behind, and what was there before is still there.
+        ExchangeError: A leaf has a dtype that torch has not.
+
+    Memory:
+        One array beside the source; Orbax holds its own copy of the tree.
+    """
+    tree = read_flax(source)
+    arrays = {leaf.path: crossing(leaf.value) for leaf in tree.root.flat().values()}
+    tensors = to_torch({join_path(where): array for where, array in arrays.items()})
+    if len(tensors) < len(arrays):
+        raise CheckpointError("two leaves have the same dotted name.")
+    leaves = []
+    _check_notes(path, "flax", format, metadata)
+    for where in arrays:
+        tensor = tensors[join_path(where)]
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"'{join_path(where)}' is a {type(tensor).__name__}: there are no values to save."
+            )
+        leaves.append(_in_memory(where, join_path(where), tensor))
+    write_checkpoint(
+        leaves,
+        pathlib.Path(path),
+        framework="flax",
+        format=format,
+        metadata=metadata,
+        memory=1 << 62,  # the tree is in memory already
+        shard_size=shard_size,
+        overwrite=overwrite,
+    )
+
+
+def _values(checkpoint: Checkpoint, copy: bool) -> dict[str, torch.Tensor]:
+    values = read_all(checkpoint.leaves.values())
+    if not copy:
+        return values
+    own: dict[int, torch.Tensor] = {}
+    return {name: own.setdefault(id(tensor), tensor.clone()) for name, tensor in values.items()}
+
+
+def _check_notes(
+    path: AnyPath, framework: Framework, format: Format | None, metadata: Mapping[str, str] | None
+) -> None:
+    if metadata and (chosen := format_for(pathlib.Path(path), framework, format)) != "safetensors":
+        raise CheckpointError(f"metadata goes into the header of a safetensors file: {chosen} has none.")
+
+
+def _check_plain(name: object, tensor: object) -> None:
+    """Whether this has values of its own that a file can hold."""
+    if not isinstance(name, str):
+        raise CheckpointError(f"{name!r} is no name for a tensor: the keys of a state_dict are strings.")
+    if not isinstance(tensor, torch.Tensor):
+        raise CheckpointError(f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds tensors.")
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else f"{tensor.dtype} with the layout {tensor.layout}"
+        raise CheckpointError(f"'{name}' is {kind}: only dense tensors are saved.")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise CheckpointError(
+            f"'{name}' is a {type(tensor).__name__}, whose values are elsewhere: give the plain tensor (of a "
+            "DTensor, full_tensor())."
+        )
+    try:
+        if tensor.is_meta:
+            raise CheckpointError(f"'{name}' is on the meta device: there are no values to save.")
+        tensor.data_ptr()
+    except RuntimeError as err:
+        raise CheckpointError(
+            f"'{name}' has no values while torch.func or torch.compile transforms the code: save outside."
+        ) from err
+
+
+def _in_memory(where: Path, name: str, tensor: torch.Tensor, twin: str = "") -> Leaf:
+    return Leaf(name, where, tensor.dtype, tuple(tensor.shape), lambda: tensor, twin=twin)

@@ -1,0 +1,113 @@
+"""What the modules of torch that flatten and unflatten say: who reads what they give, if a ``Sequential`` shows it.
+
+Owns no widths and asks nothing: that is for ``_questions``.
+"""
+
+from torch import nn
+
+from ..trees import TorchNode
+
+__all__ = [
+    "NO_READER",
+    "PER_FEATURE",
+    "TAKES_FEATURES",
+    "gives_channels",
+    "in_sequentials",
+    "loose_flattens",
+    "pools_to_a_point",
+    "takes_all",
+    "takes_channels",
+]
+
+# One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
+PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *PER_FEATURE)
+
+
+def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
+    """The layers right behind an ``nn.Flatten`` and the Linears right before an ``nn.Unflatten``.
+
+    Each with the channels of the map, 0 where the ``Sequential`` does not tell.
+    """
+    behind: dict[int, int] = {}
+    before: dict[int, int] = {}
+    for node in root.walk():
+        if not isinstance(node.module, nn.Sequential):
+            continue
+        channels, flat = 0, False
+        last: TorchNode | None = None
+        for child in node.children.values():
+            module = child.module
+            if isinstance(module, nn.Flatten):
+                flat = takes_all(module)
+            elif isinstance(module, nn.Unflatten):
+                sizes = [size[1] if isinstance(size, tuple) else size for size in module.unflattened_size]
+                if last is not None and len(sizes) > 1 and sizes[0] > 1:
+                    before[id(last)] = sizes[0]
+                last, flat = None, False
+            elif child.empty:
+                if isinstance(module, nn.PixelShuffle | nn.GLU | nn.Unfold | nn.Fold | nn.Sequential):
+                    channels = 0
+            else:
+                if flat and isinstance(module, TAKES_FEATURES):
+                    behind[id(child)] = channels
+                flat = flat and isinstance(module, PER_FEATURE)
+                channels = gives_channels(module)
+                if isinstance(module, nn.Linear):
+                    last = child
+                elif not isinstance(module, PER_FEATURE):
+                    last = None
+    return behind, before
+
+
+def takes_all(module: nn.Flatten) -> bool:
+    """Whether it leaves nothing but the batch."""
+    return module.start_dim == 1 and module.end_dim == -1
+
+
+def gives_channels(module: nn.Module | None) -> int:
+    """The channels of the map that a layer gives; 0 where it does not tell."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.out_channels
+    return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
+
+
+def takes_channels(module: nn.Module | None) -> int:
+    """The channels of the map that a layer takes; 0 where it does not tell."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return module.in_channels
+    return gives_channels(module)
+
+
+NO_READER = (
+    "an nn.Flatten, and all layers' inputs may be other layers' outputs, so that it is taken to flatten maps of "
+    "one position (rules=[Flatten(<layer>, (C, H, W))] says which layer reads it, Flatten(<layer>, None) that no "
+    "order is lost)"
+)
+
+
+_POOLS = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+
+
+def pools_to_a_point(module: nn.Module | None) -> bool:
+    """Whether a layer leaves a single position."""
+    return isinstance(module, _POOLS) and module.output_size in (1, (1,), (1, 1), (1, 1, 1))
+
+
+def loose_flattens(root: TorchNode) -> list[TorchNode]:
+    """Every ``nn.Flatten`` of which no ``Sequential`` shows the reader; none where maps are pooled to a point."""
+    nodes = list(root.walk())
+    if any(pools_to_a_point(node.module) for node in nodes):
+        return []
+    found = []
+    for node in nodes:
+        children = list(node.children.values())
+        for place, child in enumerate(children):
+            if not (isinstance(child.module, nn.Flatten) and takes_all(child.module)):
+                continue
+            if not isinstance(node.module, nn.Sequential) or all(n.empty for n in children[place:]):
+                found.append(child)
+    return found

@@ -1,0 +1,109 @@
+"""What the caller says of entries that one side has alone: torch tensors that stay, Flax leaves that have a value.
+
+Both are taken out of the trees before anything is matched, so that nothing else is looked for in their place.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import torch
+
+from torchjax_bridge.exchange import Path, join_path, split_path, torch_dtype
+
+from .._layout import Constant
+from .._nearest import did_you_mean
+from .._report import Fault
+from ..rules import Fill, Keep
+from ..trees import FlaxLeaf, FlaxNode, TorchTree
+from ._bind import Move
+
+__all__ = ["Filled", "filled", "keep_in_torch", "take_filled"]
+
+Filled = tuple[FlaxLeaf, Fill]
+
+
+def keep_in_torch(tree: TorchTree, rules: Iterable[object]) -> tuple[tuple[str, ...], list[Fault]]:
+    """Take what a `Keep` names out of the torch side; the keys, and a fault for each that names nothing."""
+    keeps = [rule for rule in rules if isinstance(rule, Keep)]
+    keys: dict[str, None] = {}
+    used: set[Keep] = set()
+    names: dict[str, None] = {}
+    for node in tree.root.walk() if keeps else ():
+        for name, leaf in list(node.leaves.items()):
+            path = split_path(leaf.owners[0][1]) if leaf.owners else (*node.origin, name)
+            names |= dict.fromkeys(join_path(path[:depth]) for depth in range(1, len(path) + 1))
+            speak = [rule for rule in keeps if rule.names(path)]
+            if speak:
+                used |= set(speak)
+                keys[leaf.key] = None
+                del node.leaves[name]
+                for owner, local in leaf.owners:
+                    owner.moved.pop(local, None)
+    faults = [
+        Fault("rules", f"{rule} names nothing on the torch side{did_you_mean(rule.torch, names)}", rule.torch)
+        for rule in keeps
+        if rule not in used
+    ]
+    return tuple(key for key in tree.state if key in keys), faults
+
+
+def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list[Filled], list[Fault]]:
+    """The Flax side without the leaves that a `Fill` names, those, and a fault for each that names nothing."""
+    fills = [rule for rule in rules if isinstance(rule, Fill)]
+    if not fills:
+        return root, [], []
+    taken: list[Filled] = []
+    used: set[Fill] = set()
+    names: list[str] = []
+
+    def without(node: FlaxNode) -> FlaxNode:
+        left = {}
+        for name, leaf in node.leaves.items():
+            path = (*node.path, *split_path(name))
+            names.append(join_path(path))
+            speak = [rule for rule in fills if rule.names(path) or rule.names(leaf.path)]
+            if speak:
+                used.update(speak)
+                taken.append((leaf, speak[0]))
+            else:
+                left[name] = leaf
+        children = {name: without(child) for name, child in node.children.items()}
+        return replace(node, leaves=left, children=children)
+
+    pruned = without(root)
+    faults = []
+    for rule in fills:
+        if rule not in used:
+            below = next((name for name in names if name.startswith(f"{rule.flax}.")), "")
+            near = f"; it takes a leaf, such as '{below}'" if below else did_you_mean(rule.flax, names)
+            faults.append(Fault("rules", f"{rule} names no leaf of the Flax side{near}", rule.flax))
+    for leaf, rule in taken:
+        dtype = torch_dtype(leaf.dtype)
+        whole = dtype.is_floating_point or dtype.is_complex
+        if not whole and rule.value != int(rule.value):
+            message = f"{rule} is no value for a leaf of {leaf.dtype}"
+            faults.append(Fault("rules", message, join_path(leaf.path)))
+    return pruned, taken, faults
+
+
+def filled(taken: Sequence[Filled], moves: Sequence[Move], tree: TorchTree) -> list[Move]:
+    """The moves that fill leaves with their values, in the dtype of the weights beside them."""
+    return [
+        Move((), (leaf.path,), Constant(rule.value, leaf.shape, _dtype(leaf, moves, tree)), "Fill", "Fill")
+        for leaf, rule in taken
+    ]
+
+
+def _dtype(leaf: FlaxLeaf, moves: Sequence[Move], tree: TorchTree) -> torch.dtype:
+    own = torch_dtype(leaf.dtype)
+    if not own.is_floating_point:
+        return own
+    near = max(moves, key=lambda move: _shared(move, leaf.path) if move.torch_keys else -1, default=None)
+    beside = tree.state[near.torch_keys[0]].dtype if near is not None and near.torch_keys else own
+    return beside if beside.is_floating_point else own
+
+
+def _shared(move: Move, path: Path) -> int:
+    """How far the path of a move goes along with another."""
+    pairs = enumerate(zip(move.flax_paths[0], path, strict=False)) if move.flax_paths else ()
+    return next((depth for depth, (one, other) in pairs if one != other), len(path))

@@ -1,0 +1,254 @@
+"""Tensors that the caller renamed on their own: where they go is said, how they lie is for their own layer's rule.
+
+``Rename("fc.weight", "head.kernel")`` takes a weight out of its layer, and with it the class that says which axes
+are which. So each such tensor knows whose it is, and this applies that layer's rule to it alone, at another place.
+What becomes one array together with other tensors cannot go alone; such a layer is renamed as a whole.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torchjax_bridge.exchange import Path, join_path, split_path
+
+from .._layout import Identity
+from .._report import Fault
+from ..rules import RULES, Entry, Layer, Rule
+from ..trees import (
+    FlaxNode,
+    TorchLeaf,
+    TorchNode,
+    lies_by_its_name,
+    spelt,
+    taken_for_granted,
+    taken_for_granted_in_flax,
+)
+from ._bind import Match, Move, bind_raw, is_square, misfit, unexpected
+
+__all__ = ["Law", "bind_moved", "split_off"]
+
+
+@dataclass(frozen=True)
+class Law:
+    """What may say how a tensor lies: a layer that it belongs to, its name there, and the rules for such a layer.
+
+    There are no rules where the new scope is one of a class that no rule for such a layer fills.
+    """
+
+    owner: TorchNode
+    name: str
+    rules: Sequence[Rule]
+
+
+Laws = Callable[[TorchLeaf, FlaxNode], Sequence[Law]]
+Ask = Callable[[TorchNode, list[Rule]], Fault]
+
+
+def split_off(
+    torch_node: TorchNode, flax_node: FlaxNode, laws: Laws, ask: Ask, *, deep: bool
+) -> tuple[Match, TorchNode, FlaxNode]:
+    """Bind what was renamed into a node, and give the two nodes without it.
+
+    Args:
+        torch_node: The node that holds renamed tensors.
+        flax_node: Its partner.
+        laws: Who says how a tensor lies, the outermost layer first; nobody for a parameter of no layer.
+        ask: The question which class a layer of a bare ``state_dict`` has.
+        deep: Whether the nodes are bound as one, with all that is below them.
+    """
+    inside = torch_node.flat() if deep else torch_node.leaves
+    parts = []
+    own: dict[str, TorchLeaf] = {}
+    gone: set[str] = set()
+    whole = flax_node
+    for name, leaf in inside.items():
+        if not leaf.owners:
+            continue
+        path = split_path(name)
+        scope = _scope(whole, path[:-1])
+        found = laws(leaf, scope)
+        if not found:
+            own[name] = leaf._replace(owners=())
+            continue
+        bound, place = bind_moved(leaf, str(path[-1]), scope, found, ask)
+        parts.append(bound)
+        gone.add(name)
+        if place is not None:
+            flax_node = _without_leaf(flax_node, (*path[:-1], *place))
+    return Match.of(parts), _without(torch_node, gone, own), flax_node
+
+
+def bind_moved(
+    leaf: TorchLeaf, name: str, scope: FlaxNode, laws: Sequence[Law], ask: Ask
+) -> tuple[Match, Path | None]:
+    """Bind one renamed tensor, and say which leaf of the scope it takes.
+
+    Args:
+        leaf: The tensor.
+        name: What the leaf is called, or what its layer calls the tensor.
+        scope: What holds the leaf.
+        laws: As for `split_off`, at least one.
+        ask: As for `split_off`.
+    """
+    refused: list[Fault] = []
+    for law in laws:
+        if not law.rules:
+            why = f"'{leaf.key}' of {law.owner.where} cannot fill {scope.where}, a layer of another kind"
+            layer = join_path(law.owner.origin)
+            refused.append(Fault("mismatch", f"{why}; {_whole(layer)}", layer))
+        if any(law.name in rule.keeps for rule in law.rules) and name not in scope.leaves:
+            return Match(keeps=(leaf.key,)), None
+        tried = [_apply(rule, law, leaf, name, scope) for rule in law.rules]
+        tried.sort(
+            key=lambda one: leaf.meta.ndim > 1 and one[0].flax_types[:1] in _NORMS
+        )  # of a matrix: rarely
+        fits = {entry.layout: (rule, entry, path) for rule, entry, path, _ in reversed(tried) if entry}
+        if len(fits) > 1:
+            options = sorted(fits.values(), key=lambda one: isinstance(one[1].layout, Identity))
+            return Match(faults=(ask(law.owner, [rule for rule, _, _ in options]),)), (name,)
+        for rule, entry, path in fits.values():
+            return _match(rule, law, leaf, scope, entry, path), path
+        refused += [fault for _, _, _, fault in tried if fault is not None]
+    if refused:
+        return Match(faults=(refused[0],)), ((name,) if name in scope.leaves else None)
+    found = bind_raw(
+        laws[-1].owner, {name: leaf._replace(owners=())}, {k: v for k, v in scope.leaves.items() if k == name}
+    )
+    return found, (name,) if name in scope.leaves else None
+
+
+_BUILT_IN = frozenset(map(id, RULES))  # a rule of the caller's own is the caller's word
+_NORMS = (("LayerNorm",), ("GroupNorm",), ("RMSNorm",), ("BatchNorm",), ("InstanceNorm",))
+_Tried = tuple[Rule, Entry | None, Path, Fault | None]
+
+
+def _apply(rule: Rule, law: Law, leaf: TorchLeaf, name: str, scope: FlaxNode) -> _Tried:
+    """The entry of a rule for this tensor and the leaf it fills; or why there is none."""
+    owner = law.owner
+
+    def no(why: str) -> _Tried:
+        path = join_path(owner.origin)
+        whole = (
+            f'rename the whole layer, Rename("{path}", ...), or pass a Rule that says where its tensors go'
+        )
+        message = f"'{leaf.key}' of {owner.where} cannot be renamed on its own: {why}; {whole}"
+        return rule, None, (), Fault("mismatch", message, path)
+
+    ours = {key: one.meta for key, one in owner.flat().items() if not one.owners}
+    ours |= {key: one.meta for key, one in owner.moved.items()}
+    theirs = {path: place.shape for path, place in scope.flat().items()}
+    layer = Layer(
+        ours,
+        theirs,
+        owner.module,
+        scope.kind,
+        scope.module,
+        owner.features,
+        owner.kind,
+        owner.output,
+        owner.told,
+    )
+    given = scope.leaves.get(name)
+    guesses = [theirs, theirs | {("kernel",): given.shape}] if given is not None else [theirs]
+    entry, why = None, ""
+    for shapes in guesses:
+        try:
+            entry = _entry_for(rule, replace(layer, flax=shapes), law.name)
+        except (KeyError, ValueError) as err:
+            why = str(err)
+            continue
+        why = ""
+        break
+    if why:
+        return no(why)
+    if entry is None:
+        return rule, None, (), None
+    if len(entry.torch_names) > 1 or len(entry.flax_paths) != 1:
+        together = " and ".join(f"'{one}'" for one in entry.torch_names)
+        apart = " and ".join(f"'{join_path(path)}'" for path in entry.flax_paths)
+        return no(f"by its layer's rule, {together} become {apart} together")
+    (usual,) = entry.flax_paths
+    place = (name,) if given is not None else usual if name == law.name else ()
+    there = scope.flat().get(place)
+    if there is None:
+        return rule, None, (), unexpected(leaf, owner, f": {scope.where} has no '{name}'")
+    if place != usual:
+        try:
+            entry = _entry_for(rule, replace(layer, flax=theirs | {usual: there.shape}), law.name) or entry
+        except (KeyError, ValueError) as err:
+            return no(str(err))
+        entry = replace(entry, collection=there.collection)
+    fault = misfit(entry, owner, [leaf], [there])
+    return (rule, entry, place, None) if fault is None else (rule, None, (), fault)
+
+
+def _whole(path: str) -> str:
+    return f'rename the whole layer, Rename("{path}", ...), or pass a Rule that says where its tensors go'
+
+
+def _entry_for(rule: Rule, layer: Layer, name: str) -> Entry | None:
+    return next((entry for entry in rule.entries_for(layer) if name in entry.torch_names), None)
+
+
+def _match(rule: Rule, law: Law, leaf: TorchLeaf, scope: FlaxNode, entry: Entry, path: Path) -> Match:
+    owner, there = law.owner, scope.flat()[path]
+    by_its_name = path in entry.flax_paths
+    doubts: list[str] = [entry.assumed] if entry.assumed else []
+    if by_its_name:
+        doubts += [*taken_for_granted(rule, owner), *taken_for_granted_in_flax(rule, owner, scope)]
+    if not isinstance(entry.layout, Identity) and is_square([leaf], [there]) and not owner.said:
+        words = lies_by_its_name(rule, owner, scope, path) if by_its_name else None
+        if not by_its_name and id(rule) in _BUILT_IN:
+            words = (
+                f"'{law.name}' is square and renamed to '{join_path(there.path)}', a name that does not say how it "
+                f"lies: laid out by its layer's rule ({entry.layout})"
+            )
+            words += f"; LayerType(<path>, {spelt(owner.kind)}) says that it is" if owner.kind else ""
+        doubts += [words] if words else []
+    move = Move(
+        (leaf.key,),
+        (there.path,),
+        entry.layout,
+        rule.name,
+        owner.kind.__name__ if owner.kind else rule.name,
+        entry.note,
+    )
+    layers = ((owner.origin, scope.path),) if by_its_name else ()
+    return Match((move,), layers=layers, assumed=tuple([(owner.where, words) for words in doubts]))
+
+
+# --- nodes without what was bound --------------------------------------------------------------------------
+
+
+def _scope(node: FlaxNode, path: Path) -> FlaxNode:
+    """The node below another; an empty one where there is none."""
+    for name in path:
+        node = node.children.get(name) or FlaxNode((*node.path, name))
+    return node
+
+
+def _without(node: TorchNode, gone: set[str], own: dict[str, TorchLeaf], prefix: str = "") -> TorchNode:
+    leaves = {
+        name: own.get(prefix + name, leaf) for name, leaf in node.leaves.items() if prefix + name not in gone
+    }
+    children = {
+        name: _without(child, gone, own, f"{prefix}{name}.")
+        if _any_below(f"{prefix}{name}.", (*gone, *own))
+        else child
+        for name, child in node.children.items()
+    }
+    return replace(node, leaves=leaves, children=children)
+
+
+def _any_below(prefix: str, names: Iterable[str]) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def _without_leaf(node: FlaxNode, path: Path) -> FlaxNode:
+    first, *rest = path
+    if not rest:
+        return replace(node, leaves={name: leaf for name, leaf in node.leaves.items() if name != first})
+    below = {
+        name: _without_leaf(child, tuple(rest)) if name == first else child
+        for name, child in node.children.items()
+    }
+    return replace(node, children=below)
