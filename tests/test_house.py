@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,48 +18,29 @@ PACKAGE = Path(torchjax_bridge.__file__).resolve().parent
 # A file may import from its own column and from those before it.
 ROOMS = {
     "errors": (),
+    "_lazy": (),
     "exchange": ("errors",),
-    "weights": ("errors", "exchange"),
-    "wrap": ("errors", "exchange"),
+    "weights": ("errors", "_lazy", "exchange"),
+    "wrap": ("errors", "_lazy", "exchange"),
     "cli": ("errors", "exchange", "weights", "wrap"),
 }
-# Inside weights, in this order.
-WEIGHTS = (
-    ("_layout", "_nearest", "_numpy_leaf", "_relayout", "_report", "_source", "_ties", "_xla_copy", "layers"),
-    ("_layout_rows", "_memory"),
-    ("rules",),
-    ("_torch_tree", "_flax_tree", "settings"),
-    (
-        "_own_forward",
-        "_own_layers",
-        "_flatten_modules",
-        "_map_faults",
-        "_seen",
-        "_shardings",
-        "_structure",
-        "_weightless",
+# Inside a room, in this order: files and sub-rooms of one line do not know each other.
+INSIDE = {
+    "weights": (
+        ("_layout", "_nearest", "_report", "layers"),
+        ("_layout_rows",),
+        ("moving", "rules"),
+        ("settings",),
+        ("trees",),
+        ("pairing",),
+        ("flatten",),
+        ("_plan",),
+        ("_audit",),
+        ("_apply",),
+        ("files", "optimizer", "compare"),
     ),
-    ("_bind", "_forwards", "_live", "_search"),
-    (
-        "_class_doubts",
-        "_excused",
-        "_fused",
-        "_moved",
-        "_real_paths",
-        "_said_names",
-        "_siblings",
-        "_feature_maps",
-        "_tied_places",
-    ),
-    ("_rows_asked",),
-    ("_names",),
-    ("_plan",),
-    ("_audit",),
-    ("_convert",),
-    ("_optimizer_kinds", "_trained", "files"),
-    ("_frozen", "_optax_state"),
-    ("compare", "_optimizer"),
-)
+    "wrap": (("_call", "_cache", "_settings"), ("jax_in_torch", "torch_in_jax")),
+}
 
 
 def _files(room: str) -> list[Path]:
@@ -99,21 +81,60 @@ def test_across_rooms_only_names_of_a_rooms_door_are_imported(room: str) -> None
     for file in _files(room):
         for name in _imports(file):
             parts = _ours(name)
-            if parts and parts[0] in ROOMS and parts[0] not in (room, "errors"):
+            if parts and parts[0] in ROOMS and parts[0] not in (room, "errors", "_lazy"):
                 assert len(parts) == 2, f"{file.name} reaches behind the door: {name}"
                 assert not parts[1].startswith("_"), f"{file.name} imports the private {name}"
 
 
-def test_inside_weights_imports_point_one_way() -> None:
-    rank = {name: place for place, group in enumerate(WEIGHTS) for name in group}
-    for file in _files("weights"):
-        own = file.relative_to(PACKAGE / "weights").parts[0].removesuffix(".py")
-        if own == "__init__":
-            continue
-        for name in _imports(file):
+@pytest.mark.parametrize("room", INSIDE)
+def test_inside_a_room_imports_point_one_way_and_to_the_doors_of_sub_rooms(room: str) -> None:
+    rank = {name: place for place, group in enumerate(INSIDE[room]) for name in group}
+    for file in _files(room):
+        own = file.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
+        for name in _imports(file) if own != "__init__" else ():
             parts = _ours(name)
-            if parts[:1] == ["weights"] and len(parts) > 1 and parts[1] != own:
+            if parts[:1] == [room] and len(parts) > 1 and parts[1] != own:
                 assert rank[parts[1]] < rank[own], f"{file.name} imports {name}"
+                if (PACKAGE / room / parts[1]).is_dir():
+                    assert len(parts) == 3, f"{file.name} reaches behind the door: {name}"
+                    assert not parts[2].startswith("_"), f"{file.name} imports the private {name}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imports = {file: set(map(_file_of, _imports(file))) - {None, file} for file in PACKAGE.rglob("*.py")}
+    open_files: list[Path] = []
+    done: set[Path] = set()
+
+    def visit(file: Path) -> None:
+        assert file not in open_files, " -> ".join(str(f.relative_to(PACKAGE)) for f in [*open_files, file])
+        if file not in done:
+            open_files.append(file)
+            for other in imports[file]:
+                visit(other)
+            done.add(open_files.pop())
+
+    for file in imports:
+        visit(file)
+
+
+def _file_of(name: str) -> Path | None:
+    """The file that an imported name is in."""
+    parts = _ours(name)
+    for depth in range(len(parts), 0, -1):
+        place = PACKAGE.joinpath(*parts[:depth])
+        if place.with_suffix(".py").exists():
+            return place.with_suffix(".py")
+        if (place / "__init__.py").exists():
+            return place / "__init__.py"
+    return None
+
+
+def test_every_sub_room_says_what_it_owns_refuses_and_gives() -> None:
+    for room in INSIDE:
+        for door in (PACKAGE / room).glob("*/__init__.py"):
+            text = ast.get_docstring(ast.parse(door.read_text())) or ""
+            for word in ("Owns", "Refuses", "Gives"):
+                assert re.search(rf"\b{word}\b", text), f"{door} does not say what it {word.lower()}"
 
 
 def test_errors_imports_nothing_of_ours() -> None:
@@ -123,7 +144,7 @@ def test_errors_imports_nothing_of_ours() -> None:
 def test_only_one_file_touches_capsules() -> None:
     words = ("dlpack_managed_tensor", "_to_dlpack", "_from_dlpack", "from_dlpack(", "to_dlpack(")
     # The buffers of a callback are no arrays and never were capsules: their adapter may use the public call.
-    allowed = {"_dlpack.py": set(words), "_jax_callback.py": {"from_dlpack("}}
+    allowed = {"_dlpack.py": set(words), "_callback.py": {"from_dlpack("}}
     for file in PACKAGE.rglob("*.py"):
         code = ast.unparse(_without_docstrings(ast.parse(file.read_text())))
         assert {word for word in words if word in code} <= allowed.get(file.name, set()), file

@@ -5,10 +5,10 @@ is called from the other framework and still runs in its own). Importing this mo
 cheap: a name brings torch, jax and what else it needs when it is first touched.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import errors
+from ._lazy import on_first_touch
 
 if TYPE_CHECKING:
     from .exchange import jax_device as jax_device
@@ -73,17 +73,5 @@ __all__ = [
     "torch_dtype",
 ]
 
-
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
-
-    def __getattr__(name: str) -> Any:
-        room = _LAZY.get(name)
-        if room is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{room}", __name__), name)
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    __getattr__, __dir__ = on_first_touch(__name__, _LAZY)

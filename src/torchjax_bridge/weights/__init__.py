@@ -3,7 +3,9 @@
 Needs flax (the ``flax`` extra). Other rooms import from here and not from the files below.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from torchjax_bridge._lazy import on_first_touch
 
 from ._apply import to_flax, to_state_dict
 from ._audit import Audit, SettingFault, SettingsWarning, audit
@@ -78,17 +80,8 @@ __all__ = [
     "to_state_dict",
 ]
 
-
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
-
-    def __getattr__(name: str) -> Any:
-        # Only these need optax, which takes long to import.
-        if name in ("to_optax", "to_optimizer_state"):
-            from .optimizer import _convert as _optimizer
-
-            return getattr(_optimizer, name)
-        if name == "FrozenWarning":
-            from .optimizer import FrozenWarning
-
-            return FrozenWarning
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Only these need optax, which takes long to import.
+    __getattr__, __dir__ = on_first_touch(
+        __name__, dict.fromkeys(("FrozenWarning", "to_optax", "to_optimizer_state"), "optimizer")
+    )

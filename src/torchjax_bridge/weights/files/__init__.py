@@ -1,8 +1,9 @@
 """Checkpoints: what lies on disk, read, written and converted without holding more than one tensor.
 
-``load_*`` and ``save_*`` go between a file and memory, `convert` from file to file, `open_checkpoint` looks without
-reading a value. Every sound file is read exactly, every other is refused with one `CheckpointError`; nothing in a
-file is ever run.
+Owns the formats and every byte on disk: ``load_*`` and ``save_*`` go between a file and memory, `convert` from
+file to file, `open_checkpoint` looks without reading a value. Every sound file is read exactly. Refuses every
+other with one `CheckpointError`; nothing in a file is ever run. Gives its verbs to users and to the command
+line.
 """
 
 from ._convert import Converted, Route, convert, find_route, framework_of

@@ -1,4 +1,10 @@
-"""TODO weights.flatten."""
+"""Who reads a flattened feature map, and who is viewed as one: torch and Flax flatten in different orders.
+
+Owns the reading of a ``forward`` by abstract interpretation (`_interpreter`, over the values of `_abstract_value`
+and the syntax of `_source`), what modules say that flatten (`_modules`), and the questions that remain
+(`_questions`, in the words of `_faults`). Refuses a layer whose input order nothing tells. Runs no user code.
+Gives its questions to the plan.
+"""
 
 from ._questions import COMPUTED as COMPUTED
 from ._questions import ask_about_maps as ask_about_maps

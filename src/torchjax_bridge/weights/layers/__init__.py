@@ -8,7 +8,8 @@ the same rules fill them:
 - ``GRUCell`` (nnx) has the bias on the state that ``nnx.GRUCell`` lacks;
 - ``PReLU`` has one slope a channel.
 
-Owns no rule and moves no weights. A layer that can be written with Flax's own settings has no place here.
+Owns these layers, no rule, and moves no weights. Refuses a layer that can be written with Flax's own settings:
+it has no place here. Gives the layers to users, under ``torchjax_bridge.weights.layers``.
 """
 
 from . import _linen as linen

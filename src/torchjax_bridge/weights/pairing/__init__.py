@@ -1,4 +1,10 @@
-"""TODO weights.pairing."""
+"""Which torch layer is which Flax scope, and what moves between them.
+
+Owns a `Move` and a `Match`: `_matcher` walks both trees together, `_siblings` pairs the children of two parents,
+`_search` finds what alone fits, `_alike` says which blocks need no second comparison, `_bind` applies a rule to
+one pair, `_tied_places` settles tensors with several names. Refuses what has two answers, with the line that
+settles it. Moves no values. Gives `Matcher` to the plan and to the outline of files.
+"""
 
 from ._bind import RAW as RAW
 from ._bind import Move as Move

@@ -4,7 +4,9 @@ One file a family, as for the rules. A check is a function of one live torch lay
 layer that yields every `Difference`; `differences` asks the right one. Flax's defaults are never torch's, and a
 model with every weight in place and one other epsilon is another model.
 
-Owns no matching of layers and moves nothing. A Flax class that it does not know has no settings to compare.
+Owns the tables of settings, no matching of layers, and moves nothing. Refuses nothing: a Flax class that it
+does not know has no settings to compare. Gives the differences to the audit, and what a live layer says to
+`trees` and `compare`.
 """
 
 from ._activation import activation_differences, is_activation

@@ -1,4 +1,11 @@
-"""TODO weights.trees."""
+"""Both models, read once: trees of layers with their tensors and leaves, their classes and what ties them.
+
+Owns the torch side (`_torch_tree`: a module or a ``state_dict``, without wrappers) and the Flax side
+(`_flax_tree`: nnx or linen, and how to fill it again), with what a live model adds: its modules by path
+(`_live_modules`), whether a layer computes what its class says (`_own_forward`), what has no weights
+(`_weightless`), and which tensors are one (`_ties`). Refuses what is no model. Pairs nothing. Gives the two trees
+to all that follows.
+"""
 
 from ._flax_tree import FlaxLeaf as FlaxLeaf
 from ._flax_tree import FlaxNode as FlaxNode

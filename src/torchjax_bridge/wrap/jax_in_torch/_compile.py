@@ -18,7 +18,7 @@ import torch.utils._pytree as torch_pytree
 
 from torchjax_bridge.errors import TransformError
 
-from ._function import functions
+from ._registry import find
 
 __all__ = ["call_in_graph"]
 
@@ -101,7 +101,7 @@ def _outside(reason: str) -> Callable[..., Any]:
     """A call that Dynamo neither reads nor puts into a graph, and why."""
 
     def call_outside(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return functions[name].call(args, kwargs)
+        return find(name).call(args, kwargs)
 
     decorated: Callable[..., Any] = torch.compiler.disable(call_outside, reason=reason)
     return decorated
@@ -145,7 +145,7 @@ def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The node; the graph rebuilds its result from marked parts."""
     args, kwargs = torch_pytree.tree_map(_unveil, (args, kwargs))
     with _Passed() as passed:
-        return _mark(functions[name].call(args, kwargs))
+        return _mark(find(name).call(args, kwargs))
     return passed.refusal()
 
 

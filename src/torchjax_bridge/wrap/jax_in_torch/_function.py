@@ -8,8 +8,6 @@ taken in ``_autograd``, and how ``torch.compile`` sees a call in ``_compile`` an
 import functools
 import sys
 import types
-import uuid
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,16 +24,14 @@ from .._call import Rest, StaticArguments, split_call
 from .._settings import settings
 from ._autograd import call
 from ._program import Origin
+from ._registry import register
 from ._state import jit_tracing, modes_active, unseen
 from ._trace import ARRAYS, Trace, in_numbers, refuse_nested, trace
 
-__all__ = ["TorchFunction", "as_torch_function", "functions", "is_value"]
+__all__ = ["TorchFunction", "as_torch_function", "is_value"]
 
 # How many structures, shapes, dtypes and static values one function keeps compiled.
 CACHE_SIZE = 256
-
-# Every wrapped function by the name that graphs of torch.compile hold of it; an entry dies with its function.
-functions: "weakref.WeakValueDictionary[str, TorchFunction]" = weakref.WeakValueDictionary()
 
 _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
@@ -139,8 +135,7 @@ class TorchFunction:
         self._static = StaticArguments(fn, static_argnums, static_argnames)
         self._traces = Cache(CACHE_SIZE)
         self._origin = Origin(getattr(fn, "__qualname__", type(fn).__qualname__))
-        self._name = uuid.uuid4().hex
-        functions[self._name] = self
+        self._name = register(self)
         functools.update_wrapper(self, fn, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

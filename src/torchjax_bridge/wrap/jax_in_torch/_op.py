@@ -23,8 +23,8 @@ from torchjax_bridge.exchange import torch_device, torch_dtype
 
 from .._call import kind_of
 from .._settings import x64_as
+from ._execute import execute
 from ._program import JaxProgram
-from ._run import execute
 from ._state import unseen
 
 __all__ = ["run_op"]

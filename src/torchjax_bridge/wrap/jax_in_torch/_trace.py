@@ -16,9 +16,9 @@ from torchjax_bridge.errors import ArgumentError, DtypeError, OutputError, Unsup
 from torchjax_bridge.exchange import flatten, jax_dtype, refuse_in_fork, torch_dtype
 
 from .._call import Rest
+from ._execute import too_wide
 from ._notes import Noted
 from ._program import JaxProgram, Origin
-from ._run import too_wide
 
 __all__ = ["ARRAYS", "Trace", "in_numbers", "refuse_nested", "trace"]
 

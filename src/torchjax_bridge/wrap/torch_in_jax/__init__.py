@@ -1,4 +1,21 @@
-"""TODO wrap.torch_in_jax."""
+"""torch inside JAX: a torch function or an ``nn.Module``, called on arrays under every transform of JAX.
 
-from ._function import as_jax_function as as_jax_function
-from ._module import as_jax_module as as_jax_module
+Owns one primitive (`_primitive`), the torch programs that it runs (`_program`, `_graph`), and how one tensor is
+held by one JAX array with x64 on or off (`_encoding`). Refuses torch code whose output shapes depend on values,
+unless the caller announces them. Gives `as_jax_function` and `as_jax_module` to users; no other room uses it.
+"""
+
+from typing import TYPE_CHECKING
+
+from torchjax_bridge._lazy import on_first_touch
+
+if TYPE_CHECKING:
+    from ._function import as_jax_function as as_jax_function
+    from ._module import as_jax_module as as_jax_module
+
+__all__ = ["as_jax_function", "as_jax_module"]
+
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = on_first_touch(
+        __name__, {"as_jax_function": "_function", "as_jax_module": "_module"}
+    )
