@@ -21,6 +21,7 @@ from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
 from .._report import what_it_is
+from ._node import Node
 
 __all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "read_flax"]
 
@@ -51,7 +52,7 @@ class FlaxLeaf(NamedTuple):
 
 
 @dataclass(eq=False)
-class FlaxNode:
+class FlaxNode(Node):
     """One module of the Flax side.
 
     Attributes:
@@ -77,12 +78,6 @@ class FlaxNode:
             found |= child.flat((*prefix, name))
         return found
 
-    def walk(self) -> Iterable["FlaxNode"]:
-        """This node and all below it."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
-
     @property
     def empty(self) -> bool:
         """Whether no array that must be filled hangs here."""
@@ -92,8 +87,7 @@ class FlaxNode:
     @property
     def where(self) -> str:
         """The dotted path, and the class where it is known."""
-        name = f"'{join_path(self.path)}'" if self.path else "the root"
-        return f"{name} ({self.kind})" if self.kind else name
+        return self._where(self.path, self.kind)
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from torchjax_bridge.exchange import Path, join_path, split_path
 from .._nearest import did_you_mean
 from .._report import Fault, what_it_is
 from ..rules import Fused, Rename
+from ._node import Node
 from ._ties import find_ties, ties_on_meta
 
 __all__ = ["TorchLeaf", "TorchNode", "TorchTree", "read_torch"]
@@ -44,7 +45,7 @@ class TorchLeaf(NamedTuple):
 
 
 @dataclass(eq=False)
-class TorchNode:
+class TorchNode(Node):
     """One module of the torch side: what hangs under one dotted name.
 
     Attributes:
@@ -86,22 +87,10 @@ class TorchNode:
         """The dotted names of every tensor at or below this node, those that were renamed on their own included."""
         return frozenset(self.flat()).union(self.moved)
 
-    def walk(self) -> Iterable["TorchNode"]:
-        """This node and all below it, in definition order."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
-
-    @property
-    def empty(self) -> bool:
-        """Whether no tensor hangs here."""
-        return not self.leaves and all(child.empty for child in self.children.values())
-
     @property
     def where(self) -> str:
         """The dotted path, and the class where it is known."""
-        name = f"'{join_path(self.origin)}'" if self.origin else "the root"
-        return f"{name} ({self.kind.__name__})" if self.kind else name
+        return self._where(self.origin, self.kind.__name__ if self.kind else None)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,31 @@
+"""What the nodes of both trees have in common: leaves and children by name, and the words for where they are."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from torchjax_bridge.exchange import Path, join_path
+
+__all__ = ["Node"]
+
+
+class Node:
+    """A module of either side. A subclass says where it is, and under which class name."""
+
+    leaves: Mapping[str, Any]
+    children: "Mapping[str | int, Any]"
+
+    def walk(self) -> Iterable[Self]:
+        """This node and all below it, in the order of the children."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing hangs here."""
+        return not self.leaves and all(child.empty for child in self.children.values())
+
+    def _where(self, path: Path, kind: str | None) -> str:
+        """The dotted path, and the class where it is known."""
+        name = f"'{join_path(path)}'" if path else "the root"
+        return f"{name} ({kind})" if kind else name
