@@ -1,6 +1,7 @@
 """Draws docs/assets/floor-plan.svg from the imports. Run ``python docs/make_floor_plan.py`` after moving a file.
 
-A box is a file or a sub-room. An arrow points to what it imports. An arrow that a chain of others implies is left out.
+A box is a file or a sub-room. An arrow points to what it imports. What a chain of others implies
+is left out.
 """
 
 import ast

@@ -11,7 +11,7 @@ import torch
 from torchjax_bridge import as_jax_function
 from torchjax_bridge.wrap.torch_in_jax import _callback as _jax_callback
 from torchjax_bridge.wrap.torch_in_jax._graph import Graph
-from torchjax_bridge.wrap.torch_in_jax._ops import Apply, Linear, Save, Vmapped
+from torchjax_bridge.wrap.torch_in_jax._ops import Apply, LinearMap, Save, Vmapped
 
 X = jnp.asarray(np.random.default_rng(4).normal(size=(8, 16)), jnp.float32)
 W = jnp.asarray(np.random.default_rng(5).normal(size=(16, 16)), jnp.float32)
@@ -50,7 +50,7 @@ def test_value_and_grad_is_one_forward_and_one_backward(ran):
     f = as_jax_function(mlp)
     step = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
     jax.block_until_ready(step(X, W))
-    assert ran == {"Save": 1, "Linear": 1, "mm": 6}  # two forward, four backward
+    assert ran == {"Save": 1, "LinearMap": 1, "mm": 6}  # two forward, four backward
 
 
 def test_recompute_runs_the_forward_again(ran):
@@ -58,7 +58,7 @@ def test_recompute_runs_the_forward_again(ran):
     step = jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
     jax.block_until_ready(step(X, W))
     assert ran["Save"] == 1
-    assert ran["Linear"] == 1
+    assert ran["LinearMap"] == 1
     assert ran["mm"] == 2 + 6
 
 
@@ -77,14 +77,14 @@ def test_linearize_runs_the_forward_once_for_many_tangents(ran):
     for _ in range(3):
         jax.block_until_ready(push(X, W))
     assert ran["Save"] == 1
-    assert ran["Linear"] == 3
+    assert ran["LinearMap"] == 3
 
 
 def test_jacfwd_runs_the_forward_once(ran):
     f = as_jax_function(lambda x: torch.tanh(x))
     np.testing.assert_allclose(jax.jacfwd(f)(X[0]), jax.jacfwd(jnp.tanh)(X[0]), rtol=1e-5)
     assert ran["Save"] == 1
-    assert ran["Linear"] == 1
+    assert ran["LinearMap"] == 1
 
 
 def test_checkpoint_saves_no_residuals_and_runs_the_forward_again(ran):
@@ -117,7 +117,7 @@ def test_outputs_and_inputs_serve_as_residuals_without_a_copy():
     """tanh's backward needs its result, a product's its factors: neither is returned twice."""
     save, linear = kinds_of(jax.make_jaxpr(jax.grad(lambda x: as_jax_function(torch.tanh)(x).sum()))(X))
     assert isinstance(save, Save)
-    assert isinstance(linear, Linear)
+    assert isinstance(linear, LinearMap)
     assert len(save.outs) == 1
     save, linear = kinds_of(
         jax.make_jaxpr(jax.grad(lambda x, w: as_jax_function(lambda x, w: x @ w)(x, w).sum(), (0, 1)))(X, W)

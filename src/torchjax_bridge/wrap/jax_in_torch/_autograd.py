@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from .._settings import x64_as
-from ._program import JaxProgram, Linearized
+from ._linearized import Linearized
+from ._program import JaxProgram
 from ._run import run, run_keeping
 from ._state import dual_level_active, functorch_active, saving_hooks_active, unseen
 
@@ -48,7 +49,8 @@ class _Reverse(torch.autograd.Function):
     def forward(ctx: Any, program: JaxProgram, *leaves: Any) -> tuple[Any, ...]:
         """Run the forward pass and save its residuals where torch can see them."""
         ctx.set_materialize_grads(False)
-        linear = program.linear(tuple(i for i, n in enumerate(ctx.needs_input_grad[1:]) if n))
+        wrt = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        linear = Linearized.of(program, wrt)
         everything, arrays = run_keeping(linear.forward, leaves)
         count = len(program.outputs)
         results, residuals = everything[:count], everything[count:]

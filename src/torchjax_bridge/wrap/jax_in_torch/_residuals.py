@@ -17,24 +17,24 @@ from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Literal
 
-__all__ = ["Plan", "plan_residuals"]
+__all__ = ["ResidualPlan", "plan_residuals"]
 
 # Primitives that give the elements of their one operand, as they are, in other places; iota has no operand.
 _MOVES = frozenset({"broadcast_in_dim", "copy", "iota", "reshape", "squeeze", "transpose"})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ResidualPlan:
     """What a pullback is given, and the rest of its residuals.
 
     Attributes:
-        given: The variables whose values it is given: arguments, results, and those of `made`.
-        made: The variables that the forward pass must output for it.
+        given: The variables whose values it is given: arguments, results, and those of `outputs`.
+        outputs: The variables that the forward pass must output for it.
         equations: The equations that move the other residuals, in running order.
     """
 
     given: tuple[Any, ...]
-    made: tuple[Any, ...]
+    outputs: tuple[Any, ...]
     equations: tuple[Any, ...]
 
     def evaluate(
@@ -52,7 +52,7 @@ class Plan:
         return [read(atom) for atom in wanted]
 
 
-def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, thin: bool) -> Plan:
+def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, thin: bool) -> ResidualPlan:
     """What to keep of the ``residuals`` (variables) of a jaxpr with ``count`` results.
 
     With ``thin=False`` every residual is kept that is no argument, result or constant.
@@ -75,7 +75,7 @@ def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, 
         if at is not None and not isinstance(at, Literal) and at not in constants:
             given[at] = None
     equations = tuple(equation for equation in inner.eqns if not moved.isdisjoint(equation.outvars))
-    return Plan(tuple(given), tuple(var for var in given if var not in free), equations)
+    return ResidualPlan(tuple(given), tuple(var for var in given if var not in free), equations)
 
 
 def _is_move(equation: Any) -> bool:

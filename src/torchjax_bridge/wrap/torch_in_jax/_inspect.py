@@ -18,7 +18,7 @@ from torchjax_bridge.errors import OutputError, TransformError, UnsupportedLeafE
 from torchjax_bridge.exchange import flatten
 
 from ._graph import PackedWeights, Spec, fakes, tracing
-from ._samplers import Draw, is_random, plan_of
+from ._samplers import Draw, is_random, sampler_of
 from ._torch_internals import FakeTensor, TorchDispatchMode
 
 __all__ = ["Findings", "flatten_output", "inspect_call"]
@@ -147,7 +147,7 @@ class _Recorder(TorchDispatchMode):
         if is_random(func, args, kwargs):
             if not self.draws_allowed:
                 raise TransformError(_needs_key(func))
-            self.draws.append(plan_of(func, args, kwargs).draw)
+            self.draws.append(sampler_of(func, args, kwargs).draw)
         for tensor in _written(schema, _bound(schema, args, kwargs)):
             self._note_write(func, tensor)
         result = func(*args, **kwargs)

@@ -1,6 +1,6 @@
 """What the primitive can run: a frozen operation on tensors, with JAX's view of its operands and results.
 
-Owns the four kinds: `Apply` (the function), `Save` (the function with its residuals), `Linear` (its
+Owns the four kinds: `Apply` (the function), `Save` (the function with its residuals), `LinearMap` (its
 Jacobian, or the transpose of it, at given residuals) and `Vmapped` (any of these over one more axis); and
 how each tensor is carried by a JAX array (`Encoding`), with x64 on or off. Which operation follows from which
 under a transform is in ``_primitive``. Refuses outputs that JAX cannot hold.
@@ -18,7 +18,7 @@ from ._graph import Graph, NeedsValues
 from ._program import Residuals, TorchProgram
 from ._vmap import vmap_graph
 
-__all__ = ["Apply", "Linear", "Op", "Save", "Vmapped"]
+__all__ = ["Apply", "LinearMap", "Op", "Save", "Vmapped"]
 
 _Run = Callable[..., Sequence[torch.Tensor]]
 
@@ -165,17 +165,17 @@ class Save(Op):
     def python(self) -> _Run:
         return self.apply.python()
 
-    def linear_map(self, ins: tuple[int, ...], transposed: bool) -> "Linear":
-        return self.once(("linear", ins, transposed), lambda: Linear(self, ins, transposed))
+    def linear_map(self, ins: tuple[int, ...], transposed: bool) -> "LinearMap":
+        return self.once(("linear", ins, transposed), lambda: LinearMap(self, ins, transposed))
 
     def saved_from(self, results: Sequence[Any]) -> list[Any]:
-        """The operands that `Linear` takes after the inputs, from the results of this operation."""
+        """The operands that `LinearMap` takes after the inputs, from the results of this operation."""
         if self.residuals is None:
             return []
         return [results[i if kind == "out" else self.residual_outs + i] for kind, i in self.residuals.saved]
 
 
-class Linear(Op):
+class LinearMap(Op):
     """``(*inputs, *saved, *tangents of ins) -> tangents of the float outputs``; or transposed, cotangents back.
 
     By its meaning a function of inputs and tangents alone: ``saved`` are values that the inputs determine.
@@ -208,7 +208,7 @@ class Linear(Op):
     def as_apply(self) -> Apply:
         return self.once("apply", lambda: Apply(self.program, self.outs, None))
 
-    def other(self) -> "Linear":
+    def other(self) -> "LinearMap":
         """The transposed map."""
         return self.save.linear_map(self.wrt, not self.transposed)
 

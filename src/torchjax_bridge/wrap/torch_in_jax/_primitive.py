@@ -22,7 +22,7 @@ from jax.interpreters import ad, batching, mlir
 from torchjax_bridge.errors import TransformError
 
 from ._callback import call_op, call_op_eagerly
-from ._ops import Apply, Linear, Op, Save, Vmapped
+from ._ops import Apply, LinearMap, Op, Save, Vmapped
 
 __all__ = ["bind"]
 
@@ -32,10 +32,10 @@ torch_call_p.multiple_results = True
 
 def bind(op: Op, operands: Sequence[Any]) -> list[Any]:
     """Run an operation on arrays or tracers, under whatever transforms are active."""
-    return torch_call_p.bind(*_varying_alike(operands), op=op, mortal=_mortal())
+    return torch_call_p.bind(*_varying_alike(operands), op=op, weak_key=_weak_key())
 
 
-def _mortal() -> Jaxpr:
+def _weak_key() -> Jaxpr:
     """A parameter that lets JAX forget the operation.
 
     JAX caches abstract evaluation by the equation's parameters, which it holds for good, but for jaxprs, which it
@@ -72,7 +72,7 @@ def _varying_alike(operands: Sequence[Any]) -> Sequence[Any]:
     ]
 
 
-def _abstract(*avals: Any, op: Op, mortal: Jaxpr) -> list[Any]:
+def _abstract(*avals: Any, op: Op, weak_key: Jaxpr) -> list[Any]:
     structs = [port.struct() for port in op.outs]
     first = next((aval for aval in avals if _has_axes(aval)), None)
     if first is None:
@@ -99,14 +99,14 @@ def _has_axes(aval: Any) -> bool:
 # --- running ---------------------------------------------------------------------------------------------
 
 
-def _impl(*operands: Any, op: Op, mortal: Jaxpr) -> list[Any]:
+def _impl(*operands: Any, op: Op, weak_key: Jaxpr) -> list[Any]:
     return call_op_eagerly(op, operands)
 
 
 torch_call_p.def_impl(_impl)
 
 
-def _lower(context: Any, *operands: Any, op: Op, mortal: Jaxpr) -> Any:
+def _lower(context: Any, *operands: Any, op: Op, weak_key: Jaxpr) -> Any:
     platforms = context.module_context.platforms
     known = ("cuda", "rocm") if op.device.type == "cuda" else ("cpu",)  # torch calls both kinds of GPU cuda
     if any(platform not in known for platform in platforms):
@@ -131,7 +131,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], op: Op) -> tuple[list[
     )
     if isinstance(op, Vmapped):
         return _jvp_vmapped(op, primals, tangents, moving)
-    if isinstance(op, Linear):
+    if isinstance(op, LinearMap):
         return _jvp_linear(op, primals, tangents, moving)
     apply: Apply = op.apply if isinstance(op, Save) else op  # type: ignore[assignment]
     if not moving or not apply.program.live:
@@ -161,7 +161,7 @@ def _zero(value: Any) -> Any:
 
 
 def _jvp_linear(
-    op: Linear, primals: Sequence[Any], tangents: Sequence[Any], moving: Sequence[int]
+    op: LinearMap, primals: Sequence[Any], tangents: Sequence[Any], moving: Sequence[int]
 ) -> tuple[list[Any], list[Any]]:
     n, first = len(op.save.ins), op.linear
     # The saved tensors are determined by the inputs, and a derivative goes by way of these.
@@ -200,13 +200,13 @@ def _jvp_vmapped(
     return results, [of[i] if i in of else _zero(result) for i, result in enumerate(results)]
 
 
-ad.primitive_jvps[torch_call_p] = lambda primals, tangents, *, op, mortal: _jvp(primals, tangents, op)
+ad.primitive_jvps[torch_call_p] = lambda primals, tangents, *, op, weak_key: _jvp(primals, tangents, op)
 
 
 # --- transpose -------------------------------------------------------------------------------------------
 
 
-def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op, mortal: Jaxpr) -> list[Any]:
+def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op, weak_key: Jaxpr) -> list[Any]:
     unknown = [i for i, x in enumerate(operands) if ad.is_undefined_primal(x)]
     if any(i < op.linear for i in unknown):
         raise TransformError(
@@ -248,7 +248,7 @@ ad.primitive_transposes[torch_call_p] = _transpose
 
 
 def _batch(
-    operands: Sequence[Any], dims: Sequence[Any], *, op: Op, mortal: Jaxpr
+    operands: Sequence[Any], dims: Sequence[Any], *, op: Op, weak_key: Jaxpr
 ) -> tuple[list[Any], list[Any]]:
     places = [None if dim is batching_not_mapped else dim for dim in dims]
     size = next(x.shape[d] for x, d in zip(operands, places, strict=True) if d is not None)

@@ -20,7 +20,7 @@ import torch
 from torchjax_bridge.errors import TransformError
 
 from ._graph import Graph
-from ._samplers import Draw, is_random, plan_of
+from ._samplers import Draw, is_random, sampler_of
 from ._torch_internals import MISSING, OpOverload, TorchDispatchMode
 
 __all__ = ["Replay", "draw_noise", "no_draws", "without_draws"]
@@ -65,7 +65,7 @@ class Replay(TorchDispatchMode):
         if not is_random(func, args, kwargs):
             return func(*args, **kwargs)
         noise = next(self._noise, None)
-        plan = plan_of(func, args, kwargs)
+        plan = sampler_of(func, args, kwargs)
         if noise is None or tuple(noise.shape) != plan.draw.shape:
             raise _other_draws(func)
         return plan.make(noise)

@@ -15,7 +15,7 @@ from torchjax_bridge.errors import TransformError
 
 from ._graph import Spec
 
-__all__ = ["Draw", "Plan", "is_random", "plan_of"]
+__all__ = ["Draw", "Sampler", "is_random", "sampler_of"]
 
 # Tagged as random for the kernels they may choose, but drawing nothing themselves.
 _CHOICES = ("aten::_fused_sdp_choice",)
@@ -46,7 +46,7 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Sampler:
     """The noise for one call, and the call's result made of it."""
 
     draw: Draw
@@ -100,17 +100,17 @@ class _Call:
         return value.to(torch.int64)
 
 
-def _uniform(call: _Call) -> Plan:
+def _uniform(call: _Call) -> Sampler:
     low, high = call.get("from") or 0.0, call.get("to")
     width = (1.0 if high is None else high) - low
-    return Plan(Draw("uniform", call.shape), lambda u: call.result(u * width + low))
+    return Sampler(Draw("uniform", call.shape), lambda u: call.result(u * width + low))
 
 
-def _standard_normal(call: _Call) -> Plan:
-    return Plan(Draw("normal", call.shape), call.result)
+def _standard_normal(call: _Call) -> Sampler:
+    return Sampler(Draw("normal", call.shape), call.result)
 
 
-def _normal(call: _Call) -> Plan:
+def _normal(call: _Call) -> Sampler:
     mean, std = call.get("mean"), call.get("std")
     mean, std = 0.0 if mean is None else mean, 1.0 if std is None else std
     shapes = [tuple(v.shape) for v in (mean, std) if isinstance(v, torch.Tensor)]
@@ -119,19 +119,19 @@ def _normal(call: _Call) -> Plan:
     else:
         shape = tuple(torch.broadcast_shapes(*shapes))
         dtype = next(v.dtype for v in (mean, std) if isinstance(v, torch.Tensor))
-    return Plan(
+    return Sampler(
         Draw("normal", shape),
         lambda n: call.result(n * std + mean) if dtype is None else (n * std + mean).to(dtype),
     )
 
 
-def _bernoulli(call: _Call) -> Plan:
+def _bernoulli(call: _Call) -> Sampler:
     chance: Any = call.get("p")
     chance = call.like if chance is None else chance
-    return Plan(Draw("uniform", call.shape), lambda u: call.result(u < chance))
+    return Sampler(Draw("uniform", call.shape), lambda u: call.result(u < chance))
 
 
-def _dropout(call: _Call) -> Plan:
+def _dropout(call: _Call) -> Sampler:
     given, p = call["input"], call["p"]
 
     def make(u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -141,38 +141,38 @@ def _dropout(call: _Call) -> Plan:
         scale = 0.0 if p == 1.0 else 1.0 / (1.0 - p)
         return given * kept * scale, kept
 
-    return Plan(Draw("uniform", call.shape), make)
+    return Sampler(Draw("uniform", call.shape), make)
 
 
-def _exponential(call: _Call) -> Plan:
+def _exponential(call: _Call) -> Sampler:
     rate = call.get("lambd") or 1.0
-    return Plan(Draw("uniform", call.shape), lambda u: call.result(-torch.log1p(-u) / rate))
+    return Sampler(Draw("uniform", call.shape), lambda u: call.result(-torch.log1p(-u) / rate))
 
 
-def _geometric(call: _Call) -> Plan:
+def _geometric(call: _Call) -> Sampler:
     log_miss = math.log1p(-call["p"]) if call["p"] < 1 else -math.inf
-    return Plan(
+    return Sampler(
         Draw("uniform", call.shape),
         lambda u: call.result(torch.ceil(torch.log1p(-u) / log_miss).clamp(min=1.0)),
     )
 
 
-def _log_normal(call: _Call) -> Plan:
+def _log_normal(call: _Call) -> Sampler:
     mean, std = call.get("mean"), call.get("std")
     mean, std = 1.0 if mean is None else mean, 2.0 if std is None else std
-    return Plan(Draw("normal", call.shape), lambda n: call.result(torch.exp(n * std + mean)))
+    return Sampler(Draw("normal", call.shape), lambda n: call.result(torch.exp(n * std + mean)))
 
 
-def _cauchy(call: _Call) -> Plan:
+def _cauchy(call: _Call) -> Sampler:
     median, sigma = call.get("median") or 0.0, call.get("sigma")
     sigma = 1.0 if sigma is None else sigma
-    return Plan(
+    return Sampler(
         Draw("uniform", call.shape),
         lambda u: call.result(median + sigma * torch.tan(torch.pi * (u - 0.5))),
     )
 
 
-def _integers(call: _Call) -> Plan:
+def _integers(call: _Call) -> Sampler:
     low: int = call.get("low", "from") or 0
     high: int | None = call.get("high", "to")
     if high is None:  # random_() without bounds: all integers that the dtype holds exactly, up to 31 bits
@@ -182,7 +182,7 @@ def _integers(call: _Call) -> Plan:
             f"aten::{call.name} draws integers in [{low}, {high}); a key draws them within 32 bits. Draw "
             "them outside and pass them as an argument."
         )
-    return Plan(Draw("integers", call.shape, low, high), call.integers)
+    return Sampler(Draw("integers", call.shape, low, high), call.integers)
 
 
 _EXACT = {
@@ -196,11 +196,11 @@ _EXACT = {
 }
 
 
-def _permutation(call: _Call) -> Plan:
-    return Plan(Draw("permutation", (call["n"],)), call.integers)
+def _permutation(call: _Call) -> Sampler:
+    return Sampler(Draw("permutation", (call["n"],)), call.integers)
 
 
-def _multinomial(call: _Call) -> Plan:
+def _multinomial(call: _Call) -> Sampler:
     """Exponential clocks: the k that ring first, at rates ``probs``, are k draws without replacement."""
     probs, count = call["self"], call["num_samples"]
     replace = call.get("replacement")
@@ -214,10 +214,10 @@ def _multinomial(call: _Call) -> Plan:
             return (probs.unsqueeze(-2) / clocks).argmax(-1)
         return (probs / clocks).topk(count, dim=-1).indices
 
-    return Plan(Draw("uniform", shape), make)
+    return Sampler(Draw("uniform", shape), make)
 
 
-_RULES: dict[str, Callable[[_Call], Plan]] = {
+_RULES: dict[str, Callable[[_Call], Sampler]] = {
     "rand": _uniform,
     "rand_like": _uniform,
     "uniform": _uniform,
@@ -247,7 +247,7 @@ _RULES: dict[str, Callable[[_Call], Plan]] = {
 }
 
 
-def plan_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+def sampler_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sampler:
     """How one call of a random operator is made of noise.
 
     Raises:
@@ -256,7 +256,7 @@ def plan_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
     return _rule(func)(_Call(func, args, kwargs))
 
 
-def _rule(func: Any) -> Callable[[_Call], Plan]:
+def _rule(func: Any) -> Callable[[_Call], Sampler]:
     namespace, _, name = func._schema.name.partition("::")
     rule = _RULES.get(name) if namespace == "aten" else None
     if rule is None:
