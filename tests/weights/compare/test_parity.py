@@ -13,8 +13,8 @@ import torch
 from flax import nnx
 from torch import nn
 
-from tests.weights import planted
-from tests.weights.planted import FLATTEN, Setup
+from tests.weights.compare import planted
+from tests.weights.compare.planted import FLATTEN, Setup
 from torchjax_bridge import errors, parity, to_flax
 from torchjax_bridge.weights import Flatten, LayerType, layers
 
