@@ -27,13 +27,13 @@ ROOMS = {
 # Inside a room, in this order: files and sub-rooms of one line do not know each other.
 INSIDE = {
     "weights": (
-        ("_layout", "_nearest", "_report", "layers"),
-        ("_layout_rows",),
+        ("_nearest", "_report", "layers", "layouts"),
         ("moving", "rules"),
         ("settings",),
         ("trees",),
         ("pairing",),
         ("flatten",),
+        ("_plan_checks", "_plan_hints"),
         ("_plan",),
         ("_audit",),
         ("_apply",),

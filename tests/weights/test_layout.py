@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torchjax_bridge.weights import Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
-from torchjax_bridge.weights._layout import Constant
-from torchjax_bridge.weights._layout_rows import Inverse, Parallel, Rows
+from torchjax_bridge.weights.layouts import Constant, Inverse, Parallel, Rows
 from torchjax_bridge.weights.rules._linear import kernel_after_flatten
 
 # A NaN with a payload, a signed zero, a subnormal: what a careless copy loses.

@@ -9,7 +9,6 @@ from torchjax_bridge._lazy import on_first_touch
 
 from ._apply import to_flax, to_state_dict
 from ._audit import Audit, SettingFault, SettingsWarning, audit
-from ._layout import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from ._plan import PairingWarning, PartialWarning, Plan, UserRule, plan
 from ._report import Fault, Report
 from .compare import Cause, Parity, ParityRow, parity
@@ -22,6 +21,7 @@ from .files import (
     save_flax,
     save_state_dict,
 )
+from .layouts import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from .rules import RULES, Entry, Fill, Flatten, Fused, Keep, Layer, LayerType, Rename, Rule
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
 from torchjax_bridge.exchange import Path, check_copy, join_path, refuse_in_fork, to_jax, to_torch
 
 from ._audit import compare_settings
-from ._layout import same_bits
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
+from .layouts import same_bits
 from .moving import crossing, fresh
 from .pairing import Move
 from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, placed, sharding_of

@@ -15,8 +15,9 @@ from torch import nn
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from ._layout import Constant, Layout
-from ._plan import Plan, UserRule, by_words, make_plan, read_sides
+from ._plan import Plan, UserRule, make_plan, read_sides
+from ._plan_checks import group_by_text
+from .layouts import Constant, Layout
 from .rules import Rule
 from .settings import (
     Difference,
@@ -223,7 +224,7 @@ def audit(
         raise PlanError("the two models have no layer in common.")
     if layers is not None:
         found_in_linen = _calls_of_their_own(torch_tree, layers, plan, given)
-        plan = replace(plan, assumed=(*plan.assumed, *by_words(found_in_linen)))
+        plan = replace(plan, assumed=(*plan.assumed, *group_by_text(found_in_linen)))
     found = compare_settings(torch_tree, layers if layers is not None else live_nnx(flax_tree), plan)
     plan.warn_of_assumptions(stacklevel=2)
     if strict:
@@ -238,7 +239,9 @@ def _calls_of_their_own(
     nodes = {node.origin: node for node in torch_tree.root.walk()}
     for torch_path, flax_path in plan.layers:
         node = nodes[torch_path]
-        if node.said or any(isinstance(node.module, rule.types) for rule in rules if isinstance(rule, Rule)):
+        if node.declared or any(
+            isinstance(node.module, rule.types) for rule in rules if isinstance(rule, Rule)
+        ):
             continue
         # What is below a container has a pair of its own; what is below a layer is a part of its twin.
         whole = not node.children or isinstance(node.module, nn.MultiheadAttention)
@@ -269,7 +272,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
     """Compare the settings of every pair of layers of a plan."""
     nodes = {node.origin: node for node in torch_tree.root.walk() if node.module is not None}
     modules = {path: node.module for path, node in nodes.items() if node.module is not None}
-    said = {path: node.kind for path, node in nodes.items() if node.said}
+    said = {path: node.kind for path, node in nodes.items() if node.declared}
     dropouts: dict[Path, dict[Path, FlaxLayer]] = {}
     for path, other in layers.items():
         if other.kind == "Dropout":

@@ -15,7 +15,7 @@ from torch import nn
 from torchjax_bridge import plan, to_flax
 from torchjax_bridge.weights import Flatten
 from torchjax_bridge.weights.flatten._interpreter import _Frame, read_forwards
-from torchjax_bridge.weights.trees._torch_tree import read_torch
+from torchjax_bridge.weights.trees._read_torch import read_torch
 
 
 class Model(nn.Module):

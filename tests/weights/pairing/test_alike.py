@@ -12,8 +12,8 @@ from torchjax_bridge.errors import PlanError
 from torchjax_bridge.weights import Entry, Rename, Rule
 from torchjax_bridge.weights.pairing._alike import Structures
 from torchjax_bridge.weights.pairing._matcher import Matcher
-from torchjax_bridge.weights.trees._flax_tree import read_flax
-from torchjax_bridge.weights.trees._torch_tree import read_torch
+from torchjax_bridge.weights.trees._read_flax import read_flax
+from torchjax_bridge.weights.trees._read_torch import read_torch
 
 
 class Block(nn.Module):
@@ -287,7 +287,8 @@ def test_advice_for_numbered_names_leads_to_a_plan_step_by_step():
     norms = Rename("layers.*.first", "block*.norm_a")
     late = str(plan(module, template, rules=[blocks_by_number, norms]).report)
     assert (
-        f"{norms} comes to nothing behind {blocks_by_number}, which speaks of the same: put it first" in late
+        f"{norms} never applies, since {blocks_by_number} comes first and matches the same: put it first"
+        in late
     )
     found = plan(module, template, rules=[norms, blocks_by_number])
     assert found.ok

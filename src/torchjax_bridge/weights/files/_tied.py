@@ -6,7 +6,7 @@ them (``load_state_dict`` lets the last win without a word), so nothing is chose
 
 from collections.abc import Iterator, Mapping
 
-from .._layout import same_bits
+from ..layouts import same_bits
 from ._leaf import Leaf
 
 __all__ = ["parted"]

@@ -14,8 +14,8 @@ from torch import nn
 from torchjax_bridge.errors import OptimizerStateError
 from torchjax_bridge.exchange import Path, join_path
 
-from .._layout import Identity
 from .._plan import UserRule, plan
+from ..layouts import Identity
 from ..pairing import RAW, Move
 
 __all__ = ["lost_ties", "moves_of", "names_of"]

@@ -49,7 +49,7 @@ class Structures:
             with_settings = below_rule or self._ruled(node)
             what = (
                 node.kind,
-                node.said,
+                node.declared,
                 node.features,
                 node.output,
                 node.told,

@@ -13,8 +13,8 @@ import torch
 
 from torchjax_bridge.exchange import Path, join_path, torch_dtype
 
-from .._layout import Constant, Identity, Layout
 from .._report import Fault
+from ..layouts import Constant, Identity, Layout
 from ..rules import Entry, Layer, Rule
 from ..trees import (
     FlaxLeaf,

@@ -10,9 +10,9 @@ import torch
 
 from torchjax_bridge.exchange import Path, join_path, split_path, torch_dtype
 
-from .._layout import Constant
 from .._nearest import did_you_mean
 from .._report import Fault
+from ..layouts import Constant
 from ..rules import Fill, Keep
 from ..trees import FlaxLeaf, FlaxNode, TorchTree
 from ._bind import Move

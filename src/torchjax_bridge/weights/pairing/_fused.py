@@ -14,10 +14,9 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from .._layout import Each, Identity, Layout, then
-from .._layout_rows import Inverse, Parallel, Rows
 from .._nearest import did_you_mean
 from .._report import Fault
+from ..layouts import Each, Identity, Inverse, Layout, Parallel, Rows, then
 from ..rules import Fused, possible_axes
 from ..trees import FlaxLeaf, FlaxNode, TorchLeaf, TorchNode
 from ._bind import Match, Move
@@ -231,7 +230,7 @@ def _dense(node: TorchNode, leaves: dict[str, TorchLeaf]) -> TorchNode:
         node.module if linear else None,
         leaves,
         features=node.features,
-        said=node.said or not linear,
+        declared=node.declared or not linear,
         told=node.told | {"output"},
     )
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from torchjax_bridge.exchange import join_path
 
-from .._layout import Stack
 from .._report import Fault
+from ..layouts import Stack
 from ..rules import LOOKALIKES, PARTS, Rule
 from ..trees import FlaxLeaf, FlaxNode, TorchLeaf, TorchNode
 from ._alike import Structures

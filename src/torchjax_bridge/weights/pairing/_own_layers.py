@@ -13,8 +13,8 @@ from torch import nn
 
 from torchjax_bridge.exchange import join_path, split_path
 
-from .._layout import Identity, Layout, Permute, Reshape, Then
 from .._report import Choice, Fault
+from ..layouts import Identity, Layout, Permute, Reshape, Then
 from ..rules import LayerType, dense_kernel, possible_axes
 from ..trees import FlaxNode, TorchNode
 

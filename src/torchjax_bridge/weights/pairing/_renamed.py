@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from .._layout import Identity
 from .._report import Fault
+from ..layouts import Identity
 from ..rules import RULES, Entry, Layer, Rule
 from ..trees import (
     FlaxNode,
@@ -195,7 +195,7 @@ def _match(rule: Rule, law: Law, leaf: TorchLeaf, scope: FlaxNode, entry: Entry,
     doubts: list[str] = [entry.assumed] if entry.assumed else []
     if by_its_name:
         doubts += [*taken_for_granted(rule, owner), *taken_for_granted_in_flax(rule, owner, scope)]
-    if not isinstance(entry.layout, Identity) and is_square([leaf], [there]) and not owner.said:
+    if not isinstance(entry.layout, Identity) and is_square([leaf], [there]) and not owner.declared:
         words = lies_by_its_name(rule, owner, scope, path) if by_its_name else None
         if not by_its_name and id(rule) in _BUILT_IN:
             words = (

@@ -10,8 +10,8 @@ import torch
 
 from torchjax_bridge.exchange import Path, join_path
 
-from .._layout import same_bits
 from .._report import Fault
+from ..layouts import same_bits
 from ..trees import TorchTree
 from ._bind import Match, Move
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from .._layout import Identity, Layout, Reshape
+from ..layouts import Identity, Layout, Reshape
 from ._flattened import one_a_feature
 from ._rule import Entry, Layer, Rule
 

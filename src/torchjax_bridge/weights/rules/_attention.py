@@ -22,7 +22,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path
 
-from .._layout import Each, Layout, Permute, Reshape, Split, then
+from ..layouts import Each, Layout, Permute, Reshape, Split, then
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["PARTS", "RULES"]

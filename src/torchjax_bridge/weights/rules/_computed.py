@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._layout import Layout, same_bits
+from ..layouts import Layout, same_bits
 
 __all__ = ["SpectralNormed", "SpectralParts", "WeightNormed", "WeightParts"]
 

@@ -25,7 +25,7 @@ from functools import lru_cache
 
 from torch import nn
 
-from .._layout import Flip, Layout, Permute, Reshape, then
+from ..layouts import Flip, Layout, Permute, Reshape, then
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]

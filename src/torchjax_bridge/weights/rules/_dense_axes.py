@@ -11,7 +11,7 @@ from itertools import combinations
 from math import prod
 from typing import NamedTuple
 
-from .._layout import Layout, Permute, Reshape, then
+from ..layouts import Layout, Permute, Reshape, then
 
 __all__ = ["DenseAxes", "axes_of_equation", "dense_kernel", "possible_axes"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from math import prod
 
-from .._layout import Layout, Permute, Reshape, then
+from ..layouts import Layout, Permute, Reshape, then
 from ._rule import Entry, Layer
 
 __all__ = ["channels_last", "one_a_feature"]

@@ -21,7 +21,7 @@ from math import prod
 
 from torch import nn
 
-from .._layout import Layout, Permute, Reshape, then
+from ..layouts import Layout, Permute, Reshape, then
 from ._dense_axes import DenseAxes, axes_of_equation, dense_kernel, possible_axes
 from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule

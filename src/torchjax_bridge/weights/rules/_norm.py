@@ -25,7 +25,7 @@ from math import prod
 import torch
 from torch import nn
 
-from .._layout import Constant, Identity, Layout, Permute
+from ..layouts import Constant, Identity, Layout, Permute
 from ._flattened import one_a_feature
 from ._rule import Entry, Layer, Rule
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from torchjax_bridge.exchange import Path
 
-from .._layout import Layout, Reshape, then
+from ..layouts import Layout, Reshape, then
 from ._computed import SpectralNormed, SpectralParts, WeightNormed, WeightParts
 from ._rule import Entry, Layer, Rule
 

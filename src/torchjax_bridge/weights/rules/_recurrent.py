@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from torchjax_bridge.exchange import Path, join_path
 
-from .._layout import Constant, Each, Layout, Permute, Split, Sum, then
+from ..layouts import Constant, Each, Layout, Permute, Split, Sum, then
 from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
 

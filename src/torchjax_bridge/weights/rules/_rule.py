@@ -15,7 +15,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
-from .._layout import Identity, Layout
+from ..layouts import Identity, Layout
 
 __all__ = ["Entry", "Layer", "Rule"]
 

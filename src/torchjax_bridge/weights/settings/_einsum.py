@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from .._layout import Layout
+from ..layouts import Layout
 from ..rules import axes_of_equation, dense_kernel, possible_axes
 from ._difference import Difference
 from ._layer import FlaxLayer

@@ -10,7 +10,6 @@ to all that follows.
 from ._flax_tree import FlaxLeaf as FlaxLeaf
 from ._flax_tree import FlaxNode as FlaxNode
 from ._flax_tree import FlaxTree as FlaxTree
-from ._flax_tree import read_flax as read_flax
 from ._live_modules import Linen as Linen
 from ._live_modules import as_linen as as_linen
 from ._live_modules import below as below
@@ -23,13 +22,14 @@ from ._own_forward import lies_by_its_name as lies_by_its_name
 from ._own_forward import spelt as spelt
 from ._own_forward import taken_for_granted as taken_for_granted
 from ._own_forward import taken_for_granted_in_flax as taken_for_granted_in_flax
+from ._read_flax import read_flax as read_flax
+from ._read_torch import read_torch as read_torch
 from ._shardings import placed as placed
 from ._shardings import sharding_of as sharding_of
 from ._ties import ties_of as ties_of
 from ._torch_tree import TorchLeaf as TorchLeaf
 from ._torch_tree import TorchNode as TorchNode
 from ._torch_tree import TorchTree as TorchTree
-from ._torch_tree import read_torch as read_torch
 from ._weightless import between_layers as between_layers
 from ._weightless import dropouts_beside as dropouts_beside
 from ._weightless import functions as functions

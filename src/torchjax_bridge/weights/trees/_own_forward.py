@@ -27,7 +27,7 @@ _METHODS = ("forward", "_conv_forward", "__call__")
 def taken_for_granted(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     """What is assumed of a layer that may compute something else than its rule's class, one sentence each."""
     kind = node.kind
-    if kind is None or node.said:
+    if kind is None or node.declared:
         return ()
     base = kind if kind in rule.types else next((one for one in kind.__mro__ if one in rule.types), kind)
     own = base is not kind and any(
@@ -58,7 +58,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 def taken_for_granted_in_flax(rule: Rule, node: TorchNode, flax_node: FlaxNode) -> Iterator[str]:
     """The same of the Flax side: of a live module by its class, of linen's variables by an automatic name."""
-    if node.said or id(rule) not in _BUILT_IN:
+    if node.declared or id(rule) not in _BUILT_IN:
         return
     said = node.kind or next(iter(rule.types), None)
     for part in flax_node.walk():
@@ -75,7 +75,7 @@ def taken_for_granted_in_flax(rule: Rule, node: TorchNode, flax_node: FlaxNode) 
 
 def lies_by_its_name(rule: Rule, node: TorchNode, flax_node: FlaxNode, path: Path) -> str | None:
     """What is assumed of a square leaf, which does not show its layout, of an nnx class that is not Flax's."""
-    if node.said or id(rule) not in _BUILT_IN:
+    if node.declared or id(rule) not in _BUILT_IN:
         return None
     for name in path[:-1]:
         flax_node = flax_node.children[name]

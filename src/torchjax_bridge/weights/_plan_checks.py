@@ -1,0 +1,134 @@
+"""Checks of all moves together: leaves that are filled twice or not at all, dtypes, and notes for the reader.
+
+Reads moves and both trees; matches nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from torchjax_bridge.errors import DtypeError
+from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
+
+from ._report import Fault
+from .pairing import RAW, Move, separate_leaves
+from .trees import FlaxLeaf, TorchTree
+
+__all__ = ["dtype_faults", "group_by_text", "notes_on_moves", "paths_of", "twice_filled", "unfilled_arrays"]
+
+
+def twice_filled(moves: Sequence[Move]) -> list[Fault]:
+    """Two torch tensors for one Flax leaf."""
+    faults: list[Fault] = []
+    taken: dict[Path, tuple[str, ...]] = {}
+    for move in moves:
+        for path in move.flax_paths:
+            if path in taken:
+                message = f"{move.torch_keys} and {taken[path]} would both fill it"
+                faults.append(Fault("ambiguous", message, join_path(path)))
+            taken[path] = move.torch_keys
+    return faults
+
+
+def unfilled_arrays(leaves: Mapping[Path, FlaxLeaf], moves: Sequence[Move]) -> Iterable[Path]:
+    """Plain arrays of nnx modules that torch has not."""
+    filled = {path for move in moves for path in move.flax_paths}
+    return (path for path, leaf in leaves.items() if leaf.optional and path not in filled)
+
+
+def dtype_faults(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
+    """Dtypes that JAX cannot hold as it is set up."""
+    wide = x64()
+    for move in moves:
+        for key in move.torch_keys:
+            tensor = tree.state[key]
+            if tensor.layout is not torch.strided:
+                yield Fault("dtype", "it is a sparse tensor; call .to_dense() first", key, key)
+            elif words := _cannot_cross(tensor.dtype, wide):
+                yield Fault("dtype", words, key, key)
+
+
+@lru_cache(maxsize=64)
+def _cannot_cross(dtype: torch.dtype, wide: bool) -> str:
+    """Why JAX cannot hold a dtype, with x64 as it is; empty if it can."""
+    try:
+        wanted = jax_dtype(dtype)
+    except DtypeError as err:
+        return str(err)
+    # 64-bit integers may cross as 32-bit ones, which their values decide.
+    if not wide and wanted in (np.float64, np.complex128):
+        return (
+            f"{dtype} needs x64, which is off; call module.float() first, or "
+            'jax.config.update("jax_enable_x64", True)'
+        )
+    return ""
+
+
+def group_by_text(found: Iterable[tuple[str, str]]) -> Iterable[str]:
+    """One line for all the layers about which the same was assumed."""
+    layers: dict[str, list[str]] = {}
+    for layer, words in found:
+        layers.setdefault(words, []).append(layer)
+    for words, named in layers.items():
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        yield f"{', '.join(named[:_MOST_NAMED])}{more}: {words}"
+
+
+_MOST_NAMED = 4
+
+
+def notes_on_moves(
+    tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf], cast: torch.dtype | None
+) -> Iterable[str]:
+    """What is no fault and still worth saying."""
+    differ: list[tuple[str, str]] = []
+    for move in moves:
+        name = " + ".join(move.torch_keys) or paths_of(move)
+        if move.note:
+            yield f"{name}: {move.note}"
+        if not move.layout.lossless:
+            yield f"{name}: {move.layout}; the way back needs the torch module as its template to be exact"
+        if move.rule == RAW:
+            yield from _other_role(tree, move, leaves)
+        dtypes = {tree.state[key].dtype for key in move.torch_keys}
+        for path in move.flax_paths:
+            theirs = leaves[path].dtype
+            if any(not _same_dtype(dtype, theirs) for dtype in dtypes):
+                ours = ", ".join(sorted(map(str, dtypes)))
+                given = cast is not None and all(dtype.is_floating_point for dtype in dtypes)
+                become = f"are cast to {cast}" if given else "cross with the dtype they have"
+                differ.append((name, f"{ours} in torch, {theirs} in Flax; values {become}"))
+    yield from group_by_text(differ)
+    for path in unfilled_arrays(leaves, moves):
+        if isinstance(leaves[path].value, jax.ShapeDtypeStruct):
+            yield (
+                f"{join_path(path)}: a plain array that torch has not, and an abstract template has no value of "
+                "it; fill a concrete template"
+            )
+    yield from separate_leaves(tree, moves)
+
+
+def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
+    """A buffer that is trained in Flax, or a parameter that is not."""
+    for key in move.torch_keys:
+        buffer = tree.is_buffer(key)
+        if buffer is False and any(leaves[path].optional for path in move.flax_paths):
+            yield f"{key}: a parameter in torch and a plain array in Flax, which no optimizer trains"
+        for collection in {leaves[path].collection for path in move.flax_paths}:
+            if buffer and collection == "params":
+                yield f"{key}: a buffer in torch and a parameter in Flax, where optimizers train it"
+            elif buffer is False and collection not in ("params", ""):
+                yield f"{key}: a parameter in torch and in '{collection}' in Flax, where no optimizer trains it"
+
+
+@lru_cache(maxsize=256)
+def _same_dtype(ours: torch.dtype, theirs: Any) -> bool:
+    return str(ours).removeprefix("torch.") == str(theirs)
+
+
+def paths_of(move: Move) -> str:
+    return " + ".join(join_path(path) for path in move.flax_paths) or "(nothing)"

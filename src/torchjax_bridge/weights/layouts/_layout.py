@@ -1,0 +1,70 @@
+"""The interface of a layout: how a group of torch tensors lies in a group of Flax arrays, and the exact inverse.
+
+A layout works on torch tensors alone, in both directions: an exported JAX array is a torch tensor. It returns
+views where it can; ``moving/`` makes the one copy afterwards. Run on meta tensors, it gives the shapes. Layouts
+are frozen values: two equal ones do the same.
+
+A layout refuses only shapes that do not fit, with a ``ValueError`` or torch's own ``RuntimeError``. The matching
+turns these into faults.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Identity", "Layout", "same_bits"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The interface: `forward` takes torch's tensors to Flax's, `inverse` takes them back.
+
+    Attributes:
+        is_view: No byte moves: both directions are strided views.
+        is_linear: A linear map, so optimizer moments can take it too.
+        lossless: ``inverse(forward(x))`` is ``x`` to the bit.
+    """
+
+    is_view = True
+    is_linear = True
+    lossless = True
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors as the Flax side holds them."""
+        raise NotImplementedError
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The tensors as the torch side holds them.
+
+        Args:
+            tensors: What `forward` gives.
+            was: The torch tensors that stood there before, if any. Only a layout that is not lossless
+                looks at them: if they still map to exactly ``tensors``, they are returned unchanged.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Identity(Layout):
+    """The same tensor on both sides."""
+
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors as they are."""
+        return tuple(tensors)
+
+    def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
+        """The tensors as they are."""
+        return tuple(tensors)
+
+    def __str__(self) -> str:
+        return "as it is"
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors, on any devices, are the same in dtype, shape and every bit, NaNs included."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one.to(other.device), other))
+    return torch.equal(*bits)
