@@ -14,7 +14,7 @@ from torch import nn
 
 from torchjax_bridge import plan, to_flax
 from torchjax_bridge.weights import Flatten
-from torchjax_bridge.weights.flatten._interpreter import _Frame, read_forwards
+from torchjax_bridge.weights.flatten._interpreter import _Frame, interpret_forwards
 from torchjax_bridge.weights.trees._read_torch import read_torch
 
 
@@ -271,7 +271,7 @@ class Frames(nn.Module):
 
 
 def test_what_a_recurrent_layer_gives_is_no_map() -> None:
-    assert read_forwards(read_torch(Frames()).root)[:2] == ({}, {})
+    assert interpret_forwards(read_torch(Frames()).root)[:2] == ({}, {})
 
 
 class Either(nn.Module):
@@ -299,7 +299,7 @@ def test_a_module_is_read_once_for_the_same_input_however_often_it_is_called(
         for _ in range(depth):
             held = Either(held)
         root = read_torch(held).root
-        assert [*read_forwards(root)[0].values()] == [8]
+        assert [*interpret_forwards(root)[0].values()] == [8]
         return len(read)
 
     assert count(9) - count(6) == count(6) - count(3)
@@ -322,7 +322,7 @@ def test_a_source_that_cannot_be_read_shows_nothing(tmp_path: Path) -> None:
             file.write_text(later)
         own = module.Own()
         own.conv, own.fc = nn.Conv2d(3, 8, 3), nn.Linear(32, 4)
-        return [*read_forwards(read_torch(own).root)[0].values()]
+        return [*interpret_forwards(read_torch(own).root)[0].values()]
 
     assert shown(whole) == [8]
     assert shown(whole, "x = (\n" * 4 + '"""') == []
@@ -355,7 +355,7 @@ def test_a_module_whose_forward_is_not_that_of_its_class_shows_nothing() -> None
     assert plan(patched, template).ok
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 10)))
     assert read_torch(scripted).root.children
-    assert read_forwards(read_torch(scripted).root) == ({}, {}, set())
+    assert interpret_forwards(read_torch(scripted).root) == ({}, {}, set())
 
 
 # --- maps that are made of vectors -----------------------------------------------------------------------

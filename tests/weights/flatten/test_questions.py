@@ -209,7 +209,7 @@ def test_an_attention_or_a_bilinear_layer_over_a_flattened_map_is_asked_for(
 def test_a_flatten_outside_of_a_sequential_whose_reader_no_width_shows_is_warned_of() -> None:
     parts = {"conv": CONV, "side": nn.Linear(5, 64), "fc": nn.Linear(64, 10)}
     module, template = _pair(**parts, flat=nn.Flatten())
-    with pytest.warns(PairingWarning, match=r"'flat' \(Flatten\): an nn\.Flatten, and all"):
+    with pytest.warns(PairingWarning, match=r"'flat' \(Flatten\): an nn\.Flatten, and each"):
         to_flax(module, template)
     assert not plan(module, template, rules=[Flatten("fc", (16, 2, 2))]).assumed
     assert not plan(*_pair(**parts, flat=nn.Flatten(), pool=nn.AdaptiveAvgPool2d(1))).assumed

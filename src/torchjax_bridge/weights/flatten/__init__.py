@@ -1,9 +1,8 @@
-"""Who reads a flattened feature map, and who is viewed as one: torch and Flax flatten in different orders.
+"""Flattened feature maps: which layers read them, and which outputs become maps. torch and Flax differ in the order.
 
-Owns the reading of a ``forward`` by abstract interpretation (`_interpreter`, over the values of `_abstract_value`
-and the syntax of `_source`), what modules say that flatten (`_modules`), and the questions that remain
-(`_questions`, in the words of `_faults`). Refuses a layer whose input order nothing tells. Runs no user code.
-Gives its questions to the plan.
+Owns the abstract interpretation of a ``forward`` (`_interpreter`, with `_abstract_value` and `_source`), what modules
+such as ``nn.Flatten`` show (`_modules`), and the questions that remain (`_questions`, `_faults`). Refuses a layer whose
+input order is not known. Runs no user code. Gives its questions to the plan.
 """
 
 from ._questions import COMPUTED as COMPUTED

@@ -1,6 +1,6 @@
-"""What is known of a tensor while a ``forward`` is read, and what becomes of that along the way.
+"""Abstract values: what is known of a tensor while a ``forward`` is interpreted, and how operations change that.
 
-Values alone, without syntax and without modules' settings: ``_interpreter`` says which of these happens where.
+Knows no syntax and no settings of modules: ``_interpreter`` decides which operation happens where.
 """
 
 from collections.abc import Sequence
@@ -10,108 +10,113 @@ from typing import Literal
 from ..trees import TorchNode
 
 __all__ = [
-    "OWN",
+    "CONSTANT",
     "PLAIN",
-    "Seen",
-    "Value",
-    "agreed",
-    "all_features",
+    "AbstractTensor",
+    "AbstractValue",
+    "concatenated",
+    "elementwise",
     "flattened",
+    "join",
     "part_of",
-    "pointed",
-    "together",
+    "pooled",
     "viewed",
 ]
 
 
 @dataclass(frozen=True)
-class Seen:
+class AbstractTensor:
     """What is known of a tensor.
 
     Attributes:
-        kind: A map, one whose positions alone were flattened, a flattened map, features that lie as they do in Flax
-            (what a Linear gives), a view of those, or a parameter or number of the model's own.
+        kind: ``map``: a feature map; ``columns``: a map with only its positions flattened; ``flat``: a flattened
+            map; ``plain``: features in the same order as in Flax, such as a Linear's output; ``viewed``: a view of
+            plain features; ``constant``: a parameter, buffer or number of the model.
         channels: The channels of the map; 0 where they are not known.
         point: Whether the map has a single position.
-        rows: Whether it is viewed with three axes, as a sequence is, though a map over one axis may be.
-        by: The ids of the nodes of the Linears whose outputs it is the sum of.
-        sure: Whether nothing that is not known was added to it.
+        rows: Whether it is viewed with three axes: a sequence, or a map over one axis.
+        linears: The ids of the nodes of Linears. It is the sum of their outputs.
+        sure: Whether nothing unknown was added to it.
     """
 
-    kind: Literal["map", "columns", "flat", "plain", "viewed", "own"]
+    kind: Literal["map", "columns", "flat", "plain", "viewed", "constant"]
     channels: int = 0
     point: bool = False
     rows: bool = False
-    by: frozenset[int] = frozenset()
+    linears: frozenset[int] = frozenset()
     sure: bool = True
 
 
-Value = Seen | TorchNode | None  # a tensor, a module that a name stands for, or what is not known
-_UNKNOWN_MAP = Seen("map")
-PLAIN = Seen("plain")
-OWN = Seen("own")
+AbstractValue = AbstractTensor | TorchNode | None
+"""A tensor, a module, or None for what is not known."""
+
+_UNKNOWN_MAP = AbstractTensor("map")
+PLAIN = AbstractTensor("plain")
+CONSTANT = AbstractTensor("constant")
 
 
-def flattened(value: Value) -> Value:
-    """What flattening all but the batch makes of it."""
-    if not isinstance(value, Seen):
-        return Seen("flat")
-    if value.kind == "own":
+def flattened(value: AbstractValue) -> AbstractValue:
+    """The value with all axes but the batch flattened."""
+    if not isinstance(value, AbstractTensor):
+        return AbstractTensor("flat")
+    if value.kind == "constant":
         return value
     if value.kind in ("plain", "viewed"):
         return replace(value, kind="plain", rows=False)
     return replace(value, kind="flat")
 
 
-def viewed(value: Value, *, rows: bool = False) -> Value:
-    """What another shape makes of it: perhaps a map, of what a Linear gives."""
-    known = isinstance(value, Seen) and value.by and value.kind in ("plain", "viewed")
-    return replace(value, kind="viewed", rows=rows) if known and isinstance(value, Seen) else None
+def viewed(value: AbstractValue, *, rows: bool = False) -> AbstractValue:
+    """The value in another shape. A Linear's output may become a map."""
+    known = isinstance(value, AbstractTensor) and value.linears and value.kind in ("plain", "viewed")
+    return replace(value, kind="viewed", rows=rows) if known and isinstance(value, AbstractTensor) else None
 
 
-def part_of(value: Value) -> Value:
-    """What a part of it is, or a mean: features are on the last axis as before, and of a map nothing is known."""
-    if value == OWN:
+def part_of(value: AbstractValue) -> AbstractValue:
+    """A part or a mean of the value. Features stay on the last axis; of a map, nothing is known any more."""
+    if value == CONSTANT:
         return value
-    if not isinstance(value, Seen) or not (value.kind == "plain" or (value.kind == "viewed" and value.rows)):
-        return None
-    return replace(value, kind="plain", rows=False, by=frozenset())
+    if isinstance(value, AbstractTensor) and (
+        value.kind == "plain" or (value.kind == "viewed" and value.rows)
+    ):
+        return replace(value, kind="plain", rows=False, linears=frozenset())
+    return None
 
 
-def all_features(values: Sequence[Value]) -> Value:
-    """What a tuple is, or what is joined of it: features, if all parts are."""
-    seen = [part_of(value) for value in values]
-    given = [value for value in seen if value != OWN]
-    return agreed(given or seen) if all(value is not None for value in seen) else None
+def concatenated(values: Sequence[AbstractValue]) -> AbstractValue:
+    """A tuple of values, or their concatenation: plain features if all of them are."""
+    parts = [part_of(value) for value in values]
+    computed = [value for value in parts if value != CONSTANT]
+    return join(computed or parts) if all(value is not None for value in parts) else None
 
 
-def pointed(value: Value, *, point: bool) -> Value:
-    """The same, pooled to a single position if ``point``."""
+def pooled(value: AbstractValue, *, point: bool) -> AbstractValue:
+    """The value after pooling, to a single position if ``point``."""
     if not point:
         return value
-    return replace(value, point=True) if isinstance(value, Seen) else replace(_UNKNOWN_MAP, point=True)
+    return replace(value if isinstance(value, AbstractTensor) else _UNKNOWN_MAP, point=True)
 
 
-def together(one: Value, other: Value) -> Value:
-    """What a sum or a product of two is: what says more of the two, since shapes are broadcast."""
-    if OWN in (one, other):  # which says nothing of the other
-        return other if one == OWN else one
-    seen = [value for value in (one, other) if isinstance(value, Seen)]
+def elementwise(one: AbstractValue, other: AbstractValue) -> AbstractValue:
+    """A sum or product: takes the operand of which more is known, since shapes are broadcast."""
+    if CONSTANT in (one, other):
+        return other if one == CONSTANT else one
+    seen = [value for value in (one, other) if isinstance(value, AbstractTensor)]
     if len(seen) < 2:
         return replace(seen[0], sure=False) if seen else None
     kinds = ("flat", "map", "columns", "viewed", "plain")
     first, second = sorted(seen, key=lambda value: (kinds.index(value.kind), value.point, -value.channels))
-    first = replace(first, sure=first.sure and second.sure)
-    return replace(first, by=first.by | second.by) if first.kind in ("plain", "viewed") else first
+    linears = first.linears | second.linears if first.kind in ("plain", "viewed") else first.linears
+    return replace(first, sure=first.sure and second.sure, linears=linears)
 
 
-def agreed(values: Sequence[Value]) -> Value:
-    """What several ways come to, if it is the same for all."""
-    if not values or not all(_but_sure(value) == _but_sure(values[0]) for value in values):
+def join(values: Sequence[AbstractValue]) -> AbstractValue:
+    """The join of the values of several branches: their value if they agree, else unknown."""
+    if not values or not all(_as_sure(value) == _as_sure(values[0]) for value in values):
         return None
-    unsure = [value for value in values if isinstance(value, Seen) and not value.sure]
+    unsure = [value for value in values if isinstance(value, AbstractTensor) and not value.sure]
     return unsure[0] if unsure else values[0]
 
 
-def _but_sure(value: Value) -> Value:
-    return replace(value, sure=True) if isinstance(value, Seen) else value
+def _as_sure(value: AbstractValue) -> AbstractValue:
+    return replace(value, sure=True) if isinstance(value, AbstractTensor) else value

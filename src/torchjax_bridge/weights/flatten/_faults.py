@@ -1,6 +1,6 @@
-"""The words about feature maps: every fault says what is not known and what to type.
+"""The faults about feature maps. Each says what is not known and what to type.
 
-Decides nothing: which layer is asked about is for ``_questions`` to find.
+Decides nothing: ``_questions`` finds the layers to ask about.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,18 @@ from torchjax_bridge.exchange import join_path
 from .._report import Fault
 from ..trees import TorchNode
 
-__all__ = ["contradicts", "say_fixed", "say_how", "say_no_layout", "say_shape", "say_whose"]
+__all__ = [
+    "fixed_order_fault",
+    "flattened_input_fault",
+    "group_norm_fault",
+    "unclear_reader_fault",
+    "viewed_output_fault",
+    "wrong_order_faults",
+]
 
 
-def contradicts(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
-    """Features of which the last, not the first, are the channels of a map."""
+def wrong_order_faults(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
+    """Faults of `Flatten` features whose last number, not the first, is the channels of a map."""
     for features, output in ((node.features, ""), (node.output, ", output=True")):
         if not features or not channels or features[0] in channels:
             continue
@@ -30,7 +37,7 @@ def contradicts(node: TorchNode, channels: Sequence[int]) -> Iterable[Fault]:
             yield Fault("rules", message, path)
 
 
-def say_how(node: TorchNode, width: int, channels: int) -> Fault:
+def flattened_input_fault(node: TorchNode, width: int, channels: int) -> Fault:
     """A layer whose input may be a flattened map."""
     path = join_path(node.origin)
     return Fault(
@@ -44,7 +51,7 @@ def say_how(node: TorchNode, width: int, channels: int) -> Fault:
     )
 
 
-def say_fixed(node: TorchNode, width: int, channels: int) -> Fault:
+def fixed_order_fault(node: TorchNode, width: int, channels: int) -> Fault:
     """An attention or a bilinear layer whose input may be a flattened map."""
     path = join_path(node.origin)
     return Fault(
@@ -57,8 +64,8 @@ def say_fixed(node: TorchNode, width: int, channels: int) -> Fault:
     )
 
 
-def say_whose(node: TorchNode, width: int, linear: TorchNode) -> Fault:
-    """A layer that may stand between a Linear and the map that is made of its output."""
+def unclear_reader_fault(node: TorchNode, width: int, linear: TorchNode) -> Fault:
+    """A layer that may read the output of a Linear before it becomes a map."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
@@ -69,8 +76,8 @@ def say_whose(node: TorchNode, width: int, linear: TorchNode) -> Fault:
     )
 
 
-def say_shape(node: TorchNode, width: int, channels: int) -> Fault:
-    """A Linear of whose output a map may be made."""
+def viewed_output_fault(node: TorchNode, width: int, channels: int) -> Fault:
+    """A Linear whose output may become a map."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
@@ -83,8 +90,8 @@ def say_shape(node: TorchNode, width: int, channels: int) -> Fault:
     )
 
 
-def say_no_layout(node: TorchNode, width: int) -> Fault:
-    """A GroupNorm over flattened features, whose groups are other ones in another order."""
+def group_norm_fault(node: TorchNode, width: int) -> Fault:
+    """A GroupNorm over flattened features: another order changes its groups."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",

@@ -1,6 +1,6 @@
-"""What the modules of torch that flatten and unflatten say: who reads what they give, if a ``Sequential`` shows it.
+"""What ``nn.Flatten``, ``nn.Unflatten`` and their neighbours in a ``Sequential`` show about flattened maps.
 
-Owns no widths and asks nothing: that is for ``_questions``.
+Knows nothing about widths; ``_questions`` asks the questions.
 """
 
 from torch import nn
@@ -19,15 +19,15 @@ __all__ = [
     "takes_channels",
 ]
 
-# One number a feature, whatever the order of the features. A GroupNorm's groups do depend on it.
+# Layers with one number a feature, which work in any order of the features. A GroupNorm does not.
 PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *PER_FEATURE)
 
 
 def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
-    """The layers right behind an ``nn.Flatten`` and the Linears right before an ``nn.Unflatten``.
+    """The layers right after an ``nn.Flatten``, and the Linears right before an ``nn.Unflatten``.
 
-    Each with the channels of the map, 0 where the ``Sequential`` does not tell.
+    Maps the id of each node to the channels of the map, 0 where the ``Sequential`` does not show them.
     """
     behind: dict[int, int] = {}
     before: dict[int, int] = {}
@@ -61,26 +61,26 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
 
 
 def takes_all(module: nn.Flatten) -> bool:
-    """Whether it leaves nothing but the batch."""
+    """Whether it flattens all axes but the batch."""
     return module.start_dim == 1 and module.end_dim == -1
 
 
 def gives_channels(module: nn.Module | None) -> int:
-    """The channels of the map that a layer gives; 0 where it does not tell."""
+    """The channels of a layer's output map; 0 where they are not known."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.out_channels
     return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
 
 
 def takes_channels(module: nn.Module | None) -> int:
-    """The channels of the map that a layer takes; 0 where it does not tell."""
+    """The channels of a layer's input map; 0 where they are not known."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.in_channels
     return gives_channels(module)
 
 
 NO_READER = (
-    "an nn.Flatten, and all layers' inputs may be other layers' outputs, so that it is taken to flatten maps of "
+    "an nn.Flatten, and each layer's input may be another layer's output, so it is assumed to flatten maps of "
     "one position (rules=[Flatten(<layer>, (C, H, W))] says which layer reads it, Flatten(<layer>, None) that no "
     "order is lost)"
 )
@@ -98,7 +98,7 @@ def pools_to_a_point(module: nn.Module | None) -> bool:
 
 
 def loose_flattens(root: TorchNode) -> list[TorchNode]:
-    """Every ``nn.Flatten`` of which no ``Sequential`` shows the reader; none where maps are pooled to a point."""
+    """Each ``nn.Flatten`` whose reader no ``Sequential`` shows; none where maps are pooled to a point."""
     nodes = list(root.walk())
     if any(pools_to_a_point(node.module) for node in nodes):
         return []

@@ -1,6 +1,6 @@
-"""The words in the source of a ``forward``: what flattens, what keeps channels, and where the source is.
+"""Reads single calls in the source of a ``forward``: which flatten, permute or pool, and which keep channels.
 
-Reads syntax trees and follows nothing: that is for ``_interpreter``.
+Reads syntax trees; ``_interpreter`` follows the values.
 """
 
 import ast
@@ -17,15 +17,15 @@ __all__ = [
     "KEEPS",
     "KEEPS_FEATURES",
     "flattens",
-    "is_a_module_of_functions",
+    "is_function_namespace",
     "is_one",
-    "number",
+    "literal",
+    "moves_channels_last",
     "reduces_positions",
     "source_of",
-    "turns",
 ]
 
-# What changes neither the channels nor their order; in place, with an underscore at the end.
+# Functions and methods that keep the channels and their order. In-place ones end in an underscore.
 KEEPS = frozenset((
     "relu", "relu6", "gelu", "silu", "elu", "selu", "celu", "leaky_relu", "prelu", "rrelu", "mish",
     "sigmoid", "logsigmoid", "tanh", "hardtanh", "hardswish", "hardsigmoid", "softplus", "softsign",
@@ -38,7 +38,7 @@ KEEPS = frozenset((
     "mul", "div", "clamp", "clip", "abs", "exp", "sqrt", "square", "rsqrt",
 ))  # fmt: skip
 
-# What leaves the features of what is no map on the last axis, in their order.
+# Functions and methods that keep plain features on the last axis, in their order.
 KEEPS_FEATURES = frozenset((
     "mean", "sum", "amax", "amin", "max", "min", "chunk", "split", "tensor_split", "unbind", "squeeze",
     "softmax", "log_softmax", "normalize", "layer_norm", "rms_norm", "masked_fill",
@@ -47,12 +47,12 @@ JOINS = frozenset(("cat", "concat", "concatenate", "stack", "hstack"))
 
 
 def source_of(function: Any) -> ast.FunctionDef | None:
-    """The definition of a function of the caller's; None where there is no source."""
+    """The syntax tree of a function that the caller wrote; None where there is no source."""
     if not callable(function):
         return None
     try:
         plain = inspect.unwrap(function)
-    except ValueError:  # one that wraps itself
+    except ValueError:  # it wraps itself
         return None
     if not isinstance(plain, FunctionType) or str(plain.__module__).startswith("torch."):
         return None
@@ -64,19 +64,19 @@ def _parsed(code: CodeType) -> ast.FunctionDef | None:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError, ValueError, TokenError, RecursionError):
-        return None  # there is none, or the file was changed since
+        return None  # there is no source, or the file has changed
     found = next((one for one in tree.body if isinstance(one, ast.FunctionDef)), None)
     return found if found is not None and found.name == code.co_name else None
 
 
 def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword], *, of_map: bool) -> bool:
-    """Whether a call leaves two axes, the batch and all the rest, as any two are of what is known for a map."""
+    """Whether a call keeps the batch and flattens the rest. Of a known map, any two axes are these."""
     if name == "flatten":
-        said = {word.arg: word.value for word in words}
-        places = [value for value in arguments if value not in said.values()]
-        start = said.get("start_dim", places[0] if places else None)
-        end = said.get("end_dim", places[1] if len(places) > 1 else None)
-        return start is not None and number(start) == 1 and (end is None or number(end) == -1)
+        keywords = {word.arg: word.value for word in words}
+        places = [value for value in arguments if value not in keywords.values()]
+        start = keywords.get("start_dim", places[0] if places else None)
+        end = keywords.get("end_dim", places[1] if len(places) > 1 else None)
+        return start is not None and literal(start) == 1 and (end is None or literal(end) == -1)
     if name not in ("view", "reshape"):
         return False
     sizes = list(arguments)
@@ -84,14 +84,14 @@ def flattens(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keywo
         sizes = list(sizes[0].elts)
     if any(isinstance(size, ast.Starred) for size in sizes):
         return False
-    return len(sizes) == 2 and (of_map or [number(size) for size in sizes].count(-1) == 1)
+    return len(sizes) == 2 and (of_map or [literal(size) for size in sizes].count(-1) == 1)
 
 
-def turns(name: str, arguments: Sequence[ast.expr], kind: str) -> bool:
-    """Whether a call moves the channels of a map to the end, where Flax has them; of its columns likewise."""
-    axes = tuple(map(number, arguments))
+def moves_channels_last(name: str, arguments: Sequence[ast.expr], kind: str) -> bool:
+    """Whether a call moves the channels of a map, or of its columns, to the end, as in Flax."""
+    axes = tuple(map(literal, arguments))
     if len(arguments) == 1 and isinstance(arguments[0], ast.Tuple | ast.List):
-        axes = tuple(map(number, arguments[0].elts))
+        axes = tuple(map(literal, arguments[0].elts))
     if kind == "map":
         return name == "permute" and axes in ((0, 2, 3, 1), (0, 2, 1), (0, 2, 3, 4, 1))
     if name in ("transpose", "swapaxes", "swapdims"):
@@ -100,17 +100,17 @@ def turns(name: str, arguments: Sequence[ast.expr], kind: str) -> bool:
 
 
 def reduces_positions(name: str, arguments: Sequence[ast.expr], words: Sequence[ast.keyword]) -> bool:
-    """Whether a call takes the mean, or the like, over both axes of space of a map, which leaves its channels."""
-    said = {word.arg: word.value for word in words}
-    axes = said.get("dim", said.get("axis", arguments[0] if arguments else None))
-    if name not in ("mean", "sum", "amax", "amin") or axes is None or "keepdim" in said:
+    """Whether a call reduces a map to its channels, by a mean or the like over the axes of space."""
+    keywords = {word.arg: word.value for word in words}
+    axes = keywords.get("dim", keywords.get("axis", arguments[0] if arguments else None))
+    if name not in ("mean", "sum", "amax", "amin") or axes is None or "keepdim" in keywords:
         return False
-    found = number(axes)
+    found = literal(axes)
     return isinstance(found, tuple | list) and sorted(found) in ([2, 3], [-2, -1], [2, 3, 4])
 
 
-def number(value: ast.expr) -> Any:
-    """The number that is written there; None where it is something else."""
+def literal(value: ast.expr) -> Any:
+    """The literal that an expression is; None for any other expression."""
     try:
         return ast.literal_eval(value)
     except (ValueError, TypeError):
@@ -119,11 +119,11 @@ def number(value: ast.expr) -> Any:
 
 def is_one(size: ast.expr) -> bool:
     """Whether the size of a pooled map is a single position."""
-    return number(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
+    return literal(size) in (1, (1,), (1, 1), (1, 1, 1), [1], [1, 1], [1, 1, 1])
 
 
-def is_a_module_of_functions(value: ast.expr) -> bool:
-    """``torch``, ``F`` or ``nn.functional``, of which a function is called; not a tensor with its method."""
+def is_function_namespace(value: ast.expr) -> bool:
+    """Whether a call on this calls a function: it is ``torch``, ``F`` or ``nn.functional``, and no tensor."""
     while isinstance(value, ast.Attribute):
         if value.attr == "functional":
             return True
