@@ -1,8 +1,8 @@
 """Flattened feature maps, whose order differs in torch and Flax: who reads them, and which outputs become maps.
 
-Owns the abstract interpretation of a ``forward`` (`_interpreter`, `_abstract_value`, `_source`), what modules such as
-``nn.Flatten`` show (`_modules`), and the questions that remain (`_questions`, `_faults`). Refuses a layer with an
-unknown order of inputs. Runs no user code. Gives its questions to the plan.
+Owns the abstract interpretation of a ``forward`` (`_interpreter`, `_abstract_value`, `_source`), what modules
+such as ``nn.Flatten`` show (`_modules`), and the questions that remain (`_questions`, `_faults`). Refuses a layer
+with an unknown order of inputs. Runs no user code. Gives its questions to the plan.
 """
 
 from ._questions import COMPUTED as COMPUTED
