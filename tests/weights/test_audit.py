@@ -15,7 +15,7 @@ from torch import nn
 from tests.weights import models
 from torchjax_bridge import audit, errors, parity, to_flax
 from torchjax_bridge.weights import Audit, Flatten, SettingsWarning, layers
-from torchjax_bridge.weights.settings._conv import _word
+from torchjax_bridge.weights.settings._conv import _transposed_pads_of_word
 
 FLATTEN = [Flatten("fc1", (4, 2, 2))]
 
@@ -246,7 +246,7 @@ def test_the_words_of_a_transposed_convolution_are_read_as_jax_reads_them(
 ) -> None:
     x, kernel = jnp.arange(1.0, 6.0).reshape(1, 5, 1), jnp.arange(1.0, 1.0 + size).reshape(size, 1, 1)
     run = partial(jax.lax.conv_transpose, x, kernel, (stride,))
-    numbers = _word(padding, size, stride)
+    numbers = _transposed_pads_of_word(padding, size, stride)
     dimensions = ("NHC", "HIO", "NHC")
     want = run(padding=padding, dimension_numbers=dimensions)
     assert jnp.array_equal(run(padding=(numbers,), dimension_numbers=dimensions), want)

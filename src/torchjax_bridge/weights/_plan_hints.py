@@ -21,14 +21,14 @@ def apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
     layers = [node for node in tree.root.walk() if _holds_tensors(node)]
     for rule in rules:
         if isinstance(rule, Fused):
-            holders = [node for node in tree.root.walk() if rule.names(node.origin) and not node.empty]
+            holders = [node for node in tree.root.walk() if rule.matches(node.origin) and not node.empty]
             if not holders:
                 faults.append(Fault("rules", f"{rule} names no module of the torch side", rule.module))
             for node in holders:
                 node.fused += (rule,)
         if not isinstance(rule, LayerType | Flatten):
             continue
-        named = [node for node in layers if rule.names(node.origin)]
+        named = [node for node in layers if rule.matches(node.origin)]
         if not named:
             near = did_you_mean(rule.torch, [join_path(node.origin) for node in layers])
             faults.append(Fault("rules", f"{rule} names no layer of the torch side{near}", rule.torch))

@@ -10,15 +10,15 @@ from itertools import combinations, permutations
 
 import numpy as np
 
-from ._probes import Close, Finding, Known
+from ._probes import Close, Diagnosis, NamedArray
 
-__all__ = ["attended"]
+__all__ = ["attention_difference"]
 
 _MOST = 2_000_000  # scores of one attention
 
 
 @dataclass(frozen=True)
-class _Way:
+class _Variant:
     """How an attention is computed.
 
     Attributes:
@@ -40,7 +40,9 @@ class _Way:
     merged: bool = True
 
 
-def attended(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def attention_difference(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """What an attention does otherwise in Flax, if both arrays are one of known parts."""
     if ours.ndim != 3 or ours.shape != theirs.shape:
         return None
@@ -50,28 +52,28 @@ def attended(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close
         orders: list[tuple[int, ...]] = [(0, 1, 2)] if len(parts) == 1 else [*permutations(range(3))]
         basic = [
             way
-            for kind in (_PARTS if len(parts) == 1 else ("",))
+            for kind in (_SPLITS if len(parts) == 1 else ("",))
             for order in orders
             for count in heads
             for way in (
-                _Way(order, kind, count),
-                _Way(order, kind, count, scale="1"),
-                _Way(order, kind, count, causal=True),
+                _Variant(order, kind, count),
+                _Variant(order, kind, count, scale="1"),
+                _Variant(order, kind, count, causal=True),
             )
         ]
-        truth = next((way for way in basic if _is(way, parts, ours, close)), None)
+        truth = next((way for way in basic if _gives(way, parts, ours, close)), None)
         if truth is None:
             continue
-        for way, says, fix in _otherwise(truth, heads, one=len(parts) == 1):
-            if _is(way, parts, theirs, close):
-                return Finding("attention", f"in the attention of {name} {says}", fix)
+        for way, says, fix in _variants(truth, heads, one=len(parts) == 1):
+            if _gives(way, parts, theirs, close):
+                return Diagnosis("attention", f"in the attention of {name} {says}", fix)
     return None
 
 
-_PARTS = ("q, k, v", "heads first", "q, k, v in each head, last")
+_SPLITS = ("q, k, v", "heads first", "q, k, v in each head, last")
 
 
-def _sources(known: Sequence[Known], shape: tuple[int, ...]) -> Iterator[tuple[str, list[np.ndarray]]]:
+def _sources(known: Sequence[NamedArray], shape: tuple[int, ...]) -> Iterator[tuple[str, list[np.ndarray]]]:
     """One layer that gives all three, or three layers."""
     outputs = [one for one in known if one.array.ndim == 3 and one.array.shape[0] == shape[0]]
     for one in outputs:
@@ -86,14 +88,14 @@ def _sources(known: Sequence[Known], shape: tuple[int, ...]) -> Iterator[tuple[s
         )
 
 
-def _is(way: _Way, parts: Sequence[np.ndarray], array: np.ndarray, close: Close) -> bool:
+def _gives(way: _Variant, parts: Sequence[np.ndarray], array: np.ndarray, close: Close) -> bool:
     """Whether this is how an array was computed; one sequence says no before all are gone through."""
     first = [part[:1] for part in parts]
     return close(array[:1], _compute(way, first)) and close(array, _compute(way, parts))
 
 
-def _compute(way: _Way, parts: Sequence[np.ndarray]) -> np.ndarray:
-    three = _parted(way, parts[0]) if len(parts) == 1 else [_split(part, way.heads) for part in parts]
+def _compute(way: _Variant, parts: Sequence[np.ndarray]) -> np.ndarray:
+    three = _split_fused(way, parts[0]) if len(parts) == 1 else [_split(part, way.heads) for part in parts]
     query, key, value = (three[place] for place in way.order)
     width = query.shape[-1] * way.heads
     factors = {"1": 1.0, "dim ** -0.5": width**-0.5, "1 / head_dim": 1 / query.shape[-1]}
@@ -112,7 +114,7 @@ def _split(part: np.ndarray, heads: int) -> np.ndarray:
     return part.reshape(*part.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def _parted(way: _Way, fused: np.ndarray) -> list[np.ndarray]:
+def _split_fused(way: _Variant, fused: np.ndarray) -> list[np.ndarray]:
     n, length, width = fused.shape
     size = width // 3 // way.heads
     if way.parts == "q, k, v":
@@ -122,11 +124,11 @@ def _parted(way: _Way, fused: np.ndarray) -> list[np.ndarray]:
     return list(fused.reshape(n, length, way.heads, size, 3).transpose(4, 0, 2, 1, 3))
 
 
-def _otherwise(truth: _Way, heads: Sequence[int], *, one: bool) -> Iterator[tuple[_Way, str, str]]:
+def _variants(truth: _Variant, heads: Sequence[int], *, one: bool) -> Iterator[tuple[_Variant, str, str]]:
     """The ways that differ in one thing, or in order and parts: each with what it is, and the fix."""
     names = ("query", "key", "value")
     shown = ", ".join
-    for parts in _PARTS if one else (truth.parts,):
+    for parts in _SPLITS if one else (truth.parts,):
         for order in permutations(range(3)):
             way = replace(truth, order=order, parts=parts)
             if way == truth:

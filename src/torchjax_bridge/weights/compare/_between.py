@@ -14,38 +14,38 @@ from torch import nn
 
 from torchjax_bridge.exchange import join_path
 
-from ._attention import attended
+from ._attention import attention_difference
 from ._evidence import Cause, Evidence, as_cause, not_called, place
-from ._forms import told_apart
-from ._pooling import is_pooling, pooled_everywhere, pooled_otherwise
-from ._probes import ACTIVATIONS, Known, applied, find
+from ._formulas import differing_formulas
+from ._pooling import is_pooling, other_poolings, unstrided_poolings
+from ._probes import ACTIVATIONS, NamedArray, apply_torch, run_probes
 from ._record import MODEL_ERRORS, Call
-from ._steps import Comparison, Step, channels_last, compare
-from ._values import laid_out, values_in
+from ._steps import ComparedArrays, Step, channels_last, compare
+from ._values import flax_layouts, values_in
 
 __all__ = ["between", "relation"]
 
 
-def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
+def between(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evidence) -> Iterator[Cause]:
     """Causes in front of a step whose input differs, the likeliest first."""
     if inputs is None:
         return
     before = evidence.agreeing(step)
     where = f"between {place(before[0])} and {place(step)} " if before else f"in front of {place(step)} "
     yield from _swapped_calls(step, inputs, evidence)
-    yield from _front(step, call, evidence)
+    yield from _flattened_channels_first(step, call, evidence)
     if inputs.ours is None:
-        yield from _everywhere(step, inputs, evidence, where)
+        yield from _without_strides(step, inputs, evidence, where)
         ours, theirs = inputs.shapes
         yield Cause("shape", f"{where}torch has {ours}, Flax {theirs}", "", proved=False)
         return
-    yield from _viewed(inputs, before, where, evidence)
+    yield from _unflattened(inputs, before, where, evidence)
     yield from _pooling(step, inputs, evidence, where)
     yield from relation(step, inputs, evidence, where)
     for other in evidence.steps[: evidence.steps.index(step)]:
-        if other.flax is None and not _may_be_several(other.module):
+        if other.flax is None and not _may_be_split(other.module):
             yield replace(not_called(other), proved=False)
-    yield from _other_order(step, call, evidence)
+    yield from _call_order(step, call, evidence)
     alone = [s.torch for s in evidence.steps[: evidence.steps.index(step)] if s.flax is None]
     between = [*(call for call in alone if isinstance(call.module, nn.RNNBase)), *_unpaired(step, evidence)]
     names = ", ".join(f"'{join_path(c.path)}' ({type(c.module).__name__})" for c in between)
@@ -53,7 +53,7 @@ def between(step: Step, call: Call, inputs: Comparison | None, evidence: Evidenc
     yield Cause("unknown", f"{where}the two models compute different things{ran}", "", proved=False)
 
 
-def _other_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+def _call_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
     """A layer beside this one that runs before it on one side and after it on the other, as a norm does."""
     theirs = {id(one): place for place, one in enumerate(evidence.flax.calls)}
     here, there = evidence.steps.index(step), theirs.get(id(call))
@@ -69,12 +69,12 @@ def _other_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
             yield Cause("call order", message, "call them in torch's order", proved=False)
 
 
-def _may_be_several(module: nn.Module) -> bool:
+def _may_be_split(module: nn.Module) -> bool:
     """Whether a module may be several in Flax, none of which is called in its place."""
     return isinstance(module, nn.RNNBase) or next(module.children(), None) is not None
 
 
-def _front(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+def _flattened_channels_first(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
     """Features that are to be flattened channels last, and are flattened channels first."""
     plain = compare(step.module, step.torch.inputs, call.inputs, evidence.bounds)
     if step.features is not None and plain is not None and plain.ok:
@@ -87,7 +87,9 @@ def _front(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
         yield Cause("flatten order", message, fix, proved=True)
 
 
-def _viewed(inputs: Comparison, before: list[Step], where: str, evidence: Evidence) -> Iterator[Cause]:
+def _unflattened(
+    inputs: ComparedArrays, before: list[Step], where: str, evidence: Evidence
+) -> Iterator[Cause]:
     """A vector that one side views as ``(C, *space)`` and the other as ``(*space, C)``."""
     ours, theirs = inputs.ours, inputs.theirs
     linear = next((other for other in before if isinstance(other.module, nn.Linear)), None)
@@ -127,19 +129,19 @@ def _maps(step: Step, evidence: Evidence) -> list[tuple[int, ...]]:
     return shapes[::-1]
 
 
-def _on_the_way(step: Step, compared: Comparison, evidence: Evidence) -> Iterator[Known]:
+def _last_agreeing(step: Step, compared: ComparedArrays, evidence: Evidence) -> Iterator[NamedArray]:
     """The output of the last layer that agrees, which torch pools and flattens before it is this input."""
     for other in evidence.agreeing(step)[:1]:
         for value in other.torch.outputs[:1]:
             modules = [one.module for one in _unpaired(step, evidence) if is_pooling(one.module)]
 
             def reach(array: np.ndarray, modules: Sequence[nn.Module] = tuple(modules)) -> np.ndarray | None:
-                return _arrived(array, step, compared.theirs.shape, modules)
+                return _as_flax_input(array, step, compared.theirs.shape, modules)
 
-            yield Known(f"the output of '{join_path(other.torch.path)}'", value.array, reach)
+            yield NamedArray(f"the output of '{join_path(other.torch.path)}'", value.array, reach)
 
 
-def _arrived(
+def _as_flax_input(
     array: np.ndarray, step: Step, shape: tuple[int, ...], modules: Sequence[nn.Module] = ()
 ) -> np.ndarray | None:
     """An array of torch's, pooled and flattened, as the input of a step in Flax."""
@@ -155,19 +157,19 @@ def _arrived(
         array = array.reshape(len(array), -1)
     if step.features is not None and array.shape == shape:
         array = channels_last(array, step.features)
-    return next(iter(laid_out(array, step.module, shape)), None)
+    return next(iter(flax_layouts(array, step.module, shape)), None)
 
 
-def _known(step: Step, evidence: Evidence) -> Iterator[Known]:
+def _earlier_arrays(step: Step, evidence: Evidence) -> Iterator[NamedArray]:
     """What the layers in front of a step gave and took, where both sides agree, the latest first."""
-    for other in evidence.agreeing(step)[:_FAR]:
+    for other in evidence.agreeing(step)[:_LOOK_BACK]:
         name = join_path(other.torch.path)
         for what, compared in (("output", other.output), ("input", other.inputs(evidence.bounds))):
             if compared is not None and compared.ok and compared.ours is not None:
-                yield Known(f"the {what} of '{name}'", compared.ours)
+                yield NamedArray(f"the {what} of '{name}'", compared.ours)
 
 
-def _own(evidence: Evidence) -> list[Known]:
+def _own_parameters(evidence: Evidence) -> list[NamedArray]:
     """The parameters and buffers of torch's modules that are no layer's weights: those of its own classes."""
     found = []
     for step in evidence.steps:
@@ -177,19 +179,20 @@ def _own(evidence: Evidence) -> list[Known]:
         ):
             if not type(step.module).__module__.startswith("torch."):
                 path = join_path((*step.torch.path, name))
-                found += [Known(f"its '{path}'", value.array) for value in values_in(tensor)]
+                found += [NamedArray(f"its '{path}'", value.array) for value in values_in(tensor)]
     return found
 
 
-_FAR = 12  # layers that are looked back: farther connections are rare, and each costs a pass over every activation
+# How many layers are looked back: farther connections are rare, and each costs a pass over every activation.
+_LOOK_BACK = 12
 
 
-def _swapped_calls(step: Step, inputs: Comparison, evidence: Evidence) -> Iterator[Cause]:
+def _swapped_calls(step: Step, inputs: ComparedArrays, evidence: Evidence) -> Iterator[Cause]:
     """Another Flax layer of the same kind was given what torch gives to this one."""
     for other in evidence.steps:
         if other is step or other.flax is None or type(other.module) is not type(step.module):
             continue
-        theirs = compare(step.module, step.given, other.flax.inputs, evidence.bounds)
+        theirs = compare(step.module, step.flax_inputs, other.flax.inputs, evidence.bounds)
         own = other.inputs(evidence.bounds)
         if theirs is not None and theirs.ok and own is not None and not own.ok:
             name = join_path(other.flax.path)
@@ -211,26 +214,30 @@ def _unpaired(step: Step, evidence: Evidence) -> list[Call]:
     return found
 
 
-def _pooling(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
+def _pooling(step: Step, inputs: ComparedArrays, evidence: Evidence, where: str) -> Iterator[Cause]:
     """A pooling layer of torch's, with another padding in Flax."""
     for call in _unpaired(step, evidence):
-        for text, fix, result in pooled_otherwise(call.module, call.inputs):
-            arrived = _arrived(result, step, inputs.theirs.shape)
+        for text, fix, result in other_poolings(call.module, call.inputs):
+            arrived = _as_flax_input(result, step, inputs.theirs.shape)
             if arrived is not None and evidence.close(arrived, inputs.theirs):
                 name = f"'{join_path(call.path)}' ({type(call.module).__name__})"
                 yield Cause("pooling", f"{where}{text} where torch runs {name}", fix, proved=True)
 
 
-_LESS = 4  # what explains a difference leaves less of it, also where rounding would have explained as much
+_IMPROVEMENT = (
+    4  # what explains a difference leaves less of it, also where rounding would have explained as much
+)
 
 
-def _everywhere(step: Step, inputs: Comparison, evidence: Evidence, where: str) -> Iterator[Cause]:
+def _without_strides(step: Step, inputs: ComparedArrays, evidence: Evidence, where: str) -> Iterator[Cause]:
     """A pooling that Flax makes at every position, since its strides were left out."""
-    for known, name in product(_known(step, evidence), ("", "relu", "silu", "gelu(approximate=False)")):
+    for known, name in product(
+        _earlier_arrays(step, evidence), ("", "relu", "silu", "gelu(approximate=False)")
+    ):
         if known.array.ndim != 4 or known.array.dtype.kind != "f":
             continue
-        array = applied(ACTIVATIONS[name], known.array) if name else known.array
-        for size, pooled in pooled_everywhere(array, inputs.theirs.shape):
+        array = apply_torch(ACTIVATIONS[name], known.array) if name else known.array
+        for size, pooled in unstrided_poolings(array, inputs.theirs.shape):
             if evidence.close(pooled, inputs.theirs):
                 message = f"{where}Flax pools by windows of {size} with strides of 1, which is Flax's default"
                 yield Cause("pooling", message, f"pool with strides=({size}, {size})", proved=True)
@@ -238,23 +245,23 @@ def _everywhere(step: Step, inputs: Comparison, evidence: Evidence, where: str) 
 
 
 def relation(
-    step: Step, compared: Comparison, evidence: Evidence, where: str, reader: Step | None = None
+    step: Step, compared: ComparedArrays, evidence: Evidence, where: str, reader: Step | None = None
 ) -> Iterator[Cause]:
     """A relation between what torch has and what Flax has, found by its numbers; ``reader`` is whom to mend."""
     if compared.ours is None:
         return
-    known = [*_known(step, evidence), *_on_the_way(step, compared, evidence)]
+    known = [*_earlier_arrays(step, evidence), *_last_agreeing(step, compared, evidence)]
     was = compared.gap.difference
 
     def close(one: np.ndarray, other: np.ndarray) -> bool:
-        return evidence.close(one, other, was / _LESS)
+        return evidence.close(one, other, was / _IMPROVEMENT)
 
-    finding = find(compared.ours, compared.theirs, known, _maps(step, evidence), close)
+    finding = run_probes(compared.ours, compared.theirs, known, _maps(step, evidence), close)
     if finding is None or finding.kind == "order":  # which says little
         with np.errstate(all="ignore"):  # a formula that neither model has may well overflow
             finding = (
-                told_apart(compared.ours, compared.theirs, known, _own(evidence), close)
-                or attended(compared.ours, compared.theirs, known, close)
+                differing_formulas(compared.ours, compared.theirs, known, _own_parameters(evidence), close)
+                or attention_difference(compared.ours, compared.theirs, known, close)
                 or finding
             )
     if finding is not None:

@@ -23,7 +23,7 @@ from ._evidence import Cause, Evidence, as_cause, not_called, place
 from ._masks import flax_masks
 from ._record import Call
 from ._rerun import Rerun
-from ._steps import Comparison, Step, compare, given_torchs
+from ._steps import ComparedArrays, Step, compare, with_torch_input
 from ._values import has_own_forward
 from ._wrong_weights import wrong_weights
 
@@ -54,27 +54,27 @@ def has_own_fault(step: Step, evidence: Evidence) -> bool:
     return any(True for _ in wrong) or any(settings) or any(True for _ in _mode(step, step.flax, evidence))
 
 
-def _inside(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Iterator[Cause]:
-    call = given_torchs(call, inputs)
+def _inside(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evidence) -> Iterator[Cause]:
+    call = with_torch_input(call, inputs)
     wrong = list(wrong_weights(step.torch.path, call.path, evidence.moves, evidence.values))
     # What is there instead is exact knowledge; that it is something else may still not be why.
     yield from (as_cause(finding, step, "") for finding in wrong if finding.kind != "weights")
     yield from _settings(step, call, evidence)
     yield from _mode(step, call, evidence)
-    yield from _own_call(step, call, evidence)
+    yield from _overridden_call(step, call, evidence)
     yield from _carry(step, call, evidence)
     yield from _mask(step, call, evidence)
     for finding in wrong:
-        proved = _agrees(step, call, {}, evidence, rerun=evidence.refilled())
+        proved = _agrees(step, call, {}, evidence, rerun=evidence.rerun_refilled())
         yield replace(as_cause(finding, step, ""), proved=proved)
     if step.output is not None:
         behind = f"behind the last layer of {place(step)} "
         alone = step.torch.path and evidence.moves.get(step.torch.path) and has_own_forward(step.module)
         for cause in relation(step, step.output, evidence, behind, _reader(step, evidence)):
-            yield _perhaps_behind(cause, step) if alone else cause
+            yield _unless_behind(cause, step) if alone else cause
 
 
-def _perhaps_behind(cause: Cause, step: Step) -> Cause:
+def _unless_behind(cause: Cause, step: Step) -> Cause:
     """A layer of the caller's does more than its twin does, which may be right: what Flax does then is unknown."""
     return replace(
         cause, fix=f"Flax may have it behind {place(step)}; if it has not, {cause.fix}", proved=False
@@ -136,7 +136,7 @@ def _mode(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
 _WITH_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def _own_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
+def _overridden_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
     """A subclass of Flax's layer whose ``__call__`` computes something else than the layer does."""
     layer = evidence.layers.get(call.path)
     if layer is None or layer.overrides is None:
@@ -211,7 +211,7 @@ def _agrees(
     again = (rerun or evidence.rerun)(call, settings, kind)
     if again is None:
         return False
-    output = compare(step.module, step.gave, again, evidence.bounds)
+    output = compare(step.module, step.flax_outputs, again, evidence.bounds)
     if output is None:
         return False
     was = step.output.gap.relative if step.output is not None else float("inf")
@@ -219,7 +219,7 @@ def _agrees(
     return output.ok or output.gap.relative <= was / 100
 
 
-def _unknown(step: Step, call: Call, inputs: Comparison | None, evidence: Evidence) -> Cause:
+def _unknown(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evidence) -> Cause:
     if step.output is not None and step.output.ours is None:
         ours, theirs = step.output.shapes
         return Cause("shape", f"{place(step)} gives {ours} in torch and {theirs} in Flax", "", proved=False)

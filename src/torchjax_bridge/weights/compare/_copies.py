@@ -18,7 +18,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path, from_jax_keypath
 
-__all__ = ["own_copies", "rebuilt", "tensors_in"]
+__all__ = ["map_arrays", "own_copies", "tensors_in"]
 
 Leaf = Callable[[Path, Any], Any]
 
@@ -45,7 +45,7 @@ def own_copies(tree: Any) -> Any:
                 copies[id(array)] = _copy(array, storages, alone=sharing[_memory(array)] == 1)
         return copies[id(array)]
 
-    return rebuilt(tree, leaf)
+    return map_arrays(tree, leaf)
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -57,7 +57,7 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
             found.append(array)
         return array
 
-    rebuilt(tree, leaf)
+    map_arrays(tree, leaf)
     return found
 
 
@@ -84,16 +84,16 @@ def _copy(tensor: torch.Tensor, storages: dict[int, torch.UntypedStorage], *, al
 # --- trees ---------------------------------------------------------------------------------------------
 
 
-def rebuilt(tree: Any, leaf: Leaf) -> Any:
+def map_arrays(tree: Any, leaf: Leaf) -> Any:
     """The tree with ``leaf(path, array)`` in the place of every array.
 
     Opened are lists, tuples, mappings, what is registered with JAX, and the attributes of other objects that are
     not called; what holds no array and no container is passed on as it is.
     """
-    return _rebuilt(tree, leaf, (), {})
+    return _map_arrays(tree, leaf, (), {})
 
 
-def _rebuilt(tree: Any, leaf: Leaf, path: Path, made: dict[int, tuple[Any, Any]]) -> Any:
+def _map_arrays(tree: Any, leaf: Leaf, path: Path, made: dict[int, tuple[Any, Any]]) -> Any:
     if isinstance(tree, _ARRAYS):
         return leaf(path, tree)
     if id(tree) not in made:
@@ -104,7 +104,7 @@ def _rebuilt(tree: Any, leaf: Leaf, path: Path, made: dict[int, tuple[Any, Any]]
 
 def _container(tree: Any, leaf: Leaf, path: Path, made: dict[int, tuple[Any, Any]]) -> Any:
     def inside(key: Any, item: Any) -> Any:
-        return _rebuilt(item, leaf, (*path, key if isinstance(key, int) else str(key)), made)
+        return _map_arrays(item, leaf, (*path, key if isinstance(key, int) else str(key)), made)
 
     if isinstance(tree, nn.Module | nnx.Module | flax.linen.Module):
         return tree

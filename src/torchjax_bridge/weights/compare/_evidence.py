@@ -11,7 +11,7 @@ from torchjax_bridge.exchange import Path, join_path
 from .._audit import Audit
 from ..pairing import Move
 from ..settings import FlaxLayer
-from ._probes import Finding
+from ._probes import Diagnosis
 from ._record import Record
 from ._rerun import Rerun
 from ._steps import Bounds, Step
@@ -59,7 +59,7 @@ class Evidence:
         moves: For a torch path: what the plan moves for it.
         values: For a move: the tensors as torch says and the arrays that Flax holds.
         rerun: Runs a Flax layer once more on what it was given, with other settings; None where it cannot.
-        refilled: Gives the same for the Flax layers with torch's weights.
+        rerun_refilled: Makes a ``rerun`` of the Flax layers filled with torch's weights.
         layers: The settings of the Flax layers, by path.
     """
 
@@ -71,7 +71,7 @@ class Evidence:
     moves: Mapping[Path, Sequence[Move]]
     values: Callable[[Move], tuple[list[np.ndarray], list[np.ndarray]]]
     rerun: Rerun
-    refilled: Callable[[], Rerun]
+    rerun_refilled: Callable[[], Rerun]
     layers: Mapping[Path, FlaxLayer]
 
     def close(self, one: np.ndarray, other: np.ndarray, most: float = float("inf")) -> bool:
@@ -95,7 +95,7 @@ def place(step: Step) -> str:
     return f"'{ours}' ({type(step.module).__name__})"
 
 
-def as_cause(finding: Finding, step: Step, where: str) -> Cause:
+def as_cause(finding: Diagnosis, step: Step, where: str) -> Cause:
     """What a probe found, at its place."""
     fix = finding.fix.replace("{layer}", join_path(step.torch.path))
     return Cause(finding.kind, f"{where}{finding.message}", fix, proved=True)

@@ -19,16 +19,23 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ..trees import read_flax
-from ._copies import rebuilt
+from ._copies import map_arrays
 from ._record import MODEL_ERRORS
-from ._steps import Bounds, Step, compare, given_torchs
+from ._steps import Bounds, Step, compare, with_torch_input
 from ._twins import Twins
 from ._values import gap
 
-__all__ = ["CANNOT", "apart", "in_float64", "torch_in_float64", "wide_inputs", "widened"]
+__all__ = [
+    "FLOAT64_ERRORS",
+    "flax_in_float64",
+    "in_float64",
+    "inputs_in_float64",
+    "torch_in_float64",
+    "weight_gap",
+]
 
 # What a model raises where its code says float32, or that it cannot be copied.
-CANNOT = (*MODEL_ERRORS, RuntimeError)
+FLOAT64_ERRORS = (*MODEL_ERRORS, RuntimeError)
 
 
 @contextmanager
@@ -48,7 +55,7 @@ def torch_in_float64(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module).double()
 
 
-def widened(twins: Twins, *, torchs: bool) -> Any:
+def flax_in_float64(twins: Twins, *, torchs: bool) -> Any:
     """The Flax model with its floating arrays widened; with torch's weights, or with its own.
 
     Call it in `in_float64`.
@@ -66,7 +73,7 @@ def widened(twins: Twins, *, torchs: bool) -> Any:
     return filled
 
 
-def apart(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
+def weight_gap(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
     """How far the weights of two models are apart, if that is rounding; infinite if it is more.
 
     Weights that were trained apart round apart. Each may differ by what is taken for rounding, as a part of the
@@ -83,11 +90,11 @@ def apart(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
             far.add(path)
     if not far:
         return most
-    own, torchs = twins.rerun(near), twins.refilled()
+    own, torchs = twins.rerun(near), twins.rerun_refilled()
     for step in steps:
-        mine = twins.fed_by(step.torch.path)
+        mine = twins.leaves_of(step.torch.path)
         if step.flax is not None and not far.isdisjoint(mine):
-            call = given_torchs(step.flax, step.inputs(bounds))
+            call = with_torch_input(step.flax, step.inputs(bounds))
             one, other = own(call, {}), torchs(call, {})
             output = compare(step.module, one, other, bounds) if one and other else None
             if output is None or not output.ok:
@@ -96,14 +103,14 @@ def apart(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
     return most if not far else float("inf")
 
 
-def wide_inputs(tree: Any) -> Any:
+def inputs_in_float64(tree: Any) -> Any:
     """The inputs of a comparison, with floating tensors widened."""
 
     def wide(_: Path, array: Any) -> Any:
         is_wide = isinstance(array, torch.Tensor) and array.is_floating_point()
         return array.detach().double() if is_wide else array
 
-    return rebuilt(tree, wide)
+    return map_arrays(tree, wide)
 
 
 def _with_wide_dtype(call: Any, args: Any, kwargs: Any, context: Any) -> Any:

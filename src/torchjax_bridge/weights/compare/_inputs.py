@@ -12,7 +12,7 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import Path, join_path, to_jax
 
-from ._copies import rebuilt, tensors_in
+from ._copies import map_arrays, tensors_in
 from ._record import Record
 from ._steps import Bounds, Step
 from ._values import channels_in_front
@@ -22,7 +22,7 @@ Moves = Mapping[str, frozenset[int]]
 # The axes of what convolutions over one, two and three axes of space take.
 _IMAGES = frozenset({3, 4, 5})
 
-__all__ = ["Moves", "as_they_are", "check_call", "choose_layout", "to_flax_inputs", "turned_round"]
+__all__ = ["Moves", "check_call", "choose_layout", "to_flax_inputs", "try_other_layout", "unmoved_images"]
 
 
 def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -72,7 +72,7 @@ def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[st
             tensors[name] = _moved(leaf.detach(), last.get(str(path[0]), frozenset()))
         return leaf
 
-    rebuilt(dict(values), take)
+    map_arrays(dict(values), take)
     arrays = to_jax(tensors, copy=True, device=_device(like))
     names = iter(tensors)
 
@@ -81,7 +81,7 @@ def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[st
             return arrays[next(names)]
         return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
-    given: dict[str, Any] = rebuilt(dict(values), give)
+    given: dict[str, Any] = map_arrays(dict(values), give)
     return given
 
 
@@ -98,10 +98,10 @@ def _device(like: Any) -> jax.Device | None:
 
 def choose_layout(
     inputs: Mapping[str, Any],
-    said: bool | Sequence[bool] | None,
+    declared: bool | Sequence[bool] | None,
     ours: Record,
     run: Callable[[Moves], Record],
-    lay: Callable[[Record], Sequence[Step]],
+    align_steps: Callable[[Record], Sequence[Step]],
 ) -> tuple[Record, Moves]:
     """Run the Flax model with the channels where it has them.
 
@@ -110,10 +110,10 @@ def choose_layout(
 
     Args:
         inputs: The torch inputs by name.
-        said: What the caller said; None to find out.
+        declared: What the caller said; None to find out.
         ours: The run in torch.
         run: Runs the Flax model, with the channels of the named inputs last where they have so many axes.
-        lay: Puts a run beside torch's.
+        align_steps: Puts a run beside torch's.
 
     Returns:
         The run, and with which axes which inputs went in with their channels last.
@@ -121,8 +121,8 @@ def choose_layout(
     Raises:
         ArgumentError: The caller said one thing for each of another number of inputs.
     """
-    if said is not None:
-        each = [said] * len(inputs) if isinstance(said, bool) else list(said)
+    if declared is not None:
+        each = [declared] * len(inputs) if isinstance(declared, bool) else list(declared)
         if len(each) != len(inputs):
             raise ArgumentError(f"channels_last says {len(each)} things about {len(inputs)} inputs.")
         last = {name: _IMAGES if yes else frozenset[int]() for name, yes in zip(inputs, each, strict=True)}
@@ -134,27 +134,29 @@ def choose_layout(
     }
     images = {name: ranks & {tensor.ndim for tensor in tensors_in(value)} for name, value in inputs.items()}
     chosen, last = run(images), images
-    if any(images.values()) and (nearest := _apart(lay(chosen), chosen)) > 1e-6:
+    if any(images.values()) and (nearest := _input_gap(align_steps(chosen), chosen)) > 1e-6:
         plain = dict.fromkeys(inputs, frozenset[int]())
         other = run(plain)
-        if _apart(lay(other), other) < nearest:
+        if _input_gap(align_steps(other), other) < nearest:
             chosen, last = other, plain
-    steps = lay(chosen)
-    best = _agreeing(steps, chosen)
-    for more in _open(inputs, ranks, steps) if best < len(steps) else ():
+    steps = align_steps(chosen)
+    best = _count_agreeing(steps, chosen)
+    for more in _possible_images(inputs, ranks, steps) if best < len(steps) else ():
         moves = {name: last[name] | more.get(name, frozenset()) for name in inputs}
         other = run(moves)
-        if (agreeing := _agreeing(lay(other), other)) > best:
+        if (agreeing := _count_agreeing(align_steps(other), other)) > best:
             chosen, last, best = other, moves, agreeing
     return chosen, last
 
 
-def _ranks(value: Any) -> frozenset[int]:
+def _image_ranks(value: Any) -> frozenset[int]:
     """The numbers of axes of what may be images."""
     return frozenset(t.ndim for t in tensors_in(value) if t.ndim in _IMAGES and t.shape[1] > 1)
 
 
-def _open(inputs: Mapping[str, Any], ranks: frozenset[int], steps: Sequence[Step]) -> Iterator[Moves]:
+def _possible_images(
+    inputs: Mapping[str, Any], ranks: frozenset[int], steps: Sequence[Step]
+) -> Iterator[Moves]:
     """What may be images though no layer shows it: all together, and each alone.
 
     What has three axes is tokens more often; it is none where a layer was given the same in both.
@@ -167,14 +169,14 @@ def _open(inputs: Mapping[str, Any], ranks: frozenset[int], steps: Sequence[Step
         for step in steps
     )
     kinds = _IMAGES - ranks - (frozenset({3}) if known else frozenset())
-    found = {name: there for name, value in inputs.items() if (there := _ranks(value) & kinds)}
+    found = {name: there for name, value in inputs.items() if (there := _image_ranks(value) & kinds)}
     if found:
         yield found
     if len(found) > 1:
         yield from ({name: there} for name, there in found.items())
 
 
-def _agreeing(steps: Sequence[Step], record: Record) -> int:
+def _count_agreeing(steps: Sequence[Step], record: Record) -> int:
     """How many calls agree before the first that does not."""
     for place, step in enumerate(steps):
         if not step.output.ok if step.output is not None else record.error is not None:
@@ -182,7 +184,7 @@ def _agreeing(steps: Sequence[Step], record: Record) -> int:
     return len(steps)
 
 
-def as_they_are(
+def unmoved_images(
     inputs: Mapping[str, Any], modules: Iterable[nn.Module], last: Moves, *, agree: bool
 ) -> Iterator[str]:
     """What may be images, of a model in which no layer shows whether they are."""
@@ -198,12 +200,12 @@ def as_they_are(
                     yield f"{went}; with its channels last (channels_last=True) no more calls agree"
 
 
-def turned_round(
+def try_other_layout(
     inputs: Mapping[str, Any],
     last: Moves,
     found: tuple[Record, Sequence[Step]],
     run: Callable[[Moves], Record],
-    lay: Callable[[Record], Sequence[Step]],
+    align_steps: Callable[[Record], Sequence[Step]],
 ) -> tuple[str, bool, bool] | None:
     """Whether more agrees with the channels where the caller did not say.
 
@@ -211,20 +213,20 @@ def turned_round(
         Which inputs went in how; what ``channels_last`` should be; whether every call agrees then. None where no
         more do.
     """
-    open_ = {name: ranks for name, value in inputs.items() if (ranks := _ranks(value))}
-    if not open_:
+    images = {name: ranks for name, value in inputs.items() if (ranks := _image_ranks(value))}
+    if not images:
         return None
-    moved = any(last[name] & ranks for name, ranks in open_.items())
-    again = run({name: frozenset[int]() if moved else open_.get(name, frozenset()) for name in inputs})
-    steps = lay(again)
-    agreeing = _agreeing(steps, again)
-    if agreeing <= _agreeing(found[1], found[0]):
+    moved = any(last[name] & ranks for name, ranks in images.items())
+    again = run({name: frozenset[int]() if moved else images.get(name, frozenset()) for name in inputs})
+    steps = align_steps(again)
+    agreeing = _count_agreeing(steps, again)
+    if agreeing <= _count_agreeing(found[1], found[0]):
         return None
-    went = f"{', '.join(open_)} went into Flax {'with channels last' if moved else 'as torch has it'}"
+    went = f"{', '.join(images)} went into Flax {'with channels last' if moved else 'as torch has it'}"
     return went, not moved, agreeing == len(steps)
 
 
-def _apart(steps: Sequence[Step], record: Record) -> float:
+def _input_gap(steps: Sequence[Step], record: Record) -> float:
     """How far the input of the first layer with channels is from torch's."""
     for step in steps:
         if channels_in_front(step.module) and step.flax is not None:

@@ -19,14 +19,21 @@ from torchjax_bridge.exchange import Path, join_path
 
 from .._plan import UserRule
 from ._causes import find_cause, has_own_fault
+from ._compensation import compensation
 from ._evidence import Cause, Evidence, not_called, place
-from ._float64 import CANNOT, apart, in_float64, torch_in_float64, wide_inputs, widened
-from ._inputs import Moves, as_they_are, check_call, choose_layout, to_flax_inputs, turned_round
-from ._made_up import made_up_for
+from ._float64 import (
+    FLOAT64_ERRORS,
+    flax_in_float64,
+    in_float64,
+    inputs_in_float64,
+    torch_in_float64,
+    weight_gap,
+)
+from ._inputs import Moves, check_call, choose_layout, to_flax_inputs, try_other_layout, unmoved_images
 from ._record import Call, Change, Record, record_torch
 from ._result import Parity, ParityRow
 from ._statistics import Statistic, statistics
-from ._steps import Bounds, Step, align, compare, side_by_side
+from ._steps import Bounds, Step, align, compare, pair_arrays
 from ._twins import Twins, read_twins
 from ._values import tolerance, values_in
 
@@ -155,7 +162,7 @@ def _compare(
         steps.append(_whole(twins.root, ours, theirs, bounds))
     layers = twins.layers(theirs)
     audit = twins.settings(layers)
-    known = (twins.moves, twins.values, twins.rerun(), twins.refilled, layers)
+    known = (twins.moves, twins.values, twins.rerun(), twins.rerun_refilled, layers)
     evidence = Evidence(steps, ours, theirs, proof, audit, *known)
     rows: list[ParityRow] = []
     bad: Step | None = None
@@ -181,13 +188,13 @@ def _compare(
     if bad is not None:
         cause = find_cause(bad, evidence)
         if given.channels_last is not None:
-            cause = _or_layout(cause, turned_round(named, last, (theirs, steps), run, lay))
+            cause = _or_layout(cause, try_other_layout(named, last, (theirs, steps), run, lay))
     elif twins.root.training:
         trained = list(statistics(steps, twins.moves, ours, theirs, audit.faults, twins.flavour, bounds))
         trained = [one for one in trained if one.step.torch.path not in ignored]
         rows += [_statistic_row(one) for one in trained]
         cause, bad = next(((one.cause, one.step) for one in trained if one.cause is not None), (None, None))
-    unmoved = list(as_they_are(named, twins.modules.values(), last, agree=cause is None))
+    unmoved = list(unmoved_images(named, twins.modules.values(), last, agree=cause is None))
     if cause is not None and not cause.proved and unmoved and given.channels_last is None:
         cause = replace(cause, message=f"{cause.message}; {'; '.join(unmoved)}")
     whole = next(step for step in reversed(steps) if step.torch.path == ()).output
@@ -227,15 +234,15 @@ def _once_more(
     found: Parity, torch_module: nn.Module, twins: Twins, given: _Given, steps: Sequence[Step]
 ) -> Parity:
     """The result, where float64 has decided which of the differences are rounding."""
-    weights = apart(twins, steps, Bounds(rtol=_SURE))
+    weights = weight_gap(twins, steps, Bounds(rtol=_SURE))
     try:
         with in_float64():
-            wide = widened(twins, torchs=weights < float("inf"))
-            inputs, *kwargs = map(wide_inputs, (given.inputs, given.torch_kwargs, given.flax_kwargs))
+            wide = flax_in_float64(twins, torchs=weights < float("inf"))
+            inputs, *kwargs = map(inputs_in_float64, (given.inputs, given.torch_kwargs, given.flax_kwargs))
             again = _Given(given.rules, inputs, given.channels_last, given.ignore, *kwargs)
             both = read_twins(torch_in_float64(torch_module), wide, given.rules)
             sure, _, _ = _compare(both, again, Bounds(rtol=_SURE), Bounds(rtol=_EQUAL))
-    except CANNOT:
+    except FLOAT64_ERRORS:
         return found
     known = {_key(row): row for row in sure.rows}
     compared = [row for row in found.rows if row.ok is not None]
@@ -288,7 +295,7 @@ def _excuse(
     """Why a layer may differ in a right twin; None where it may not."""
     if not step.torch.path or step.output is None:
         return None
-    made_up, shown = made_up_for(step, evidence.steps, evidence.torch, run_torch, bounds)
+    made_up, shown = compensation(step, evidence.steps, evidence.torch, run_torch, bounds)
     if made_up:
         return "what reads it is given the same in both"
     if shown and not _keeps(evidence.torch) and not has_own_fault(step, evidence):
@@ -381,7 +388,7 @@ def _notes(twins: Twins, steps: Sequence[Step], last: Moves, ours: Record, their
 
 def _left_out(ours: Record, theirs: Record) -> Iterator[str]:
     """What only one of the models returns."""
-    pairs = side_by_side(ours.output, theirs.output) if theirs.output else []
+    pairs = pair_arrays(ours.output, theirs.output) if theirs.output else []
     compared = {id(value) for pair in pairs or () for value in pair}
     for name, record in (("torch", ours), ("Flax", theirs)) if pairs else ():
         alone = [value for value in record.output if id(value) not in compared]

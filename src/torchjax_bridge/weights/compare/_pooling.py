@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ._values import Value
 
-__all__ = ["is_pooling", "pooled_everywhere", "pooled_otherwise"]
+__all__ = ["is_pooling", "other_poolings", "unstrided_poolings"]
 
 _MAX = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 _AVERAGE = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
@@ -25,7 +25,7 @@ def is_pooling(module: nn.Module) -> bool:
     return type(module).__module__ == nn.MaxPool2d.__module__
 
 
-def pooled_otherwise(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tuple[str, str, np.ndarray]]:
+def other_poolings(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tuple[str, str, np.ndarray]]:
     """What Flax seems to do, what to type, and the array that this gives, in torch's layout."""
     if not isinstance(module, (*_MAX, *_AVERAGE)) or not inputs:
         return
@@ -52,7 +52,7 @@ def pooled_otherwise(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tup
         )
 
 
-def pooled_everywhere(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+def unstrided_poolings(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
     """A map ``(N, H, W, C)`` pooled at every position, with the width of the window, where that has this shape.
 
     Flax's poolings have strides of 1 unless they are told, and torch's the width of their window.

@@ -13,11 +13,20 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-__all__ = ["ACTIVATIONS", "Close", "Finding", "Known", "applied", "find", "moved_rows", "permuted"]
+__all__ = [
+    "ACTIVATIONS",
+    "Close",
+    "Diagnosis",
+    "NamedArray",
+    "apply_torch",
+    "find_permutation",
+    "has_moved_rows",
+    "run_probes",
+]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """A relation between two arrays.
 
     Attributes:
@@ -32,7 +41,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Known:
+class NamedArray:
     """An array from farther in front, where both models agree.
 
     Attributes:
@@ -48,16 +57,16 @@ class Known:
 
 
 Close = Callable[[np.ndarray, np.ndarray], bool]
-Earlier = Sequence[Known]
+Earlier = Sequence[NamedArray]
 
 
-def find(
+def run_probes(
     ours: np.ndarray,
     theirs: np.ndarray,
     earlier: Earlier,
     maps: Sequence[tuple[int, ...]],
     close: Close,
-) -> Finding | None:
+) -> Diagnosis | None:
     """The first relation that two different arrays have.
 
     Args:
@@ -70,12 +79,12 @@ def find(
     if not ours.size or ours.dtype.kind not in "fc" or theirs.dtype.kind not in "fc":
         return None
     probes = (
-        lambda: _flattened(ours, theirs, maps, close),
-        lambda: _activated(ours, theirs, earlier, close),
-        lambda: _dropped(ours, theirs, close),
-        lambda: _scaled(ours, theirs, close),
-        lambda: _added(ours, theirs, earlier, close),
-        lambda: _reordered(ours, theirs, close),
+        lambda: _flatten_order(ours, theirs, maps, close),
+        lambda: _other_activation(ours, theirs, earlier, close),
+        lambda: _dropout(ours, theirs, close),
+        lambda: _scale(ours, theirs, close),
+        lambda: _residual(ours, theirs, earlier, close),
+        lambda: _permutation(ours, theirs, close),
     )
     for probe in probes:
         if (found := probe()) is not None:
@@ -86,9 +95,9 @@ def find(
 # --- order -------------------------------------------------------------------------------------------
 
 
-def _flattened(
+def _flatten_order(
     ours: np.ndarray, theirs: np.ndarray, maps: Sequence[tuple[int, ...]], close: Close
-) -> Finding | None:
+) -> Diagnosis | None:
     """The order of flattened features: ``(C, *space)`` in torch, ``(*space, C)`` in Flax."""
     if ours.ndim != 2:
         return None
@@ -99,7 +108,7 @@ def _flattened(
         shape = (channels, *space)
         turned = ours.reshape(len(ours), channels, -1).swapaxes(1, 2).reshape(ours.shape)
         if close(turned, theirs):
-            return Finding(
+            return Diagnosis(
                 "flatten order",
                 f"torch flattens {shape}, channels first, and Flax flattens the same map channels last",
                 f'convert with rules=[Flatten("{{layer}}", {shape})], or move the channels to the front in Flax '
@@ -113,22 +122,22 @@ def _square(channels: int, positions: int) -> tuple[int, ...]:
     return (channels, side, side) if side * side == positions else (channels, positions)
 
 
-def _reordered(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+def _permutation(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosis | None:
     """The same values in another order."""
-    axes = permuted(ours, theirs, close)
+    axes = find_permutation(ours, theirs, close)
     if axes is not None:
-        return Finding(
+        return Diagnosis(
             "axes",
             f"Flax has torch's values with the axes {axes}",
             "transpose them back, or do not transpose them",
         )
     for axis in range(ours.ndim):
         if close(np.flip(ours, axis), theirs):
-            return Finding(
+            return Diagnosis(
                 "axes", f"Flax has torch's values in reverse along axis {axis}", "do not turn them round"
             )
     if ours.dtype.kind == "f" and close(np.sort(ours, axis=None), np.sort(theirs, axis=None)):
-        return Finding(
+        return Diagnosis(
             "order",
             "Flax has the same values in another order",
             "look at the concatenations, reshapes and transposes in front",
@@ -136,7 +145,7 @@ def _reordered(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | 
     return None
 
 
-def permuted(ours: np.ndarray, theirs: np.ndarray, close: Close) -> tuple[int, ...] | None:
+def find_permutation(ours: np.ndarray, theirs: np.ndarray, close: Close) -> tuple[int, ...] | None:
     """The order of axes that makes the one array the other, if there is one other than none."""
     if ours.ndim > 5:
         return None
@@ -147,7 +156,7 @@ def permuted(ours: np.ndarray, theirs: np.ndarray, close: Close) -> tuple[int, .
     return None
 
 
-def moved_rows(ours: np.ndarray, theirs: np.ndarray) -> bool:
+def has_moved_rows(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether two matrices have the same rows in another order."""
     if ours.ndim != 2 or ours.shape != theirs.shape or np.array_equal(ours, theirs):
         return False
@@ -183,25 +192,27 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _activated(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close) -> Finding | None:
+def _other_activation(
+    ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close
+) -> Diagnosis | None:
     """An activation on one side alone, or another one on each side of what came before."""
     if ours.dtype.kind == "c" or theirs.dtype.kind == "c" or not ours.ndim:
         return None
-    name = _activation(Known("", theirs), ours, close)
+    name = _activation(NamedArray("", theirs), ours, close)
     if name is not None:
-        return _activation_finding(name, None)
-    name = _activation(Known("", ours), theirs, close)
+        return _activation_diagnosis(name, None)
+    name = _activation(NamedArray("", ours), theirs, close)
     if name is not None:
-        return _activation_finding(None, name)
+        return _activation_diagnosis(None, name)
     for before in earlier:
         if before.array.dtype.kind == "f" and (here := _activation(before, ours, close)):
             there = _activation(before, theirs, close)
             if there and here != there:
-                return _activation_finding(here, there)
+                return _activation_diagnosis(here, there)
     return None
 
 
-def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
+def _activation(before: NamedArray, after: np.ndarray, close: Close) -> str | None:
     """The activation that makes one array the other."""
     array = before.array.astype(np.float32) if before.array.dtype.itemsize < 4 else before.array
     reached = before.reach(array)
@@ -209,9 +220,9 @@ def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
         return None
     few = _rows(array) if reached is array else None
     for name, function in ACTIVATIONS.items():
-        if few is not None and not close(_rows(after), applied(function, few)):
+        if few is not None and not close(_rows(after), apply_torch(function, few)):
             continue  # a few rows say no; a large array need not be gone through
-        result = before.reach(applied(function, array))
+        result = before.reach(apply_torch(function, array))
         if result is not None and close(after, result):
             return name
     # Two slopes are in a ratio that is one too: it is told of what lies in front of both alone.
@@ -221,7 +232,7 @@ def _activation(before: Known, after: np.ndarray, close: Close) -> str | None:
     return None
 
 
-def applied(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray) -> np.ndarray:
+def apply_torch(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndarray) -> np.ndarray:
     """A torch function of a numpy array."""
     return function(torch.from_numpy(np.array(array))).numpy()
 
@@ -232,19 +243,21 @@ def _rows(array: np.ndarray) -> np.ndarray:
     return rows[:: max(1, len(rows) // 256)]
 
 
-def _activation_finding(ours: str | None, theirs: str | None) -> Finding:
+def _activation_diagnosis(ours: str | None, theirs: str | None) -> Diagnosis:
     if {ours, theirs} == {_GELU, _TANH_GELU}:
-        return Finding("gelu", f"torch computes {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
+        return Diagnosis("gelu", f"torch computes {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
     if theirs is None:
-        return Finding("activation", f"torch applies {ours} and Flax does not", f"call jax.nn.{ours} in Flax")
+        return Diagnosis(
+            "activation", f"torch applies {ours} and Flax does not", f"call jax.nn.{ours} in Flax"
+        )
     if ours is None:
-        return Finding(
+        return Diagnosis(
             "activation", f"Flax applies {theirs} and torch does not", f"take {theirs} out of Flax"
         )
-    return Finding("activation", f"torch applies {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
+    return Diagnosis("activation", f"torch applies {ours}, Flax {theirs}", f"call jax.nn.{ours} in Flax")
 
 
-def _dropped(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+def _dropout(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosis | None:
     """Zeros on one side, and all the rest larger by one factor, is an active dropout."""
     for here, there, side, switch in (
         (theirs, ours, "Flax", "call flax_model.eval(), or pass deterministic=True"),
@@ -253,15 +266,15 @@ def _dropped(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | No
         gone, kept = (here == 0) & (there != 0), (here != 0) & (there != 0)
         factor = _ratio(here, there, kept)
         other = (there == 0) & (here != 0)  # then the other side drops elements too
-        if factor is None or factor < _LEAST or not gone.any() or other.any():
+        if factor is None or factor < _LEAST_DROPOUT or not gone.any() or other.any():
             continue
         if close(np.where(kept, here / factor, 0), np.where(kept, there, 0)):
             rate = 1 - 1 / factor
-            return Finding("dropout", f"a dropout of rate {rate:.2g} is active in {side}", switch)
+            return Diagnosis("dropout", f"a dropout of rate {rate:.2g} is active in {side}", switch)
     both = (ours != 0) & (theirs != 0)
     other = (ours == 0) != (theirs == 0)
     if both.any() and other.any() and close(np.where(both, ours, 0), np.where(both, theirs, 0)):
-        return Finding(
+        return Diagnosis(
             "dropout",
             "a dropout is active in both, and each draws a mask of its own",
             "call eval() on both models; masks of two frameworks never agree",
@@ -269,7 +282,7 @@ def _dropped(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | No
     return None
 
 
-_LEAST = 1.001  # a dropout of a rate of a thousandth
+_LEAST_DROPOUT = 1.001  # a dropout of a rate of a thousandth
 
 
 def _ratio(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | None:
@@ -280,23 +293,25 @@ def _ratio(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | Non
     return float(np.real(one.ravel()[place] / other.ravel()[place]))
 
 
-def _added(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close) -> Finding | None:
+def _residual(ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close) -> Diagnosis | None:
     """The output of an earlier layer, added on one side alone: a residual connection."""
     for one in earlier:
         before, name = one.array, one.name
         if before.shape == ours.shape and before.dtype.kind == "f" and before.any():
             if close(ours, theirs + before):
-                return Finding("residual", f"torch adds {name}, and Flax does not", f"add {name} in Flax")
+                return Diagnosis("residual", f"torch adds {name}, and Flax does not", f"add {name} in Flax")
             if close(ours + before, theirs):
-                return Finding(
+                return Diagnosis(
                     "residual", f"Flax adds {name}, and torch does not", f"do not add {name} in Flax"
                 )
     return None
 
 
-def _scaled(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Finding | None:
+def _scale(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosis | None:
     """One array is a multiple of the other."""
     factor = _ratio(theirs, ours, ours != 0)
     if ours.size < 2 or not factor or not np.isfinite(factor) or not close(ours * factor, theirs):
         return None
-    return Finding("scale", f"Flax has {factor:.6g} times torch's values", f"divide by {factor:.6g} in Flax")
+    return Diagnosis(
+        "scale", f"Flax has {factor:.6g} times torch's values", f"divide by {factor:.6g} in Flax"
+    )

@@ -18,7 +18,7 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ..settings import FlaxLayer
-from ._copies import own_copies, rebuilt
+from ._copies import map_arrays, own_copies
 from ._torch_state import as_it_was
 from ._values import Value, values_in
 
@@ -97,7 +97,7 @@ def record_torch(
 
     def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if change is not None and change.call == len(record.calls):
-            output = rebuilt(output, lambda _, leaf: change.tensor(leaf))
+            output = map_arrays(output, lambda _, leaf: change.tensor(leaf))
         record.calls.append(Call(paths[module], given[module].pop(), values_in(output), module=module))
         return output
 

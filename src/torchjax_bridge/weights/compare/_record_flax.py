@@ -21,7 +21,7 @@ from torchjax_bridge.exchange import Path
 
 from ..settings import flax_layer
 from ..trees import FlaxLeaf, linen_path, read_flax, rng_streams
-from ._copies import rebuilt
+from ._copies import map_arrays
 from ._record import MODEL_ERRORS, Call, Record
 from ._values import values_in
 
@@ -118,14 +118,14 @@ def _take(tree: Any) -> _Taken:
         arrays.append(array.copy() if isinstance(array, np.ndarray) else array)
         return _HOLE
 
-    return _Taken(rebuilt(tree, leaf), arrays)
+    return _Taken(map_arrays(tree, leaf), arrays)
 
 
 _HOLE = np.zeros(0)
 
 
 def _filled(frame: Any, arrays: Iterator[Any]) -> Any:
-    return rebuilt(frame, lambda _, hole: next(arrays))
+    return map_arrays(frame, lambda _, hole: next(arrays))
 
 
 def _through(store: Callable[..., Any], arrays: list[Any], output: Any) -> Any:

@@ -80,11 +80,11 @@ def statistics(
                 apart = replace(apart, relative=apart.difference / scale) if scale else apart
             ok = bounds.allow(apart, after.dtype, value.dtype)
             before = values_in(getattr(module, name))[0].array
-            cause = None if ok else _why(step, name, before, after.array, value.array, settings, flavour)
+            cause = None if ok else _cause(step, name, before, after.array, value.array, settings, flavour)
             yield Statistic(step, name, apart, ok, after.array.shape, cause)
 
 
-def _why(
+def _cause(
     step: Step,
     name: str,
     before: np.ndarray,

@@ -16,18 +16,28 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ._record import Call, Record
-from ._values import Gap, Value, alike, best, gap, has_one_layout, laid_out, tolerance, without_tail
+from ._values import (
+    Gap,
+    Value,
+    flax_layouts,
+    gap,
+    has_one_layout,
+    nearest_layout,
+    same_values,
+    tolerance,
+    without_causal_tail,
+)
 
 __all__ = [
     "Bounds",
-    "Comparison",
-    "Orders",
+    "ComparedArrays",
+    "FeatureOrders",
     "Step",
     "align",
     "channels_last",
     "compare",
-    "given_torchs",
-    "side_by_side",
+    "pair_arrays",
+    "with_torch_input",
 ]
 
 
@@ -47,7 +57,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class ComparedArrays:
     """The outputs (or the inputs) of two layers.
 
     Attributes:
@@ -84,29 +94,29 @@ class Step:
     flax: Call | None
     module: nn.Module
     number: int
-    output: Comparison | None
+    output: ComparedArrays | None
     counts: tuple[int, int]
     features: tuple[int, ...] | None = None
     gives: tuple[int, ...] | None = None
 
     @property
-    def given(self) -> tuple[Value, ...]:
+    def flax_inputs(self) -> tuple[Value, ...]:
         """Torch's inputs, as the Flax layer is to be given them."""
-        return _in_order(self.torch.inputs, self.features)
+        return _in_flax_order(self.torch.inputs, self.features)
 
     @property
-    def gave(self) -> tuple[Value, ...]:
+    def flax_outputs(self) -> tuple[Value, ...]:
         """Torch's outputs, as the Flax layer is to give them."""
-        return _in_order(self.torch.outputs, self.gives)
+        return _in_flax_order(self.torch.outputs, self.gives)
 
-    def inputs(self, bounds: Bounds) -> Comparison | None:
+    def inputs(self, bounds: Bounds) -> ComparedArrays | None:
         """The inputs, compared; None where there is nothing to compare."""
         if self.flax is None:
             return None
-        return compare(self.module, self.given, self.flax.inputs, bounds)
+        return compare(self.module, self.flax_inputs, self.flax.inputs, bounds)
 
 
-def given_torchs(call: Call, inputs: Comparison | None) -> Call:
+def with_torch_input(call: Call, inputs: ComparedArrays | None) -> Call:
     """The call with torch's input in the place of Flax's, which equals it but for what a layer may make much of."""
     if inputs is None or inputs.ours is None or inputs.ours.shape != inputs.theirs.shape:
         return call
@@ -118,7 +128,7 @@ def given_torchs(call: Call, inputs: Comparison | None) -> Call:
     return replace(call, arguments=jax.tree.map(turned, call.arguments))
 
 
-def _in_order(values: tuple[Value, ...], features: tuple[int, ...] | None) -> tuple[Value, ...]:
+def _in_flax_order(values: tuple[Value, ...], features: tuple[int, ...] | None) -> tuple[Value, ...]:
     if features is None or len(values) != 1:
         return values
     return (replace(values[0], array=channels_last(values[0].array, features)),)
@@ -132,7 +142,7 @@ def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
 
 def compare(
     module: nn.Module, ours: Sequence[Value], theirs: Sequence[Value], bounds: Bounds, *, whole: bool = False
-) -> Comparison | None:
+) -> ComparedArrays | None:
     """Compare what two layers took or gave: array by array, or torch's first with the one that it fits.
 
     Args:
@@ -144,16 +154,16 @@ def compare(
     """
     if not ours or not theirs:
         return None
-    both = None if isinstance(module, _SEQUENCES) else side_by_side(ours, theirs)
+    both = None if isinstance(module, _SEQUENCES) else pair_arrays(ours, theirs)
     if both is not None:
-        pairs = [_pair(module, one, other, bounds, whole=whole) for one, other in both]
+        pairs = [_compare_pair(module, one, other, bounds, whole=whole) for one, other in both]
         bad = [pair for pair in pairs if not pair.ok]
         return bad[0] if bad else max(pairs, key=lambda pair: pair.gap.relative)
-    tried = [_pair(module, ours[0], other, bounds, whole=whole) for other in theirs]
+    tried = [_compare_pair(module, ours[0], other, bounds, whole=whole) for other in theirs]
     return min(tried, key=lambda pair: pair.gap.difference)
 
 
-def side_by_side(
+def pair_arrays(
     ours: Sequence[Value], theirs: Sequence[Value], depth: int = 0
 ) -> list[tuple[Value, Value]] | None:
     """Which array of Flax's is which of torch's: by name where both have names, else in order.
@@ -166,7 +176,7 @@ def side_by_side(
     if common and (named or one.keys() == other.keys()) and None not in common:
         pairs: list[tuple[Value, Value]] = []
         for key in common:
-            inner = side_by_side(one[key], other[key], depth + 1)
+            inner = pair_arrays(one[key], other[key], depth + 1)
             if inner is None and not named:
                 break
             pairs += inner or zip(one[key], other[key], strict=False)
@@ -191,24 +201,26 @@ def _key(value: Value, depth: int) -> str | int | None:
 _SEQUENCES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
 
 
-def _pair(module: nn.Module, one: Value, other: Value, bounds: Bounds, *, whole: bool) -> Comparison:
-    ways = laid_out(without_tail(one.array, module, other.array.shape), module, other.array.shape)
+def _compare_pair(
+    module: nn.Module, one: Value, other: Value, bounds: Bounds, *, whole: bool
+) -> ComparedArrays:
+    ways = flax_layouts(without_causal_tail(one.array, module, other.array.shape), module, other.array.shape)
     if has_one_layout(module):
         ways = ways[:1]
-    found = best(ways, other.array)
+    found = nearest_layout(ways, other.array)
     shapes = (one.array.shape, other.array.shape)
     if found is None:
-        for way, theirs in alike(one.array, other.array, whole=whole):
+        for way, theirs in same_values(one.array, other.array, whole=whole):
             apart = gap(way, theirs)
             if bounds.allow(apart, one.dtype, other.dtype):
-                return Comparison(way, theirs, apart, True, shapes)
-        return Comparison(None, other.array, Gap(float("inf"), float("inf")), False, shapes)
+                return ComparedArrays(way, theirs, apart, True, shapes)
+        return ComparedArrays(None, other.array, Gap(float("inf"), float("inf")), False, shapes)
     way, apart = found
-    return Comparison(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
+    return ComparedArrays(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
 
 
 @dataclass(frozen=True)
-class Orders:
+class FeatureOrders:
     """Where features are in the order of a flattened ``(C, *space)`` in torch, and of ``(*space, C)`` in Flax.
 
     Attributes:
@@ -219,7 +231,7 @@ class Orders:
     takes: Mapping[Path, tuple[int, ...]]
     gives: Mapping[Path, tuple[int, ...]]
 
-    def ways(self, call: Call) -> list[tuple[int, ...] | None]:
+    def output_orders(self, call: Call) -> list[tuple[int, ...] | None]:
         """The orders in which the output of a call may be: for a container, those of its layers and readers."""
         if call.path in self.gives:
             return [self.gives[call.path]]
@@ -237,7 +249,7 @@ def align(
     layers: Sequence[tuple[Path, Path]],
     modules: Mapping[Path, nn.Module],
     names: Mapping[Path, Path],
-    orders: Orders,
+    orders: FeatureOrders,
     ours: Record,
     theirs: Record,
     bounds: Bounds,
@@ -268,11 +280,11 @@ def align(
         first.sort(key=lambda call: order[id(call)])
         other.sort(key=lambda call: order[id(call)])
         if first and isinstance(first[0].module, nn.RNNBase) and len(other) > len(first):
-            other = list(_over_time(first, other))
+            other = list(_join_time_steps(first, other))
         counts = (len(first), len(other))
         for number, call in enumerate(first):
             twin = other[number] if number < len(other) else None
-            features, ways = orders.takes.get(call.path), orders.ways(call)
+            features, ways = orders.takes.get(call.path), orders.output_orders(call)
             tried = [
                 Step(call, twin, call.module, number, _output(call, twin, way, bounds), counts, features, way)
                 for way in ways
@@ -283,10 +295,12 @@ def align(
 
 def _output(
     call: Call, twin: Call | None, order: tuple[int, ...] | None, bounds: Bounds
-) -> Comparison | None:
+) -> ComparedArrays | None:
     if twin is None:
         return None
-    return compare(call.module, _in_order(call.outputs, order), twin.outputs, bounds, whole=not call.path)
+    return compare(
+        call.module, _in_flax_order(call.outputs, order), twin.outputs, bounds, whole=not call.path
+    )
 
 
 _Group = tuple[dict[nn.Module, None], dict[Path, None]]
@@ -315,7 +329,7 @@ def _groups(
     return list(groups.values())
 
 
-def _over_time(first: Sequence[Call], steps: Sequence[Call]) -> Iterator[Call]:
+def _join_time_steps(first: Sequence[Call], steps: Sequence[Call]) -> Iterator[Call]:
     """The calls of a cell as calls of its layer: a linen cell is recorded step by step."""
     length, rest = divmod(len(steps), len(first))
     for number, call in enumerate(first):

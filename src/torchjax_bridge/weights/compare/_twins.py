@@ -25,7 +25,7 @@ from ..trees import FlaxTree, Linen, TorchTree, as_linen, live_nnx, read_flax
 from ._record import Record
 from ._record_flax import record_linen, record_nnx
 from ._rerun import Rerun, rerun_linen, rerun_nnx
-from ._steps import Orders
+from ._steps import FeatureOrders
 from ._values import values_in
 
 __all__ = ["Twins", "read_twins"]
@@ -55,12 +55,12 @@ class Twins:
         return {node.origin: node.module for node in self.torch_tree.root.walk() if node.module is not None}
 
     @cached_property
-    def orders(self) -> Orders:
+    def orders(self) -> FeatureOrders:
         """The orders of flattened features, where the caller said them."""
         nodes = list(self.torch_tree.root.walk())
         takes = {node.origin: node.features for node in nodes if node.features is not None}
         gives = {node.origin: shape for node in nodes if (shape := output_order(node)) is not None}
-        return Orders(takes, gives)
+        return FeatureOrders(takes, gives)
 
     @property
     def root(self) -> nn.Module:
@@ -133,7 +133,7 @@ class Twins:
         tree = read_flax(tree.fill(made)) if made else tree
         return rerun_nnx({node.path: node.module for node in tree.root.walk() if node.module is not None})
 
-    def refilled(self) -> Rerun:
+    def rerun_refilled(self) -> Rerun:
         """Runs one Flax layer again, with torch's weights."""
         return self.rerun({path: want for path, want, have in self.pairs() if want.shape == have.shape})
 
@@ -188,7 +188,7 @@ class Twins:
             for move in moves:
                 yield from zip(move.flax_paths, *self.values(move), strict=True)
 
-    def fed_by(self, torch_path: Path) -> set[Path]:
+    def leaves_of(self, torch_path: Path) -> set[Path]:
         """The Flax leaves that a torch layer fills."""
         return {path for move in self.moves.get(torch_path, ()) for path in move.flax_paths}
 

@@ -19,16 +19,16 @@ from torchjax_bridge.exchange import Path
 __all__ = [
     "Gap",
     "Value",
-    "alike",
-    "best",
     "channels_in_front",
+    "flax_layouts",
     "gap",
     "has_one_layout",
     "has_own_forward",
-    "laid_out",
+    "nearest_layout",
+    "same_values",
     "tolerance",
     "values_in",
-    "without_tail",
+    "without_causal_tail",
 ]
 
 
@@ -61,11 +61,11 @@ def _values(tree: Any, path: Path) -> Iterator[Value]:
         array = np.array(tree) if isinstance(tree, np.ndarray) else np.asarray(tree)  # JAX's is immutable
         yield Value(array if array.dtype.kind in "fciub" else array.astype(np.float32), tree.dtype.name, path)
     else:
-        for name, item in _inside(tree):
+        for name, item in _items(tree):
             yield from _values(item, (*path, name))
 
 
-def _inside(tree: Any) -> Iterator[tuple[str | int, Any]]:
+def _items(tree: Any) -> Iterator[tuple[str | int, Any]]:
     if isinstance(tree, Mapping):
         yield from ((str(name), item) for name, item in tree.items())
     elif isinstance(tree, tuple) and hasattr(tree, "_fields"):
@@ -82,7 +82,7 @@ _NATIVE = (torch.float16, torch.float32, torch.float64)
 # --- layouts -----------------------------------------------------------------------------------------
 
 # torch classes whose second axis is the channels, where Flax has them last.
-_IN_FRONT = (
+_CHANNELS_SECOND = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.PReLU,
@@ -93,7 +93,7 @@ _LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.RNNCellBase)
 
 def channels_in_front(module: nn.Module) -> bool:
     """Whether a torch layer has its channels on the second axis."""
-    return isinstance(module, _IN_FRONT)
+    return isinstance(module, _CHANNELS_SECOND)
 
 
 def has_one_layout(module: nn.Module) -> bool:
@@ -102,7 +102,7 @@ def has_one_layout(module: nn.Module) -> bool:
     It does for the channels of an image; which of two leading axes is the batch is nobody's to say, and what a
     ``forward`` of a subclass's own transposes neither.
     """
-    return isinstance(module, _IN_FRONT) and not has_own_forward(module)
+    return isinstance(module, _CHANNELS_SECOND) and not has_own_forward(module)
 
 
 def has_own_forward(module: nn.Module | None) -> bool:
@@ -115,7 +115,7 @@ def _is_over_maps(module: nn.Module | None) -> bool:
     return isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1
 
 
-def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
+def flax_layouts(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
     """The ways in which a torch array can lie in a Flax array of this shape, the likeliest first.
 
     For a layer of known class the first is the one; for a module of the caller's any may be. Leading axes may be
@@ -128,7 +128,7 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
             np.swapaxes(array, 0, 1),
             np.moveaxis(array, 0, -1),
         )
-        if isinstance(module, _IN_FRONT):
+        if isinstance(module, _CHANNELS_SECOND):
             ways = [last, all_last, array]
         elif _is_over_maps(module):
             ways = [array, last]
@@ -148,7 +148,9 @@ def laid_out(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]
     ]
 
 
-def alike(ours: np.ndarray, theirs: np.ndarray, *, whole: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def same_values(
+    ours: np.ndarray, theirs: np.ndarray, *, whole: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Two arrays of other shapes that may hold the same values in the same order, as arrays of one shape.
 
     Axes may be split on one side (heads), and one may be without the batch, or have it once: then it stands for
@@ -161,17 +163,17 @@ def alike(ours: np.ndarray, theirs: np.ndarray, *, whole: bool) -> Iterator[tupl
     elif not whole and min(ours.size, theirs.size) > 1:
         larger = max(ours, theirs, key=np.size).shape
         # Not where both are stretched, as (N,) and (N, 1) are.
-        if all(_stretches(array.shape, larger) for array in (ours, theirs)):
+        if all(_broadcasts(array.shape, larger) for array in (ours, theirs)):
             yield np.broadcast_to(ours, larger), np.broadcast_to(theirs, larger)
 
 
-def _stretches(shape: tuple[int, ...], larger: tuple[int, ...]) -> bool:
+def _broadcasts(shape: tuple[int, ...], larger: tuple[int, ...]) -> bool:
     return len(shape) <= len(larger) and all(
         one in (1, other) for one, other in zip(shape[::-1], larger[::-1], strict=False)
     )
 
 
-def without_tail(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> np.ndarray:
+def without_causal_tail(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> np.ndarray:
     """The output of a causal convolution of torch's without the end that is cut off behind it.
 
     torch has no causal mode: such a layer pads both sides by the whole reach of its kernel. What it gives in front
@@ -218,7 +220,7 @@ def gap(ours: np.ndarray, theirs: np.ndarray) -> Gap:
     return Gap(difference, difference / scale if scale else float("inf"))
 
 
-def best(ways: Sequence[np.ndarray], theirs: np.ndarray) -> tuple[np.ndarray, Gap] | None:
+def nearest_layout(ways: Sequence[np.ndarray], theirs: np.ndarray) -> tuple[np.ndarray, Gap] | None:
     """The layout of the torch array that is nearest to the Flax array; None where none fits."""
     tried = [(way, gap(way, theirs)) for way in ways]
     return min(tried, key=lambda one: one[1].difference, default=None)

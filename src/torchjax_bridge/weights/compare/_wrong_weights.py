@@ -11,7 +11,7 @@ import numpy as np
 from torchjax_bridge.exchange import Path, join_path
 
 from ..pairing import Move
-from ._probes import Finding, moved_rows, permuted
+from ._probes import Diagnosis, find_permutation, has_moved_rows
 
 __all__ = ["wrong_weights"]
 
@@ -23,7 +23,7 @@ def wrong_weights(
     flax_path: Path,
     moves: Mapping[Path, Sequence[Move]],
     values: Callable[[Move], tuple[_Arrays, _Arrays]],
-) -> Iterator[Finding]:
+) -> Iterator[Diagnosis]:
     """Every array of a Flax layer that is not what torch has, and what it is.
 
     Args:
@@ -37,7 +37,7 @@ def wrong_weights(
         for path, want, have in zip(move.flax_paths, ours, theirs, strict=True):
             if not _same(want, have):
                 name = f"'{join_path(path)}' of '{join_path(flax_path) or '(root)'}'"
-                yield _what(name, torch_path, move, want, have, moves, values)
+                yield _diagnose(name, torch_path, move, want, have, moves, values)
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
@@ -48,7 +48,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(one.astype(wide), other.astype(wide), rtol=0, atol=1e-6 * scale, equal_nan=True))
 
 
-def _what(
+def _diagnose(
     name: str,
     torch_path: Path,
     move: Move,
@@ -56,7 +56,7 @@ def _what(
     have: np.ndarray,
     moves: Mapping[Path, Sequence[Move]],
     values: Callable[[Move], tuple[_Arrays, _Arrays]],
-) -> Finding:
+) -> Diagnosis:
     keys = " + ".join(move.torch_keys)
     again = "convert the weights with to_flax"
     for others in moves.values():
@@ -65,30 +65,32 @@ def _what(
                 if theirs.any() and _same(theirs, have):
                     there = " + ".join(other.torch_keys)
                     message = f"{name} holds torch's '{there}', where '{keys}' belongs"
-                    return Finding("swapped siblings", message, f"put each where it belongs, or {again}")
-    if moved_rows(want, have):
+                    return Diagnosis("swapped siblings", message, f"put each where it belongs, or {again}")
+    if has_moved_rows(want, have):
         fix = f'say how the Flax model flattens with rules=[Flatten("{{layer}}", ...)], and {again}'
-        return Finding("flatten order", f"{name} holds torch's '{keys}' with its rows in another order", fix)
-    turned = _turned(want, have)
+        return Diagnosis(
+            "flatten order", f"{name} holds torch's '{keys}' with its rows in another order", fix
+        )
+    turned = _found_axes(want, have)
     if turned:
-        return Finding("transposed kernel", f"{name} holds torch's '{keys}' {turned}", again)
+        return Diagnosis("transposed kernel", f"{name} holds torch's '{keys}' {turned}", again)
     apart = float(np.abs(want.astype(np.float64) - have.astype(np.float64)).max()) if want.size else 0.0
-    if apart < _TRAINED * np.abs(want).max(initial=0.0):
+    if apart < _ROUNDING * np.abs(want).max(initial=0.0):
         again += ", or, where both were trained, compare with the rtol= that their rounding explains"
-    return Finding("weights", f"{name} is not torch's '{keys}': they differ by up to {apart:.3g}", again)
+    return Diagnosis("weights", f"{name} is not torch's '{keys}': they differ by up to {apart:.3g}", again)
 
 
-_TRAINED = 1e-3  # of the largest weight: farther apart, two models that trained alike are not
+_ROUNDING = 1e-3  # of the largest weight: farther apart, two models that trained alike are not
 
 
-def _turned(want: np.ndarray, have: np.ndarray) -> str:
+def _found_axes(want: np.ndarray, have: np.ndarray) -> str:
     """How the axes of what is there are not those of what belongs there."""
-    axes = permuted(want, have, _same)
+    axes = find_permutation(want, have, _same)
     if axes is not None:
         return f"with the axes {axes} of its Flax layout"
     space = tuple(range(max(want.ndim - 2, 0)))
     if space and _same(np.flip(want, space), have):
         return "turned by 180 degrees"
-    if space and (axes := permuted(np.flip(want, space), have, _same)) is not None:
+    if space and (axes := find_permutation(np.flip(want, space), have, _same)) is not None:
         return f"turned by 180 degrees, with the axes {axes} of its Flax layout"
     return ""

@@ -123,7 +123,7 @@ def ask_about_maps(
             id(r.node)
             for r in widths.readers
             for rule in hints
-            if bool(rule.output) == out and rule.names(r.node.origin)
+            if bool(rule.output) == out and rule.matches(r.node.origin)
         }
         for out in (False, True)
     )
@@ -164,7 +164,7 @@ def ask_about_maps(
         assumed += [(node.where, NO_READER) for node in loose_flattens(tree.root)]
     flat = {r.width for r in widths.readers if id(r.node) in asked or r.node.features}
     for node, width in widths.grouped:
-        declared_none = any(rule.features is None and rule.names(node.origin) for rule in hints)
+        declared_none = any(rule.features is None and rule.matches(node.origin) for rule in hints)
         if width in flat and width not in {*widths.channels, *widths.inward} and not declared_none:
             faults.append(group_norm_fault(node, width))
     # An output that another Linear reads as it is belongs to a hidden layer, though its width may fit a map.

@@ -11,7 +11,7 @@ from typing import Any
 import optax
 import torch
 
-__all__ = ["COUNTED", "KINDS", "REFUSED", "Kind", "Slot", "refusals"]
+__all__ = ["COUNTED", "OPTIMIZERS", "REFUSED", "OptimizerClass", "Slot", "refusals"]
 
 _Group = Mapping[str, Any]
 
@@ -45,7 +45,7 @@ class Slot:
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptimizerClass:
     """One torch optimizer.
 
     Attributes:
@@ -84,22 +84,22 @@ _ADAM = (
     Slot("exp_avg_sq", optax.ScaleByAdamState, "nu"),
 )
 
-KINDS = (
-    Kind(torch.optim.AdamW, _ADAM, True, "optax.adamw(lr, b1, b2, eps, weight_decay=...)"),
-    Kind(
+OPTIMIZERS = (
+    OptimizerClass(torch.optim.AdamW, _ADAM, True, "optax.adamw(lr, b1, b2, eps, weight_decay=...)"),
+    OptimizerClass(
         torch.optim.Adam,
         _ADAM,
         True,
         "optax.adam(lr, b1, b2, eps), behind optax.add_decayed_weights where weight_decay is not 0",
     ),
-    Kind(
+    OptimizerClass(
         torch.optim.SGD,
         (Slot("momentum_buffer", optax.TraceState, "trace", when=_has_momentum),),
         False,
         "optax.sgd(lr, momentum, nesterov), behind optax.add_decayed_weights where weight_decay is not 0",
         is_linear=True,
     ),
-    Kind(
+    OptimizerClass(
         torch.optim.RMSprop,
         (
             Slot("square_avg", optax.ScaleByRmsState, "nu", when=_is_plain),
@@ -110,7 +110,7 @@ KINDS = (
         True,
         "optax.rmsprop(lr, decay=alpha, eps=eps, eps_in_sqrt=False, centered=..., momentum=...)",
     ),
-    Kind(
+    OptimizerClass(
         torch.optim.Adagrad,
         (Slot("sum", optax.ScaleByRssState, "sum_of_squares"),),
         True,

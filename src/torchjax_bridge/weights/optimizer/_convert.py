@@ -26,8 +26,8 @@ from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch
 from .._plan import UserRule
 from ..moving import fresh
 from ..pairing import Move
-from ._classes import KINDS, REFUSED, Kind, Slot, refusals
-from ._frozen import FREEZE, Still, held_still, judge, not_moved, try_out
+from ._classes import OPTIMIZERS, REFUSED, OptimizerClass, Slot, refusals
+from ._frozen import FREEZE, UnmovedLeaf, check_unmoved, try_transformation, unmoved_leaves, untrained_faults
 from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, places_of, rewrite
 from ._trained import lost_ties, moves_of, names_of
 
@@ -85,13 +85,13 @@ def to_optax(
     Memory:
         Always copies.
     """
-    kind, group = _kind_of(optimizer)
+    kind, group = _class_of(optimizer)
     step = _checked(step)
     moves = moves_of(module, template, rules)
     names = names_of(optimizer, module)
     faults = lost_ties(moves, names)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    still, apart = _left_alone(
+    unmoved, apart = _unmoved_by_torch(
         optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults
     )
     count = _step_of(
@@ -102,7 +102,7 @@ def to_optax(
         filled[slot.state.__name__, slot.field] = _moments_to_jax(
             optimizer, slot, group, moves, names, faults
         )
-    new = rewrite(state, filled, count, still, faults)
+    new = rewrite(state, filled, count, unmoved, faults)
     check_found(state, kind, group, faults)
     check_hyperparameters(state, group, faults)
     _raise_all("hand the torch optimizer over to optax", faults)
@@ -154,7 +154,7 @@ def to_optimizer_state(
     Memory:
         Always copies.
     """
-    kind, group = _kind_of(optimizer)
+    kind, group = _class_of(optimizer)
     step = _checked(step)
     moves = moves_of(module, template, rules)
     names = names_of(optimizer, module)
@@ -167,7 +167,9 @@ def to_optimizer_state(
     if step is not None and count not in (None, step):
         raise OptimizerStateError(f"step={step} was passed, but the optax state has counted {count}.")
     count = step if count is None else count
-    _, apart = _left_alone(optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults)
+    _, apart = _unmoved_by_torch(
+        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults
+    )
     indices = {name: place for place, name in enumerate(names.values())}
     entries: dict[int, dict[str, Any]] = {place: {} for place in indices.values()}
     if kind.has_step:
@@ -191,7 +193,7 @@ def to_optimizer_state(
             faults.append(f"'{name}': optax has no {', '.join(missing)} for it")
     _raise_all("hand the optax state over to torch", faults)
     own = optimizer.state_dict()
-    for name in _kept(names, moves):
+    for name in _kept_in_torch(names, moves):
         entries[indices[name]] = own["state"].get(indices[name], {})
     return {
         "state": {place: entry for place, entry in entries.items() if entry},
@@ -202,7 +204,7 @@ def to_optimizer_state(
 # --- what one side leaves alone ----------------------------------------------------------------------
 
 
-def _left_alone(
+def _unmoved_by_torch(
     optimizer: torch.optim.Optimizer,
     opt_state: Any,
     module: nn.Module,
@@ -211,23 +213,25 @@ def _left_alone(
     slots: Iterable[Slot],
     tx: Any,
     faults: list[str],
-) -> tuple[Mapping[Path, Still], frozenset[str]]:
+) -> tuple[Mapping[Path, UnmovedLeaf], frozenset[str]]:
     """The leaves that torch does not move, and the parameters that so take part in no count; or faults."""
     known = {path: move for move in moves for path in move.flax_paths}
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
-    still = held_still(optimizer, module, moves)
+    unmoved = unmoved_leaves(optimizer, module, moves)
     places = places_of(state, slots, known)
-    tried = try_out(opt_state, template, tx, still, known)
-    settled = judge(still, tried, places, state, faults)
+    tried = try_transformation(opt_state, template, tx, unmoved, known)
+    settled = check_unmoved(unmoved, tried, places, state, faults)
     places = places or {}
-    faults += not_moved(tried, {path for path in known if path not in still and not places.get(path)})
+    faults += untrained_faults(
+        tried, {path for path in known if path not in unmoved and not places.get(path)}
+    )
     # What never had a gradient may have one yet, and then its moment follows the count of the others.
-    apart = (path for path in settled if still[path].frozen or not places.get(path))
-    kept = _kept(names_of(optimizer, module), moves)
-    return still, frozenset(key for path in apart for key in known[path].torch_keys) | kept
+    apart = (path for path in settled if unmoved[path].frozen or not places.get(path))
+    kept = _kept_in_torch(names_of(optimizer, module), moves)
+    return unmoved, frozenset(key for path in apart for key in known[path].torch_keys) | kept
 
 
-def _kept(names: Mapping[int, str], moves: Iterable[Move]) -> frozenset[str]:
+def _kept_in_torch(names: Mapping[int, str], moves: Iterable[Move]) -> frozenset[str]:
     """The parameters that a rule keeps in torch, and their moments with them."""
     return frozenset(names.values()) - {key for move in moves for key in move.torch_keys}
 
@@ -235,16 +239,16 @@ def _kept(names: Mapping[int, str], moves: Iterable[Move]) -> frozenset[str]:
 # --- the torch side ----------------------------------------------------------------------------------
 
 
-def _kind_of(optimizer: torch.optim.Optimizer) -> tuple[Kind, Mapping[str, Any]]:
+def _class_of(optimizer: torch.optim.Optimizer) -> tuple[OptimizerClass, Mapping[str, Any]]:
     """The table's row for an optimizer, and its one set of hyperparameters."""
     for torch_type, why in REFUSED.items():
         if isinstance(optimizer, torch_type):
             raise OptimizerStateError(f"torch.optim.{torch_type.__name__} cannot be handed over: {why}.")
-    for kind in KINDS:
+    for kind in OPTIMIZERS:
         if type(optimizer) is kind.torch_type:
             break
     else:
-        known = ", ".join(kind.torch_type.__name__ for kind in KINDS)
+        known = ", ".join(kind.torch_type.__name__ for kind in OPTIMIZERS)
         raise OptimizerStateError(
             f"a {type(optimizer).__name__} cannot be handed over; these can: {known} of torch.optim."
         )
@@ -286,7 +290,7 @@ def _checked(step: Any) -> int | None:
 
 def _step_of(
     optimizer: torch.optim.Optimizer,
-    kind: Kind,
+    kind: OptimizerClass,
     names: Mapping[int, str],
     given: int | None,
     faults: list[str],

@@ -22,7 +22,15 @@ from torchjax_bridge.exchange import Path, from_jax_keypath, join_path
 
 from ..pairing import Move
 
-__all__ = ["FREEZE", "FrozenWarning", "Still", "held_still", "judge", "not_moved", "try_out"]
+__all__ = [
+    "FREEZE",
+    "FrozenWarning",
+    "UnmovedLeaf",
+    "check_unmoved",
+    "try_transformation",
+    "unmoved_leaves",
+    "untrained_faults",
+]
 
 FREEZE = (
     'optax.partition({"train": tx, "freeze": optax.set_to_zero()}, labels), where labels gives "train" or "freeze" '
@@ -39,7 +47,7 @@ class FrozenWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Still:
+class UnmovedLeaf:
     """One leaf that torch leaves where it is.
 
     Attributes:
@@ -53,9 +61,9 @@ class Still:
     decays: bool
 
 
-def held_still(
+def unmoved_leaves(
     optimizer: torch.optim.Optimizer, module: nn.Module, moves: Iterable[Move]
-) -> dict[Path, Still]:
+) -> dict[Path, UnmovedLeaf]:
     """The leaves of which torch moves no part."""
     decays = {
         id(p): group.get("weight_decay", 0) != 0 for group in optimizer.param_groups for p in group["params"]
@@ -63,15 +71,15 @@ def held_still(
     given = {id(p) for p in _stepped(optimizer)}
     # Where nothing is trainable, a whole model was put into evaluation, and nothing was said about its parts.
     thawed = not any(p.requires_grad for p in module.parameters())
-    names: dict[str, Still] = {}
+    names: dict[str, UnmovedLeaf] = {}
     for name, parameter in module.named_parameters():
         if id(parameter) not in decays:
-            names[name] = Still("is trained by optax and not by the torch optimizer", True, False)
+            names[name] = UnmovedLeaf("is trained by optax and not by the torch optimizer", True, False)
         elif not (parameter.requires_grad or thawed):
             why = "is trained by optax and frozen in torch (requires_grad=False)"
-            names[name] = Still(why, True, decays[id(parameter)])
+            names[name] = UnmovedLeaf(why, True, decays[id(parameter)])
         elif given and id(parameter) not in given:
-            names[name] = Still(f"is moved by optax and {_NEVER}", False, decays[id(parameter)])
+            names[name] = UnmovedLeaf(f"is moved by optax and {_NEVER}", False, decays[id(parameter)])
     return {
         path: names[move.torch_keys[0]]
         for move in moves
@@ -95,8 +103,8 @@ def _stepped(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 # --- trying a transformation ----------------------------------------------------------------------------
 
 
-def try_out(
-    opt_state: Any, template: Any, tx: Any, still: Mapping[Path, Still], known: Iterable[Path]
+def try_transformation(
+    opt_state: Any, template: Any, tx: Any, unmoved: Mapping[Path, UnmovedLeaf], known: Iterable[Path]
 ) -> dict[Path, bool] | None:
     """Whether the transformation of a state moves each leaf of the tree it is for; None if it cannot be tried.
 
@@ -104,13 +112,13 @@ def try_out(
         opt_state: The optax state, or an ``nnx.Optimizer``, which has its transformation.
         template: The side it was made for.
         tx: The transformation of a bare state, if the caller has it.
-        still: What torch does not move; what has no gradient there is given none here.
+        unmoved: What torch does not move; what has no gradient there is given none here.
         known: The plan's leaves; linen's state may lack the collection in front.
     """
     paths = {short: path for path in known for short in (path, path[1:] if path[:1] == ("params",) else path)}
-    quiet = {path for path, leaf in still.items() if not leaf.frozen}
-    waits = {path for path in paths.values() if path not in still}
-    for optimizer, model in _rebuilt(opt_state, template, tx):
+    quiet = {path for path, leaf in unmoved.items() if not leaf.frozen}
+    waits = {path for path in paths.values() if path not in unmoved}
+    for optimizer, model in _stand_ins(opt_state, template, tx):
 
         def gradient(keypath: Any, leaf: Any) -> Any:
             held = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
@@ -137,10 +145,10 @@ def try_out(
     return None
 
 
-def _rebuilt(opt_state: Any, template: Any, tx: Any) -> Iterator[tuple[Any, Any]]:
+def _stand_ins(opt_state: Any, template: Any, tx: Any) -> Iterator[tuple[Any, Any]]:
     """A function from gradients to updates and the small parameters it is for, where the state is alike."""
     if isinstance(opt_state, nnx.Optimizer):
-        small = _small(nnx.state(template, opt_state.wrt))
+        small = _one_number_each(nnx.state(template, opt_state.wrt))
         own = nnx.Optimizer(small, optax.with_extra_args_support(opt_state.tx), wrt=opt_state.wrt)
         if _structure(own.opt_state) == _structure(opt_state.opt_state):
             yield lambda gradients: own.update(small, gradients, value=jnp.float32(1)), small
@@ -149,7 +157,7 @@ def _rebuilt(opt_state: Any, template: Any, tx: Any) -> Iterator[tuple[Any, Any]
         return
     update = optax.with_extra_args_support(tx).update
     for tree in _candidates(template):
-        small = _small(tree)
+        small = _one_number_each(tree)
         held = [tx.init(small)]
         if _structure(held[0]) != _structure(opt_state):
             continue
@@ -174,7 +182,7 @@ def _candidates(template: Any) -> Iterator[Any]:
     yield nnx.to_pure_dict(state)
 
 
-def _small(tree: Any) -> Any:
+def _one_number_each(tree: Any) -> Any:
     """The tree with one number in each leaf, of its dtype and rank: masks look at those, and at names."""
     small = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape), leaf.dtype), tree)
     for leaf in jax.tree.leaves(small, is_leaf=lambda node: isinstance(node, nnx.Variable)):
@@ -190,8 +198,8 @@ def _structure(state: Any) -> Any:
 # --- the judgement --------------------------------------------------------------------------------------
 
 
-def judge(
-    still: Mapping[Path, Still],
+def check_unmoved(
+    unmoved: Mapping[Path, UnmovedLeaf],
     tried: Mapping[Path, bool] | None,
     places: Mapping[Path, bool] | None,
     state: Any,
@@ -200,8 +208,8 @@ def judge(
     """What torch leaves and optax leaves too, as far as is known; a fault or a warning for everything else.
 
     Args:
-        still: What torch does not move.
-        tried: What `try_out` found.
+        unmoved: What torch does not move.
+        tried: What `try_transformation` found.
         places: Whether a leaf has a moment in the optax state (True) or is masked (False); None where the optimizer
             has no moments.
         state: The optax state.
@@ -209,14 +217,14 @@ def judge(
     """
     doubt: list[Path] = []
     if tried is not None:
-        moved = [path for path in still if tried.get(path)]
+        moved = [path for path in unmoved if tried.get(path)]
     else:
-        moved = [path for path, leaf in still.items() if leaf.frozen and places and places.get(path)]
-        unseen = [path for path in still if path not in moved and (places is None or path in places)]
-        if not _zeroes(state):
-            doubt = [path for path in unseen if still[path].frozen or still[path].decays]
+        moved = [path for path, leaf in unmoved.items() if leaf.frozen and places and places.get(path)]
+        unseen = [path for path in unmoved if path not in moved and (places is None or path in places)]
+        if not _has_set_to_zero(state):
+            doubt = [path for path in unseen if unmoved[path].frozen or unmoved[path].decays]
     if moved:
-        faults += [f"'{join_path(path)}' {still[path].why}" for path in moved]
+        faults += [f"'{join_path(path)}' {unmoved[path].why}" for path in moved]
         faults.append(f"what torch leaves as it is stays so in optax by {FREEZE}")
     if doubt:
         names = [f"'{join_path(path)}'" for path in doubt]
@@ -228,10 +236,10 @@ def judge(
             FrozenWarning,
             stacklevel=4,
         )
-    return frozenset(still) - frozenset(moved)
+    return frozenset(unmoved) - frozenset(moved)
 
 
-def not_moved(tried: Mapping[Path, bool] | None, trained: Collection[Path]) -> list[str]:
+def untrained_faults(tried: Mapping[Path, bool] | None, trained: Collection[Path]) -> list[str]:
     """The faults of leaves that torch trains, and that optax leaves although it moves others."""
     if tried is None or not any(tried.values()):
         return []
@@ -242,7 +250,7 @@ def not_moved(tried: Mapping[Path, bool] | None, trained: Collection[Path]) -> l
     ]
 
 
-def _zeroes(state: Any) -> bool:
+def _has_set_to_zero(state: Any) -> bool:
     """Whether a partition has a label that stands for ``optax.set_to_zero``, whose state is emptiness alone."""
     return any(
         isinstance(held, optax.MaskedState) and isinstance(held.inner_state, optax.EmptyState)

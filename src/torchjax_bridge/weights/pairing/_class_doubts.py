@@ -102,4 +102,4 @@ def _has_numbers(paths: Sequence[Path], depth: int) -> bool:
 
 def _reaches_only(pattern: Path, doubted: Sequence[Path], layers: set[Path]) -> bool:
     rule = LayerType(join_path(pattern), nn.Module)
-    return all(path in doubted for path in layers if rule.names(path))
+    return all(path in doubted for path in layers if rule.matches(path))

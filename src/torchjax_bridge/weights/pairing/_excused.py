@@ -32,7 +32,7 @@ def keep_in_torch(tree: TorchTree, rules: Iterable[object]) -> tuple[tuple[str, 
         for name, leaf in list(node.leaves.items()):
             path = split_path(leaf.owners[0][1]) if leaf.owners else (*node.origin, name)
             names |= dict.fromkeys(join_path(path[:depth]) for depth in range(1, len(path) + 1))
-            speak = [rule for rule in keeps if rule.names(path)]
+            speak = [rule for rule in keeps if rule.matches(path)]
             if speak:
                 used |= set(speak)
                 keys[leaf.key] = None
@@ -61,7 +61,7 @@ def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list
         for name, leaf in node.leaves.items():
             path = (*node.path, *split_path(name))
             names.append(join_path(path))
-            speak = [rule for rule in fills if rule.names(path) or rule.names(leaf.path)]
+            speak = [rule for rule in fills if rule.matches(path) or rule.matches(leaf.path)]
             if speak:
                 used.update(speak)
                 taken.append((leaf, speak[0]))

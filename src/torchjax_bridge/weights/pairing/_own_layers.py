@@ -197,7 +197,7 @@ def _patterns(paths: Sequence[str], root: TorchNode) -> list[str]:
     for path in paths:
         pattern = ".".join("*" if step.isdigit() else step for step in path.split("."))
         hint = LayerType(pattern, nn.Module)
-        others = [one for one in origins if hint.names(split_path(one)) and one not in paths]
+        others = [one for one in origins if hint.matches(split_path(one)) and one not in paths]
         found[path if others or len(paths) == 1 else pattern] = None
     return list(found)
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from torch import nn
 
 from ..layouts import Identity, Layout, Reshape
-from ._flattened import one_a_feature
+from ._flattened import per_feature
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]
 
 
-@one_a_feature
+@per_feature
 def _slope(layer: Layer) -> Iterable[Entry]:
     (count,) = layer.torch["weight"].shape
     place = layer.flax.get(("negative_slope",))

@@ -35,14 +35,16 @@ def _convolution(layer: Layer) -> Iterable[Entry]:
     rank = _rank(layer)
     outputs, inputs, *_ = layer.torch["weight"].shape
     if len(layer.flax.get(("kernel",), ())) == 2:
-        return _entries(_pointwise(layer), _TAKEN if layer.kind is None and inputs == outputs else "")
+        return _entries(
+            _pointwise(layer), _MAY_BE_TRANSPOSED if layer.kind is None and inputs == outputs else ""
+        )
     _same_groups(layer)
     # A bare weight with as many inputs as outputs could be a transposed convolution's just as well.
     doubtful = layer.kind is None and layer.flax_kind is None and inputs == outputs
-    return _entries(Permute((*range(2, rank), 1, 0)), _TAKEN if doubtful else "")
+    return _entries(Permute((*range(2, rank), 1, 0)), _MAY_BE_TRANSPOSED if doubtful else "")
 
 
-_TAKEN = "taken for a convolution, and could be a transposed one"
+_MAY_BE_TRANSPOSED = "taken for a convolution, and could be a transposed one"
 
 
 def _pointwise(layer: Layer) -> Layout:
@@ -78,13 +80,13 @@ def _transposed(layer: Layer) -> Iterable[Entry]:
         dilated = getattr(layer.flax_module, "input_dilation", None)
         if layer.module is None and (dilated is None or _all_ones(dilated)):
             raise ValueError("a Conv is taken for a Conv, unless the torch module says otherwise")
-        return _entries(_turned(rank))
+        return _entries(_flipped(rank))
     swapped = getattr(layer.flax_module, "transpose_kernel", None)
     if swapped is None and weight[0] != weight[1]:
         swapped = kernel[-2:] == (weight[1], weight[0])
     if swapped is None:
         raise ValueError(_which_kernel(rank, _kind(layer)))
-    return _entries(Permute((*range(2, rank), 1, 0)) if swapped else _turned(rank))
+    return _entries(Permute((*range(2, rank), 1, 0)) if swapped else _flipped(rank))
 
 
 @lru_cache(maxsize=256)
@@ -92,7 +94,7 @@ def _entries(kernel: Layout, assumed: str = "") -> tuple[Entry, ...]:
     return (Entry("weight", "kernel", kernel, assumed=assumed), Entry("bias", "bias", optional=True))
 
 
-def _turned(rank: int) -> Layout:
+def _flipped(rank: int) -> Layout:
     """``(in, out, *space)`` to ``(*space, in, out)``, turned by 180 degrees."""
     space = tuple(range(2, rank))
     return then(Flip(space), Permute((*space, 0, 1)))

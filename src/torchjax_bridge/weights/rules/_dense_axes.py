@@ -63,7 +63,7 @@ def possible_axes(
         axes = DenseAxes(inputs, tuple(axis for axis in range(len(kernel)) if axis not in inputs))
         outputs = tuple(kernel[axis] for axis in axes.outputs)
         fits = prod(outputs) == out and prod(kernel[first:end]) == width
-        if fits and outputs and (bias is None or _wide(bias) == _wide(outputs)):
+        if fits and outputs and (bias is None or _without_ones(bias) == _without_ones(outputs)):
             found.setdefault(dense_kernel(weight, kernel, axes), axes)
     return list(found.values())
 
@@ -87,5 +87,5 @@ def dense_kernel(weight: tuple[int, ...], kernel: tuple[int, ...], axes: DenseAx
     )
 
 
-def _wide(shape: Sequence[int]) -> list[int]:
+def _without_ones(shape: Sequence[int]) -> list[int]:
     return [size for size in shape if size > 1]

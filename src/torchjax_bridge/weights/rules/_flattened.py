@@ -10,7 +10,7 @@ from math import prod
 from ..layouts import Layout, Permute, Reshape, then
 from ._rule import Entry, Layer
 
-__all__ = ["channels_last", "one_a_feature"]
+__all__ = ["channels_last", "per_feature"]
 
 
 def channels_last(
@@ -39,7 +39,7 @@ def channels_last(
     )
 
 
-def one_a_feature(entries: Callable[[Layer], Iterable[Entry]]) -> Callable[[Layer], Iterable[Entry]]:
+def per_feature(entries: Callable[[Layer], Iterable[Entry]]) -> Callable[[Layer], Iterable[Entry]]:
     """The entries of a layer that keeps one number a feature, where its features were flattened."""
 
     def in_order(layer: Layer) -> Iterable[Entry]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path
 
-from ._hints import names_path
+from ._hints import matches_path
 
 __all__ = ["Fused"]
 
@@ -68,9 +68,9 @@ class Fused:
                 f'Fused("{self.module}", ...) takes heads as a number of heads, not {self.heads!r}.'
             )
 
-    def names(self, path: Path) -> bool:
-        """Whether it speaks of the module at this path."""
-        return names_path(self.module, path)
+    def matches(self, path: Path) -> bool:
+        """Whether the pattern matches the module at this path."""
+        return matches_path(self.module, path)
 
     def __str__(self) -> str:
         sides = ", ".join(

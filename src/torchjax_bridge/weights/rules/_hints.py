@@ -13,7 +13,7 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, split_path
 
-__all__ = ["Fill", "Flatten", "Keep", "LayerType", "Rename", "names_path"]
+__all__ = ["Fill", "Flatten", "Keep", "LayerType", "Rename", "matches_path"]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class LayerType:
                 f'LayerType("{self.torch}", ...) takes a torch class such as nn.Linear, not {self.kind!r}.'
             )
 
-    def names(self, path: Path) -> bool:
-        """Whether it speaks of the layer at this path."""
-        return names_path(self.torch, path)
+    def matches(self, path: Path) -> bool:
+        """Whether the pattern matches the layer at this path."""
+        return matches_path(self.torch, path)
 
     def __str__(self) -> str:
         return f'LayerType("{self.torch}", {self.kind.__name__})'
@@ -128,9 +128,9 @@ class Flatten:
             )
         object.__setattr__(self, "features", tuple(sizes))
 
-    def names(self, path: Path) -> bool:
-        """Whether it speaks of the layer at this path."""
-        return names_path(self.torch, path)
+    def matches(self, path: Path) -> bool:
+        """Whether the pattern matches the layer at this path."""
+        return matches_path(self.torch, path)
 
     def __str__(self) -> str:
         return f'Flatten("{self.torch}", {self.features}{", output=True" if self.output else ""})'
@@ -145,7 +145,7 @@ class Keep:
     Args:
         torch: The dotted path of a module, which speaks of all its tensors, or of a tensor; or a pattern.
 
-    >>> Keep("encoder.*.pooler").names(("encoder", 3, "pooler", "weight"))
+    >>> Keep("encoder.*.pooler").matches(("encoder", 3, "pooler", "weight"))
     True
     """
 
@@ -155,9 +155,9 @@ class Keep:
         if not isinstance(self.torch, str):
             raise PlanError(f"Keep takes the dotted name of a module or a tensor, not {self.torch!r}.")
 
-    def names(self, path: Path) -> bool:
-        """Whether it speaks of the tensor at this path."""
-        return names_path(self.torch, path[: len(split_path(self.torch))])
+    def matches(self, path: Path) -> bool:
+        """Whether the pattern matches the tensor at this path."""
+        return matches_path(self.torch, path[: len(split_path(self.torch))])
 
     def __str__(self) -> str:
         return f'Keep("{self.torch}")'
@@ -189,9 +189,9 @@ class Fill:
         if not isinstance(self.value, int | float) or self.value != self.value:
             raise PlanError(f'Fill("{self.flax}", ...) takes a number such as 0.0, not {self.value!r}.')
 
-    def names(self, path: Path) -> bool:
-        """Whether it speaks of the leaf at this path."""
-        return names_path(self.flax, path)
+    def matches(self, path: Path) -> bool:
+        """Whether the pattern matches the leaf at this path."""
+        return matches_path(self.flax, path)
 
     def __str__(self) -> str:
         return f'Fill("{self.flax}", {self.value})'
@@ -202,7 +202,7 @@ def _check_name(hint: str, name: object) -> None:
         raise PlanError(f"{hint}({name!r}, ...) takes the dotted name of a layer, or a pattern, first.")
 
 
-def names_path(pattern: str, path: Path) -> bool:
+def matches_path(pattern: str, path: Path) -> bool:
     want = split_path(pattern)
     return len(want) == len(path) and all(
         _segment(one).fullmatch(str(other)) for one, other in zip(want, path, strict=True)

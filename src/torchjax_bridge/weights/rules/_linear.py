@@ -56,14 +56,14 @@ def _entries(layer: Layer) -> Iterable[Entry]:
         return _dense(layer)
     weight = _matrix(layer)
     if is_einsum:
-        axes, assumed = _of_einsum(layer, weight, kernel, equation)
+        axes, assumed = _einsum_axes(layer, weight, kernel, equation)
     else:
-        axes, assumed = _side_by_side(layer, weight, kernel), ""
-    if len(kernel) == 2 and axes == _FLAXS:
+        axes, assumed = _axes_by_shape(layer, weight, kernel), ""
+    if len(kernel) == 2 and axes == _INPUTS_THEN_OUTPUTS:
         entries = tuple(_dense(layer))
         return (replace(entries[0], assumed=assumed), *entries[1:])
-    assumed = assumed or _of_many_axes(layer, kernel, axes)
-    return _spread(layer, weight, kernel, axes, assumed)
+    assumed = assumed or _assumed_order(layer, kernel, axes)
+    return _dense_general(layer, weight, kernel, axes, assumed)
 
 
 def _matrix(layer: Layer) -> tuple[int, int]:
@@ -86,10 +86,10 @@ def _dense(layer: Layer) -> Iterable[Entry]:
 
 # --- kernels of several axes --------------------------------------------------------------------------
 
-_FLAXS = DenseAxes((0,), (1,))
+_INPUTS_THEN_OUTPUTS = DenseAxes((0,), (1,))
 
 
-def _of_einsum(
+def _einsum_axes(
     layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], equation: str | None
 ) -> tuple[DenseAxes, str]:
     """The axes as the equation says, or as the shapes do where it is not seen, and what was assumed."""
@@ -113,7 +113,7 @@ def _of_einsum(
     return found[0], f"taken to be summed over {some} of its kernel, as by {example!r}"
 
 
-def _side_by_side(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> DenseAxes:
+def _axes_by_shape(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> DenseAxes:
     """The axes of a layer without an equation: the inputs first, or as its shapes say."""
     theirs = layer.flax_module
     if getattr(theirs, "batch_axis", None):
@@ -125,7 +125,7 @@ def _side_by_side(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]
             "in the order of the input"
         )
     if layer.flax_kind == "Conv" or (len(kernel) > 3 and prod(kernel[:-2]) > 1):
-        _ask_for_the_order(layer, weight, kernel)
+        _require_order(layer, weight, kernel)
     found = _possible(layer, weight, kernel)
     if found[0].inputs[0] != 0 and (len(found) > 1 or layer.flax_kind in _INPUTS_FIRST):
         raise ValueError(f"its weight {weight} does not divide into a kernel {kernel}, inputs first")
@@ -150,7 +150,7 @@ def _possible(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) ->
     return found
 
 
-def _ask_for_the_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> None:
+def _require_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> None:
     """Raise unless the caller said what a kernel over a map reads: torch's rows do not tell."""
     *space, channels, out = kernel
     map_ = (channels, *space)
@@ -166,7 +166,7 @@ def _ask_for_the_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int,
         )
 
 
-def _of_many_axes(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str:
+def _assumed_order(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str:
     """What is assumed of outputs of three axes or more: that torch's rows are in the order of Flax's axes."""
     sizes = tuple(kernel[axis] for axis in axes.outputs)
     if sum(size > 1 for size in sizes) < 3 or "output" in layer.told:
@@ -177,7 +177,7 @@ def _of_many_axes(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str
     )
 
 
-def _spread(
+def _dense_general(
     layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], axes: DenseAxes, assumed: str
 ) -> tuple[Entry, Entry]:
     """The weight, its features in Flax's order, with its axes where the kernel has them."""
@@ -201,7 +201,7 @@ def _input_major(layer: Layer) -> Iterable[Entry]:
     if len(kernel) == 2:
         return (Entry("weight", "kernel"), _BIAS)
     axes = _possible(layer, (out, width), kernel)[0]
-    weight, bias = _spread(layer, (out, width), kernel, axes, "")
+    weight, bias = _dense_general(layer, (out, width), kernel, axes, "")
     return replace(weight, layout=then(Permute((1, 0)), weight.layout)), bias
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ..layouts import Constant, Identity, Layout, Permute
-from ._flattened import one_a_feature
+from ._flattened import per_feature
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["RULES"]
@@ -37,7 +37,7 @@ _STATISTICS = (("running_mean", "mean", 0.0), ("running_var", "var", 1.0))
 _ENTRIES = {buffer: Entry(buffer, leaf, collection="batch_stats") for buffer, leaf, _ in _STATISTICS}
 
 
-@one_a_feature
+@per_feature
 def _batch_norm(layer: Layer) -> Iterable[Entry]:
     yield from _AFFINE
     cumulative = getattr(layer.module, "momentum", 0.1) is None
@@ -70,7 +70,7 @@ def _instance_norm(layer: Layer) -> Iterable[Entry]:
     yield from (replace(entry, note=note) for entry in _ENTRIES.values())
 
 
-@one_a_feature
+@per_feature
 def _over_features(layer: Layer) -> Iterable[Entry]:
     for name, leaf in (("weight", "scale"), ("bias", "bias")):
         if name in layer.torch or (leaf,) in layer.flax:

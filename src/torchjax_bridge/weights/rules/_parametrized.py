@@ -41,11 +41,11 @@ __all__ = ["parametrized"]
 
 
 @dataclass(frozen=True)
-class _Made:
+class _ComputedTensor:
     """One tensor that is computed, and what from: the one of its own shape first."""
 
     name: str
-    way: Literal["weight_norm", "spectral_norm", "pruning", "a parametrization"]
+    method: Literal["weight_norm", "spectral_norm", "pruning", "a parametrization"]
     parts: tuple[str, ...]
 
 
@@ -53,17 +53,17 @@ _PLACE = "parametrizations."
 
 
 @lru_cache(maxsize=1024)  # every rule asks, for every layer
-def _made(names: frozenset[str]) -> tuple[_Made, ...]:
+def _computed_tensors(names: frozenset[str]) -> tuple[_ComputedTensor, ...]:
     """The computed tensors of a layer, by the names of what they are computed from."""
     found = []
     for name in sorted(names):
         stem, _, mark = name.rpartition("_")
         if mark == "g" and f"{stem}_v" in names:
-            found.append(_Made(stem, "weight_norm", (f"{stem}_v", name)))
+            found.append(_ComputedTensor(stem, "weight_norm", (f"{stem}_v", name)))
         elif mark == "orig" and {f"{stem}_u", f"{stem}_v"} <= names:
-            found.append(_Made(stem, "spectral_norm", (name, f"{stem}_u", f"{stem}_v")))
+            found.append(_ComputedTensor(stem, "spectral_norm", (name, f"{stem}_u", f"{stem}_v")))
         elif mark == "orig" and f"{stem}_mask" in names:
-            found.append(_Made(stem, "pruning", (name, f"{stem}_mask")))
+            found.append(_ComputedTensor(stem, "pruning", (name, f"{stem}_mask")))
     chains: dict[str, set[str]] = {}
     for name in names:
         if name.startswith(_PLACE):
@@ -72,32 +72,36 @@ def _made(names: frozenset[str]) -> tuple[_Made, ...]:
     for tensor, parts in sorted(chains.items()):
         place = f"{_PLACE}{tensor}."
         if parts == {"original0", "original1"}:
-            found.append(_Made(tensor, "weight_norm", (f"{place}original1", f"{place}original0")))
+            found.append(_ComputedTensor(tensor, "weight_norm", (f"{place}original1", f"{place}original0")))
         elif parts == {"original", "0._u", "0._v"}:
-            found.append(_Made(tensor, "spectral_norm", (f"{place}original", f"{place}0._u", f"{place}0._v")))
+            found.append(
+                _ComputedTensor(tensor, "spectral_norm", (f"{place}original", f"{place}0._u", f"{place}0._v"))
+            )
         else:
-            found.append(_Made(tensor, "a parametrization", tuple(place + part for part in sorted(parts))))
+            found.append(
+                _ComputedTensor(tensor, "a parametrization", tuple(place + part for part in sorted(parts)))
+            )
     return tuple(found)
 
 
-def _plain(names: frozenset[str], made: Sequence[_Made]) -> frozenset[str]:
+def _plain_names(names: frozenset[str], made: Sequence[_ComputedTensor]) -> frozenset[str]:
     """The names as they would be if the computed tensors were ordinary ones."""
     return names - {part for one in made for part in one.parts} | {one.name for one in made}
 
 
-def _refuse_others(layer: Layer, made: Sequence[_Made]) -> None:
+def _refuse_others(layer: Layer, made: Sequence[_ComputedTensor]) -> None:
     """Raise for what is none of the two, or several on top of each other."""
     chains = getattr(layer.module, "parametrizations", {})
     for one in made:
-        if one.way == "pruning":
+        if one.method == "pruning":
             raise ValueError(
                 f"'{one.name}' is pruned; keep the result with "
                 f'torch.nn.utils.prune.remove(layer, "{one.name}") first'
             )
         kinds = [type(step).__name__ for step in chains[one.name]] if one.name in chains else []
-        if one.way == "a parametrization" or kinds not in ([], *([kind] for kind in _KINDS[one.way])):
+        if one.method == "a parametrization" or kinds not in ([], *([kind] for kind in _KINDS[one.method])):
             raise ValueError(
-                f"'{one.name}' is computed by {', '.join(kinds) or one.way}, which has no counterpart; keep "
+                f"'{one.name}' is computed by {', '.join(kinds) or one.method}, which has no counterpart; keep "
                 f'the result with torch.nn.utils.parametrize.remove_parametrizations(layer, "{one.name}") first'
             )
 
@@ -106,7 +110,7 @@ def _refuse_others(layer: Layer, made: Sequence[_Made]) -> None:
 _KINDS = {"weight_norm": ("_WeightNorm",), "spectral_norm": ("_SpectralNorm",)}
 
 
-def _dim(layer: Layer, one: _Made, default: int) -> int:
+def _dim(layer: Layer, one: _ComputedTensor, default: int) -> int:
     """The axis that spectral_norm sets against the others: the live module's, or the one torch defaults to."""
     chain = getattr(layer.module, "parametrizations", {})
     steps: list[Any] = list(chain[one.name]) if one.name in chain else []
@@ -128,10 +132,10 @@ def parametrized(rule: Rule) -> Rule:
 
     def entries(layer: Layer) -> Iterable[Entry]:
         names = frozenset(layer.torch)
-        made = {one.name: one for one in _made(names)}
+        made = {one.name: one for one in _computed_tensors(names)}
         _refuse_others(layer, tuple(made.values()))
         inner = _inner(layer)
-        kept = _plain(names, tuple(made.values()))
+        kept = _plain_names(names, tuple(made.values()))
         tensors = {name: tensor for name, tensor in layer.torch.items() if name in kept}
         tensors |= {name: layer.torch[one.parts[0]] for name, one in made.items()}
         flax = {
@@ -145,11 +149,11 @@ def parametrized(rule: Rule) -> Rule:
             elif len(entry.torch_names) > 1:
                 raise ValueError(f"'{computed[0]}' is computed, and joins other tensors in Flax")
             else:
-                yield from _replaced(replace(entry, flax=paths), made[computed[0]], layer, default)
+                yield from _computed_entries(replace(entry, flax=paths), made[computed[0]], layer, default)
 
     def applies(names: frozenset[str]) -> bool:
-        made = _made(names)
-        return bool(made) and rule.may_be(_plain(names, made))
+        made = _computed_tensors(names)
+        return bool(made) and rule.may_be(_plain_names(names, made))
 
     return Rule(
         rule.torch_types,
@@ -186,7 +190,7 @@ def _inner(layer: Layer) -> Path:
     return ("layer_instance",)
 
 
-def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[Entry]:
+def _computed_entries(entry: Entry, one: _ComputedTensor, layer: Layer, default: int) -> Iterable[Entry]:
     """The entry of a computed tensor: folded, or in the parts of linen's wrappers."""
     dim = _dim(layer, one, default)
     (*scope, kernel), *others = entry.flax_paths
@@ -194,13 +198,13 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
     nnx_scale = ("scales", str((*scope[1:], kernel)))  # nnx keeps them by the path of the kernel
     wrapped = [path for path in (scale, nnx_scale, left, value) if path in layer.flax and not others]
     if not wrapped:
-        folds = one.way == "weight_norm"
+        folds = one.method == "weight_norm"
         fold: Layout = WeightNormed(tuple(layer.torch[one.parts[1]].shape)) if folds else SpectralNormed(dim)
         note = "" if folds else "the weight of evaluation: u and v as they are now"
         yield replace(entry, torch=one.parts, layout=then(fold, entry.layout), note=note)
         return
     original = layer.torch[one.parts[0]]
-    if one.way == "weight_norm" and wrapped in ([scale], [nnx_scale]):
+    if one.method == "weight_norm" and wrapped in ([scale], [nnx_scale]):
         length = tuple(layer.torch[one.parts[1]].shape)
         axes = [axis for axis, size in enumerate(length) if size > 1]
         if len(axes) > 1 or (axes and not _is_last(entry.layout, original, axes[0])):
@@ -219,7 +223,7 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
             return
         yield replace(entry, torch=one.parts[0])
         yield Entry(one.parts[1], (scale,), Reshape(length, (size,)))
-    elif one.way == "spectral_norm" and wrapped == [left, value]:
+    elif one.method == "spectral_norm" and wrapped == [left, value]:
         if not _is_last(entry.layout, original, dim):
             raise ValueError(
                 f"linen's SpectralNorm sets another axis of '{one.name}' apart than torch; fold it"
@@ -228,7 +232,7 @@ def _replaced(entry: Entry, one: _Made, layer: Layer, default: int) -> Iterable[
         note = "linen's SpectralNorm iterates once more in every call: they agree as far as u has converged"
         yield Entry(one.parts, (*entry.flax_paths, left, value), layout, "", note=note)
     else:
-        raise ValueError(f"'{one.name}' is computed by {one.way}, and the Flax wrapper is for the other")
+        raise ValueError(f"'{one.name}' is computed by {one.method}, and the Flax wrapper is for the other")
 
 
 _IN_NNX = (

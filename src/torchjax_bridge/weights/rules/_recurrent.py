@@ -100,12 +100,12 @@ CELL_MARKS = _LSTM.marks | _GRU.marks | _RNN.marks
 """The kernels by which a scope is known for a cell of some kind."""
 
 
-def _layer_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
+def _entries_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
     def entries(layer: Layer) -> Iterable[Entry]:
         suffixes = _suffixes(layer)
         _check(family, layer, suffixes)
         directions = 2 if any(suffix.endswith("_reverse") for suffix in suffixes) else 1
-        cells, note = _in_order(_cells(family, layer), len(suffixes) // directions, directions)
+        cells, note = _order_cells(_cells(family, layer), len(suffixes) // directions, directions)
         for suffix, cell in zip(suffixes, cells, strict=True):
             for entry in _cell(family, layer, suffix, cell):
                 if layer.features and entry.torch_names == (f"weight_ih{suffix}",) and suffix in _FIRST:
@@ -149,7 +149,7 @@ _DIRECTION = re.compile(r"_?(forward|fwd|backward|bwd|reverse)_?")
 _BACKWARD = frozenset({"backward", "bwd", "reverse"})
 
 
-def _in_order(cells: Sequence[Path], layers: int, directions: int) -> tuple[list[Path], str]:
+def _order_cells(cells: Sequence[Path], layers: int, directions: int) -> tuple[list[Path], str]:
     """The cells layer by layer, forward before backward, and what of that was concluded from numbers alone.
 
     Raises where the names do not say which is which.
@@ -201,33 +201,33 @@ def _place(cell: Path) -> tuple[tuple[int, ...], bool | None]:
 
 def _cell(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
     stacked = (*cell, "dense_h", "kernel") in layer.flax
-    return (_stacked if stacked else _apart)(family, layer, suffix, cell)
+    return (_stacked if stacked else _one_kernel_a_gate)(family, layer, suffix, cell)
 
 
 def _stacked(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
     """A cell that keeps its gates side by side, as torch does."""
     ours = (f"bias_ih{suffix}", f"bias_hh{suffix}")
-    into, back = ((*cell, name, "bias") for name in ("dense_i", "dense_h"))
+    input_bias, state_bias = ((*cell, name, "bias") for name in ("dense_i", "dense_h"))
     yield Entry(f"weight_ih{suffix}", ((*cell, "dense_i", "kernel"),), Permute((1, 0)))
     yield Entry(f"weight_hh{suffix}", ((*cell, "dense_h", "kernel"),), Permute((1, 0)))
-    places = tuple(place for place in (into, back) if place in layer.flax)
+    places = tuple(place for place in (input_bias, state_bias) if place in layer.flax)
     if ours[0] not in layer.torch:
         yield from (_zeros(layer, suffix, place) for place in places)
     elif len(places) == 2:
-        yield Entry(ours[0], (into,))
-        yield Entry(ours[1], (back,))
+        yield Entry(ours[0], (input_bias,))
+        yield Entry(ours[1], (state_bias,))
     elif family is _GRU and places:
         raise ValueError(
             "nnx.GRUCell has no bias on the state, and that of the n gate cannot move elsewhere; use "
             "torchjax_bridge.weights.layers.nnx.GRUCell"
         )
     else:
-        yield Entry(ours, places or (back,), Sum())
+        yield Entry(ours, places or (state_bias,), Sum())
 
 
-def _apart(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
+def _one_kernel_a_gate(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
     """A cell with one kernel a gate."""
-    names = {name: _spelt(layer, cell, name) for side in "ih" for name in family.kernels(side)}
+    names = {name: _linen_name(layer, cell, name) for side in "ih" for name in family.kernels(side)}
     one = len(family.gates) == 1
     kernels = Permute((1, 0)) if one else then(Split(len(family.gates)), Each(Permute((1, 0))))
     for side in "ih":
@@ -242,7 +242,7 @@ def _apart(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[E
     yield Entry((f"bias_ih{suffix}", f"bias_hh{suffix}"), places, layout)
 
 
-def _spelt(layer: Layer, cell: Path, name: str) -> str:
+def _linen_name(layer: Layer, cell: Path, name: str) -> str:
     """As it is, or ``if_``, which nnx's LSTMCell says since ``if`` is a word of Python's."""
     return f"{name}_" if (*cell, f"{name}_", "kernel") in layer.flax else name
 
@@ -255,7 +255,7 @@ def _zeros(layer: Layer, suffix: str, place: Path) -> Entry:
 
 def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], settings: str) -> list[Rule]:
     layer, cell = kinds
-    entries = _layer_of(family)
+    entries = _entries_of(family)
     return [
         Rule(
             layer,

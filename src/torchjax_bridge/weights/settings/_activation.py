@@ -73,21 +73,21 @@ def activation_differences(module: nn.Module, function: Any) -> Iterator[Differe
     while isinstance(function, partial):
         arguments = {**function.keywords, **arguments}
         function = function.func
-    known = next((other for other in _TWINS.values() if _among(function, other.functions)), None)
+    known = next((other for other in _TWINS.values() if _is_one_of(function, other.functions)), None)
     if known is None:
         return
-    name, said = _name(twin.functions[0]), _call(twin, module)
+    name, fix = _name(twin.functions[0]), _jax_expression(twin, module)
     if known is not twin:
         pair = ("activation", type(module).__name__)
-        yield from differs("activation", name, _name(known.functions[0]), torch=pair, fix=said)
+        yield from differs("activation", name, _name(known.functions[0]), torch=pair, fix=fix)
         return
     for argument, (attribute, default) in twin.settings.items():
         value = getattr(module, attribute)
         have = arguments.get(argument, default)
-        yield from differs(argument, twin.read(value), have, torch=(attribute, value), fix=said)
+        yield from differs(argument, twin.read(value), have, torch=(attribute, value), fix=fix)
 
 
-def _among(function: Any, functions: tuple[Callable[..., Any], ...]) -> bool:
+def _is_one_of(function: Any, functions: tuple[Callable[..., Any], ...]) -> bool:
     return any(function is other for other in functions)
 
 
@@ -95,7 +95,7 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(function, "__name__", str(function))
 
 
-def _call(twin: _Twin, module: nn.Module) -> str:
+def _jax_expression(twin: _Twin, module: nn.Module) -> str:
     """How the torch activation is written in JAX."""
     given = [
         f"{argument}={twin.read(getattr(module, attribute))!r}"

@@ -60,7 +60,7 @@ def transposed_convolution(module: Transposed, layer: FlaxLayer) -> Iterator[Dif
             module.dilation, module.kernel_size, module.padding, module.output_padding, strict=True
         )
     )
-    value = _Shown(f"{module.padding}, output_padding={module.output_padding}")
+    value = _Unquoted(f"{module.padding}, output_padding={module.output_padding}")
     pads = _transposed_pads(module, layer, rank)
     yield from differs("padding", wanted, layer["padding"], torch=("padding", value), have=pads)
 
@@ -107,9 +107,9 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
     if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
         return
     wanted, fix = _wanted(module, mode, pads)
-    alike = _sizes_alike(module, mode, pads, layer) or _by_hand(mode, pads, theirs)
+    alike = _sizes_that_agree(module, mode, pads, layer) or _by_hand(mode, pads, theirs)
     yield Difference(
-        "padding", "padding", _Shown(shown), layer["padding"], wanted, "output", fix, unless=alike
+        "padding", "padding", _Unquoted(shown), layer["padding"], wanted, "output", fix, unless=alike
     )
 
 
@@ -130,7 +130,7 @@ def _is_causal_by_hand(pads: Pads, reach: Sequence[int]) -> bool:
     return all(pad == (0, 0) for pad in pads) or pads == tuple((total, total) for total in reach)
 
 
-class _Shown(str):
+class _Unquoted(str):
     """Text that stands for values of several settings; shown without quotes."""
 
     __slots__ = ()
@@ -143,7 +143,7 @@ def _wanted(module: Convolution, mode: str, pads: Pads) -> tuple[Any, str]:
     if mode == "zeros":
         return pads, f"padding={pads!r}"
     word = {"circular": "CIRCULAR", "reflect": "REFLECT"}.get(mode)
-    if word is not None and pads == _around(_reach(module)):
+    if word is not None and pads == _same_pads(_reach(module)):
         return word, f"padding={word!r}"
     how = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}[mode]
     return None, f"padding='VALID', behind jnp.pad(x, ..., mode={how!r})"
@@ -166,7 +166,7 @@ def _reach(module: Convolution | Transposed) -> tuple[int, ...]:
     return tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
 
 
-def _around(reach: Sequence[int]) -> Pads:
+def _same_pads(reach: Sequence[int]) -> Pads:
     """What Flax's "CIRCULAR" and "REFLECT" pad, and "SAME" at stride 1."""
     return tuple((total // 2, total - total // 2) for total in reach)
 
@@ -180,7 +180,7 @@ def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]
     if padding == "VALID":
         return "zeros", none
     if padding in ("CIRCULAR", "REFLECT"):
-        return (padding.lower() if any(reach) else "zeros"), _around(reach)
+        return (padding.lower() if any(reach) else "zeros"), _same_pads(reach)
     if padding == "CAUSAL":
         return "zeros", tuple((total, 0) for total in reach)
     if _spread(layer["input_dilation"], len(reach)) != (1,) * len(reach):
@@ -188,11 +188,11 @@ def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]
     strides = _spread(layer["strides"], len(reach))
     if any(stride > 1 and total for stride, total in zip(strides, reach, strict=True)):
         return "zeros", None
-    pads = _around(reach)
+    pads = _same_pads(reach)
     return "zeros", tuple((b, a) for a, b in pads) if padding == "SAME_LOWER" else pads
 
 
-def _sizes_alike(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -> str:
+def _sizes_that_agree(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -> str:
     """The sizes of the input for which ``"SAME"`` pads as torch does, by their remainders; empty if none.
 
     Where the stride divides the size it pads ``max(reach + 1 - stride, 0)``, and else ``max(reach + 1 - remainder,
@@ -211,7 +211,7 @@ def _sizes_alike(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -
         places = [
             rest
             for rest in range(stride)
-            if _halves(max(total + 1 - (rest or stride), 0), str(layer["padding"])) == pair
+            if _split_pads(max(total + 1 - (rest or stride), 0), str(layer["padding"])) == pair
         ]
         if not places:
             return ""
@@ -220,7 +220,7 @@ def _sizes_alike(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -
     return " and ".join(dict.fromkeys(found))
 
 
-def _halves(total: int, word: str) -> tuple[int, int]:
+def _split_pads(total: int, word: str) -> tuple[int, int]:
     """What a word pads before and after."""
     less, more = total // 2, total - total // 2
     return (more, less) if word == "SAME_LOWER" else (less, more)
@@ -243,12 +243,12 @@ def _transposed_pads(module: Transposed, layer: FlaxLayer, rank: int) -> Pads | 
     if padding not in ("SAME", "VALID"):
         return None
     return tuple(
-        _word(padding, total + 1, stride)
+        _transposed_pads_of_word(padding, total + 1, stride)
         for total, stride in zip(_reach(module), _spread(layer["strides"], rank), strict=True)
     )
 
 
-def _word(padding: str, size: int, stride: int) -> tuple[int, int]:
+def _transposed_pads_of_word(padding: str, size: int, stride: int) -> tuple[int, int]:
     """What ``jax.lax.conv_transpose`` makes of a word, for a kernel of this size."""
     if padding == "VALID":
         total = size + stride - 2 + max(size - stride, 0)

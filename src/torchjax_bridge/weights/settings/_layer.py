@@ -38,7 +38,7 @@ class FlaxLayer:
 def flax_layer(module: Any) -> FlaxLayer:
     """The settings of a live nnx module, or of a linen module."""
     kind = type(module)
-    known, linen = _sort(kind)
+    known, linen = _flax_class(kind)
     if linen:
         names = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]
         values: Mapping[str, Any] = {name: getattr(module, name) for name in names}
@@ -52,7 +52,7 @@ def flax_layer(module: Any) -> FlaxLayer:
 
 def is_flaxs_layer(kind: type) -> bool:
     """Whether a class is a layer of Flax's, or is derived from one."""
-    return _sort(kind)[0] not in ("Module", "Pytree")
+    return _flax_class(kind)[0] not in ("Module", "Pytree")
 
 
 def overridden_call(kind: type) -> type | None:
@@ -68,15 +68,15 @@ _CALLS: WeakKeyDictionary[type, type | None] = WeakKeyDictionary()
 _TRUSTED = ("flax", __name__.split(".")[0])
 
 
-def _sort(kind: type) -> tuple[str, bool]:
+def _flax_class(kind: type) -> tuple[str, bool]:
     """The name of Flax's class in a class's ancestry, and whether it is linen's; asked once a class."""
-    if (found := _SORTS.get(kind)) is None:
+    if (found := _FLAX_CLASSES.get(kind)) is None:
         flaxs = next((c for c in kind.__mro__ if c.__module__.split(".")[0] == "flax"), kind)
-        found = _SORTS[kind] = flaxs.__name__, issubclass(kind, flax.linen.Module)
+        found = _FLAX_CLASSES[kind] = flaxs.__name__, issubclass(kind, flax.linen.Module)
     return found
 
 
-_SORTS: WeakKeyDictionary[type, tuple[str, bool]] = WeakKeyDictionary()
+_FLAX_CLASSES: WeakKeyDictionary[type, tuple[str, bool]] = WeakKeyDictionary()
 
 # Modules that compute what they hold computes, with other weights.
 _WRAPPERS = frozenset({"WeightNorm", "SpectralNorm"})

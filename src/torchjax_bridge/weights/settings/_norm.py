@@ -17,7 +17,7 @@ from ._layer import FlaxLayer
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 _InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
-__all__ = ["batch_norm", "epsilon_of_its_own", "group_norm", "instance_norm", "layer_norm", "rms_norm"]
+__all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "own_epsilon", "rms_norm"]
 
 
 def batch_norm(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
@@ -95,7 +95,7 @@ def instance_norm(module: _InstanceNorm, layer: FlaxLayer) -> Iterator[Differenc
         yield from _fast_variance(layer)
 
 
-def epsilon_of_its_own(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
+def own_epsilon(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
     """The epsilon of a norm of the caller's own, under one of the names that it usually has."""
     for name in ("eps", "epsilon", "variance_epsilon", "norm_eps"):
         eps = getattr(module, name, None)

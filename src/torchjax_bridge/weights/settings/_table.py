@@ -10,7 +10,7 @@ from ._conv import convolution, transposed_convolution
 from ._dense import dense, dense_as_convolution, dense_general
 from ._difference import Difference
 from ._layer import FlaxLayer
-from ._norm import batch_norm, epsilon_of_its_own, group_norm, instance_norm, layer_norm, rms_norm
+from ._norm import batch_norm, group_norm, instance_norm, layer_norm, own_epsilon, rms_norm
 from ._others import any_layer, attention, dropout, recurrent
 
 __all__ = ["differences", "is_compared"]
@@ -56,19 +56,19 @@ _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] 
 )
 
 
-def differences(module: nn.Module, layer: FlaxLayer, said: type | None = None) -> tuple[Difference, ...]:
+def differences(module: nn.Module, layer: FlaxLayer, declared: type | None = None) -> tuple[Difference, ...]:
     """Every setting of a pair of layers that does not agree; none where either is of no known class.
 
     Args:
         module: The torch layer.
         layer: Its Flax twin.
-        said: The class of torch's that the caller says it computes, if it is of a class of its own.
+        declared: The class of torch's that the caller says it computes, if it is of a class of its own.
     """
-    if said is not None and not isinstance(module, said):
-        known = _row(said)
+    if declared is not None and not isinstance(module, declared):
+        known = _row(declared)
         if known is None or layer.kind not in known[0]:
             return ()
-        return tuple(epsilon_of_its_own(module, layer))
+        return tuple(own_epsilon(module, layer))
     row = _row(type(module))
     if row is None or layer.kind not in row[0]:
         return ()

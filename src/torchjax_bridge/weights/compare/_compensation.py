@@ -15,10 +15,10 @@ from ._record import Change, Record
 from ._steps import Bounds, Step
 from ._values import Value, gap
 
-__all__ = ["made_up_for"]
+__all__ = ["compensation"]
 
 
-def made_up_for(
+def compensation(
     step: Step, steps: Sequence[Step], ours: Record, run: Callable[[Change], Record], bounds: Bounds
 ) -> tuple[bool, bool]:
     """Whether what reads a layer agrees though the layer does not, and whether the models' outputs show the layer.

@@ -12,9 +12,9 @@ from itertools import product
 
 import numpy as np
 
-from ._probes import ACTIVATIONS, Close, Finding, Known, applied
+from ._probes import ACTIVATIONS, Close, Diagnosis, NamedArray, apply_torch
 
-__all__ = ["told_apart"]
+__all__ = ["differing_formulas"]
 
 
 _Places = slice | np.ndarray
@@ -22,17 +22,21 @@ _Compute = Callable[[_Places], np.ndarray]
 
 
 @dataclass(frozen=True)
-class _Form:
+class _Formula:
     """A formula: how it reads, and how some of its rows are computed; a row lies along the last axis."""
 
     text: str
     compute: _Compute
-    of: Known | None = None
+    of: NamedArray | None = None
 
 
-def told_apart(
-    ours: np.ndarray, theirs: np.ndarray, earlier: Sequence[Known], own: Sequence[Known], close: Close
-) -> Finding | None:
+def differing_formulas(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    earlier: Sequence[NamedArray],
+    own: Sequence[NamedArray],
+    close: Close,
+) -> Diagnosis | None:
     """Two formulas that differ, of which the one is torch's array and the other Flax's.
 
     Args:
@@ -45,15 +49,15 @@ def told_apart(
     if ours.shape != theirs.shape or ours.ndim < 2 or ours.dtype.kind != "f" or theirs.dtype.kind != "f":
         return None
     known = _distinct(earlier)
-    for probe in (_added_parameter, _taken, _multiplied, _pooled, _gated, _summed, _channels):
-        if (found := probe(ours, theirs, own if probe is _added_parameter else known, close)) is not None:
+    for probe in (_parameter, _shortcut_alone, _factor, _pooling, _gate, _shortcut, _channels):
+        if (found := probe(ours, theirs, own if probe is _parameter else known, close)) is not None:
             return found
     return None
 
 
-def _distinct(earlier: Sequence[Known]) -> list[Known]:
+def _distinct(earlier: Sequence[NamedArray]) -> list[NamedArray]:
     """Each array once: what a layer takes is often what the one before it gave."""
-    found: dict[tuple[object, ...], Known] = {}
+    found: dict[tuple[object, ...], NamedArray] = {}
     for one in earlier:
         if one.array.dtype.kind == "f" and one.array.ndim > 1:
             found.setdefault((one.array.shape, one.array.reshape(-1)[:64].tobytes()), one)
@@ -70,9 +74,9 @@ def _rows(array: np.ndarray, places: _Places) -> np.ndarray:
     return array.reshape(-1, array.shape[-1])[places]
 
 
-def _pair(
-    ours: np.ndarray, theirs: np.ndarray, forms: Sequence[_Form], close: Close
-) -> tuple[_Form, _Form] | None:
+def _matching_pair(
+    ours: np.ndarray, theirs: np.ndarray, formulas: Sequence[_Formula], close: Close
+) -> tuple[_Formula, _Formula] | None:
     """The form that is torch's array and the one that is Flax's, if both are among these."""
     few, whole = _places(ours.shape), slice(None)
     found = []
@@ -80,12 +84,14 @@ def _pair(
         some, full = _rows(array, few), _rows(array, whole)
         most = 0.1 * float(np.abs(some).max(initial=0.0))  # a cheap no, before `close` looks
 
-        def fits(form: _Form, some: np.ndarray = some, full: np.ndarray = full, most: float = most) -> bool:
+        def fits(
+            form: _Formula, some: np.ndarray = some, full: np.ndarray = full, most: float = most
+        ) -> bool:
             tried = form.compute(few)
             near = bool(np.abs(some - tried).max() <= most)
             return near and close(some, tried) and close(full, form.compute(whole))
 
-        match = next(filter(fits, forms), None)
+        match = next(filter(fits, formulas), None)
         if match is None:
             return None
         found.append(match)
@@ -95,20 +101,20 @@ def _pair(
 # --- sums ----------------------------------------------------------------------------------------------
 
 
-def _added_parameter(
-    ours: np.ndarray, theirs: np.ndarray, own: Sequence[Known], close: Close
-) -> Finding | None:
+def _parameter(
+    ours: np.ndarray, theirs: np.ndarray, own: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """A parameter that one side adds, such as a table of positions."""
     for one in own:
-        for array in _as_wide(one.array, ours.shape):
+        for array in _broadcastable(one.array, ours.shape):
             for more, less, side, other in ((ours, theirs, "torch", "Flax"), (theirs, ours, "Flax", "torch")):
                 if close(more, less + array):
                     fix = f"add it in {other}" if other == "Flax" else "do not add it in Flax"
-                    return Finding("parameter", f"{side} adds {one.name}, and {other} does not", fix)
+                    return Diagnosis("parameter", f"{side} adds {one.name}, and {other} does not", fix)
     return None
 
 
-def _as_wide(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+def _broadcastable(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
     """A parameter as it is added to an array of this shape: perhaps its beginning, or with its channels last."""
     if array.dtype.kind != "f" or not array.any() or not 1 < array.ndim <= len(shape):
         return
@@ -123,7 +129,9 @@ def _as_wide(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
             continue
 
 
-def _multiplied(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _factor(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """A term of a sum with another factor: an embedding or a residual that one side scales."""
     apart = ours.astype(np.float64) - theirs
     for one in known:
@@ -133,84 +141,90 @@ def _multiplied(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], cl
             if factor and close(ours, (theirs + factor * one.array).astype(ours.dtype)):
                 side = "more" if factor > 0 else "less"
                 message = f"torch has {abs(factor):.6g} times {one.name} {side} than Flax"
-                return Finding("scale", message, "multiply it by torch's factor in Flax")
+                return Diagnosis("scale", message, "multiply it by torch's factor in Flax")
     return None
 
 
-_BEHIND = ("", "relu", "silu", "gelu(approximate=False)", "tanh")
+_ACTIVATIONS_BEHIND = ("", "relu", "silu", "gelu(approximate=False)", "tanh")
 
 
-def _taken(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _shortcut_alone(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """A branch that starts elsewhere: in front of a norm and its activation, say, instead of behind."""
     alike = [one for one in known if one.array.shape == ours.shape]
-    forms = [
-        _Form(_of(name, one.name), partial(_acted, name, one.array))
+    formulas = [
+        _Formula(_phrase(name, one.name), partial(_compute_activation, name, one.array))
         for name, one in product(("", *ACTIVATIONS), alike)
     ]
-    if (pair := _pair(ours, theirs, forms, close)) is None:
+    if (pair := _matching_pair(ours, theirs, formulas, close)) is None:
         return None
     mine, other = pair[0].text, pair[1].text
-    return Finding("shortcut", f"torch takes {mine}, Flax {other}", f"take {mine} in Flax")
+    return Diagnosis("shortcut", f"torch takes {mine}, Flax {other}", f"take {mine} in Flax")
 
 
-def _summed(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _shortcut(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """A shortcut that starts elsewhere, is activated or padded otherwise, or is not there."""
     alike = [one for one in known if one.array.shape == ours.shape]
     terms = [*_terms(known, ours.shape)]
-    for body, behind in product(alike, _BEHIND):
+    for body, behind in product(alike, _ACTIVATIONS_BEHIND):
         start = partial(_rows, body.array)
-        forms = [_Form("nothing", partial(_sum, behind, start, None))]
-        forms += [
-            _Form(term.text, partial(_sum, behind, start, term.compute))
+        formulas = [_Formula("nothing", partial(_compute_sum, behind, start, None))]
+        formulas += [
+            _Formula(term.text, partial(_compute_sum, behind, start, term.compute))
             for term in terms
             if term.of is not body
         ]
-        if (pair := _pair(ours, theirs, forms, close)) is not None:
+        if (pair := _matching_pair(ours, theirs, formulas, close)) is not None:
             mine, other = pair[0].text, pair[1].text
             kind = "residual" if "nothing" in (mine, other) else "shortcut"
-            return Finding(kind, f"to {body.name} torch adds {mine}, Flax {other}", f"add {mine} in Flax")
+            return Diagnosis(kind, f"to {body.name} torch adds {mine}, Flax {other}", f"add {mine} in Flax")
     return None
 
 
-def _sum(behind: str, one: _Compute, other: _Compute | None, places: _Places) -> np.ndarray:
-    return _act(behind, one(places) + other(places) if other is not None else one(places))
+def _compute_sum(behind: str, one: _Compute, other: _Compute | None, places: _Places) -> np.ndarray:
+    return _activate(behind, one(places) + other(places) if other is not None else one(places))
 
 
-def _product(behind: str, array: np.ndarray, name: str, gate: np.ndarray, places: _Places) -> np.ndarray:
-    return _act(behind, _rows(array, places)) * _act(name, _rows(gate, places))
+def _compute_product(
+    behind: str, array: np.ndarray, name: str, gate: np.ndarray, places: _Places
+) -> np.ndarray:
+    return _activate(behind, _rows(array, places)) * _activate(name, _rows(gate, places))
 
 
-def _acted(name: str, array: np.ndarray, places: _Places) -> np.ndarray:
-    return _act(name, _rows(array, places))
+def _compute_activation(name: str, array: np.ndarray, places: _Places) -> np.ndarray:
+    return _activate(name, _rows(array, places))
 
 
-def _act(name: str, array: np.ndarray) -> np.ndarray:
-    return applied(ACTIVATIONS[name], array) if name else array
+def _activate(name: str, array: np.ndarray) -> np.ndarray:
+    return apply_torch(ACTIVATIONS[name], array) if name else array
 
 
-def _of(name: str, text: str) -> str:
+def _phrase(name: str, text: str) -> str:
     return f"{name} of {text}" if name else text
 
 
-def _terms(known: Sequence[Known], shape: tuple[int, ...]) -> Iterator[_Form]:
+def _terms(known: Sequence[NamedArray], shape: tuple[int, ...]) -> Iterator[_Formula]:
     """What may be added: a known array, an activation of it, or its every second position in more channels."""
     for one in known:
         if one.array.shape == shape:
             for name in ("", *ACTIVATIONS):
-                yield _Form(_of(name, one.name), partial(_acted, name, one.array), one)
+                yield _Formula(_phrase(name, one.name), partial(_compute_activation, name, one.array), one)
         elif one.array.ndim == len(shape) == 4 and one.array.shape[0] == shape[0]:
-            for text, array in _narrowed(one, shape):
-                yield _Form(text, partial(_rows, array), one)
+            for text, array in _downsampled(one, shape):
+                yield _Formula(text, partial(_rows, array), one)
 
 
-def _narrowed(one: Known, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
+def _downsampled(one: NamedArray, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
     """A shortcut without weights: fewer positions, and channels of zeros (option A)."""
     array, more = one.array, shape[-1] - one.array.shape[-1]
     steps = [-(-size // small) for size, small in zip(array.shape[1:3], shape[1:3], strict=True)]
     if more < 0 or (more == 0 and steps == [1, 1]):
         return
     for name in ("", "relu"):
-        base = _act(name, array)
+        base = _activate(name, array)
         ways = {"every position": base} if steps == [1, 1] else {}
         if steps != [1, 1]:
             ways["every second position"] = base[:, :: steps[0], :: steps[1]]
@@ -228,33 +242,35 @@ def _narrowed(one: Known, shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndar
             }.items():  # fmt: skip
                 padded = np.pad(part, ((0, 0), (0, 0), (0, 0), pads))
                 zeros = f" with {more} channels of zeros {where}" if more else ""
-                yield f"{text} of {_of(name, one.name)}{zeros}", padded
+                yield f"{text} of {_phrase(name, one.name)}{zeros}", padded
 
 
 # --- products ------------------------------------------------------------------------------------------
 
 
-def _gated(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _gate(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """A gate with another activation, or with none."""
     alike = [one for one in known if one.array.shape == ours.shape]
-    gates = [(one, wide) for one in known if (wide := _over(one.array, ours.shape)) is not None]
+    gates = [(one, wide) for one in known if (wide := _broadcast_gate(one.array, ours.shape)) is not None]
     for body, before in product(alike, ("", "relu", "silu", "gelu(approximate=False)", "hard_swish")):
         for gate, wide in gates:
             if gate is body:
                 continue
-            forms = [
-                _Form(_of(name, gate.name), partial(_product, before, body.array, name, wide))
+            formulas = [
+                _Formula(_phrase(name, gate.name), partial(_compute_product, before, body.array, name, wide))
                 for name in ("", *ACTIVATIONS)
             ]
-            forms.append(_Form("nothing", partial(_acted, before, body.array)))
-            if (pair := _pair(ours, theirs, forms, close)) is not None:
+            formulas.append(_Formula("nothing", partial(_compute_activation, before, body.array)))
+            if (pair := _matching_pair(ours, theirs, formulas, close)) is not None:
                 mine, other = pair[0].text, pair[1].text
-                message = f"{_of(before, body.name)} is multiplied by {mine} in torch, by {other} in Flax"
-                return Finding("gate", message, f"multiply by {mine} in Flax")
+                message = f"{_phrase(before, body.name)} is multiplied by {mine} in torch, by {other} in Flax"
+                return Diagnosis("gate", message, f"multiply by {mine} in Flax")
     return None
 
 
-def _over(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _broadcast_gate(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     """A gate of each channel, or of each element, spread over a shape."""
     if array.shape[0] != shape[0] or array.shape[-1] not in (1, shape[-1]):
         return None
@@ -279,25 +295,32 @@ _POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _pooled(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _pooling(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """Another way to make one vector of a sequence or a map."""
     rest = int(np.prod(ours.shape[1:]))
     for one, name in product(known, ("", "relu", "silu", "gelu(approximate=False)", "hard_swish", "tanh")):
         array = one.array
         if array.ndim < 3 or array.shape[0] != ours.shape[0] or array.shape[-1] != rest:
             continue
-        positions = _act(name, array).reshape(array.shape[0], -1, array.shape[-1])
+        positions = _activate(name, array).reshape(array.shape[0], -1, array.shape[-1])
         if positions.shape[1] < 2:
             continue
-        forms = [_Form(text, partial(_pool, pool, positions, ours.shape)) for text, pool in _POOLS.items()]
-        if (pair := _pair(ours, theirs, forms, close)) is not None:
+        formulas = [
+            _Formula(text, partial(_compute_pool, pool, positions, ours.shape))
+            for text, pool in _POOLS.items()
+        ]
+        if (pair := _matching_pair(ours, theirs, formulas, close)) is not None:
             mine, other = pair
-            message = f"torch takes {mine.text} of the positions of {_of(name, one.name)}, Flax {other.text}"
-            return Finding("pooling", message, f"take {mine.text} in Flax")
+            message = (
+                f"torch takes {mine.text} of the positions of {_phrase(name, one.name)}, Flax {other.text}"
+            )
+            return Diagnosis("pooling", message, f"take {mine.text} in Flax")
     return None
 
 
-def _pool(
+def _compute_pool(
     pool: Callable[[np.ndarray], np.ndarray], array: np.ndarray, shape: tuple[int, ...], places: _Places
 ) -> np.ndarray:
     return _rows(pool(array).reshape(shape), places)
@@ -308,18 +331,20 @@ def _pool(
 _MOST = 2048  # channels that are looked through
 
 
-def _channels(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], close: Close) -> Finding | None:
+def _channels(
+    ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
+) -> Diagnosis | None:
     """Other channels of what is known, or the same in another order: halves exchanged, another concatenation."""
     few, columns = _places(ours.shape), list[np.ndarray]()
     labels = list[str]()
     for one, name in product(known, ("", "relu")):
         if one.array.shape[:-1] == ours.shape[:-1] and len(labels) < _MOST:
-            columns.append(_acted(name, one.array, few))
-            labels += [f"{number} of {_of(name, one.name)}" for number in range(one.array.shape[-1])]
+            columns.append(_compute_activation(name, one.array, few))
+            labels += [f"{number} of {_phrase(name, one.name)}" for number in range(one.array.shape[-1])]
     if not columns or len(few) < 4:
         return None
     pool = np.concatenate(columns, -1).T
-    found = [_matched(_rows(array, few).T, pool, close) for array in (ours, theirs)]
+    found = [_match_channels(_rows(array, few).T, pool, close) for array in (ours, theirs)]
     if found[0] is None or found[1] is None or found[0] == found[1]:
         return None
     place = next(
@@ -328,14 +353,14 @@ def _channels(ours: np.ndarray, theirs: np.ndarray, known: Sequence[Known], clos
     mine, other = labels[found[0][place]], labels[found[1][place]]
     same = sorted(found[0]) == sorted(found[1])
     what = "the same channels in another order" if same else "other channels"
-    return Finding(
+    return Diagnosis(
         "channels",
         f"Flax takes {what}: channel {place} is channel {mine} in torch, and channel {other} in Flax",
         "look at the halves, concatenations and shuffles in front",
     )
 
 
-def _matched(columns: np.ndarray, pool: np.ndarray, close: Close) -> list[int] | None:
+def _match_channels(columns: np.ndarray, pool: np.ndarray, close: Close) -> list[int] | None:
     """For each channel the first of the pool that it equals; None if one has none."""
     scale = float(np.abs(columns).max(initial=0.0))
     found = []
