@@ -1,7 +1,7 @@
-"""Which number of a torch optimizer is which field of an optax state, and which optimizers have no image.
+"""Which moment of a torch optimizer is which field of an optax state, and which optimizers are refused.
 
 A table and nothing else. Two optimizers are here only if their update formulas are the same, so that training
-goes on along the same trajectory; where they differ (dampening, amsgrad, Nesterov-Adam) the table says why not.
+goes on along the same trajectory. Where they differ (dampening, amsgrad, Nesterov-Adam) the table says why.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,8 +33,8 @@ class Slot:
         name: The name in torch's per-parameter state.
         state: The optax state that holds it.
         field: Its field there.
-        factor: The optax value is this times the torch value.
-        when: Whether an optimizer with these hyperparameters has it.
+        factor: Gives the number by which torch's value is multiplied for optax.
+        when: Tells whether an optimizer with these hyperparameters has the moment.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class OptimizerClass:
-    """One torch optimizer.
+    """One class of torch optimizers, and where its state lies in optax.
 
     Attributes:
         torch_type: Its class.
         slots: Its moments.
         has_step: Whether torch counts steps for every parameter.
-        optax: How to build the counterpart, for messages.
-        is_linear: Whether its moments are sums of gradients, of complex ones just as of real ones.
+        optax: The call that builds the counterpart, for messages.
+        is_linear: Whether its moments are sums of gradients; then complex gradients are no special case.
     """
 
     torch_type: type
@@ -135,7 +135,7 @@ COUNTED: tuple[tuple[type, tuple[str, ...]], ...] = (
 
 
 def refusals(group: _Group) -> list[str]:
-    """Why hyperparameters of a torch optimizer have no image in optax."""
+    """The reasons why hyperparameters of a torch optimizer have no counterpart in optax."""
     found = []
     if group.get("centered") is not None and group.get("momentum") and not group["lr"]:
         found.append("lr=0: optax.rmsprop keeps its momentum times the learning rate; set the lr first")

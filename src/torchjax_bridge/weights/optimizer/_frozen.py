@@ -1,9 +1,9 @@
 """Which parameters torch leaves where they are, and whether optax would move them.
 
-torch says it itself: ``requires_grad``, what the optimizer holds, what was ever given a gradient. An optax
-transformation is a pair of functions, and its state does not show what they do to a leaf, so it is tried: a few
-steps over leaves of one number each. Where the transformation is not at hand, the state is read, and what it does
-not show is warned of. Moves no moment.
+torch says so itself: by ``requires_grad``, by what the optimizer holds, by what was ever given a gradient. An
+optax transformation is a pair of functions, and its state does not show what they do to a leaf. So it is tried:
+a few steps over leaves of one number each. Without the transformation only the state is read, and a warning
+lists what it does not show. Moves no moment.
 """
 
 import warnings
@@ -38,7 +38,7 @@ FREEZE = (
     "optax.masked freezes nothing: it passes the raw gradient on as the update"
 )
 
-_STEPS = 40  # what a MultiSteps or a schedule that starts at zero may hold back
+_STEPS = 40  # a MultiSteps, or a schedule that starts at zero, may hold the first updates back
 _NEVER = "was never given a gradient by torch, which then does not decay it either"
 
 
@@ -52,7 +52,7 @@ class UnmovedLeaf:
 
     Attributes:
         why: The reason, as the rest of a sentence.
-        frozen: Whether it was said, rather than that no gradient ever came.
+        frozen: Whether the caller froze it; False if no gradient ever came.
         decays: Whether torch would decay it if a gradient came.
     """
 
@@ -64,12 +64,12 @@ class UnmovedLeaf:
 def unmoved_leaves(
     optimizer: torch.optim.Optimizer, module: nn.Module, moves: Iterable[Move]
 ) -> dict[Path, UnmovedLeaf]:
-    """The leaves of which torch moves no part."""
+    """The leaves that torch leaves wholly as they are."""
     decays = {
         id(p): group.get("weight_decay", 0) != 0 for group in optimizer.param_groups for p in group["params"]
     }
     given = {id(p) for p in _stepped(optimizer)}
-    # Where nothing is trainable, a whole model was put into evaluation, and nothing was said about its parts.
+    # Where nothing is trainable, the whole model was put into evaluation: that freezes no single part.
     thawed = not any(p.requires_grad for p in module.parameters())
     names: dict[str, UnmovedLeaf] = {}
     for name, parameter in module.named_parameters():
@@ -89,7 +89,7 @@ def unmoved_leaves(
 
 
 def _stepped(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """The parameters that a step has reached, or the last gradients where no step leaves a trace."""
+    """The parameters with a trace of a step in the state; if there is none, those with a gradient."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     reached = [
         p
@@ -106,13 +106,13 @@ def _stepped(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def try_transformation(
     opt_state: Any, template: Any, tx: Any, unmoved: Mapping[Path, UnmovedLeaf], known: Iterable[Path]
 ) -> dict[Path, bool] | None:
-    """Whether the transformation of a state moves each leaf of the tree it is for; None if it cannot be tried.
+    """Try which leaves a transformation moves; None if it cannot be tried.
 
     Args:
-        opt_state: The optax state, or an ``nnx.Optimizer``, which has its transformation.
+        opt_state: The optax state; or an ``nnx.Optimizer``, which holds its transformation.
         template: The side it was made for.
         tx: The transformation of a bare state, if the caller has it.
-        unmoved: What torch does not move; what has no gradient there is given none here.
+        unmoved: What torch does not move. What never had a gradient in torch is given none here.
         known: The plan's leaves; linen's state may lack the collection in front.
     """
     paths = {short: path for path in known for short in (path, path[1:] if path[:1] == ("params",) else path)}
@@ -146,7 +146,7 @@ def try_transformation(
 
 
 def _stand_ins(opt_state: Any, template: Any, tx: Any) -> Iterator[tuple[Any, Any]]:
-    """A function from gradients to updates and the small parameters it is for, where the state is alike."""
+    """A function from gradients to updates, and its small parameters, for each tree with the same state."""
     if isinstance(opt_state, nnx.Optimizer):
         small = _one_number_each(nnx.state(template, opt_state.wrt))
         own = nnx.Optimizer(small, optax.with_extra_args_support(opt_state.tx), wrt=opt_state.wrt)
@@ -183,11 +183,11 @@ def _candidates(template: Any) -> Iterator[Any]:
 
 
 def _one_number_each(tree: Any) -> Any:
-    """The tree with one number in each leaf, of its dtype and rank: masks look at those, and at names."""
+    """The tree with one number in each leaf. Dtype, rank and names stay: masks look at them."""
     small = jax.tree.map(lambda leaf: jnp.ones((1,) * len(leaf.shape), leaf.dtype), tree)
     for leaf in jax.tree.leaves(small, is_leaf=lambda node: isinstance(node, nnx.Variable)):
         if isinstance(leaf, nnx.Variable) and leaf.get_metadata().get("out_sharding"):
-            leaf.set_metadata("out_sharding", None)  # one number is not cut over devices
+            leaf.set_metadata("out_sharding", None)  # one number cannot be sharded
     return small
 
 
@@ -205,7 +205,7 @@ def check_unmoved(
     state: Any,
     faults: list[str],
 ) -> frozenset[Path]:
-    """What torch leaves and optax leaves too, as far as is known; a fault or a warning for everything else.
+    """The leaves that neither side moves, as far as is known; a fault or a warning for the others.
 
     Args:
         unmoved: What torch does not move.
@@ -213,7 +213,7 @@ def check_unmoved(
         places: Whether a leaf has a moment in the optax state (True) or is masked (False); None where the optimizer
             has no moments.
         state: The optax state.
-        faults: Is added to.
+        faults: Faults are added to it.
     """
     doubt: list[Path] = []
     if tried is not None:
@@ -251,7 +251,7 @@ def untrained_faults(tried: Mapping[Path, bool] | None, trained: Collection[Path
 
 
 def _has_set_to_zero(state: Any) -> bool:
-    """Whether a partition has a label that stands for ``optax.set_to_zero``, whose state is emptiness alone."""
+    """Whether a partition has a label for ``optax.set_to_zero``, which has an empty state."""
     return any(
         isinstance(held, optax.MaskedState) and isinstance(held.inner_state, optax.EmptyState)
         for node in jax.tree.leaves(state, is_leaf=_is_partition)

@@ -1,7 +1,8 @@
-"""The optax side of an optimizer state: a chain of named tuples, in which the ones of the table are found by type.
+"""The optax side of an optimizer state: a chain of named tuples, in which those of the table are found by type.
 
-Owns the walk through whatever a state is wrapped in (chains, masks, injected hyperparameters, nnx variables), the
-rebuilding of a state with other moments and counts, and the checks of what is in it. Reads nothing of torch's.
+Owns the walk through the wrappers of a state (chains, masks, injected hyperparameters, nnx variables), the
+rebuilding of a state with other moments and counts, and the checks of its content. Knows nothing about torch's
+state.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ def rewrite(
     unmoved: Collection[Path],
     faults: list[str],
 ) -> Any:
-    """The same chain with moments and counts replaced; what neither side moves needs no moment."""
+    """The same chain with moments and counts replaced. Leaves in ``unmoved`` need no moment."""
 
     def renew(node: Any) -> Any:
         if not _is_known(node):
@@ -68,7 +69,7 @@ def _set_moments(
         path = _find_path(from_jax_keypath(keypath), arrays)
         if path is None:
             where = from_jax_keypath(keypath)
-            if _find_path(where, unmoved) is None:  # otherwise it is judged by what optax does to it
+            if _find_path(where, unmoved) is None:  # check_unmoved has judged the others
                 faults.append(f"'{join_path(where)}' is trained by optax and not by the torch optimizer")
             return leaf
         used.add(path)
@@ -93,7 +94,7 @@ def _set_moments(
 
 
 def _find_path(path: Path, arrays: Collection[Path]) -> Path | None:
-    """The path under which the plan knows a leaf of a moment tree (linen's may lack the collection)."""
+    """The plan's path of a leaf of a moment tree (linen's may lack the collection); None if it has none."""
     for candidate in (path, ("params", *path)):
         if candidate in arrays:
             return candidate
@@ -101,6 +102,7 @@ def _find_path(path: Path, arrays: Collection[Path]) -> Path | None:
 
 
 def moments_of(state: Any, slot: Slot) -> dict[Path, jax.Array]:
+    """The moments of one slot, by path."""
     (node,) = (node for node in _walk(state) if type(node) is slot.state)
     leaves = jax.tree_util.tree_leaves_with_path(getattr(node, slot.field), is_leaf=_is_variable)
     return {from_jax_keypath(keypath): _array_of(leaf) for keypath, leaf in leaves if not _is_masked(leaf)}
@@ -122,7 +124,7 @@ def places_of(state: Any, slots: Iterable[Slot], known: Collection[Path]) -> dic
 
 
 def count_in(state: Any, holder: Any) -> int | None:
-    """How many steps an optax chain, or the ``nnx.Optimizer`` around it, has counted."""
+    """The number of steps that an optax chain, or the ``nnx.Optimizer`` around it, has counted."""
     for node in _walk(state):
         for name in _COUNTED.get(type(node), ()):
             value = getattr(node, name)
@@ -131,7 +133,7 @@ def count_in(state: Any, holder: Any) -> int | None:
 
 
 def check_found(state: Any, kind: OptimizerClass, group: Mapping[str, Any], faults: list[str]) -> None:
-    """Every moment has exactly one place, and no other accumulator waits for one."""
+    """Add a fault unless every moment has exactly one place, and no other accumulator needs one."""
     present = [type(node) for node in _walk(state)]
     wanted = {slot.state for slot in kind.slots_for(group)}
     faults += [
@@ -149,7 +151,7 @@ def check_found(state: Any, kind: OptimizerClass, group: Mapping[str, Any], faul
 
 
 def _unknown_states(state: Any) -> Iterator[str]:
-    """States that are none of the table and keep an array of numbers a parameter, as moments are."""
+    """The states outside the table that keep an array for each parameter, as moments do."""
     for node in jax.tree.leaves(state, is_leaf=_is_state):
         if not _is_state(node):
             continue
@@ -176,7 +178,7 @@ _HYPERPARAMETERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def check_hyperparameters(state: Any, group: Mapping[str, Any], faults: list[str]) -> None:
-    """Compare the hyperparameters that are in the state, which only injected ones are."""
+    """Compare the hyperparameters in the state: only injected ones are there."""
     for node in _walk(state):
         if type(node) is not optax.InjectStatefulHyperparamsState:
             continue
@@ -216,15 +218,15 @@ def _is_place(node: Any) -> bool:
 
 
 def _array_of(node: Any) -> Any:
-    """The array of an nnx variable, or the array that it is."""
+    """The array of an nnx variable, or the array itself."""
     return node.get_value() if _is_variable(node) else node
 
 
 def _with_array(node: Any, value: Any) -> Any:
-    """What holds another value in the place of an nnx variable or an array."""
+    """The same nnx variable or array with another value."""
     return node.copy(value) if _is_variable(node) else value
 
 
 def _is_masked(node: Any) -> bool:
-    """Whether a mask that ``jax.tree.map`` made over variables put its blank inside one."""
+    """Whether a variable holds the blank of a mask (``jax.tree.map`` over variables puts it inside)."""
     return _is_variable(node) and isinstance(node.get_raw_value(), optax.MaskedNode)

@@ -1,7 +1,7 @@
-"""What a torch optimizer trains: the names of its parameters, and the leaves that they are on the other side.
+"""What a torch optimizer trains: the names of its parameters, and their leaves on the other side.
 
-The other side is a Flax model, matched by the plan of its weights, or the variables of ``as_jax_module``, whose
-leaves have torch's own names and layouts. Moves no moment.
+The other side is a Flax model, matched by the plan of its weights, or the variables of ``as_jax_module``. The
+leaves of those have torch's own names and layouts. Moves no moment.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ __all__ = ["lost_ties", "moves_of", "names_of"]
 
 
 def moves_of(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tuple[Move, ...]:
-    """What moves parameters, each under the first of its names, as torch's optimizers know it."""
+    """The moves of parameters, each under the first of its names, as torch's optimizers know it."""
     if (named := _by_torch_names(module, template)) is not None:
         return named
     made = plan(module, template, rules=rules)
@@ -37,7 +37,7 @@ def moves_of(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tup
 
 
 def _by_torch_names(module: nn.Module, template: Any) -> tuple[Move, ...] | None:
-    """What moves where the template has a leaf of its name and shape for every parameter; None where it has not."""
+    """The moves if the template has a leaf of the same name and shape for every parameter, else None."""
     leaves = template.get("params") if isinstance(template, Mapping) else None
     if not isinstance(leaves, Mapping):
         return None
@@ -48,7 +48,7 @@ def _by_torch_names(module: nn.Module, template: Any) -> tuple[Move, ...] | None
 
 
 def lost_ties(moves: Iterable[Move], names: Mapping[int, str]) -> list[str]:
-    """Parameters that are tied in torch and several leaves in Flax: training parts them."""
+    """The faults of parameters that are tied in torch and several leaves in Flax: training would part them."""
     leaves: dict[str, list[Path]] = {}
     for move in moves:
         for key in move.torch_keys:
