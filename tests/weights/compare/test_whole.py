@@ -12,7 +12,7 @@ from flax import nnx
 from torch import nn
 
 from torchjax_bridge import parity, to_flax
-from torchjax_bridge.weights.compare import _record_flax
+from torchjax_bridge.weights.compare import _record_flax, _recorder
 
 WIDTHS = range(3, 17)
 pytestmark = pytest.mark.filterwarnings("ignore::torchjax_bridge.weights.SettingsWarning")
@@ -89,16 +89,16 @@ def test_a_model_that_runs_as_one_program_is_recorded_as_one_that_runs_by_operat
         shapes = LinenWide("right", train).init(jax.random.key(0), jnp.zeros((2, 3)))
         model = linen, to_flax(module, shapes)
     ran: list[Any] = []
-    run_whole = _record_flax._Recorder.run_whole
+    run_whole = _recorder.Recorder.run_whole
 
     def watch(self: Any, *args: Any) -> Any:
         ran.append(run_whole(self, *args))
         return ran[-1]
 
-    monkeypatch.setattr(_record_flax._Recorder, "run_whole", watch)
+    monkeypatch.setattr(_recorder.Recorder, "run_whole", watch)
     found = parity(module, model, x)
     assert [one is not None for one in ran][-1] is whole
-    monkeypatch.setattr(_record_flax, "_SHAPES", 10**9)
+    monkeypatch.setattr(_record_flax, "_MANY_SHAPES", 10**9)
     plain = parity(module, model, x)
     assert [(r.torch_path, r.flax_path, r.ok, r.shape) for r in found.rows] == [
         (r.torch_path, r.flax_path, r.ok, r.shape) for r in plain.rows

@@ -3,12 +3,13 @@
 Owns the two runs and what is concluded from them. Refuses models that no plan pairs. Gives `parity` to users
 and to the command line.
 
-In running order: `_twins` reads and pairs the models, `_inputs` hands both the same (with `_copies`), `_record`
-runs them and keeps what their layers were given and gave, `_steps` puts call beside call, `_made_up` says which
-differences are no mistakes, `_causes` says why the first of the rest differs (with `_wrong_weights`, `_rerun`,
-`_masks`, `_probes`, `_forms`, `_attention` and `_pooling` for its hypotheses, `_statistics` for a step of
-training), `_float64` makes both once more where rounding may be all there is, `_parity` is the way in and `_result`
-what comes out.
+In running order: `_parity` is the way in, and `_twins` reads and pairs the models. `_models` runs both:
+`_inputs` gives them the same (with `_copies`), `_record` and `_record_flax` (with `_recorder`) record what
+every layer took and gave, `_steps` aligns the calls and `_compare` measures how far they are apart.
+`_compensation` finds the differences that are no mistakes. `_causes` explains the first of the others (with
+`_between`, `_wrong_weights`, `_rerun`, `_masks`, `_probes`, `_formula_probes`, `_attention` and `_pooling` for
+its hypotheses), and `_statistics` what a step of training changed. `_rounding` runs both models again in
+float64 (`_float64`) where rounding may be all there is. `_result` is what comes out, made of `_rows`.
 """
 
 from ._evidence import Cause

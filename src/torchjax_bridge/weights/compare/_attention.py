@@ -1,7 +1,7 @@
-"""An attention written by hand, computed from its queries, keys and values as either model may have it.
+"""An attention written by hand, recomputed from its queries, keys and values in the variants that a model may have.
 
-The three are the outputs of three layers or the parts of one. How torch computes is found first; then one thing at
-a time is changed until the result is Flax's. Owns no knowledge of models.
+Queries, keys and values are the outputs of three layers or the parts of one. First the variant is found that
+gives torch's array. Then one thing at a time is changed until the result is Flax's. Knows nothing about models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ class _Variant:
 
     Attributes:
         order: Which of the three parts are the query, the key and the value.
-        parts: How the features of one layer are parted: by ``q, k, v``, or by head first, or in each head last.
+        parts: How the features of one layer are split: into ``q, k, v``, by head first, or last inside each head.
         heads: How many there are.
-        scale: The factor of the scores, as it is written.
-        causal: Whether a position sees none behind it.
+        scale: The factor of the scores, as code.
+        causal: Whether later positions are masked.
         axis: The axis of the scores that sums to one.
         merged: Whether the heads are moved back beside their features before they are merged.
     """
@@ -43,7 +43,7 @@ class _Variant:
 def attention_difference(
     ours: np.ndarray, theirs: np.ndarray, known: Sequence[NamedArray], close: Close
 ) -> Diagnosis | None:
-    """What an attention does otherwise in Flax, if both arrays are one of known parts."""
+    """What Flax's attention does differently, if both arrays are attentions over known arrays."""
     if ours.ndim != 3 or ours.shape != theirs.shape:
         return None
     for name, parts in _sources(known, ours.shape):
@@ -74,7 +74,7 @@ _SPLITS = ("q, k, v", "heads first", "q, k, v in each head, last")
 
 
 def _sources(known: Sequence[NamedArray], shape: tuple[int, ...]) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """One layer that gives all three, or three layers."""
+    """The arrays that may hold queries, keys and values: one layer's output, or three layers'."""
     outputs = [one for one in known if one.array.ndim == 3 and one.array.shape[0] == shape[0]]
     for one in outputs:
         if one.array.shape == (*shape[:2], 3 * shape[2]):
@@ -89,7 +89,7 @@ def _sources(known: Sequence[NamedArray], shape: tuple[int, ...]) -> Iterator[tu
 
 
 def _gives(way: _Variant, parts: Sequence[np.ndarray], array: np.ndarray, close: Close) -> bool:
-    """Whether this is how an array was computed; one sequence says no before all are gone through."""
+    """Whether a variant gives an array; the first sequence alone is tried first, since most variants fail."""
     first = [part[:1] for part in parts]
     return close(array[:1], _compute(way, first)) and close(array, _compute(way, parts))
 
@@ -125,7 +125,7 @@ def _split_fused(way: _Variant, fused: np.ndarray) -> list[np.ndarray]:
 
 
 def _variants(truth: _Variant, heads: Sequence[int], *, one: bool) -> Iterator[tuple[_Variant, str, str]]:
-    """The ways that differ in one thing, or in order and parts: each with what it is, and the fix."""
+    """The variants that differ in one thing, or in order and parts; each with its description and the fix."""
     names = ("query", "key", "value")
     shown = ", ".join
     for parts in _SPLITS if one else (truth.parts,):

@@ -1,7 +1,7 @@
-"""What was done between layers that agree and a layer whose input differs.
+"""What the models do between layers that agree and a layer whose input differs.
 
-Flax writes activations, poolings and flattenings into a ``__call__``, where nothing shows them. They show in what
-they did to the recorded arrays.
+Flax code calls activations, poolings and flattenings in a ``__call__``, where nothing shows them. They are
+found by what they did to the recorded arrays.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,19 +15,20 @@ from torch import nn
 from torchjax_bridge.exchange import join_path
 
 from ._attention import attention_difference
+from ._compare import ComparedArrays, compare
 from ._evidence import Cause, Evidence, as_cause, not_called, place
-from ._formulas import differing_formulas
+from ._formula_probes import differing_formulas
 from ._pooling import is_pooling, other_poolings, unstrided_poolings
 from ._probes import ACTIVATIONS, NamedArray, apply_torch, run_probes
 from ._record import MODEL_ERRORS, Call
-from ._steps import ComparedArrays, Step, channels_last, compare
+from ._steps import Step, channels_last
 from ._values import flax_layouts, values_in
 
 __all__ = ["between", "relation"]
 
 
 def between(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evidence) -> Iterator[Cause]:
-    """Causes in front of a step whose input differs, the likeliest first."""
+    """Causes of the differing input of a step, the likeliest first."""
     if inputs is None:
         return
     before = evidence.agreeing(step)
@@ -54,7 +55,7 @@ def between(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evi
 
 
 def _call_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """A layer beside this one that runs before it on one side and after it on the other, as a norm does."""
+    """A sibling that runs before this layer on one side and after it on the other, often a norm."""
     theirs = {id(one): place for place, one in enumerate(evidence.flax.calls)}
     here, there = evidence.steps.index(step), theirs.get(id(call))
     for number, other in enumerate(evidence.steps):
@@ -70,12 +71,12 @@ def _call_order(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
 
 
 def _may_be_split(module: nn.Module) -> bool:
-    """Whether a module may be several in Flax, none of which is called in its place."""
+    """Whether a torch module may be several modules in Flax, so that none is called in its place."""
     return isinstance(module, nn.RNNBase) or next(module.children(), None) is not None
 
 
 def _flattened_channels_first(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """Features that are to be flattened channels last, and are flattened channels first."""
+    """Features that Flax flattens channels first, though the kernel was converted for channels last."""
     plain = compare(step.module, step.torch.inputs, call.inputs, evidence.bounds)
     if step.features is not None and plain is not None and plain.ok:
         path = join_path(step.torch.path)
@@ -90,7 +91,7 @@ def _flattened_channels_first(step: Step, call: Call, evidence: Evidence) -> Ite
 def _unflattened(
     inputs: ComparedArrays, before: list[Step], where: str, evidence: Evidence
 ) -> Iterator[Cause]:
-    """A vector that one side views as ``(C, *space)`` and the other as ``(*space, C)``."""
+    """A vector that torch unflattens to ``(C, *space)`` and Flax to ``(*space, C)``, or the reverse."""
     ours, theirs = inputs.ours, inputs.theirs
     linear = next((other for other in before if isinstance(other.module, nn.Linear)), None)
     if ours is None or linear is None or ours.ndim < 3 or ours.shape != theirs.shape:
@@ -115,12 +116,12 @@ def _unflattened(
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
-    """A map with its channels last as the vector that torch views as this map."""
+    """The vector that torch would unflatten to this channels-last map."""
     return np.moveaxis(array, -1, 1).reshape(len(array), -1)
 
 
 def _maps(step: Step, evidence: Evidence) -> list[tuple[int, ...]]:
-    """The shapes ``(C, *space)`` that torch had in front of a step, the latest first."""
+    """The shapes ``(C, *space)`` of torch's maps before a step, the latest first."""
     shapes: list[tuple[int, ...]] = []
     for call in evidence.torch.calls:
         if call is step.torch:
@@ -130,7 +131,7 @@ def _maps(step: Step, evidence: Evidence) -> list[tuple[int, ...]]:
 
 
 def _last_agreeing(step: Step, compared: ComparedArrays, evidence: Evidence) -> Iterator[NamedArray]:
-    """The output of the last layer that agrees, which torch pools and flattens before it is this input."""
+    """The output of the last layer that agrees; torch may pool and flatten it to the input of this step."""
     for other in evidence.agreeing(step)[:1]:
         for value in other.torch.outputs[:1]:
             modules = [one.module for one in _unpaired(step, evidence) if is_pooling(one.module)]
@@ -144,7 +145,7 @@ def _last_agreeing(step: Step, compared: ComparedArrays, evidence: Evidence) -> 
 def _as_flax_input(
     array: np.ndarray, step: Step, shape: tuple[int, ...], modules: Sequence[nn.Module] = ()
 ) -> np.ndarray | None:
-    """An array of torch's, pooled and flattened, as the input of a step in Flax."""
+    """A torch array, pooled and flattened as torch does it, in the layout of a Flax layer's input."""
     with torch.no_grad():
         tensor = torch.from_numpy(np.array(array))
         try:
@@ -161,7 +162,7 @@ def _as_flax_input(
 
 
 def _earlier_arrays(step: Step, evidence: Evidence) -> Iterator[NamedArray]:
-    """What the layers in front of a step gave and took, where both sides agree, the latest first."""
+    """The outputs and inputs of earlier layers on which both sides agree, the latest first."""
     for other in evidence.agreeing(step)[:_LOOK_BACK]:
         name = join_path(other.torch.path)
         for what, compared in (("output", other.output), ("input", other.inputs(evidence.bounds))):
@@ -170,7 +171,7 @@ def _earlier_arrays(step: Step, evidence: Evidence) -> Iterator[NamedArray]:
 
 
 def _own_parameters(evidence: Evidence) -> list[NamedArray]:
-    """The parameters and buffers of torch's modules that are no layer's weights: those of its own classes."""
+    """The parameters and buffers that modules of the caller's own classes hold themselves."""
     found = []
     for step in evidence.steps:
         for name, tensor in (
@@ -188,7 +189,7 @@ _LOOK_BACK = 12
 
 
 def _swapped_calls(step: Step, inputs: ComparedArrays, evidence: Evidence) -> Iterator[Cause]:
-    """Another Flax layer of the same kind was given what torch gives to this one."""
+    """Flax gives this layer's input to another layer of the same kind."""
     for other in evidence.steps:
         if other is step or other.flax is None or type(other.module) is not type(step.module):
             continue
@@ -201,7 +202,7 @@ def _swapped_calls(step: Step, inputs: ComparedArrays, evidence: Evidence) -> It
 
 
 def _unpaired(step: Step, evidence: Evidence) -> list[Call]:
-    """The torch layers without weights that ran since the last layer in front of this one."""
+    """The unpaired torch layers (without weights) that ran between the previous paired layer and this step."""
     paired = {id(other.torch) for other in evidence.steps}
     found: list[Call] = []
     for call in evidence.torch.calls:
@@ -215,7 +216,7 @@ def _unpaired(step: Step, evidence: Evidence) -> list[Call]:
 
 
 def _pooling(step: Step, inputs: ComparedArrays, evidence: Evidence, where: str) -> Iterator[Cause]:
-    """A pooling layer of torch's, with another padding in Flax."""
+    """A torch pooling with another padding in Flax."""
     for call in _unpaired(step, evidence):
         for text, fix, result in other_poolings(call.module, call.inputs):
             arrived = _as_flax_input(result, step, inputs.theirs.shape)
@@ -230,7 +231,7 @@ _IMPROVEMENT = (
 
 
 def _without_strides(step: Step, inputs: ComparedArrays, evidence: Evidence, where: str) -> Iterator[Cause]:
-    """A pooling that Flax makes at every position, since its strides were left out."""
+    """A pooling without strides: Flax then pools at every position."""
     for known, name in product(
         _earlier_arrays(step, evidence), ("", "relu", "silu", "gelu(approximate=False)")
     ):
@@ -247,7 +248,7 @@ def _without_strides(step: Step, inputs: ComparedArrays, evidence: Evidence, whe
 def relation(
     step: Step, compared: ComparedArrays, evidence: Evidence, where: str, reader: Step | None = None
 ) -> Iterator[Cause]:
-    """A relation between what torch has and what Flax has, found by its numbers; ``reader`` is whom to mend."""
+    """A relation between torch's array and Flax's, found by computing; the fix is for ``reader``, or the step."""
     if compared.ours is None:
         return
     known = [*_earlier_arrays(step, evidence), *_last_agreeing(step, compared, evidence)]
@@ -257,8 +258,8 @@ def relation(
         return evidence.close(one, other, was / _IMPROVEMENT)
 
     finding = run_probes(compared.ours, compared.theirs, known, _maps(step, evidence), close)
-    if finding is None or finding.kind == "order":  # which says little
-        with np.errstate(all="ignore"):  # a formula that neither model has may well overflow
+    if finding is None or finding.kind == "order":  # "order" says little
+        with np.errstate(all="ignore"):  # formulas that neither model computes may overflow
             finding = (
                 differing_formulas(compared.ours, compared.theirs, known, _own_parameters(evidence), close)
                 or attention_difference(compared.ours, compared.theirs, known, close)

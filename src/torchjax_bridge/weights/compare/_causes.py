@@ -1,10 +1,10 @@
 """Why a layer is the first whose output differs: hypotheses, tried one after the other on the recorded arrays.
 
-A layer whose input agrees is itself the reason: its weights are not what the plan says, a setting of its Flax twin
-differs, the two run in different modes, its class overrides what Flax's computes, or its carry or mask is another.
-Each is proved by running the Flax layer once more as torch has it. A layer whose input differs, behind layers that
-agree, shows what was done between them (``_between``). Where nothing is proved, the best of what is known is said,
-and that it is not proved.
+If the layer's input agrees, the layer itself is the reason: its weights are not what the plan says, a setting
+of its Flax twin differs, the two run in different modes, its class overrides the ``__call__`` of Flax's, or its
+carry or mask is another. Each hypothesis is proved by running the Flax layer once more as torch has it. If the
+input differs, the reason lies between this layer and the earlier ones that agree (``_between``). If nothing is
+proved, the likeliest cause is given, marked as not proved.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,11 +19,12 @@ from torchjax_bridge.exchange import join_path
 from .._audit import SettingFault
 from ..settings import is_compared
 from ._between import between, relation
+from ._compare import ComparedArrays, compare
 from ._evidence import Cause, Evidence, as_cause, not_called, place
 from ._masks import flax_masks
 from ._record import Call
 from ._rerun import Rerun
-from ._steps import ComparedArrays, Step, compare, with_torch_input
+from ._steps import Step, with_torch_input
 from ._values import has_own_forward
 from ._wrong_weights import wrong_weights
 
@@ -45,7 +46,7 @@ def find_cause(step: Step, evidence: Evidence) -> Cause:
 
 
 def has_own_fault(step: Step, evidence: Evidence) -> bool:
-    """Whether a layer that is given the same in both is wrong by itself: in its weights, a setting or its mode."""
+    """Whether a layer whose input agrees has wrong weights, a wrong setting or a wrong mode."""
     inputs = step.inputs(evidence.bounds)
     if step.flax is None or (inputs is not None and not inputs.ok):
         return False
@@ -57,7 +58,7 @@ def has_own_fault(step: Step, evidence: Evidence) -> bool:
 def _inside(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evidence) -> Iterator[Cause]:
     call = with_torch_input(call, inputs)
     wrong = list(wrong_weights(step.torch.path, call.path, evidence.moves, evidence.values))
-    # What is there instead is exact knowledge; that it is something else may still not be why.
+    # If it is known what stands there instead, that is the cause. Weights that merely differ may not be.
     yield from (as_cause(finding, step, "") for finding in wrong if finding.kind != "weights")
     yield from _settings(step, call, evidence)
     yield from _mode(step, call, evidence)
@@ -75,14 +76,14 @@ def _inside(step: Step, call: Call, inputs: ComparedArrays | None, evidence: Evi
 
 
 def _unless_behind(cause: Cause, step: Step) -> Cause:
-    """A layer of the caller's does more than its twin does, which may be right: what Flax does then is unknown."""
+    """A cause in a layer of the caller's own, not proved: Flax may do the same behind the layer."""
     return replace(
         cause, fix=f"Flax may have it behind {place(step)}; if it has not, {cause.fix}", proved=False
     )
 
 
 def _reader(step: Step, evidence: Evidence) -> Step | None:
-    """The first layer that reads what a container gives."""
+    """The first layer that reads the output of a container."""
     given = step.torch.outputs[0].array
     for other in evidence.steps[evidence.steps.index(step) + 1 :]:
         taken = other.torch.inputs[:1]
@@ -92,7 +93,7 @@ def _reader(step: Step, evidence: Evidence) -> Step | None:
 
 
 def _settings(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """Settings that differ, alone and then all together, proved by running the Flax layer with torch's."""
+    """Settings that differ, one by one and then together; proved by running the Flax layer with torch's."""
     path = join_path(step.torch.path)
     differing = [fault for fault in evidence.settings.faults if fault.torch_path == path]
     mine = [fault for fault in differing if fault.wanted is not None]
@@ -137,7 +138,7 @@ _WITH_STATISTICS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatch
 
 
 def _overridden_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """A subclass of Flax's layer whose ``__call__`` computes something else than the layer does."""
+    """A subclass of Flax's layer with a ``__call__`` that computes something else."""
     layer = evidence.layers.get(call.path)
     if layer is None or layer.overrides is None:
         return
@@ -152,7 +153,7 @@ def _overridden_call(step: Step, call: Call, evidence: Evidence) -> Iterator[Cau
 
 
 def _carry(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """The state of an LSTM in torch's order, where Flax's carry has the cell first."""
+    """The state of an LSTM in torch's order; Flax's carry has the cell state first."""
     if not isinstance(step.module, nn.LSTM | nn.LSTMCell):
         return
     args, kwargs = call.arguments
@@ -166,7 +167,7 @@ def _carry(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
 
 
 def _mask(step: Step, call: Call, evidence: Evidence) -> Iterator[Cause]:
-    """An attention that sees other positions: without a mask, or with one that is turned round."""
+    """An attention that sees other positions: without a mask, or with an inverted one."""
     if (
         not isinstance(step.module, nn.MultiheadAttention)
         or not call.inputs
@@ -207,7 +208,7 @@ def _agrees(
     kind: type | None = None,
     rerun: Rerun | None = None,
 ) -> bool:
-    """Whether the Flax layer gives what torch's gives, once it has these settings (and is of this class)."""
+    """Whether the Flax layer gives torch's output when it runs with these settings (and as this class)."""
     again = (rerun or evidence.rerun)(call, settings, kind)
     if again is None:
         return False
@@ -215,7 +216,7 @@ def _agrees(
     if output is None:
         return False
     was = step.output.gap.relative if step.output is not None else float("inf")
-    # What is left of an ill-conditioned layer is its rounding.
+    # An ill-conditioned layer keeps a difference by rounding.
     return output.ok or output.gap.relative <= was / 100
 
 

@@ -1,9 +1,10 @@
-"""Whether a difference at a layer is made up for behind it, so that it is no mistake of the model's.
+"""Whether later layers make up for the difference of a layer, so that it is no mistake.
 
-One side may have an activation inside its norm, a scale inside its embedding, a container that ends elsewhere; and
-values that nothing reads (under a mask) may be any. What reads the layer shows it: it is found by running torch
-once more with the layer's output changed, by noise as large as the difference. Where that moves what both models
-agree on, the difference was made up for. Where it moves nothing (a last layer of zeros), agreement proves nothing.
+One side may have an activation inside its norm, a scale inside its embedding, or a container that ends
+elsewhere. And values that nothing reads (under a mask) may differ freely. To find out, torch runs once more
+with noise as large as the difference added to the layer's output. If the noise changes something on which both
+models agree, the difference was made up for. If it changes nothing (a last layer of zeros), agreement proves
+nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from ._compare import Bounds
 from ._record import Change, Record
-from ._steps import Bounds, Step
+from ._steps import Step
 from ._values import Value, gap
 
 __all__ = ["compensation"]
@@ -21,20 +23,22 @@ __all__ = ["compensation"]
 def compensation(
     step: Step, steps: Sequence[Step], ours: Record, run: Callable[[Change], Record], bounds: Bounds
 ) -> tuple[bool, bool]:
-    """Whether what reads a layer agrees though the layer does not, and whether the models' outputs show the layer.
+    """Whether the readers of a differing layer agree, and whether its output reaches the models' agreeing outputs.
 
     Args:
         step: The call of the layer whose output differs.
         steps: All, in the order of torch's calls; the last is the model itself.
         ours: The run in torch.
         run: Runs torch again, with the output of a call changed.
-        bounds: What is taken for rounding.
+        bounds: What passes for rounding.
     """
     later = steps[steps.index(step) + 1 :]
     if any(_reads(other, step) and _takes_the_same(other, bounds) for other in later):
         return True, False
     again = run(Change(ours.calls.index(step.torch), _noise(step)))
-    if [call.path for call in again.calls] != [call.path for call in ours.calls]:  # it decides by values
+    if [call.path for call in again.calls] != [
+        call.path for call in ours.calls
+    ]:  # the model branches on values
         return False, False
     changed = {id(call): other for call, other in zip(ours.calls, again.calls, strict=True)}
     shown = steps[-1].output is not None and steps[-1].output.ok and _moved(ours.output, again.output, bounds)
@@ -45,7 +49,7 @@ def compensation(
 
 
 def _reads(other: Step, step: Step) -> bool:
-    """Whether a layer was given just what another gave."""
+    """Whether the input of a layer is the output of another."""
     return any(
         given.array.shape == gave.array.shape and np.ptp(gave.array) > 0 and np.array_equal(given.array, gave.array)
         for given in other.torch.inputs[:1]
@@ -60,7 +64,7 @@ def _takes_the_same(other: Step, bounds: Bounds) -> bool:
 
 
 def _moved(before: Sequence[Value], after: Sequence[Value], bounds: Bounds) -> bool:
-    """Whether arrays of numbers are others than they were; a class that is chosen by them may stay by chance."""
+    """Whether floating arrays changed; integers chosen by them (a class) may stay the same by chance."""
     return any(
         one.array.shape != other.array.shape
         or not bounds.allow(gap(one.array, other.array), one.dtype, other.dtype)
@@ -70,7 +74,7 @@ def _moved(before: Sequence[Value], after: Sequence[Value], bounds: Bounds) -> b
 
 
 def _noise(step: Step) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Noise of the size of the difference; of the size of the output, where it is not known."""
+    """Noise as large as the difference, or as the output where the difference is unknown."""
     output, size = step.output, float("nan")
     if output is not None and output.ours is not None and output.ours.size:
         with np.errstate(invalid="ignore"):

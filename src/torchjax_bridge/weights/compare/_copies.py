@@ -1,7 +1,7 @@
-"""What a caller hands to both models, made anew for each: a model may write to what it is given.
+"""Copies of the caller's inputs, one set for each model: a model may write to what it is given.
 
-Containers are rebuilt as what they are, with their keys in order (JAX sorts those of a dict), and an array that
-stands in two places is one array afterwards. Owns no knowledge of models, which are passed on as they are.
+Containers keep their classes, and their keys keep their order (JAX sorts those of a dict). An array that stands
+in two places is one array in the copy. Models are passed on as they are.
 """
 
 import copy
@@ -29,7 +29,7 @@ def own_copies(tree: Any) -> Any:
     """The tree with a copy of every tensor and numpy array, and containers of its own.
 
     A tensor that stands in two places is one tensor in the copy; tensors that share memory share it there. A copy
-    requires grad if its tensor does, and hangs in no graph.
+    requires grad if its tensor does, and is detached from its graph.
     """
     sharing = Counter(_memory(tensor) for tensor in {id(one): one for one in tensors_in(tree)}.values())
     storages: dict[int, torch.UntypedStorage] = {}
@@ -62,7 +62,7 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """The address of what a tensor may share with another; its identity where it has none."""
+    """The address of a tensor's storage, which others may share; its identity if it has no storage."""
     plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout == torch.strided
     return (tensor.untyped_storage().data_ptr() if plain and not tensor.is_meta else 0) or id(tensor)
 
@@ -87,8 +87,8 @@ def _copy(tensor: torch.Tensor, storages: dict[int, torch.UntypedStorage], *, al
 def map_arrays(tree: Any, leaf: Leaf) -> Any:
     """The tree with ``leaf(path, array)`` in the place of every array.
 
-    Opened are lists, tuples, mappings, what is registered with JAX, and the attributes of other objects that are
-    not called; what holds no array and no container is passed on as it is.
+    It opens lists, tuples, mappings, nodes registered with JAX, and the attributes of other objects that are not
+    callable. What holds no array and no container is passed on as it is.
     """
     return _map_arrays(tree, leaf, (), {})
 

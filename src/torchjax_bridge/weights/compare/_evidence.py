@@ -11,10 +11,11 @@ from torchjax_bridge.exchange import Path, join_path
 from .._audit import Audit
 from ..pairing import Move
 from ..settings import FlaxLayer
+from ._compare import Bounds
 from ._probes import Diagnosis
 from ._record import Record
 from ._rerun import Rerun
-from ._steps import Bounds, Step
+from ._steps import Step
 from ._values import gap
 
 __all__ = ["Cause", "Evidence", "as_cause", "not_called", "place"]
@@ -31,7 +32,7 @@ class Cause:
             ``"channels"``, ``"attention"``, ``"scale"``, ``"axes"``, ``"order"``,
             ``"pooling"``, ``"momentum"``, ``"running variance"``, ``"overridden call"``, ``"carry"``, ``"mask"``,
             ``"calls"``, ``"call order"``, ``"channels_last"``, ``"shape"`` or ``"unknown"``.
-        message: What is the matter, and where.
+        message: What differs, and where.
         fix: What to do.
         proved: Whether the numbers show it: with the fix, the layer (or what lies between two layers) agrees.
     """
@@ -52,13 +53,13 @@ class Evidence:
 
     Attributes:
         steps: Every call of every pair, in the order of torch's.
-        torch: The run in torch, with the calls of layers without a twin.
+        torch: The run in torch; it includes layers without a twin.
         flax: The run in Flax.
-        bounds: What is taken for rounding.
+        bounds: What passes for rounding.
         settings: The settings that differ.
-        moves: For a torch path: what the plan moves for it.
-        values: For a move: the tensors as torch says and the arrays that Flax holds.
-        rerun: Runs a Flax layer once more on what it was given, with other settings; None where it cannot.
+        moves: By torch path: the moves of the plan.
+        values: For a move: torch's values in Flax's layout, and the arrays that Flax holds.
+        rerun: Runs a Flax layer again on the same input with other settings; None if it cannot.
         rerun_refilled: Makes a ``rerun`` of the Flax layers filled with torch's weights.
         layers: The settings of the Flax layers, by path.
     """
@@ -84,7 +85,7 @@ class Evidence:
         return frozenset(value.dtype for step in self.steps for value in step.torch.outputs)
 
     def agreeing(self, step: Step) -> list[Step]:
-        """The steps in front of one whose outputs agree, the latest first."""
+        """The earlier steps whose outputs agree, the latest first."""
         before = self.steps[: self.steps.index(step)]
         return [other for other in reversed(before) if other.output is not None and other.output.ok]
 
@@ -96,13 +97,13 @@ def place(step: Step) -> str:
 
 
 def as_cause(finding: Diagnosis, step: Step, where: str) -> Cause:
-    """What a probe found, at its place."""
+    """A diagnosis as a cause, with the place."""
     fix = finding.fix.replace("{layer}", join_path(step.torch.path))
     return Cause(finding.kind, f"{where}{finding.message}", fix, proved=True)
 
 
 def not_called(step: Step) -> Cause:
-    """A layer that Flax calls less often."""
+    """The cause that Flax calls a layer less often."""
     ours, theirs = step.counts
     message = f"{place(step)} is called {_times(ours)} in torch and {_times(theirs)} in Flax"
     return Cause("calls", message, "", proved=True)

@@ -1,7 +1,7 @@
-"""Two models in float64, for a comparison that rounding cannot decide.
+"""Two models in float64, for a comparison that rounding would decide.
 
-A norm over values that hardly vary makes much of the last digits of its input, and so does a deep model. In float64
-what was rounding is gone, and what was a mistake is still there. Owns the making of both copies; compares nothing.
+A norm over values that hardly vary magnifies rounding, and so does a deep model. In float64 rounding errors
+vanish and mistakes stay. Makes both copies; compares only their weights.
 """
 
 import copy
@@ -19,9 +19,10 @@ from torch import nn
 from torchjax_bridge.exchange import Path
 
 from ..trees import read_flax
+from ._compare import Bounds, compare
 from ._copies import map_arrays
 from ._record import MODEL_ERRORS
-from ._steps import Bounds, Step, compare, with_torch_input
+from ._steps import Step, with_torch_input
 from ._twins import Twins
 from ._values import gap
 
@@ -34,13 +35,13 @@ __all__ = [
     "weight_gap",
 ]
 
-# What a model raises where its code says float32, or that it cannot be copied.
+# What a model raises where its code insists on float32, or where it cannot be copied.
 FLOAT64_ERRORS = (*MODEL_ERRORS, RuntimeError)
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Both frameworks make float64 where the code of a model does not say what."""
+    """Make float64 the default dtype of both frameworks, for models that name none."""
     before = torch.get_default_dtype()
     with jax.enable_x64(True), flax.linen.intercept_methods(_with_wide_dtype):
         torch.set_default_dtype(torch.float64)
@@ -76,9 +77,9 @@ def flax_in_float64(twins: Twins, *, torchs: bool) -> Any:
 def weight_gap(twins: Twins, steps: Sequence[Step], bounds: Bounds) -> float:
     """How far the weights of two models are apart, if that is rounding; infinite if it is more.
 
-    Weights that were trained apart round apart. Each may differ by what is taken for rounding, as a part of the
-    largest of its tensor; or by more, as a bias of zeros and a mean of nothing do, where its layer, given what
-    torch's was given, gives the same.
+    Weights that both sides trained differ by rounding. Each may differ by what passes for rounding, relative to
+    the largest of its tensor. It may differ by more (a bias near zero, a mean near zero) if its layer, given
+    torch's input, still gives the same output.
     """
     most, near, far = 0.0, {}, set[Path]()
     for path, want, have in twins.pairs():
@@ -122,7 +123,7 @@ def _widen_dtype(module: Any) -> None:
     """Let a layer compute in float64 where its ``dtype`` says less."""
     said = getattr(module, "dtype", None)
     if isinstance(said, str | np.dtype | type(jnp.float32) | type) and _is_float(jnp.dtype(said)):
-        object.__setattr__(module, "dtype", jnp.float64)  # past linen's and nnx's own __setattr__
+        object.__setattr__(module, "dtype", jnp.float64)  # bypasses linen's and nnx's __setattr__
 
 
 def _is_float(dtype: Any) -> bool:

@@ -12,9 +12,10 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import Path, join_path, to_jax
 
+from ._compare import Bounds
 from ._copies import map_arrays, tensors_in
 from ._record import Record
-from ._steps import Bounds, Step
+from ._steps import Step
 from ._values import channels_in_front
 
 Moves = Mapping[str, frozenset[int]]
@@ -26,10 +27,10 @@ __all__ = ["Moves", "check_call", "choose_layout", "to_flax_inputs", "try_other_
 
 
 def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise one clear error if a model does not take so many inputs.
+    """Raise one clear error if a model cannot be called with these arguments.
 
     Raises:
-        ArgumentError: It does not; or an input is an array of numpy's or JAX's.
+        ArgumentError: It cannot; or an input is an array of numpy's or JAX's.
     """
     for place, value in enumerate(args):
         for leaf in jax.tree.leaves(value):
@@ -40,7 +41,7 @@ def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs:
                 )
     try:
         signature = inspect.signature(call)
-    except ValueError:  # written in C: it speaks for itself when it is called
+    except ValueError:  # written in C: the call itself will raise
         return
     try:
         signature.bind(*args, **kwargs)
@@ -54,15 +55,14 @@ def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs:
 
 
 def to_flax_inputs(values: Mapping[str, Any], last: Moves, like: Any) -> dict[str, Any]:
-    """Inputs by name as JAX arrays, those that are said so with their channels last.
+    """Inputs by name as JAX arrays; those in ``last`` with their channels last.
 
     Args:
         values: Trees of tensors, and whatever else a model takes, which is passed on as it is.
-        last: The numbers of axes with which a tensor of an input goes from ``(N, C, *space)`` to
-            ``(N, *space, C)``.
+        last: For each input, the ranks of the tensors that go from ``(N, C, *space)`` to ``(N, *space, C)``.
         like: A tree of arrays, on whose device the inputs are put.
     """
-    tensors: dict[str, torch.Tensor] = {}  # in order; a tree of JAX's has its keys sorted
+    tensors: dict[str, torch.Tensor] = {}  # in order; JAX would sort the keys
 
     def take(path: Path, leaf: Any) -> Any:
         if isinstance(leaf, torch.Tensor):
@@ -103,23 +103,23 @@ def choose_layout(
     run: Callable[[Moves], Record],
     align_steps: Callable[[Record], Sequence[Step]],
 ) -> tuple[Record, Moves]:
-    """Run the Flax model with the channels where it has them.
+    """Find the layout of the inputs that the Flax model takes, and run it.
 
-    Where torch's convolutions do not show which inputs are images, they go in as they are; and, if the models then
-    differ, with their channels last, too. The order in which more calls agree stays.
+    torch's convolutions show which inputs are images. Other inputs go in as they are and, if the models then
+    differ, with their channels last, too. The layout with which more calls agree is chosen.
 
     Args:
         inputs: The torch inputs by name.
         declared: What the caller said; None to find out.
         ours: The run in torch.
-        run: Runs the Flax model, with the channels of the named inputs last where they have so many axes.
+        run: Runs the Flax model with the channels of some inputs last.
         align_steps: Puts a run beside torch's.
 
     Returns:
-        The run, and with which axes which inputs went in with their channels last.
+        The run, and for each input the ranks that went in with their channels last.
 
     Raises:
-        ArgumentError: The caller said one thing for each of another number of inputs.
+        ArgumentError: The caller passed another number of answers than inputs.
     """
     if declared is not None:
         each = [declared] * len(inputs) if isinstance(declared, bool) else list(declared)
@@ -150,16 +150,16 @@ def choose_layout(
 
 
 def _image_ranks(value: Any) -> frozenset[int]:
-    """The numbers of axes of what may be images."""
+    """The ranks of the tensors that may be images."""
     return frozenset(t.ndim for t in tensors_in(value) if t.ndim in _IMAGES and t.shape[1] > 1)
 
 
 def _possible_images(
     inputs: Mapping[str, Any], ranks: frozenset[int], steps: Sequence[Step]
 ) -> Iterator[Moves]:
-    """What may be images though no layer shows it: all together, and each alone.
+    """The inputs that may be images though no layer shows it: all together, then each alone.
 
-    What has three axes is tokens more often; it is none where a layer was given the same in both.
+    An input of three axes is more often tokens; it is no image if some layer was given the same in both models.
     """
     known = any(
         step.torch.path
@@ -187,7 +187,7 @@ def _count_agreeing(steps: Sequence[Step], record: Record) -> int:
 def unmoved_images(
     inputs: Mapping[str, Any], modules: Iterable[nn.Module], last: Moves, *, agree: bool
 ) -> Iterator[str]:
-    """What may be images, of a model in which no layer shows whether they are."""
+    """Notes on inputs that may be images, for a model in which no layer shows it."""
     if any(map(channels_in_front, modules)):
         return
     for name, value in inputs.items():
@@ -207,11 +207,11 @@ def try_other_layout(
     run: Callable[[Moves], Record],
     align_steps: Callable[[Record], Sequence[Step]],
 ) -> tuple[str, bool, bool] | None:
-    """Whether more agrees with the channels where the caller did not say.
+    """Run with the channels where the caller did not say, to see whether more calls agree.
 
     Returns:
-        Which inputs went in how; what ``channels_last`` should be; whether every call agrees then. None where no
-        more do.
+        How the inputs went in, as text; what ``channels_last`` should be; whether every call agrees then. None
+        if no more calls agree.
     """
     images = {name: ranks for name, value in inputs.items() if (ranks := _image_ranks(value))}
     if not images:

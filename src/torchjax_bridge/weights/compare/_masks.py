@@ -15,7 +15,7 @@ __all__ = ["flax_masks"]
 def flax_masks(
     arrays: tuple[np.ndarray, ...], batch: int, length: int, keys: int
 ) -> Iterator[np.ndarray | None]:
-    """The masks that Flax would take for these of torch's; several where their shapes have two readings.
+    """The Flax masks that mean the same as torch's; several where the shapes are ambiguous.
 
     Args:
         arrays: What torch's attention was given beside query, key and value.
@@ -34,7 +34,7 @@ def flax_masks(
 
 
 def _shown(array: np.ndarray) -> np.ndarray | None:
-    """Where a mask of torch's lets through; None for an array that is no mask."""
+    """Where a torch mask shows a position; None for an array that is no mask."""
     if array.dtype == bool:
         return ~array
     if array.dtype.kind != "f" or not np.all((array == 0) | np.isneginf(array)):

@@ -1,7 +1,7 @@
-"""What a torch pooling layer would have given with the settings that are easily mistaken in Flax.
+"""What a torch pooling layer would give with settings that are easily mistaken in Flax.
 
-Flax pools with functions, whose arguments nothing shows from outside. They are found by their results: ``"SAME"``
-and ``"VALID"`` for torch's numbers, and an average that counts the padding, or does not.
+Flax pools with functions, and nothing shows their arguments from outside. They are found by their results:
+``"SAME"`` and ``"VALID"`` instead of torch's numbers, and whether an average counts the padding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def is_pooling(module: nn.Module) -> bool:
 
 
 def other_poolings(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tuple[str, str, np.ndarray]]:
-    """What Flax seems to do, what to type, and the array that this gives, in torch's layout."""
+    """For each mistake: what Flax does, what to type, and the array that it gives, in torch's layout."""
     if not isinstance(module, (*_MAX, *_AVERAGE)) or not inputs:
         return
     x = torch.from_numpy(np.array(inputs[0].array))
@@ -53,9 +53,9 @@ def other_poolings(module: nn.Module, inputs: Sequence[Value]) -> Iterator[tuple
 
 
 def unstrided_poolings(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
-    """A map ``(N, H, W, C)`` pooled at every position, with the width of the window, where that has this shape.
+    """A map ``(N, H, W, C)`` pooled with strides of 1, for each width of window that gives this shape.
 
-    Flax's poolings have strides of 1 unless they are told, and torch's the width of their window.
+    Flax's poolings have strides of 1 by default; torch's have the width of their window.
     """
     if array.ndim != 4 or array.shape[0] != shape[0] or array.dtype.kind != "f":
         return
@@ -80,7 +80,7 @@ def _spread(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _same(sizes: Sequence[int], window: Sequence[int], strides: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """What "SAME" pads: enough for ``ceil(size / stride)`` results, the odd one at the end."""
+    """The padding of "SAME": enough for ``ceil(size / stride)`` results, an odd one at the end."""
     pads = []
     for size, width, stride in zip(sizes, window, strides, strict=True):
         total = max((-(-size // stride) - 1) * stride + width - size, 0)

@@ -1,7 +1,7 @@
 """Questions to two arrays that should be equal: what was done to one and not to the other?
 
-Each probe is a computation: it names a relation only where the numbers have it, and not by what is usual. Both
-arrays lie as the Flax model has them (channels last), the first is torch's. Owns no knowledge of models.
+Each probe computes: it names a relation only if the numbers have it, and never by what is usual. Both arrays
+lie as the Flax model has them (channels last); the first is torch's. Knows nothing about models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +27,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A relation between two arrays.
+    """Why two arrays differ.
 
     Attributes:
         kind: One word for it, as `Cause` has it.
-        message: What it is, as the end of a sentence on the place where it was found.
+        message: What it is, as the end of a sentence that begins with the place.
         fix: What to do.
     """
 
@@ -42,13 +42,13 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class NamedArray:
-    """An array from farther in front, where both models agree.
+    """An array with a name for messages, often an earlier one on which both models agree.
 
     Attributes:
         name: What it is.
         array: Its values.
-        reach: What the models do with it, beside an activation, until it is one of the two arrays; None where
-            nothing is known to be done.
+        reach: What the models do with it, beside an activation, to make one of the two arrays of it. It gives
+        None where that cannot be done.
     """
 
     name: str
@@ -146,7 +146,7 @@ def _permutation(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosi
 
 
 def find_permutation(ours: np.ndarray, theirs: np.ndarray, close: Close) -> tuple[int, ...] | None:
-    """The order of axes that makes the one array the other, if there is one other than none."""
+    """The permutation of axes that turns the one array into the other; None if there is none."""
     if ours.ndim > 5:
         return None
     for axes in permutations(range(ours.ndim)):
@@ -195,7 +195,7 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def _other_activation(
     ours: np.ndarray, theirs: np.ndarray, earlier: Earlier, close: Close
 ) -> Diagnosis | None:
-    """An activation on one side alone, or another one on each side of what came before."""
+    """An activation on one side alone, or two different ones of the same earlier array."""
     if ours.dtype.kind == "c" or theirs.dtype.kind == "c" or not ours.ndim:
         return None
     name = _activation(NamedArray("", theirs), ours, close)
@@ -221,11 +221,11 @@ def _activation(before: NamedArray, after: np.ndarray, close: Close) -> str | No
     few = _rows(array) if reached is array else None
     for name, function in ACTIVATIONS.items():
         if few is not None and not close(_rows(after), apply_torch(function, few)):
-            continue  # a few rows say no; a large array need not be gone through
+            continue  # a few rows suffice to say no
         result = before.reach(apply_torch(function, array))
         if result is not None and close(after, result):
             return name
-    # Two slopes are in a ratio that is one too: it is told of what lies in front of both alone.
+    # The ratio of two slopes looks like a slope, so it counts only for an array in front of both.
     slope = _ratio(after, array, array < 0) if reached is array and before.name else None
     if slope is not None and 0 < slope < 1 and close(after, np.where(array < 0, slope * array, array)):
         return f"leaky_relu(negative_slope={slope:.4g})"
@@ -238,7 +238,7 @@ def apply_torch(function: Callable[[torch.Tensor], torch.Tensor], array: np.ndar
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """Up to 256 rows of an array, spread over it; a row is what lies along the last axis."""
+    """Up to 256 rows of an array, evenly spaced; a row lies along the last axis."""
     rows = array.reshape(-1, array.shape[-1])
     return rows[:: max(1, len(rows) // 256)]
 
@@ -258,7 +258,7 @@ def _activation_diagnosis(ours: str | None, theirs: str | None) -> Diagnosis:
 
 
 def _dropout(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosis | None:
-    """Zeros on one side, and all the rest larger by one factor, is an active dropout."""
+    """An active dropout: zeros on one side, and all other elements larger by one factor."""
     for here, there, side, switch in (
         (theirs, ours, "Flax", "call flax_model.eval(), or pass deterministic=True"),
         (ours, theirs, "torch", "call torch_module.eval()"),
@@ -282,7 +282,7 @@ def _dropout(ours: np.ndarray, theirs: np.ndarray, close: Close) -> Diagnosis | 
     return None
 
 
-_LEAST_DROPOUT = 1.001  # a dropout of a rate of a thousandth
+_LEAST_DROPOUT = 1.001  # the factor of a dropout with a rate of 0.001
 
 
 def _ratio(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | None:

@@ -1,8 +1,8 @@
-"""What a run of a model is: its calls, in order; and a run of a torch model, watched through forward hooks.
+"""What a run of a model is: its calls, in order. And a run of a torch model, recorded by forward hooks.
 
-The caller's modules are left as they were: hooks are taken off, tensors, attributes, random states and flags put
-back, also when the model raises. The inputs are copied: a model may write to them. Keeps copies of the inputs and
-outputs of the layers that it is told to watch. Compares nothing.
+Keeps copies of the inputs and outputs of the layers that it watches. Leaves the caller's modules as they were,
+also when the model raises: hooks are removed; tensors, attributes, random states and flags are restored. The
+model is given copies of the inputs, since it may write to them. Compares nothing.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ from ._values import Value, values_in
 
 __all__ = ["MODEL_ERRORS", "Call", "Change", "Record", "record_torch"]
 
-# What a model raises when it is given what it cannot take.
+# What a model raises on inputs that it cannot take.
 MODEL_ERRORS = (TypeError, ValueError, AttributeError, LookupError, flax.errors.FlaxError)
 
 
@@ -67,7 +67,7 @@ class Record:
 
 
 class Change(NamedTuple):
-    """What a run does to the output of one call: ``call`` is its place among the calls of the record."""
+    """A change of the output of one call, for an experiment; ``call`` is its index in the record."""
 
     call: int
     tensor: Callable[[torch.Tensor], torch.Tensor]
@@ -83,9 +83,11 @@ def record_torch(
     kwargs: Mapping[str, Any],
     change: Change | None = None,
 ) -> Record:
-    """Run a torch model as it stands, in the mode it is in, without gradients; perhaps with one output changed."""
+    """Run a torch model in its present mode, without gradients; with one output changed if asked."""
     record = Record()
-    given: dict[nn.Module, list[tuple[Value, ...]]] = {}  # by module: one that raises leaves its own behind
+    given: dict[
+        nn.Module, list[tuple[Value, ...]]
+    ] = {}  # by module: a module that raises leaves an entry behind
     paths: dict[nn.Module, Path] = {}
     for path, module in watched:
         paths.setdefault(module, path)
@@ -131,7 +133,7 @@ def _exact(root: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         fast = torch.backends.mha.get_fastpath_enabled()
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)  # it would run several layers as one, past their hooks
+        torch.backends.mha.set_fastpath_enabled(False)  # it fuses layers and bypasses their hooks
         for owner in owners if cuda else ():
             if (precision := getattr(owner, "fp32_precision", None)) is not None:
                 stack.callback(setattr, owner, "fp32_precision", precision)

@@ -1,4 +1,4 @@
-"""Runs one Flax layer once more on what it was given, with other settings, or as the class it is derived from."""
+"""Runs one Flax layer again on the same input, with other settings, or as an instance of its base class."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ __all__ = ["Rerun", "rerun_linen", "rerun_nnx"]
 
 
 class Rerun(Protocol):
-    """Runs the layer of a call again; gives None where it has no such setting, or cannot run."""
+    """Runs the layer of a call again; None if it has no such setting, or cannot run."""
 
     def __call__(
         self, call: Call, settings: Mapping[str, Any], kind: type | None = None
     ) -> tuple[Value, ...] | None:
-        """With these settings; as an instance of ``kind``, of which its class is derived."""
+        """Run it with these settings, and as an instance of its base class ``kind``."""
 
 
 def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
@@ -42,14 +42,14 @@ def rerun_nnx(modules: Mapping[Path, nnx.Module]) -> Rerun:
                 layer.group_size = layer.group_size * layer.num_groups // value
             setattr(layer, name, value)
         if kind is not None:
-            object.__setattr__(layer, "__class__", kind)  # past nnx's own __setattr__
+            object.__setattr__(layer, "__class__", kind)  # bypasses nnx's __setattr__
         return _run(layer, call, settings)
 
     return rerun
 
 
 def rerun_linen(variables: Mapping[str, Any], *, training: bool) -> Rerun:
-    """Run layers of a linen model on their part of the variables, which they may write to as the model could."""
+    """Run layers of a linen model on their part of the variables; the state is mutable as in the model's run."""
 
     def rerun(call: Call, settings: Mapping[str, Any], kind: type | None = None) -> tuple[Value, ...] | None:
         if not isinstance(call.module, flax.linen.Module):
@@ -88,11 +88,11 @@ def _run(layer: Callable[..., Any], call: Call, settings: Mapping[str, Any]) -> 
     args, kwargs = jax.tree.map(_array, call.arguments)
     kwargs = {
         name: value for name, value in kwargs.items() if name not in settings
-    }  # said in the constructor now
+    }  # now given to the constructor
     try:
         with jax.default_matmul_precision("highest"):
             return values_in(layer(*args, **kwargs))
-    except MODEL_ERRORS:  # another input than its settings want, or a layer that lives in a scan
+    except MODEL_ERRORS:  # the input does not fit its settings, or it lives in a scan
         return None
 
 

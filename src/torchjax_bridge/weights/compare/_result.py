@@ -1,4 +1,4 @@
-"""What a comparison of two models found: its rows, its cause, and both as a table."""
+"""The result of a comparison of two models: its rows, its cause, and both as a table."""
 
 from dataclasses import dataclass
 from math import isnan
@@ -21,7 +21,7 @@ class ParityRow:
         shape: The shape of torch's output; None where there is none.
         difference: The largest ``|torch - Flax|``.
         relative: The same, divided by the largest ``|torch|``.
-        ok: Whether that is rounding; None where the outputs could not be compared, or need not agree.
+        ok: Whether that is rounding; None if the outputs could not be compared, or need not agree.
         note: Why not.
     """
 
@@ -41,11 +41,10 @@ class Parity:
     """Two models, compared layer by layer. Print it to read it as a table.
 
     Attributes:
-        rows: Every call of every layer that both have, in the order in which torch's ended; the model's own output,
-            of which ``torch_path`` is empty, is among them.
+        rows: Every call of every layer that both have, in the order in which torch's calls ended. The model's own
+            output is among them, with an empty ``torch_path``.
         cause: The likely cause of the first row that differs; None where none does.
-        max_difference: The largest ``|torch - Flax|`` of the models' outputs; not a number where one of them
-            gives no arrays.
+        max_difference: The largest ``|torch - Flax|`` of the models' outputs; NaN if one of them gives no arrays.
         settings: Every setting that differs, also where it does not change these outputs.
         notes: What could not be compared, and how the inputs were laid out.
     """
@@ -58,7 +57,7 @@ class Parity:
 
     @property
     def ok(self) -> bool:
-        """Whether the outputs agree, and every layer whose difference is not made up for behind it."""
+        """Whether the outputs agree, and every layer, except differences that later layers make up for."""
         return self.cause is None
 
     @property

@@ -1,7 +1,7 @@
-"""What one step of training makes of the running statistics of both models.
+"""How one step of training changes the running statistics of both models.
 
-The outputs of a step do not show momentum, nor which variance is kept: both show in the statistics after it. torch
-keeps the unbiased variance of a batch (divided by ``n - 1``), Flax the biased one.
+The outputs of a step show neither the momentum nor which variance is kept; the statistics after it show both.
+torch keeps the unbiased variance of a batch (divided by ``n - 1``), Flax the biased one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +15,10 @@ from torchjax_bridge.exchange import Path, join_path
 
 from .._audit import SettingFault
 from ..pairing import Move
+from ._compare import Bounds
 from ._evidence import Cause
 from ._record import Record
-from ._steps import Bounds, Step
+from ._steps import Step
 from ._values import Gap, gap, values_in
 
 __all__ = ["Statistic", "statistics"]
@@ -31,7 +32,7 @@ class Statistic:
     """One running statistic of one layer after a step of training.
 
     Attributes:
-        step: The call that made it.
+        step: The call that updated it.
         name: ``"running_mean"`` or ``"running_var"``.
         gap: How far the two sides are apart.
         ok: Whether that is rounding.
@@ -73,7 +74,7 @@ def statistics(
                 continue  # stacked in a scan
             apart = gap(after.array, value.array)
             if name == "running_mean" and (variance := ours.state.get((module, "running_var"))) is not None:
-                # A mean of nothing but rounding is as large as its rounding: the norm divides it by the deviation.
+                # A mean near zero may be rounding alone. The norm divides it by the deviation: the scale here.
                 scale = max(
                     float(np.abs(after.array).max(initial=0.0)), float(variance.array.max(initial=0.0)) ** 0.5
                 )

@@ -1,7 +1,8 @@
-"""Two runs side by side: which call of a torch layer is which call of its Flax twin, and how far they are apart.
+"""Two runs, aligned: which call of a torch layer is which call of its Flax twin.
 
-The plan says which layers belong together. A layer that is called several times is compared call by call; layers
-that are one on the other side (tied, or stacked in a scan) are taken together, in the order of their calls.
+The plan says which layers belong together. A layer that is called several times is compared call by call.
+Layers that are one layer on the other side (tied, or stacked in a scan) are taken together, in the order of
+their calls.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,64 +16,11 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path
 
+from ._compare import Bounds, ComparedArrays, compare
 from ._record import Call, Record
-from ._values import (
-    Gap,
-    Value,
-    flax_layouts,
-    gap,
-    has_one_layout,
-    nearest_layout,
-    same_values,
-    tolerance,
-    without_causal_tail,
-)
+from ._values import Value
 
-__all__ = [
-    "Bounds",
-    "ComparedArrays",
-    "FeatureOrders",
-    "Step",
-    "align",
-    "channels_last",
-    "compare",
-    "pair_arrays",
-    "with_torch_input",
-]
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What is taken for rounding: ``atol``, or ``rtol`` of the largest value, or what the dtype explains."""
-
-    atol: float | None = None
-    rtol: float | None = None
-
-    def allow(self, found: Gap, *dtypes: str) -> bool:
-        """Whether a difference is within the bounds."""
-        rtol = self.rtol
-        if rtol is None:
-            rtol = tolerance(*dtypes) if self.atol is None else 0.0
-        return found.difference <= (self.atol or 0.0) or found.relative <= rtol
-
-
-@dataclass(frozen=True, eq=False)
-class ComparedArrays:
-    """The outputs (or the inputs) of two layers.
-
-    Attributes:
-        ours: torch's array, as it lies in Flax; None where no layout makes the two alike.
-        theirs: Flax's array.
-        gap: How far they are apart.
-        ok: Whether that is within the bounds.
-        shapes: Both shapes.
-    """
-
-    ours: np.ndarray | None
-    theirs: np.ndarray
-    gap: Gap
-    ok: bool
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+__all__ = ["FeatureOrders", "Step", "align", "channels_last", "with_torch_input"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +34,8 @@ class Step:
         number: Which call of the layer it is, from 0.
         output: The outputs, compared.
         counts: How often the pair was called on each side.
-        features: The ``(C, *space)`` whose flattening feeds the layer, channels first in torch and last in Flax.
-        gives: The ``(C, *space)`` in whose order its output is, likewise.
+        features: The ``(C, *space)`` map whose flattened features feed the layer: channels last in Flax.
+        gives: The ``(C, *space)`` map that is made of its output, likewise.
     """
 
     torch: Call
@@ -101,12 +49,12 @@ class Step:
 
     @property
     def flax_inputs(self) -> tuple[Value, ...]:
-        """Torch's inputs, as the Flax layer is to be given them."""
+        """Torch's inputs, with flattened features in Flax's order."""
         return _in_flax_order(self.torch.inputs, self.features)
 
     @property
     def flax_outputs(self) -> tuple[Value, ...]:
-        """Torch's outputs, as the Flax layer is to give them."""
+        """Torch's outputs, with flattened features in Flax's order."""
         return _in_flax_order(self.torch.outputs, self.gives)
 
     def inputs(self, bounds: Bounds) -> ComparedArrays | None:
@@ -117,7 +65,7 @@ class Step:
 
 
 def with_torch_input(call: Call, inputs: ComparedArrays | None) -> Call:
-    """The call with torch's input in the place of Flax's, which equals it but for what a layer may make much of."""
+    """The call with torch's input instead of Flax's: they differ by rounding, which the layer may magnify."""
     if inputs is None or inputs.ours is None or inputs.ours.shape != inputs.theirs.shape:
         return call
     ours, theirs = inputs.ours, inputs.theirs
@@ -140,104 +88,25 @@ def channels_last(array: np.ndarray, features: tuple[int, ...]) -> np.ndarray:
     return apart.swapaxes(-1, -2).reshape(array.shape)
 
 
-def compare(
-    module: nn.Module, ours: Sequence[Value], theirs: Sequence[Value], bounds: Bounds, *, whole: bool = False
-) -> ComparedArrays | None:
-    """Compare what two layers took or gave: array by array, or torch's first with the one that it fits.
-
-    Args:
-        module: The torch layer.
-        ours: What torch's took or gave.
-        theirs: What Flax's did.
-        bounds: What is taken for rounding.
-        whole: Whether they are the outputs of the models, which must have the same axes.
-    """
-    if not ours or not theirs:
-        return None
-    both = None if isinstance(module, _SEQUENCES) else pair_arrays(ours, theirs)
-    if both is not None:
-        pairs = [_compare_pair(module, one, other, bounds, whole=whole) for one, other in both]
-        bad = [pair for pair in pairs if not pair.ok]
-        return bad[0] if bad else max(pairs, key=lambda pair: pair.gap.relative)
-    tried = [_compare_pair(module, ours[0], other, bounds, whole=whole) for other in theirs]
-    return min(tried, key=lambda pair: pair.gap.difference)
-
-
-def pair_arrays(
-    ours: Sequence[Value], theirs: Sequence[Value], depth: int = 0
-) -> list[tuple[Value, Value]] | None:
-    """Which array of Flax's is which of torch's: by name where both have names, else in order.
-
-    None where there are no names in common, and not as many arrays on both sides.
-    """
-    one, other = _by_key(ours, depth), _by_key(theirs, depth)
-    common = [key for key in one if key in other]
-    named = all(isinstance(key, str) for key in (*one, *other))
-    if common and (named or one.keys() == other.keys()) and None not in common:
-        pairs: list[tuple[Value, Value]] = []
-        for key in common:
-            inner = pair_arrays(one[key], other[key], depth + 1)
-            if inner is None and not named:
-                break
-            pairs += inner or zip(one[key], other[key], strict=False)
-        else:
-            rest, others = ([v for v in all_ if _key(v, depth) not in common] for all_ in (ours, theirs))
-            return pairs + (list(zip(rest, others, strict=True)) if len(rest) == len(others) else [])
-    return list(zip(ours, theirs, strict=True)) if len(ours) == len(theirs) else None
-
-
-def _by_key(values: Sequence[Value], depth: int) -> dict[str | int | None, list[Value]]:
-    found: dict[str | int | None, list[Value]] = {}
-    for value in values:
-        found.setdefault(_key(value, depth), []).append(value)
-    return found
-
-
-def _key(value: Value, depth: int) -> str | int | None:
-    return value.path[depth] if len(value.path) > depth else None
-
-
-# What these return beside their first output (states, attention weights), Flax's return elsewhere or not at all.
-_SEQUENCES = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention)
-
-
-def _compare_pair(
-    module: nn.Module, one: Value, other: Value, bounds: Bounds, *, whole: bool
-) -> ComparedArrays:
-    ways = flax_layouts(without_causal_tail(one.array, module, other.array.shape), module, other.array.shape)
-    if has_one_layout(module):
-        ways = ways[:1]
-    found = nearest_layout(ways, other.array)
-    shapes = (one.array.shape, other.array.shape)
-    if found is None:
-        for way, theirs in same_values(one.array, other.array, whole=whole):
-            apart = gap(way, theirs)
-            if bounds.allow(apart, one.dtype, other.dtype):
-                return ComparedArrays(way, theirs, apart, True, shapes)
-        return ComparedArrays(None, other.array, Gap(float("inf"), float("inf")), False, shapes)
-    way, apart = found
-    return ComparedArrays(way, other.array, apart, bounds.allow(apart, one.dtype, other.dtype), shapes)
-
-
 @dataclass(frozen=True)
 class FeatureOrders:
-    """Where features are in the order of a flattened ``(C, *space)`` in torch, and of ``(*space, C)`` in Flax.
+    """Where features are flattened from ``(C, *space)`` in torch, and from ``(*space, C)`` in Flax.
 
     Attributes:
-        takes: For a torch path: the shape whose flattening feeds the layer.
-        gives: For a torch path: the shape in whose order its output is.
+        takes: By torch path: the shape of the map that is flattened to feed the layer.
+        gives: By torch path: the shape of the map that is made of its output.
     """
 
     takes: Mapping[Path, tuple[int, ...]]
     gives: Mapping[Path, tuple[int, ...]]
 
     def output_orders(self, call: Call) -> list[tuple[int, ...] | None]:
-        """The orders in which the output of a call may be: for a container, those of its layers and readers."""
+        """The orders that the output of a call may have; a container may have those of its layers and readers."""
         if call.path in self.gives:
             return [self.gives[call.path]]
         inside = {shape for path, shape in self.gives.items() if path[: len(call.path)] == call.path}
         if next(call.module.children(), None) is not None:
-            inside |= {*self.takes.values()}  # what ends in a flatten, which a layer behind it reads
+            inside |= {*self.takes.values()}  # it may end in a flatten that a later layer reads
         fits = {shape for shape in inside if call.path and call.outputs}
         return [None, *sorted(s for s in fits if call.outputs[0].array.shape[-1:] == (prod(s),))]
 
@@ -259,11 +128,11 @@ def align(
     Args:
         layers: The pairs of the plan.
         modules: The torch modules by path.
-        names: For a path of a Flax module that has several: the one under which its calls were recorded.
-        orders: In which order features are in Flax.
+        names: For each path of a Flax module with several paths: the one under which its calls were recorded.
+        orders: The feature orders in Flax.
         ours: The run in torch.
         theirs: The run in Flax.
-        bounds: What is taken for rounding.
+        bounds: What passes for rounding.
     """
     order = {id(call): place for place, call in enumerate(ours.calls)}
     by_module: dict[nn.Module, list[Call]] = {}
@@ -309,7 +178,7 @@ _Group = tuple[dict[nn.Module, None], dict[Path, None]]
 def _groups(
     layers: Sequence[tuple[Path, Path]], modules: Mapping[Path, nn.Module], names: Mapping[Path, Path]
 ) -> list[_Group]:
-    """Pairs that share a module on either side, taken together."""
+    """The pairs, grouped where they share a module on either side."""
     groups: dict[int, _Group] = {}
     owner: dict[nn.Module | Path, _Group] = {}
     for torch_path, flax_path in layers:
@@ -330,7 +199,7 @@ def _groups(
 
 
 def _join_time_steps(first: Sequence[Call], steps: Sequence[Call]) -> Iterator[Call]:
-    """The calls of a cell as calls of its layer: a linen cell is recorded step by step."""
+    """The calls of a cell, joined to calls of its layer: a linen cell is recorded at every time step."""
     length, rest = divmod(len(steps), len(first))
     for number, call in enumerate(first):
         part = steps[number * length : (number + 1) * length]

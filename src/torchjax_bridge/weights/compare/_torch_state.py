@@ -1,7 +1,7 @@
-"""A torch model, put back as it was before a run: what its forward writes to, and the random states it draws from.
+"""Restores a torch model after a run: what its forward writes to, and the random states it draws from.
 
 Owns every tensor of the modules (a parameter may be clipped in place, a table grown), their attributes and the
-lists and dicts in them (a cache, a counter), and the global generators. What is unchanged is not written to.
+lists and dicts in them (a cache, a counter), and the global generators. What did not change is not written to.
 """
 
 import random
@@ -18,7 +18,7 @@ __all__ = ["as_it_was"]
 
 @contextmanager
 def as_it_was(root: nn.Module) -> Iterator[None]:
-    """Put the modules and the random states back afterwards.
+    """Restore the modules and the random states afterwards.
 
     Memory:
         Holds a copy of every parameter and buffer.
@@ -35,7 +35,7 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
 
 
 def _keep(thing: Any, stack: ExitStack, seen: dict[int, Any]) -> None:
-    """Have what a thing holds put back; tensors before what they stand in."""
+    """Register callbacks that restore a thing and what it holds; the ones inside it run first."""
     if id(thing) in seen:
         return
     seen[id(thing)] = thing
@@ -61,7 +61,7 @@ def _put_tensor_back(tensor: torch.Tensor, memory: torch.Tensor, before: torch.T
             tensor.data = memory
         if not torch.equal(
             tensor, before
-        ):  # not written to otherwise: a graph of the caller's counts versions
+        ):  # else not written to: the caller's autograd graph counts versions
             tensor.copy_(before)
 
 

@@ -1,6 +1,6 @@
 """A torch model and its Flax twin: read, paired by the plan, and ready to run.
 
-Owns what differs between nnx and linen for the comparison. Runs nothing by itself.
+Hides from the comparison what differs between nnx and linen. Runs a model only when asked.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,7 +56,7 @@ class Twins:
 
     @cached_property
     def orders(self) -> FeatureOrders:
-        """The orders of flattened features, where the caller said them."""
+        """The orders of flattened features that the caller gave with `Flatten`."""
         nodes = list(self.torch_tree.root.walk())
         takes = {node.origin: node.features for node in nodes if node.features is not None}
         gives = {node.origin: shape for node in nodes if (shape := output_order(node)) is not None}
@@ -69,7 +69,7 @@ class Twins:
 
     @cached_property
     def names(self) -> dict[Path, Path]:
-        """For the path of an nnx module that has several paths: the one under which it is recorded."""
+        """For each path of an nnx module: the first of its paths, under which it is recorded."""
         first: dict[int, Path] = {}
         parts = [node for node in self.flax_tree.root.walk() if node.module is not None]
         return {node.path: first.setdefault(id(node.module), node.path) for node in parts}
@@ -88,12 +88,12 @@ class Twins:
 
     @property
     def flax_call(self) -> Callable[..., Any]:
-        """The method that a call of the Flax model ends in."""
+        """The method that runs when the Flax model is called."""
         return self.model.__call__
 
     @cached_property
     def layer_pairs(self) -> list[tuple[Path, Path]]:
-        """The layers of the plan, without containers whose layers went elsewhere than into their namesake."""
+        """The pairs of the plan, without containers whose layers are not those of their counterpart."""
         filled = {self._layer(key) for move in self.plan.moves for key in move.torch_keys}
         layers = [(ours, theirs) for ours, theirs in self.plan.layers if ours in filled]
 
@@ -125,7 +125,7 @@ class Twins:
         return {flax for ours, flax in self.plan.layers if ours in self.moves and flax not in called}
 
     def rerun(self, weights: Mapping[Path, np.ndarray] | None = None) -> Rerun:
-        """Runs one Flax layer again with other settings, and with these weights where there are some."""
+        """Make a `Rerun` of the Flax layers, with these weights in place of their own."""
         tree = self.flax_tree
         made = {path: jnp.asarray(array) for path, array in (weights or {}).items()}
         if self.variables is not None:
@@ -134,11 +134,11 @@ class Twins:
         return rerun_nnx({node.path: node.module for node in tree.root.walk() if node.module is not None})
 
     def rerun_refilled(self) -> Rerun:
-        """Runs one Flax layer again, with torch's weights."""
+        """Make a `Rerun` of the Flax layers, filled with torch's weights."""
         return self.rerun({path: want for path, want, have in self.pairs() if want.shape == have.shape})
 
     def layers(self, record: Record) -> Mapping[Path, FlaxLayer]:
-        """The settings of the Flax layers; linen's are known from the run."""
+        """The settings of the Flax layers; linen's come from the run."""
         return record.layers if self.variables is not None else live_nnx(self.flax_tree)
 
     def settings(self, layers: Mapping[Path, FlaxLayer]) -> Audit:
@@ -149,7 +149,7 @@ class Twins:
 
     @cached_property
     def moves(self) -> dict[Path, list[Move]]:
-        """What the plan moves, by the torch layer whose it is."""
+        """The moves of the plan, by torch layer."""
         found: dict[Path, list[Move]] = {}
         for move in self.plan.moves:
             path = self._layer(move.torch_keys[0]) if move.torch_keys else ()
@@ -165,7 +165,7 @@ class Twins:
         }
 
     def _layer(self, key: str) -> Path:
-        """The layer of the plan whose tensor it is."""
+        """The layer of the plan that owns a tensor."""
         path = self._owners[key]
         while path not in self._layers and path:
             path = path[:-1]
@@ -176,14 +176,14 @@ class Twins:
         return {path for path, _ in self.plan.layers}
 
     def values(self, move: Move) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The arrays of a move: torch's, as they lie in Flax, and Flax's own."""
+        """The arrays of a move: torch's in Flax's layout, and Flax's own."""
         tensors = [self.torch_tree.state[key].detach() for key in move.torch_keys]
         ours = values_in(move.layout.forward(tensors))
         theirs = values_in([self._leaves[path] for path in move.flax_paths])
         return [value.array for value in ours], [value.array for value in theirs]
 
     def pairs(self) -> Iterator[tuple[Path, np.ndarray, np.ndarray]]:
-        """Every Flax leaf that the plan fills: torch's values, and what is there."""
+        """For every Flax leaf that the plan fills: its path, torch's values, and its own."""
         for moves in self.moves.values():
             for move in moves:
                 yield from zip(move.flax_paths, *self.values(move), strict=True)
@@ -201,7 +201,7 @@ def read_twins(torch_module: Any, flax_model: Any, rules: Iterable[UserRule]) ->
     """Read both models and make the plan between them.
 
     Raises:
-        SettingsError: One of them is no live model.
+        SettingsError: One of them is not a live model.
         PlanError: They have no layer in common.
     """
     if not isinstance(torch_module, nn.Module):

@@ -1,7 +1,7 @@
 """The arrays in what a layer takes or gives, of either framework, as numpy arrays that nobody else holds.
 
-Also how a torch array lies when it is laid out as the Flax layer has it, and how far two arrays are apart. Owns no
-knowledge of layers beyond which of torch's have their channels in front.
+Also how a torch array is laid out in Flax, and how far two arrays are apart. Knows nothing about layers, except
+which of torch's have their channels on the second axis.
 """
 
 import dataclasses
@@ -34,9 +34,9 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One array, and the name of the dtype it had; what numpy cannot compute with is held as float32.
+    """One array, and the name of its original dtype; dtypes that numpy lacks are held as float32.
 
-    ``path`` is its place in what a layer took or gave: names, where there are some, and numbers.
+    ``path`` is its place in the inputs or outputs of a layer: names where there are some, else indices.
     """
 
     array: np.ndarray
@@ -45,7 +45,7 @@ class Value:
 
 
 def values_in(tree: Any) -> tuple[Value, ...]:
-    """The arrays in tuples, lists, mappings and dataclasses, copied, in the order in which these were filled."""
+    """Copies of the arrays in tuples, lists, mappings and dataclasses, in order of insertion."""
     return tuple(_values(tree, ()))
 
 
@@ -97,29 +97,29 @@ def channels_in_front(module: nn.Module) -> bool:
 
 
 def has_one_layout(module: nn.Module) -> bool:
-    """Whether the class of a torch layer leaves no doubt how its arrays lie in Flax.
+    """Whether the class of a torch layer alone decides how its arrays lie in Flax.
 
-    It does for the channels of an image; which of two leading axes is the batch is nobody's to say, and what a
-    ``forward`` of a subclass's own transposes neither.
+    It does for layers with channels on the second axis. It does not where either of two leading axes may be the
+    batch, nor for a subclass with its own ``forward``, which may transpose.
     """
     return isinstance(module, _CHANNELS_SECOND) and not has_own_forward(module)
 
 
 def has_own_forward(module: nn.Module | None) -> bool:
-    """Whether a torch layer computes what no class of torch's own does."""
+    """Whether a torch layer has a ``forward`` that is not torch's own."""
     return module is not None and not (type(module).forward.__module__ or "").startswith("torch.")
 
 
 def _is_over_maps(module: nn.Module | None) -> bool:
-    """Whether a norm is over several axes, ``(C, H, W)`` perhaps, which then lie as ``(H, W, C)`` in Flax."""
+    """Whether a norm is over several axes: ``(C, H, W)`` may lie as ``(H, W, C)`` in Flax."""
     return isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) > 1
 
 
 def flax_layouts(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """The ways in which a torch array can lie in a Flax array of this shape, the likeliest first.
+    """The layouts that a torch array can have in a Flax array of this shape, the likeliest first.
 
-    For a layer of known class the first is the one; for a module of the caller's any may be. Leading axes may be
-    merged on one side (a Linear takes ``(N, L, C)`` as well as ``(N * L, C)``).
+    For a layer of torch's own class the first is right; for a module of the caller's any may be. One side may merge
+    leading axes: a Linear takes ``(N, L, C)`` as well as ``(N * L, C)``.
     """
     ways = [array]
     if array.ndim > 2:
@@ -151,10 +151,10 @@ def flax_layouts(array: np.ndarray, module: nn.Module | None, shape: tuple[int, 
 def same_values(
     ours: np.ndarray, theirs: np.ndarray, *, whole: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Two arrays of other shapes that may hold the same values in the same order, as arrays of one shape.
+    """Two arrays of different shapes that may hold the same values in the same order, brought to one shape.
 
-    Axes may be split on one side (heads), and one may be without the batch, or have it once: then it stands for
-    every element of it. Whole models must give the same axes but for those that are split.
+    One side may split axes (heads). One side may lack the batch, or have a batch of one: then it is broadcast.
+    Whole models must give the same axes, except split ones.
     """
     axes = [tuple(size for size in array.shape if size != 1) for array in (ours, theirs)]
     if ours.size == theirs.size:
@@ -162,7 +162,7 @@ def same_values(
             yield ours.reshape(theirs.shape), theirs
     elif not whole and min(ours.size, theirs.size) > 1:
         larger = max(ours, theirs, key=np.size).shape
-        # Not where both are stretched, as (N,) and (N, 1) are.
+        # Not if both must be broadcast, as (N,) and (N, 1).
         if all(_broadcasts(array.shape, larger) for array in (ours, theirs)):
             yield np.broadcast_to(ours, larger), np.broadcast_to(theirs, larger)
 
@@ -174,10 +174,10 @@ def _broadcasts(shape: tuple[int, ...], larger: tuple[int, ...]) -> bool:
 
 
 def without_causal_tail(array: np.ndarray, module: nn.Module | None, shape: tuple[int, ...]) -> np.ndarray:
-    """The output of a causal convolution of torch's without the end that is cut off behind it.
+    """The output of a causal convolution in torch without its tail, which the code behind it cuts off.
 
-    torch has no causal mode: such a layer pads both sides by the whole reach of its kernel. What it gives in front
-    is what Flax gives with ``padding="CAUSAL"``, and the rest is as long as the reach.
+    torch has no causal mode: such a layer pads both sides by the whole reach of its kernel. The output without the
+    last ``reach`` positions is what Flax gives with ``padding="CAUSAL"``.
     """
     if not isinstance(module, nn.Conv1d) or module.stride != (1,) or array.ndim != len(shape):
         return array
@@ -226,12 +226,12 @@ def nearest_layout(ways: Sequence[np.ndarray], theirs: np.ndarray) -> tuple[np.n
     return min(tried, key=lambda one: one[1].difference, default=None)
 
 
-# The part of the largest value that is taken for rounding: of every layer in front, in either framework.
+# What passes for rounding, relative to the largest value: that of all earlier layers, in either framework.
 _ROUNDING = {"float64": 1e-11, "complex128": 1e-11, "float32": 1e-5, "complex64": 1e-5, "float16": 4e-3}
 
 
 def tolerance(*dtypes: str) -> float:
-    """The relative difference that rounding explains, by the coarsest of the dtypes."""
+    """The relative difference that passes for rounding, by the coarsest of the dtypes."""
     return max(
         (0.0 if name.startswith(("int", "uint", "bool")) else _ROUNDING.get(name, 3e-2) for name in dtypes),
         default=0.0,

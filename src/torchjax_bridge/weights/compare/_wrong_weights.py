@@ -1,7 +1,7 @@
-"""What stands in a Flax layer in the place of the weights that the plan moves there.
+"""What a Flax layer holds in place of the weights that the plan moves there.
 
-Compares arrays exactly, up to their dtype, and names what is there instead: another layer's, the same in another
-order, or something else.
+Compares arrays exactly, up to their dtype, and names what is there instead: another layer's weights, the same
+in another order, or something else.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,13 +24,13 @@ def wrong_weights(
     moves: Mapping[Path, Sequence[Move]],
     values: Callable[[Move], tuple[_Arrays, _Arrays]],
 ) -> Iterator[Diagnosis]:
-    """Every array of a Flax layer that is not what torch has, and what it is.
+    """A diagnosis for every array of a Flax layer that differs from torch's.
 
     Args:
         torch_path: The torch layer.
         flax_path: Its Flax twin.
         moves: What the plan moves, for each torch layer.
-        values: For a move: what torch says, in Flax's layout; and what Flax holds.
+        values: For a move: torch's arrays in Flax's layout, and the arrays that Flax holds.
     """
     for move in moves.get(torch_path, ()):
         ours, theirs = values(move)
@@ -80,11 +80,11 @@ def _diagnose(
     return Diagnosis("weights", f"{name} is not torch's '{keys}': they differ by up to {apart:.3g}", again)
 
 
-_ROUNDING = 1e-3  # of the largest weight: farther apart, two models that trained alike are not
+_ROUNDING = 1e-3  # of the largest weight: two models that trained alike are no farther apart
 
 
 def _found_axes(want: np.ndarray, have: np.ndarray) -> str:
-    """How the axes of what is there are not those of what belongs there."""
+    """How the axes of the array that is there differ; empty if that does not explain it."""
     axes = find_permutation(want, have, _same)
     if axes is not None:
         return f"with the axes {axes} of its Flax layout"
