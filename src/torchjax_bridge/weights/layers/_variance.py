@@ -1,4 +1,4 @@
-"""The one formula in which torch's BatchNorm and Flax's differ.
+"""The one formula that differs between torch's BatchNorm and Flax's.
 
 torch normalises a batch with its biased variance and feeds the running variance with the unbiased one
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.BatchNorm2d.html); Flax feeds it the biased one.

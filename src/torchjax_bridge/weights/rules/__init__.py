@@ -1,12 +1,12 @@
-"""What is known about layers: one file a family, and `RULES`, the table of them all.
+"""What is known about layers: one file for each family, and `RULES`, the table of them all.
 
 Owns the layouts of every layer of torch.nn and the hints that a caller can give. Refuses, by a rule's
 ``ValueError``, a layer whose settings Flax cannot hold. Gives its rules to `pairing`, which applies them.
 
-To add a family: write ``_family.py`` with a ``RULES`` tuple, add it below, add its tests, and an example to
+To add a family: write ``_family.py`` with a ``RULES`` tuple, list it below, add its tests, and an example to
 ``docs/make_layers.py``, which writes the page of layers. Users' own rules do not come here: they go into the
-``rules`` of `to_flax` and are asked first. The order matters only between rules for the same class: a layer
-whose weight is computed by a parametrization is asked for before the plain one.
+``rules`` of `to_flax` and are tried first. The order matters only between rules for the same class: a
+parametrized layer is tried before the plain one.
 """
 
 from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent

@@ -1,10 +1,10 @@
 """Activations with a parameter.
 
 ``PReLU`` is ``x`` where ``x >= 0`` and ``slope * x`` elsewhere on both sides (K. He et al., "Delving deep into
-rectifiers", 2015, equation 1). torch holds ``(1,)`` or one slope a channel, Flax a single number. A slope a
+rectifiers", 2015, equation 1). torch holds ``(1,)`` or one slope a channel, Flax a single number. One slope a
 channel needs the layer of `torchjax_bridge.weights.layers`.
 
-Settings for parity: none that arrays do not carry; torch starts from 0.25, Flax from 0.01.
+Settings for parity: none. Initial slopes differ: 0.25 in torch, 0.01 in Flax.
 """
 
 from collections.abc import Iterable

@@ -10,9 +10,9 @@ https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/attention.html).
 
 Settings for parity: ``num_heads``, ``use_bias``, ``dropout_rate``; in nnx also ``decode=False`` and
 ``in_kv_features`` (where ``kdim != vdim``, assign the value kernel in its own shape). torch needs
-``batch_first=True`` to take the ``(batch, length, features)`` that Flax takes. A mask says the reverse: Flax
-attends where it is ``True``, torch where ``attn_mask`` and ``key_padding_mask`` are ``False``.
-``add_bias_kv`` and ``add_zero_attn`` lengthen the keys and the values, which Flax cannot, so they are refused.
+``batch_first=True`` to take the ``(batch, length, features)`` that Flax takes. Masks are inverted: Flax
+attends where its mask is ``True``, torch where ``attn_mask`` and ``key_padding_mask`` are ``False``.
+``add_bias_kv`` and ``add_zero_attn`` lengthen the keys and the values. Flax cannot, so they are refused.
 """
 
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ from ._rule import Entry, Layer, Rule
 
 __all__ = ["PARTS", "RULES"]
 
-# What Flax's attention is made of: a tensor that is renamed on its own may go into one of these.
+# The layers inside Flax's attention. A tensor that is renamed on its own may go into one of these.
 PARTS = frozenset({"LinearGeneral", "DenseGeneral"})
 _PROJECTIONS = ("query", "key", "value")
 
@@ -61,7 +61,7 @@ def _leaves(name: str) -> tuple[str, ...]:
 
 
 def _unfold(flat: tuple[int, ...], shape: tuple[int, ...]) -> Layout:
-    """A row of heads as an axis of heads; nothing where the Flax side keeps them flat too."""
+    """The layout that splits a flat axis into heads; the identity where Flax keeps it flat."""
     if prod(flat) != prod(shape):
         raise ValueError(f"{flat} does not divide into {shape}")
     return then() if flat == shape else Reshape(flat, shape)

@@ -1,7 +1,7 @@
-"""The layouts of weights that torch computes: parts on the torch side, their product or other parts in Flax.
+"""The layouts of weights that torch computes: in Flax they are the computed weight, or other parts.
 
-Folding is neither linear nor lossless. The formulas are those of ``torch.nn.utils.parametrizations`` in evaluation.
-Which layer needs which layout is for ``_parametrized`` to say, and so are the sources.
+Folding is neither linear nor lossless. The formulas are those of ``torch.nn.utils.parametrizations`` in
+evaluation. ``_parametrized`` chooses the layout for a layer, and names the sources.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ class WeightNormed(Layout):
         return (direction * (length / _length(direction, self.length)),)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they fold to this weight, else the weight and its length.
+        """The previous parts if they fold to this weight, else the weight and its length.
 
-        These are what ``weight_norm`` itself makes of a weight, and fold to it to the bit. What is zero has no
-        direction, which any other vector stands in for.
+        ``weight_norm`` itself makes these of a weight, and they fold to it to the bit. A zero weight has no
+        direction; a vector of ones takes its place.
         """
         (weight,) = tensors
         if was is not None and same_bits(self.forward(was)[0], weight):
@@ -47,10 +47,10 @@ class WeightNormed(Layout):
 
 @dataclass(frozen=True)
 class WeightParts(Layout):
-    """``v`` and ``g`` of torch beside the kernel and the scales of ``nnx.WeightNorm``, of which none is negative.
+    """``v`` and ``g`` of torch beside the kernel and the scales of ``nnx.WeightNorm``; no scale is negative.
 
-    It writes the normalised kernel over the one it holds, so that a negative scale would turn it in every call. The
-    sign goes into the kernel, once.
+    ``nnx.WeightNorm`` writes the normalised kernel over its own in every call, so a negative scale would flip
+    it every time. The sign goes into the kernel, once.
     """
 
     kernel: Layout
@@ -66,7 +66,7 @@ class WeightParts(Layout):
         return *self.kernel.forward((turned,)), length.abs().reshape(self.scales)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they come to these, else these, which fold to the same weight."""
+        """The previous parts if they give these, else these: they fold to the same weight."""
         if was is not None and all(map(same_bits, self.forward(was), tensors)):
             return tuple(was)
         kernel, scales = tensors
@@ -92,9 +92,9 @@ class SpectralNormed(Layout):
         return (original / sigma(original, left, right, self.dim),)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """The parts that stood there if they fold to this weight, else the weight with vectors of its own.
+        """The previous parts if they fold to this weight, else the weight with its singular vectors.
 
-        torch divides by the singular value again, so a weight whose singular value is not 1 has no parts.
+        torch divides by the singular value again, so a weight with a singular value other than 1 has no parts.
         """
         (weight,) = tensors
         if was is not None and same_bits(self.forward(was)[0], weight):
@@ -128,7 +128,7 @@ class SpectralParts(Layout):
         return *self.kernel.forward((original,)), left[None], sigma(original, left, right, self.dim)
 
     def inverse(self, tensors: Sequence[Tensor], was: Sequence[Tensor] | None = None) -> tuple[Tensor, ...]:
-        """``(kernel, u, sigma)`` to ``(W, u, v)``: v as it was if nothing changed, else one step from u."""
+        """``(kernel, u, sigma)`` to ``(W, u, v)``: the previous v if nothing changed, else one iteration from u."""
         if was is not None and all(map(same_bits, self.forward(was), tensors)):
             return tuple(was)
         kernel, left, _ = tensors

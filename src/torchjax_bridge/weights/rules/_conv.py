@@ -1,11 +1,12 @@
 """Convolutions and transposed convolutions.
 
 A convolution's weight is ``(out, in / groups, *space)`` in torch and ``(*space, in / groups, out)`` in Flax.
-A transposed one's is ``(in, out / groups, *space)`` in torch. Flax has it in two ways: with
-``transpose_kernel=True`` it takes the kernel of the convolution whose gradient it is, ``(*space, out, in)``;
-with ``False``, its default, ``(*space, in, out)`` turned by 180 degrees. Flax has no transposed convolution
-with groups; a ``Conv`` over an input with ``stride - 1`` zeros between its elements is one, and its kernel is
-``(*space, in / groups, out)``, turned as well. A convolution with a kernel of 1 may be a dense layer in Flax.
+A transposed convolution's weight is ``(in, out / groups, *space)`` in torch. In Flax it depends on
+``transpose_kernel``. With ``True`` the kernel is ``(*space, out, in)``, as in the convolution that it is the
+gradient of. With ``False``, the default, it is ``(*space, in, out)``, turned by 180 degrees. Flax has no
+transposed convolution with groups, but a ``Conv`` with ``stride - 1`` zeros between the elements of its input
+is one. Its kernel is ``(*space, in / groups, out)``, also turned. A convolution with a kernel of 1 may be a
+dense layer in Flax.
 
 Sources of the formulas: https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html (shapes),
 ``jax.lax.conv_transpose`` (what ``transpose_kernel`` swaps and flips), and V. Dumoulin and F. Visin, "A guide
@@ -114,7 +115,7 @@ def _grouped(weight: tuple[int, ...], groups: int) -> Layout:
 
 
 def _same_groups(layer: Layer) -> None:
-    """Raise where the kernels have one shape and the groups differ: more groups of as many inputs each."""
+    """Raise if the groups differ though the kernels have the same shape (as many inputs in each group)."""
     ours, theirs = getattr(layer.module, "groups", 1), getattr(layer.flax_module, "feature_group_count", None)
     if layer.module is not None and theirs is not None and ours != theirs:
         raise ValueError(f"groups={ours} in torch, feature_group_count={theirs} in Flax")

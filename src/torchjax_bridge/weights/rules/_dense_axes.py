@@ -1,9 +1,9 @@
 """Kernels of dense layers with any number of axes: which of them are the inputs, which the outputs.
 
-torch's weight is ``(out, in)``, both flat. A Flax kernel may split each into several axes, as attention does with
-its heads: ``(in, heads, head)``. An equation such as ``"BTNH,NHD->BTD"`` says which axes are summed over; torch
-flattens them in the order in which the input has them, and the others in the order in which the output does. Where
-there is no equation, the inputs of a kernel stand side by side; shapes say which they are.
+torch's weight is ``(out, in)``, both flat. A Flax kernel may split each into several axes, as attention does
+with its heads: ``(in, heads, head)``. An equation such as ``"BTNH,NHD->BTD"`` shows which axes are summed over.
+torch flattens those in the order of the input, and the others in the order of the output. Without an equation,
+the inputs of a kernel are adjacent, and shapes show which they are.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class DenseAxes(NamedTuple):
 
 
 def axes_of_equation(equation: str) -> DenseAxes | None:
-    """What an einsum of an input and a kernel does to the kernel's axes; None where it is no dense layer's.
+    """The kernel's axes in an einsum of an input and a kernel; None if it is not a dense layer.
 
     >>> axes_of_equation("BTD,NDH->BTNH")
     DenseAxes(inputs=(1,), outputs=(0, 2))
@@ -49,12 +49,12 @@ def axes_of_equation(equation: str) -> DenseAxes | None:
 def possible_axes(
     weight: tuple[int, ...], kernel: tuple[int, ...], bias: tuple[int, ...] | None
 ) -> list[DenseAxes]:
-    """The ways to read a kernel whose inputs stand side by side that differ in values, the usual one first.
+    """The readings of a kernel with adjacent inputs that give different values, the usual one first.
 
     Args:
         weight: torch's ``(out, in)``.
         kernel: The shape of the Flax kernel.
-        bias: The shape of the Flax bias, whose axes are the outputs; None where there is none.
+        bias: The shape of the Flax bias (the output axes); None where there is none.
     """
     out, width = weight
     found: dict[Layout, DenseAxes] = {}
@@ -69,10 +69,10 @@ def possible_axes(
 
 
 def dense_kernel(weight: tuple[int, ...], kernel: tuple[int, ...], axes: DenseAxes) -> Layout:
-    """The layout of a weight ``(out, in)`` as a kernel with these axes; equal for equal values.
+    """The layout of a weight ``(out, in)`` as a kernel with these axes; equal layouts give equal values.
 
     Raises:
-        ValueError: The sizes are others.
+        ValueError: The sizes do not fit.
     """
     outputs, inputs = ([axis for axis in side if kernel[axis] > 1] for side in (axes.outputs, axes.inputs))
     sizes = tuple(kernel[axis] for axis in (*outputs, *inputs))

@@ -5,10 +5,10 @@ A table is ``(rows, features)`` on both sides, so it crosses as it is
 https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html#flax.nnx.Embed).
 
 Settings for parity: ``num_embeddings`` and ``features``. An ``EmbeddingBag`` is an ``Embed`` followed by
-``sum``, ``mean`` or ``max`` over the bag (``jax.ops.segment_sum`` and its kin where bags are given by offsets).
+``sum``, ``mean`` or ``max`` over the bag (``jax.ops.segment_sum`` and the like where bags are given by offsets).
 An index out of range raises in torch and gives NaN in Flax. ``padding_idx`` only stops a gradient in torch's
 ``Embedding``, and leaves the row out of the bag in its ``EmbeddingBag``; Flax has neither. ``max_norm``
-rewrites the table in every forward pass, which no Flax layer does, so it is refused.
+rewrites the table in every forward pass. No Flax layer does, so it is refused.
 """
 
 from collections.abc import Iterable

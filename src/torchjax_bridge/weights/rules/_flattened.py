@@ -1,6 +1,6 @@
-"""The order of flattened features: torch's has the channels first, that of a channels-last model last.
+"""The order of flattened features: channels first in torch, channels last in a channels-last model.
 
-Which layers stand behind a flatten is for the caller to say (`Flatten`) and for the plan to ask.
+The caller says which layers follow a flatten (`Flatten`), and the plan asks.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,11 +16,11 @@ __all__ = ["channels_last", "per_feature"]
 def channels_last(
     features: tuple[int, ...], *, before: tuple[int, ...] = (), after: tuple[int, ...] = ()
 ) -> Layout:
-    """The layout of one axis, flattened from ``(C, *space)`` in torch and from ``(*space, C)`` in Flax.
+    """The layout of one axis that is flattened from ``(C, *space)`` in torch and from ``(*space, C)`` in Flax.
 
     Args:
         features: The ``(C, *space)``.
-        before: The sizes of the axes before the one that is flattened.
+        before: The sizes of the axes in front of it.
         after: The sizes of the axes behind it.
     """
     channels, *space = features
@@ -40,7 +40,7 @@ def channels_last(
 
 
 def per_feature(entries: Callable[[Layer], Iterable[Entry]]) -> Callable[[Layer], Iterable[Entry]]:
-    """The entries of a layer that keeps one number a feature, where its features were flattened."""
+    """Decorate the entries of a layer that keeps one number a feature: flattened features are reordered."""
 
     def in_order(layer: Layer) -> Iterable[Entry]:
         for entry in entries(layer):

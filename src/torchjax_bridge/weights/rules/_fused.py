@@ -1,6 +1,6 @@
-"""What a caller can say about layers that one side keeps as one: which they are, and in which order.
+"""The hint for layers that one side keeps as one: which they are, and in which order.
 
-A hint as those of ``_hints``; which tensors and leaves it speaks of is for the matching to find.
+A hint like those of ``_hints``; `pairing` finds the tensors and leaves.
 """
 
 from dataclasses import dataclass
@@ -17,22 +17,22 @@ __all__ = ["Fused"]
 class Fused:
     """Dense layers that one side keeps as one, as attention often does with its queries, keys and values.
 
-    Arrays do not tell in which order the rows of such a layer are, and a wrong order is silent, so it is said:
-    all rows of the first layer, then all of the second, and so on; or with ``heads`` head by head, the rows of one
-    head of each layer in turn, as GPT-NeoX and BLOOM have them. Where there are fewer heads of keys and values,
-    ``heads`` counts those, if the rows come in such groups.
+    Arrays do not show the order of such a layer's rows, and a wrong order goes unnoticed, so the caller must
+    say it. By default all rows of the first layer come first, then all of the second, and so on. With ``heads``
+    the rows come head by head, one head of each layer in turn, as in GPT-NeoX and BLOOM. If there are fewer
+    heads of keys and values, and the rows come in such groups, ``heads`` counts those.
 
     Args:
         module: The dotted path of the torch module that holds the layers, or a pattern (``"blocks.*.attn"``); empty
             for the model itself.
         torch: What torch calls the layer, or the layers in the order of their rows, relative to the module; the
             packed weights of an ``nn.MultiheadAttention`` are ``"in_proj"``.
-        flax: What Flax calls the layers, in the order of torch's rows, or the layer. Where both sides have a single
-            one, its rows are in one order.
-        heads: In so many turns. By default one layer comes whole after the other.
+        flax: What Flax calls the layer, or the layers in the order of torch's rows. If both sides have one
+        layer, its rows are in the same order.
+        heads: The number of heads, if rows come head by head. By default one layer comes whole after the other.
 
     Raises:
-        PlanError: Both sides are several layers, or ``heads`` is no number.
+        PlanError: Both sides are several layers, or ``heads`` is not a number.
 
     >>> print(Fused("blocks.*.attn", "qkv", ("query", "key", "value")))
     Fused("blocks.*.attn", "qkv", ("query", "key", "value"))

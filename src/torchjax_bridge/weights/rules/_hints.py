@@ -1,8 +1,8 @@
-"""What a caller can say beside rules: names that differ, classes, flattened features, what one side has alone.
+"""Hints of the caller, beside rules: names that differ, classes, flattened features, tensors that one side lacks.
 
-Each hint names places of the torch side (`Fill`: of the Flax side) by a dotted pattern, matched segment by segment
-from the first to the last; ``*`` stands for one whole segment or a part of one. A hint that matches nothing is a
-fault, so that a typing error does not pass for an instruction.
+Each hint names places of the torch side (`Fill`: of the Flax side) by a dotted pattern, matched segment by
+segment from the first to the last. ``*`` stands for one whole segment or a part of one. A hint that matches
+nothing is a fault, so a typing error is noticed.
 """
 
 import re
@@ -18,7 +18,7 @@ __all__ = ["Fill", "Flatten", "Keep", "LayerType", "Rename", "matches_path"]
 
 @dataclass(frozen=True)
 class Rename:
-    """A torch name that the template calls otherwise. Of several, the first that speaks of a path decides.
+    """Another name in the template for a torch name. Of several, the first that matches a path decides.
 
     Args:
         torch: The dotted path of a module or a tensor (``"features.0"``, ``"blocks.*.attn.c_proj"``).
@@ -57,9 +57,10 @@ class Rename:
 
 @dataclass(frozen=True)
 class LayerType:
-    """Which torch class a layer has: one of a bare ``state_dict``, whose keys leave a doubt, or a subclass.
+    """The torch class of a layer: in a bare ``state_dict``, where keys leave a doubt, or for a subclass.
 
-    A subclass with a ``forward`` of its own is taken to compute what its base does, with a warning; this says so.
+    A subclass with its own ``forward`` is assumed to act like its base class, with a warning. This hint
+    confirms it.
 
     Args:
         torch: The dotted path of the layer, or a pattern.
@@ -86,21 +87,21 @@ class LayerType:
 
 @dataclass(frozen=True)
 class Flatten:
-    """What was flattened to feed a layer, or is made of its output: torch and Flax do it in different orders.
+    """The feature map that was flattened to feed a layer, or that is made of its output.
 
     torch flattens ``(C, H, W)``, a Flax model usually ``(H, W, C)``, so the rows of the kernel come in
-    another order. Arrays cannot tell, and a wrong order is silent: for a layer of a model with feature maps
-    whose input width nothing else explains, one of the two must be said. So must the reverse, a Linear whose
-    output a generator or a decoder views as ``(C, H, W)``.
+    another order. Arrays do not show the order, and a wrong one goes unnoticed. So in a model with feature
+    maps, a layer needs this hint if nothing else explains its input width. So does a Linear of a generator or
+    a decoder whose output is viewed as ``(C, H, W)``.
 
     Args:
         torch: The dotted path of the layer, or a pattern: a Linear, a recurrent layer or cell (its input), or
-            a BatchNorm1d, LayerNorm, RMSNorm or PReLU over the flattened features; of a GroupNorm, an attention or
-            a Bilinear, whose weights take torch's order only, ``None`` can be said.
-        features: The ``(C, H, W)`` (or ``(C, L)``, ``(C, D, H, W)``) that torch flattens, when the Flax
-            model flattens its own channels-last map; ``None`` when the Flax model moves the channels to the
-            front before it flattens (``x.transpose(0, 3, 1, 2).reshape(...)``), so nothing changes.
-        output: Of a Linear: its output is viewed as ``features``, where Flax views it as ``(H, W, C)``.
+            a BatchNorm1d, LayerNorm, RMSNorm or PReLU over the flattened features. A GroupNorm, an attention or a
+            Bilinear keeps torch's order, so it takes ``None`` only.
+        features: The ``(C, H, W)`` (or ``(C, L)``, ``(C, D, H, W)``) that torch flattens, if the Flax model
+            flattens its own channels-last map. ``None`` if the Flax model moves the channels to the front
+            before it flattens (``x.transpose(0, 3, 1, 2).reshape(...)``): then nothing changes.
+        output: Whether ``features`` is made of a Linear's output, where Flax makes ``(H, W, C)`` of it.
 
     Raises:
         PlanError: The features are not two or more positive sizes, or ``output`` is not a bool.
@@ -138,12 +139,12 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Keep:
-    """What stays in torch: tensors that the Flax model does without, such as a layer that torch never calls.
+    """Tensors that stay in torch: the Flax model does without them, such as those of a layer that is never called.
 
-    Such tensors cross neither way: `to_flax` leaves them out, and `to_state_dict` takes them from its template.
+    They cross neither way: `to_flax` leaves them out, and `to_state_dict` takes them from its template.
 
     Args:
-        torch: The dotted path of a module, which speaks of all its tensors, or of a tensor; or a pattern.
+        torch: The dotted path of a tensor, or of a module for all its tensors; or a pattern.
 
     >>> Keep("encoder.*.pooler").matches(("encoder", 3, "pooler", "weight"))
     True
@@ -165,17 +166,17 @@ class Keep:
 
 @dataclass(frozen=True)
 class Fill:
-    """A leaf that the Flax model has and torch does not, and the value with which both compute the same.
+    """A leaf that only the Flax model has, and the value with which both compute the same.
 
-    The way back to torch is there only while the leaf still has that value everywhere: a weight that was trained
-    since would be lost, which is an error.
+    Converting back to torch works only while every element still has that value. A trained leaf would be
+    lost, so it raises.
 
     Args:
         flax: The dotted path of the leaf, without linen's collection, or a pattern (``"blocks.*.attn.key.bias"``).
         value: The value of every element, such as ``0.0`` for a bias.
 
     Raises:
-        PlanError: The value is no number, or NaN.
+        PlanError: The value is not a number, or NaN.
     """
 
     flax: str

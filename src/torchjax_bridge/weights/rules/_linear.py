@@ -7,9 +7,10 @@ its ``weight (out, in1, in2)`` and ``bias`` are parameters of the module that co
 ``jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias``
 (https://docs.pytorch.org/docs/stable/generated/torch.nn.Bilinear.html), and cross as they are.
 
-``LinearGeneral``, ``DenseGeneral`` and ``Einsum`` are dense layers with several axes for the inputs or the outputs,
-as the heads of an attention are (``_dense_axes``). So is a ``Conv``: with a kernel of 1 a dense layer at every
-position, with one as large as the map a dense layer behind a flatten, whose order the caller says (`Flatten`).
+``LinearGeneral``, ``DenseGeneral`` and ``Einsum`` are dense layers with several axes for the inputs or the
+outputs, such as the heads of an attention (``_dense_axes``). A ``Conv`` with a kernel of 1 is a dense layer
+at every position. A ``Conv`` with a kernel as large as the map is a dense layer behind a flatten; the caller
+gives its order (`Flatten`).
 
 Settings for parity: ``use_bias``, and the order in which features were flattened (see `Flatten`).
 """
@@ -92,7 +93,7 @@ _INPUTS_THEN_OUTPUTS = DenseAxes((0,), (1,))
 def _einsum_axes(
     layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], equation: str | None
 ) -> tuple[DenseAxes, str]:
-    """The axes as the equation says, or as the shapes do where it is not seen, and what was assumed."""
+    """The axes by the equation, or by the shapes where there is none to read; and what was assumed."""
     if equation is not None:
         axes = axes_of_equation(equation)
         if axes is None:
@@ -114,7 +115,7 @@ def _einsum_axes(
 
 
 def _axes_by_shape(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> DenseAxes:
-    """The axes of a layer without an equation: the inputs first, or as its shapes say."""
+    """The axes of a layer without an equation: the inputs first, or as the shapes show."""
     theirs = layer.flax_module
     if getattr(theirs, "batch_axis", None):
         raise ValueError("it has batch axes, a kernel for each of which no nn.Linear has")
@@ -136,7 +137,7 @@ _INPUTS_FIRST = ("LinearGeneral", "DenseGeneral", "Conv")
 
 
 def in_input_order(axes: Sequence[int]) -> bool:
-    """Whether contracted axes are listed as the input has them, as far as their numbers tell."""
+    """Whether contracted axes are listed in the order of the input, as far as their numbers show."""
     return all(one < other if (one < 0) == (other < 0) else one >= 0 for one, other in pairwise(axes))
 
 
@@ -151,11 +152,11 @@ def _possible(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) ->
 
 
 def _require_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...]) -> None:
-    """Raise unless the caller said what a kernel over a map reads: torch's rows do not tell."""
+    """Raise if a kernel over a map needs the caller to say in which order torch flattens the map."""
     *space, channels, out = kernel
     map_ = (channels, *space)
     if weight != (out, prod(map_)) or prod(space) == 1:
-        return  # no convolution over the whole map
+        return  # not a convolution over the whole map
     if layer.features is not None and layer.features != map_:
         raise ValueError(f"Flatten says {layer.features}, and a kernel {kernel} reads a map {map_}")
     if layer.features is None and channels > 1 and "features" not in layer.told:
@@ -167,7 +168,7 @@ def _require_order(layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...
 
 
 def _assumed_order(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> str:
-    """What is assumed of outputs of three axes or more: that torch's rows are in the order of Flax's axes."""
+    """The assumption for outputs of three axes or more: torch's rows are in the order of Flax's axes."""
     sizes = tuple(kernel[axis] for axis in axes.outputs)
     if sum(size > 1 for size in sizes) < 3 or "output" in layer.told:
         return ""
@@ -180,7 +181,7 @@ def _assumed_order(layer: Layer, kernel: tuple[int, ...], axes: DenseAxes) -> st
 def _dense_general(
     layer: Layer, weight: tuple[int, int], kernel: tuple[int, ...], axes: DenseAxes, assumed: str
 ) -> tuple[Entry, Entry]:
-    """The weight, its features in Flax's order, with its axes where the kernel has them."""
+    """The entries of a kernel with several axes, with features in Flax's order."""
     out, width = weight
     rows = [] if layer.output is None else [channels_last(layer.output, after=(width,))]
     columns = [] if layer.features is None else [channels_last(layer.features, before=(out,))]
@@ -231,7 +232,7 @@ RULES = (
     ),
 )
 
-# Not layers of torch.nn: what the keys of a bare state_dict could mean just as well. The weight of the
+# Layers outside torch.nn that the keys of a bare state_dict could mean just as well. The weight of the
 # transformers library's Conv1D lies as Flax's kernel does.
 LOOKALIKES = (
     Rule(

@@ -1,11 +1,11 @@
 """Normalisation layers.
 
 Scale and bias lie the same way on both sides. BatchNorm's running statistics are buffers in torch and the
-collection ``batch_stats`` (linen) or ``BatchStat`` variables (nnx) in Flax; ``num_batches_tracked`` has no
-image there and stays on the torch side. A norm over several axes keeps one scale an element: torch's
+collection ``batch_stats`` (linen) or ``BatchStat`` variables (nnx) in Flax. ``num_batches_tracked`` has no
+counterpart and stays in torch. A norm over several axes keeps one scale an element: torch's
 ``(C, H, W)`` lies as ``(H, W, C)`` in a model whose channels are last.
 
-All compute ``(x - mean) / sqrt(var + eps) * scale + bias``, with the biased variance, over other axes:
+All compute ``(x - mean) / sqrt(var + eps) * scale + bias`` with the biased variance, each over its own axes:
 S. Ioffe and C. Szegedy (2015) for BatchNorm, J. Ba et al. (2016) for LayerNorm, Y. Wu and K. He (2018) for
 GroupNorm, D. Ulyanov et al. (2016) for InstanceNorm, B. Zhang and R. Sennrich (2019) for RMSNorm, which has
 no mean and no bias.
@@ -14,8 +14,8 @@ Settings for parity: ``epsilon`` (torch has 1e-5, for RMSNorm ``torch.finfo(dtyp
 BatchNorm), ``use_fast_variance=False`` (the fast one loses its digits where the mean is large), ``use_scale``
 and ``use_bias`` as torch's ``affine``, ``elementwise_affine`` and ``bias``, ``num_groups`` (Flax has 32).
 BatchNorm: ``momentum=1 - momentum``, and ``use_running_average`` by mode. torch feeds its running variance
-with the unbiased variance of the batch, Flax with the biased one: evaluation is the same, training on is not,
-unless with the ``BatchNorm`` of `torchjax_bridge.weights.layers`.
+with the unbiased variance of the batch, Flax with the biased one. Evaluation is the same; further training is not,
+except with the ``BatchNorm`` of `torchjax_bridge.weights.layers`.
 """
 
 from collections.abc import Iterable

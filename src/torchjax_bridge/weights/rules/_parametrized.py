@@ -1,19 +1,19 @@
 """Weights that torch computes from others in every forward pass: ``weight_norm`` and ``spectral_norm``.
 
-Both exist twice, as old hooks (``weight_g`` and ``weight_v``; ``weight_orig``, ``weight_u`` and ``weight_v``)
-and as parametrizations (``parametrizations.weight.original0`` and so on), on any tensor of any layer. So there
-is no table here: the rule of the layer itself is taken, and where it says ``weight``, the tensors that make the
-weight stand in.
+Both exist as old hooks (``weight_g`` and ``weight_v``; ``weight_orig``, ``weight_u`` and ``weight_v``) and as
+parametrizations (``parametrizations.weight.original0`` and so on), on any tensor of any layer. So there is no
+table here: the layer's own rule applies, with the tensors that make the weight in place of ``weight``.
 
 By default they are folded: the plain Flax layer gets the weight that torch uses in evaluation, ``g v / |v|``
 (T. Salimans and D. Kingma, "Weight normalization", 2016, equation 2) or ``W / (u' W v)`` (T. Miyato et al.,
-"Spectral normalization", 2018, equation 8 and appendix A). Folding forgets; the way back returns the parts that
-stood there before while they still fold to the same bits, and else parts that fold to the new weight.
+"Spectral normalization", 2018, equation 8 and appendix A). Folding loses the parts. The way back returns the
+previous parts while they still fold to the same bits, else parts that fold to the new weight.
 
-linen's wrappers ``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own, beside the kernel:
-``kernel/scale`` (g), or ``kernel/u`` and ``kernel/sigma``; where the template has them, they are filled. So are the
-scales of ``nnx.WeightNorm``, which writes the normalised kernel over the one it holds: the sign of g goes into it,
-and every output stays. ``nnx.SpectralNorm`` divides by what it finds there, in every call again, so it is refused.
+linen's wrappers ``nn.WeightNorm`` and ``nn.SpectralNorm`` keep parts of their own beside the kernel:
+``kernel/scale`` (g), or ``kernel/u`` and ``kernel/sigma``. If the template has them, they are filled. So are
+the scales of ``nnx.WeightNorm``. It writes the normalised kernel over its own; the sign of g goes into that
+kernel, so every output stays the same. ``nnx.SpectralNorm`` divides its kernel again in every call, so it is
+refused.
 
 Settings for parity: ``nn.WeightNorm(layer)`` with its ``feature_axes=-1`` where torch has ``dim=0``.
 ``nn.SpectralNorm`` iterates once more in every call, also in evaluation, so it agrees with torch only as far as
@@ -42,7 +42,7 @@ __all__ = ["parametrized"]
 
 @dataclass(frozen=True)
 class _ComputedTensor:
-    """One tensor that is computed, and what from: the one of its own shape first."""
+    """One computed tensor, the method, and the tensors it is made of: the one with its shape first."""
 
     name: str
     method: Literal["weight_norm", "spectral_norm", "pruning", "a parametrization"]
@@ -54,7 +54,7 @@ _PLACE = "parametrizations."
 
 @lru_cache(maxsize=1024)  # every rule asks, for every layer
 def _computed_tensors(names: frozenset[str]) -> tuple[_ComputedTensor, ...]:
-    """The computed tensors of a layer, by the names of what they are computed from."""
+    """The computed tensors of a layer, recognised by the names of their parts."""
     found = []
     for name in sorted(names):
         stem, _, mark = name.rpartition("_")
@@ -90,7 +90,7 @@ def _plain_names(names: frozenset[str], made: Sequence[_ComputedTensor]) -> froz
 
 
 def _refuse_others(layer: Layer, made: Sequence[_ComputedTensor]) -> None:
-    """Raise for what is none of the two, or several on top of each other."""
+    """Raise for any other method, and for several on one tensor."""
     chains = getattr(layer.module, "parametrizations", {})
     for one in made:
         if one.method == "pruning":
@@ -111,7 +111,7 @@ _KINDS = {"weight_norm": ("_WeightNorm",), "spectral_norm": ("_SpectralNorm",)}
 
 
 def _dim(layer: Layer, one: _ComputedTensor, default: int) -> int:
-    """The axis that spectral_norm sets against the others: the live module's, or the one torch defaults to."""
+    """The output axis of spectral_norm: that of the live module, or torch's default."""
     chain = getattr(layer.module, "parametrizations", {})
     steps: list[Any] = list(chain[one.name]) if one.name in chain else []
     steps += [hook for hook in _hooks(layer.module) if getattr(hook, "name", None) == one.name]
@@ -171,7 +171,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def _inner(layer: Layer) -> Path:
-    """Where the layer is below a wrapper of nnx that the scope stands for."""
+    """The path of the layer inside its nnx wrapper; empty without one."""
     below = bool(layer.flax) and all(path[0] in ("layer_instance", "scales") for path in layer.flax)
     sigma = any("/" in str(path[-1]) for path in layer.flax)
     if layer.flax_module is not None and layer.flax_kind == "SpectralNorm":
@@ -191,7 +191,7 @@ def _inner(layer: Layer) -> Path:
 
 
 def _computed_entries(entry: Entry, one: _ComputedTensor, layer: Layer, default: int) -> Iterable[Entry]:
-    """The entry of a computed tensor: folded, or in the parts of linen's wrappers."""
+    """The entries of a computed tensor: folded, or in the parts of a Flax wrapper."""
     dim = _dim(layer, one, default)
     (*scope, kernel), *others = entry.flax_paths
     scale, left, value = ((*scope, f"{kernel}/{name}") for name in ("scale", "u", "sigma"))

@@ -1,19 +1,18 @@
 """Recurrent layers and their cells.
 
-torch stacks the gates of a cell in one ``weight_ih (gates * hidden, input)`` and one
-``weight_hh (gates * hidden, hidden)``, in the order i, f, g, o for an LSTM and r, z, n for a GRU, each with a
-bias of its own (the formulas of https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html and
-``GRU.html``). linen keeps a kernel a gate (``ii``, ``hi``, ...; ``i`` and ``h`` in a ``SimpleCell``); nnx
-does so in its ``LSTMCell`` (``if_`` for ``if``) and stacks them (``dense_i``, ``dense_h``) in its other cells,
-in torch's order. Flax has one bias where the two of torch are added anyway: it becomes their sum, and the way
-back splits the sum as it was, if it is still the same (`Sum`). Only the GRU's n gate keeps both, since one of
-them is inside the reset; ``nnx.GRUCell`` has no place for it, so a GRU with biases needs the ``GRUCell`` of
-`torchjax_bridge.weights.layers` there.
+torch stacks the gates of a cell in one ``weight_ih (gates * hidden, input)`` and one ``weight_hh (gates *
+hidden, hidden)``, in the order i, f, g, o for an LSTM and r, z, n for a GRU, each with a bias of its own (the
+formulas of https://docs.pytorch.org/docs/stable/generated/torch.nn.LSTM.html and ``GRU.html``). linen keeps a
+kernel a gate (``ii``, ``hi``, ...; ``i`` and ``h`` in a ``SimpleCell``); nnx does so in its ``LSTMCell``
+(``if_`` for ``if``) and stacks them (``dense_i``, ``dense_h``) in its other cells, in torch's order. torch
+adds its two biases, so Flax has one: their sum. The way back splits the sum as before if it is still the same
+(`Sum`). Only the GRU's n gate keeps both, since one of them is inside the reset. ``nnx.GRUCell`` has no place
+for it, so in nnx a GRU with biases needs the ``GRUCell`` of `torchjax_bridge.weights.layers`.
 
-A torch layer is one cell, or ``num_layers`` times one or two directions of them. Its Flax twin is a cell, an
-``RNN`` or ``Bidirectional`` around cells, a list of those, or a scope whose cells are numbered and, in two
-directions, called forward and backward. linen names a cell in the scope where its ``RNN`` is made
-(``LSTMCell_0``, ...): those numbers are taken layer by layer, forward before backward.
+A torch layer is one cell, or ``num_layers`` times one or two directions of cells. Its Flax twin is a cell, an
+``RNN`` or ``Bidirectional`` around cells, a list of those, or a scope with numbered cells; for two directions they
+are called forward and backward. linen names a cell in the scope where its ``RNN`` is made (``LSTMCell_0``, ...).
+Those numbers count layer by layer, forward before backward.
 
 Settings for parity: ``features``; ``activation_fn=nn.relu`` for ``RNN(nonlinearity="relu")``;
 ``reverse=True, keep_order=True`` for a lone backward ``RNN``; ``time_major`` unless ``batch_first``. The carry
@@ -37,7 +36,7 @@ __all__ = ["CELL_MARKS", "RULES"]
 
 @dataclass(frozen=True)
 class GateBiases(Layout):
-    """The two biases ``(3 * hidden,)`` of a GRU and the four of linen's cell: r and z summed, both of n."""
+    """The two biases ``(3 * hidden,)`` of a GRU as the four of linen's cell: sums for r and z, both for n."""
 
     is_view = False
     lossless = False
@@ -88,7 +87,7 @@ class _Family:
 
     @property
     def marks(self) -> frozenset[str]:
-        """The kernels by which a scope is known for such a cell, apart and stacked."""
+        """The kernels by which a scope is recognised as such a cell, with one kernel a gate or stacked."""
         return frozenset({self.kernels("h")[0], "dense_h"})
 
 
@@ -97,7 +96,7 @@ _GRU = _Family("GRU", ("r", "z", "n"))
 _RNN = _Family("RNN", ("",))
 
 CELL_MARKS = _LSTM.marks | _GRU.marks | _RNN.marks
-"""The kernels by which a scope is known for a cell of some kind."""
+"""The kernels by which a scope is recognised as a cell of some kind."""
 
 
 def _entries_of(family: _Family) -> Callable[[Layer], Iterable[Entry]]:
@@ -150,9 +149,9 @@ _BACKWARD = frozenset({"backward", "bwd", "reverse"})
 
 
 def _order_cells(cells: Sequence[Path], layers: int, directions: int) -> tuple[list[Path], str]:
-    """The cells layer by layer, forward before backward, and what of that was concluded from numbers alone.
+    """The cells layer by layer, forward before backward, and a note if only numbers gave that order.
 
-    Raises where the names do not say which is which.
+    Raises if the names do not say which is which.
     """
     count = layers * directions
     if len(cells) != count:
@@ -189,7 +188,7 @@ _NAMES = {
 
 
 def _place(cell: Path) -> tuple[tuple[int, ...], bool | None]:
-    """The numbers in the path of a cell, and whether it is called the backward one (None: neither)."""
+    """The numbers in the path of a cell, and whether its name says backward (None: no direction)."""
     name = join_path(cell)
     words = _DIRECTION.findall(name)
     numbers = tuple(int(digits) for digits in re.findall(r"\d+", name))
@@ -205,7 +204,7 @@ def _cell(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[En
 
 
 def _stacked(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
-    """A cell that keeps its gates side by side, as torch does."""
+    """The entries of a cell with stacked gates, as in torch."""
     ours = (f"bias_ih{suffix}", f"bias_hh{suffix}")
     input_bias, state_bias = ((*cell, name, "bias") for name in ("dense_i", "dense_h"))
     yield Entry(f"weight_ih{suffix}", ((*cell, "dense_i", "kernel"),), Permute((1, 0)))
@@ -226,7 +225,7 @@ def _stacked(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable
 
 
 def _one_kernel_a_gate(family: _Family, layer: Layer, suffix: str, cell: Path) -> Iterable[Entry]:
-    """A cell with one kernel a gate."""
+    """The entries of a cell with one kernel a gate."""
     names = {name: _linen_name(layer, cell, name) for side in "ih" for name in family.kernels(side)}
     one = len(family.gates) == 1
     kernels = Permute((1, 0)) if one else then(Split(len(family.gates)), Each(Permute((1, 0))))
@@ -243,7 +242,7 @@ def _one_kernel_a_gate(family: _Family, layer: Layer, suffix: str, cell: Path) -
 
 
 def _linen_name(layer: Layer, cell: Path, name: str) -> str:
-    """As it is, or ``if_``, which nnx's LSTMCell says since ``if`` is a word of Python's."""
+    """The name itself, or ``if_`` in nnx's LSTMCell, since ``if`` is a keyword of Python."""
     return f"{name}_" if (*cell, f"{name}_", "kernel") in layer.flax else name
 
 

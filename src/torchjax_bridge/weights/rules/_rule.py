@@ -1,7 +1,6 @@
 """What a rule is: for one kind of torch layer, which tensor is which Flax leaf, in which layout.
 
-A `Rule` is a noun: the matching (``_matcher``) applies it. A rule is written once; both directions, the
-shapes and the documentation come from it.
+`pairing` applies rules. A rule is written once; both directions, the shapes and the documentation come from it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,12 +28,12 @@ class Entry:
         flax: The path of the leaf relative to the layer (``"kernel"``, ``"query.kernel"``), or several; a
             path with a dot inside a name is given as a tuple.
         layout: How they lie in each other.
-        collection: Where linen keeps the leaf (``"params"``, ``"batch_stats"``); empty where several leaves
-            are in several collections.
+        collection: Where linen keeps the leaf (``"params"``, ``"batch_stats"``); empty if the leaves are in
+            several collections.
         optional: Both sides may lack it (a bias). One side alone is a fault all the same.
         note: What a reader of the plan must know, for example what is lost.
-        assumed: What the rule concluded without knowing it, as words that follow the layer's name
-            (``"taken for a convolution"``); the conversion warns of it.
+        assumed: An assumption of the rule, as words that follow the layer's name (``"taken for a
+            convolution"``); the conversion warns of it.
     """
 
     torch: str | tuple[str, ...]
@@ -47,7 +46,7 @@ class Entry:
 
     def __post_init__(self) -> None:
         if type(self.torch) is type(self.flax) is str and isinstance(self.layout, Layout):
-            return  # as nearly every entry is, and some are made for every layer
+            return  # fast path: nearly every entry is like this, and some are made for every layer
         for side, given, kinds in (("torch", self.torch, str), ("flax", self.flax, str | tuple)):
             if not isinstance(given, str) and not (
                 isinstance(given, tuple | list) and all(isinstance(name, kinds) for name in given)
@@ -76,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layer:
-    """What a rule may look at: one torch layer beside one Flax scope.
+    """What a rule can see: one torch layer and one Flax scope.
 
     Attributes:
         torch: Shapes of the layer's tensors, as meta tensors, by name relative to the layer.
@@ -84,10 +83,10 @@ class Layer:
         module: The live torch module, or None when only a ``state_dict`` is there.
         flax_kind: The name of the Flax class, where it is known.
         flax_module: The live nnx module, or None.
-        features: The ``(C, H, W)`` whose flattening feeds this layer, where the caller said so.
-        kind: The torch class, where a module or the caller tells it.
-        output: The ``(C, H, W)`` as which its output is viewed, where the caller said so.
-        told: Of which of ``features`` and ``output`` the caller said something, if only that nothing changes.
+        features: The ``(C, H, W)`` map that is flattened to feed this layer, if the caller said so.
+        kind: The torch class, if a module or the caller says it.
+        output: The ``(C, H, W)`` map that is made of its output, if the caller said so.
+        told: Which of ``features`` and ``output`` the caller gave, even as None.
     """
 
     torch: Mapping[str, torch.Tensor]
@@ -110,16 +109,16 @@ class Rule:
             warning if it has a ``forward`` of its own).
         entries: The entries, or a function from a `Layer` to them.
         flax_types: Names of the Flax classes that are its counterpart; empty for any.
-        keeps: Tensors of the torch layer without an image in Flax, which stay on the torch side.
-        required: The names that make a layer of a bare ``state_dict`` look like this one; by default the
-            names of the entries that are not optional.
-        applies: A further condition on the names of the layer's tensors; for layers that a class alone does
-            not tell (a parametrization).
-        settings: What the constructor of the Flax layer needs for parity, for the documentation.
+        keeps: Tensors of the torch layer without a counterpart in Flax; they stay in torch.
+        required: The names by which a layer of a bare ``state_dict`` is recognised; by default those of the entries
+            that are not optional.
+        applies: A further condition on the names of the layer's tensors, where the class is not enough (a
+            parametrization).
+        settings: The settings that the Flax layer needs for parity, for the documentation.
         label: A name for messages, by default that of the classes.
 
     Raises:
-        PlanError: It is not made of classes and entries.
+        PlanError: The arguments are not classes and entries.
 
     >>> from torch import nn
     >>> class Scale(nn.Module):
@@ -178,7 +177,7 @@ class Rule:
         return tuple(found)
 
     def may_be(self, names: frozenset[str]) -> bool:
-        """Whether a layer with these tensors, of a class that is not known, could follow this rule."""
+        """Whether a layer of unknown class with these tensors could follow this rule."""
         if self.applies is not None and not self.applies(names):
             return False
         if self.required is not None:

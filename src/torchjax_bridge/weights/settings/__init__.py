@@ -1,12 +1,12 @@
-"""Settings that arrays do not carry: what a torch layer says and what its Flax twin says.
+"""Settings that arrays do not carry: those of a torch layer and those of its Flax twin.
 
 One file a family, as for the rules. A check is a function of one live torch layer and the settings of one Flax
-layer that yields every `Difference`; `differences` asks the right one. Flax's defaults are never torch's, and a
-model with every weight in place and one other epsilon is another model.
+layer that yields every `Difference`; `differences` picks the checks. Flax's defaults differ from torch's, and a
+model with right weights and a wrong epsilon is another model.
 
-Owns the tables of settings, no matching of layers, and moves nothing. Refuses nothing: a Flax class that it
-does not know has no settings to compare. Gives the differences to the audit, and what a live layer says to
-`trees` and `compare`.
+Owns the tables of settings. Matches no layers and moves nothing. Refuses nothing: a Flax class that it does not
+know has no settings to compare. Gives the differences to the audit, and the settings of live layers to `trees`
+and `compare`.
 """
 
 from ._activation import activation_differences, is_activation

@@ -23,9 +23,9 @@ class _Twin:
     """The JAX functions that are a torch activation.
 
     Attributes:
-        functions: The same function under its several names.
-        settings: For an argument of the function: torch's attribute, and the function's default.
-        read: How torch's value is said in JAX.
+        functions: The same function under all its names.
+        settings: For each argument of the function: torch's attribute, and the function's default.
+        read: Turns torch's value into JAX's.
     """
 
     functions: tuple[Callable[..., Any], ...]
@@ -57,14 +57,14 @@ _TWINS: Mapping[type, _Twin] = {
 
 
 def is_activation(module: nn.Module) -> bool:
-    """Whether a torch module is an activation that is known here."""
+    """Whether a torch module is a known activation."""
     return type(module) in _TWINS
 
 
 def activation_differences(module: nn.Module, function: Any) -> Iterator[Difference]:
     """Compare a torch activation with what the Flax model holds in its place.
 
-    A function that is none of ``jax.nn``'s (a lambda, one of the caller's) cannot be looked into and is let pass.
+    A function outside ``jax.nn`` (a lambda, one of the caller's) passes: nothing shows what it computes.
     """
     twin = _TWINS.get(type(module))
     if twin is None:

@@ -1,9 +1,9 @@
 """Settings of convolutions and transposed convolutions.
 
-torch pads by numbers on both sides, or ``"same"`` at stride 1. Flax takes numbers too, and words: ``"SAME"``, its
-default, pads as much as makes the output ``ceil(size / stride)``, which at a stride over 1 depends on the size of
-the input and is not what any number of torch's does (``jax.lax.padtype_to_pads``). Words are turned into numbers
-here where they mean numbers, so that two ways to say the same thing are no difference.
+torch pads by numbers on both sides, or ``"same"`` at stride 1. Flax takes numbers and words. ``"SAME"``, its
+default, pads so that the output has ``ceil(size / stride)`` elements; at a stride over 1 that depends on the
+size of the input, so no number of torch's matches it (``jax.lax.padtype_to_pads``). Words are turned into
+numbers here where they mean numbers, so that two ways to say the same thing are no difference.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +82,7 @@ def _per_axis(
 
 
 def _spread(value: Any, rank: int) -> tuple[int, ...]:
-    """One number an axis, as Flax reads None, a number or a sequence."""
+    """One number an axis, from None, a number or a sequence, as Flax reads it."""
     if value is None or isinstance(value, int):
         return (value or 1,) * rank
     return tuple(value)
@@ -103,7 +103,7 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
     if theirs == (mode, pads):
         return
     if mode != "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
-        return  # padded by hand in front of the layer, as it must be where Flax has no such mode
+        return  # Flax has no such mode, so its code pads by hand in front of the layer
     if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
         return
     wanted, fix = _wanted(module, mode, pads)
@@ -114,7 +114,7 @@ def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
 
 
 def _by_hand(mode: str, pads: Pads, theirs: tuple[str, Pads | None]) -> str:
-    """What the code of one side must do in front of the layer, where it pads nothing and the other side does."""
+    """A doubt: if only one side pads, the code of the other may pad by hand. Empty if there is none."""
     if not any(map(any, pads)) and theirs[1] is not None:
         return f"torch pads its input by hand, by {theirs[1]}"
     if mode == "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
@@ -125,13 +125,13 @@ def _by_hand(mode: str, pads: Pads, theirs: tuple[str, Pads | None]) -> str:
 def _is_causal_by_hand(pads: Pads, reach: Sequence[int]) -> bool:
     """Whether torch pads nothing, or by the whole reach on both sides: it has no causal mode.
 
-    The input is then padded in front of the layer, or the end of the output is cut off behind it.
+    Its code then pads the input before the layer, or cuts the end of the output after it.
     """
     return all(pad == (0, 0) for pad in pads) or pads == tuple((total, total) for total in reach)
 
 
 class _Unquoted(str):
-    """Text that stands for values of several settings; shown without quotes."""
+    """Text with the values of several settings, shown without quotes."""
 
     __slots__ = ()
 
@@ -162,7 +162,7 @@ def _torch_pads(module: Convolution) -> tuple[str, Pads]:
 
 
 def _reach(module: Convolution | Transposed) -> tuple[int, ...]:
-    """How far the kernel reaches beyond its first element, an axis."""
+    """How far the kernel reaches beyond its first element, on each axis."""
     return tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
 
 
@@ -172,7 +172,7 @@ def _same_pads(reach: Sequence[int]) -> Pads:
 
 
 def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]:
-    """The same of the Flax layer; no numbers where they depend on the size of the input."""
+    """The mode and the numbers of the Flax layer; None for numbers that depend on the size of the input."""
     padding, reach = layer["padding"], _reach(module)
     none: Pads = ((0, 0),) * len(reach)
     if not isinstance(padding, str):
@@ -193,9 +193,9 @@ def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]
 
 
 def _sizes_that_agree(module: Convolution, mode: str, pads: Pads, layer: FlaxLayer) -> str:
-    """The sizes of the input for which ``"SAME"`` pads as torch does, by their remainders; empty if none.
+    """The input sizes for which ``"SAME"`` pads as torch does, by their remainders; empty if there are none.
 
-    Where the stride divides the size it pads ``max(reach + 1 - stride, 0)``, and else ``max(reach + 1 - remainder,
+    If the stride divides the size, it pads ``max(reach + 1 - stride, 0)``, else ``max(reach + 1 - remainder,
     0)`` (``jax.lax.padtype_to_pads``).
     """
     reach, strides = _reach(module), tuple(module.stride)
@@ -221,7 +221,7 @@ def _sizes_that_agree(module: Convolution, mode: str, pads: Pads, layer: FlaxLay
 
 
 def _split_pads(total: int, word: str) -> tuple[int, int]:
-    """What a word pads before and after."""
+    """A total padding, split into before and after as a word splits it."""
     less, more = total // 2, total - total // 2
     return (more, less) if word == "SAME_LOWER" else (less, more)
 
@@ -249,7 +249,7 @@ def _transposed_pads(module: Transposed, layer: FlaxLayer, rank: int) -> Pads | 
 
 
 def _transposed_pads_of_word(padding: str, size: int, stride: int) -> tuple[int, int]:
-    """What ``jax.lax.conv_transpose`` makes of a word, for a kernel of this size."""
+    """The padding that ``jax.lax.conv_transpose`` makes of a word, for a kernel of this size."""
     if padding == "VALID":
         total = size + stride - 2 + max(size - stride, 0)
         before = size - 1

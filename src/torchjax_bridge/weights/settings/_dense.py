@@ -1,4 +1,4 @@
-"""Settings of what a dense layer becomes: another one, one with several axes, or a convolution."""
+"""Settings of the counterparts of a dense layer: a dense layer, one with several axes, or a convolution."""
 
 from collections.abc import Iterator
 from math import prod

@@ -1,4 +1,4 @@
-"""One setting that differs: what each side says, and what the Flax constructor has to say."""
+"""One setting that differs: its value on each side, and what to pass to the Flax constructor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,11 +18,11 @@ class Difference:
         torch_name: torch's name for it (``"eps"``).
         torch_value: What the torch layer has.
         flax_value: What the Flax layer has.
-        wanted: What the Flax layer needs, as its constructor takes it; None where no value does.
+        wanted: The value that the Flax constructor needs; None if no value works.
         effect: ``"output"`` (the layers compute different things), ``"training"`` (they do so in training only)
             or ``"rounding"`` (they lose different digits).
         fix: What to type.
-        unless: For which inputs the two compute the same all the same; empty where for none.
+        unless: The inputs for which both still compute the same; empty if there are none.
     """
 
     setting: str
@@ -45,14 +45,14 @@ def differs(
     effect: Effect = "output",
     fix: str = "",
 ) -> Iterator[Difference]:
-    """Yield a `Difference` unless the Flax value is the one that is wanted.
+    """Yield a `Difference` unless the Flax value is the wanted one.
 
     Args:
         setting: Flax's name.
         wanted: The value that agrees with torch.
         flax_value: The value of the Flax layer, as it was given.
         torch: torch's name and value.
-        have: The Flax value in the form of ``wanted``, where several forms mean the same.
+        have: The Flax value in the form of ``wanted``, if several forms mean the same.
         effect: What the difference does.
         fix: What to type, where it is not ``setting=wanted``.
     """

@@ -1,7 +1,7 @@
 """The equation of an ``Einsum`` that stands for a dense layer.
 
-It says which axes of the kernel are summed over. The rule follows it where it can be read, which is in an nnx
-module; in linen's variables it is not, so what the plan took is compared here.
+It shows which axes of the kernel are summed over. An nnx module holds it, and the rule follows it. linen's
+variables do not, so the axes that the plan took are checked here against the equation.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ __all__ = ["einsum_differences"]
 
 
 def einsum_differences(module: nn.Module, layer: FlaxLayer, layout: Layout | None) -> Iterator[Difference]:
-    """Compare an equation with the layout in which the plan fills the kernel."""
+    """Compare the equation with the layout that the plan chose for the kernel."""
     equation, kernel = layer["einsum_str"], layer["kernel_shape"] or layer["shape"]
     weight = getattr(module, "weight", None)
     if equation is None or layout is None or not isinstance(weight, Tensor) or weight.ndim != 2:

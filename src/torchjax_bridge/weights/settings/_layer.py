@@ -13,15 +13,14 @@ __all__ = ["FlaxLayer", "flax_layer", "is_flaxs_layer", "overridden_call"]
 
 @dataclass(frozen=True)
 class FlaxLayer:
-    """What the constructor of a Flax module was told.
+    """The settings of a Flax module.
 
     Attributes:
-        kind: The name of Flax's own class that it is, or is derived from (``"Conv"``; ``"Module"`` for a module
-            of the caller's).
-        name: The name of its class as written.
+        kind: The name of its nearest class of Flax's (``"Conv"``; ``"Module"`` for a module of the caller's).
+        name: The name of its own class.
         flavour: ``"nnx"`` or ``"linen"``.
         values: Its settings by name; for nnx all its attributes, live.
-        overrides: Flax's class of which it overrides the ``__call__``, or None.
+        overrides: The class of Flax's whose ``__call__`` it overrides, or None.
     """
 
     kind: str
@@ -31,7 +30,7 @@ class FlaxLayer:
     overrides: type | None = None
 
     def __getitem__(self, name: str) -> Any:
-        """A setting; None where this class has none of that name."""
+        """A setting; None if this class has none of that name."""
         return self.values.get(name)
 
 
@@ -56,7 +55,7 @@ def is_flaxs_layer(kind: type) -> bool:
 
 
 def overridden_call(kind: type) -> type | None:
-    """The class of Flax's, or of ours, whose ``__call__`` a subclass replaces; None where it replaces none."""
+    """The class of Flax's, or of ours, whose ``__call__`` a subclass overrides; None if it overrides none."""
     if kind not in _CALLS:
         made = [one for one in kind.__mro__ if "__call__" in vars(one)]
         known = next((one for one in made if one.__module__.split(".")[0] in _TRUSTED), None)
@@ -69,7 +68,7 @@ _TRUSTED = ("flax", __name__.split(".")[0])
 
 
 def _flax_class(kind: type) -> tuple[str, bool]:
-    """The name of Flax's class in a class's ancestry, and whether it is linen's; asked once a class."""
+    """The name of the nearest ancestor of Flax's, and whether it is linen's; cached for each class."""
     if (found := _FLAX_CLASSES.get(kind)) is None:
         flaxs = next((c for c in kind.__mro__ if c.__module__.split(".")[0] == "flax"), kind)
         found = _FLAX_CLASSES[kind] = flaxs.__name__, issubclass(kind, flax.linen.Module)
@@ -78,5 +77,5 @@ def _flax_class(kind: type) -> tuple[str, bool]:
 
 _FLAX_CLASSES: WeakKeyDictionary[type, tuple[str, bool]] = WeakKeyDictionary()
 
-# Modules that compute what they hold computes, with other weights.
+# Modules that compute what the module inside them computes, with other weights.
 _WRAPPERS = frozenset({"WeightNorm", "SpectralNorm"})

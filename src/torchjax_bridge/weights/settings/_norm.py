@@ -39,10 +39,10 @@ def batch_norm(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
 
 
 def _mode(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
-    """Which statistics are used, where that is not decided by the mode in which the Flax model runs."""
+    """Which statistics are used, where the setting decides that and not the mode of the Flax model."""
     fixed = layer["use_running_average"]
     if fixed is None:
-        return  # said in the call
+        return  # given in the call
     if not module.track_running_stats:
         pair = ("track_running_stats", False)
         yield from differs("use_running_average", False, fixed, torch=pair)
@@ -66,7 +66,7 @@ def layer_norm(module: nn.LayerNorm, layer: FlaxLayer) -> Iterator[Difference]:
 def rms_norm(module: nn.RMSNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``RMSNorm`` beside ``RMSNorm``."""
     eps = module.eps
-    if eps is None:  # torch takes that of the input's dtype
+    if eps is None:  # torch takes the eps of the input's dtype
         dtype = torch.get_default_dtype() if module.weight is None else module.weight.dtype
         eps = torch.finfo(dtype).eps
     yield from _epsilon(eps, layer, module.eps)
@@ -96,7 +96,7 @@ def instance_norm(module: _InstanceNorm, layer: FlaxLayer) -> Iterator[Differenc
 
 
 def own_epsilon(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
-    """The epsilon of a norm of the caller's own, under one of the names that it usually has."""
+    """The epsilon of a norm of the caller's own, under one of its usual names."""
     for name in ("eps", "epsilon", "variance_epsilon", "norm_eps"):
         eps = getattr(module, name, None)
         if isinstance(eps, float) and "epsilon" in layer.values:
@@ -133,12 +133,12 @@ def _channels(setting: str, layer: FlaxLayer) -> Iterator[Difference]:
 
 
 def _axes(module: nn.LayerNorm | nn.RMSNorm, layer: FlaxLayer) -> Iterator[Difference]:
-    """The axes that are averaged over: as many as torch's shape has, and the last ones."""
+    """The axes that are averaged over: the last ones, as many as torch's shape has."""
     count = len(module.normalized_shape)
     wanted = tuple(range(-count, 0))
     value = layer["reduction_axes"]
     axes = (value,) if isinstance(value, int) else tuple(value)
-    # Without an input, axes counted from the front cannot be told from axes counted from the back.
+    # Without an input, axes counted from the front cannot be compared with axes counted from the back.
     known = axes if all(axis < 0 for axis in axes) else wanted[-len(axes) :]
     pair = ("normalized_shape", tuple(module.normalized_shape))
     yield from differs("reduction_axes", wanted, value, torch=pair, have=tuple(sorted(known)))

@@ -1,4 +1,4 @@
-"""Settings of dropout, attention and recurrent layers, and those that every layer has."""
+"""Settings of dropout, attention and recurrent layers, and the settings that every layer has."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +19,7 @@ __all__ = ["any_layer", "attention", "dropout", "recurrent", "recurrent_dropout"
 
 
 def any_layer(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
-    """The dtype to compute in: torch computes in that of its weights."""
+    """The dtype to compute in: torch computes in the dtype of its weights."""
     if layer["dtype"] is None:
         return
     weight = next(module.parameters(recurse=False), None)
@@ -64,7 +64,7 @@ def attention(module: nn.MultiheadAttention, layer: FlaxLayer) -> Iterator[Diffe
     rate = ("dropout", module.dropout)
     yield from differs("dropout_rate", module.dropout, layer["dropout_rate"], torch=rate, effect="training")
     yield from differs("normalize_qk", False, bool(layer["normalize_qk"]), torch=("normalize_qk", None))
-    # Both flavours leave it open by default: None reads as False in linen, and says nothing in nnx.
+    # The default is None in both flavours: linen reads it as False, nnx leaves it open.
     yield from differs("decode", False, bool(layer["decode"]), torch=("decode", None))
     if module.dropout or layer["dropout_rate"]:
         yield from _deterministic(module, layer)
@@ -79,7 +79,7 @@ def _deterministic(module: nn.Module, layer: FlaxLayer) -> Iterator[Difference]:
 
 
 def recurrent(module: nn.RNNBase | nn.RNNCellBase, layer: FlaxLayer) -> Iterator[Difference]:
-    """Which way it runs, and a cell's functions: an LSTM and a GRU have sigmoid and tanh, an RNN tanh or relu."""
+    """The direction, and the functions of a cell: sigmoid and tanh in LSTM and GRU, tanh or relu in RNN."""
     if layer.kind == "RNN" and not getattr(module, "bidirectional", False):
         yield from differs("reverse", False, layer["reverse"], torch=("bidirectional", False))
     word = getattr(module, "nonlinearity", "tanh")

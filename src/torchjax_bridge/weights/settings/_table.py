@@ -1,4 +1,4 @@
-"""Which check is for which torch layer; the one way in."""
+"""Which checks are for which torch layer; the entry point of the settings."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +19,7 @@ _Check = Callable[[Any, FlaxLayer], Iterator[Difference]]
 
 _CELLS = frozenset({"LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell", "RNN"})
 
-# For torch classes: the Flax classes they are compared with, and the checks.
+# Torch classes, the Flax classes they are compared with, and the checks.
 _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] = (
     (
         (nn.Linear,),
@@ -57,12 +57,12 @@ _TABLE: tuple[tuple[tuple[type, ...], frozenset[str], tuple[_Check, ...]], ...] 
 
 
 def differences(module: nn.Module, layer: FlaxLayer, declared: type | None = None) -> tuple[Difference, ...]:
-    """Every setting of a pair of layers that does not agree; none where either is of no known class.
+    """Every setting of a pair of layers that differs; none if the class of either is unknown.
 
     Args:
         module: The torch layer.
         layer: Its Flax twin.
-        declared: The class of torch's that the caller says it computes, if it is of a class of its own.
+        declared: The torch class that a layer of the caller's own acts like, if the caller says so.
     """
     if declared is not None and not isinstance(module, declared):
         known = _row(declared)
@@ -76,7 +76,7 @@ def differences(module: nn.Module, layer: FlaxLayer, declared: type | None = Non
 
 
 def is_compared(module: nn.Module, layer: FlaxLayer | None) -> bool:
-    """Whether all settings of this pair are known here."""
+    """Whether all settings of this pair are compared."""
     row = _row(type(module))
     return row is not None and layer is not None and layer.kind in row[0]
 
