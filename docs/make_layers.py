@@ -21,53 +21,55 @@ HEAD = """<!-- Written by docs/make_layers.py from the table of rules; do not ed
 
 # Layers
 
-What `to_flax` and `to_state_dict` know about the layers of `torch.nn`: which tensor becomes which leaf, how it lies
-there, and what the Flax layer has to be told so that it computes the same.
+What `to_flax` and `to_state_dict` know about the layers of `torch.nn`: which tensor becomes which leaf, in which
+layout, and which settings the Flax layer needs to compute the same.
 
-- **Reading a table.** Shapes are those of an example. A layout reads from torch to Flax; the way back is its exact
-  inverse. In linen, statistics and `u` are in the collection `batch_stats`, all else is in `params`.
-- **A layer of your own** goes by [a rule of your own](porting.md#a-layer-of-your-own).
-- **Layers without tensors** (activations, pooling, dropout) need no rule, but have settings; see
-  [Known differences](known-differences.md).
-- **Layers of ours.** Flax's own layers cannot hold all of torch's semantics. `torchjax_bridge.weights.layers` has
-  `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance, `nnx.GRUCell` with all biases, and
-  `nnx.PReLU` and `linen.PReLU` with a slope a channel. They stand wherever Flax's stand, under the same names.
-- **Lossy** is a layout that makes one leaf of several torch tensors, such as the sum of a recurrent layer's two
-  biases. If the leaf is unchanged and the template is the original module, the way back gives the tensors as they
-  were, to the bit; else a sum comes back as the sum and zero.
+- **Reading a table.** Shapes are those of an example. A layout reads from torch to Flax; the way back is its
+  exact inverse. In linen, statistics and `u` are in the collection `batch_stats`, all others in `params`.
+- **A layer of your own** needs [a rule of your own](porting.md#a-layer-of-your-own).
+- **Layers without tensors** (activations, pooling, dropout) need no rule, but have settings; see [Known
+  differences](known-differences.md).
+- **Layers of ours.** Flax's own layers cannot express all of torch's semantics. `torchjax_bridge.weights.layers`
+  has `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance, `nnx.GRUCell` with all biases,
+  and `nnx.PReLU` and `linen.PReLU` with a slope for each channel. They have the names of Flax's layers and can
+  replace them anywhere.
+- **Lossy** layouts make one leaf of several torch tensors, such as the sum of a recurrent layer's two biases. If
+  the leaf is unchanged and the template is the original module, the tensors come back bit for bit. Otherwise a
+  sum comes back as the sum and zero.
 """
 
 COMPUTED = """## weight_norm and spectral_norm
 
 On any tensor of any layer above, as hooks (`torch.nn.utils.weight_norm`) or as parametrizations
 (`torch.nn.utils.parametrizations.weight_norm`). By default the plain Flax layer gets the weight of evaluation. On
-the way back, the parts that a torch template has stay if they still make this weight; else (it was trained, or the
-template is on the meta device) they are the weight and its length, or its singular vectors, which make it again.
-linen's wrappers keep the parts apart, and so does `nnx.WeightNorm`, with the sign of `g` in its kernel;
-`nnx.SpectralNorm` is refused. Any other parametrization, and pruning, is refused with the call that keeps its
-result.
+the way back, the parts of the torch template stay if they still make this weight. Otherwise (the weight was
+trained, or the template is on the meta device) the new parts are the weight and its length, or the weight and its
+singular vectors; they make the same weight. linen's wrappers keep the parts apart. So does `nnx.WeightNorm`, with
+the sign of `g` in its kernel. `nnx.SpectralNorm` is refused. Any other parametrization, and pruning, is refused;
+the message names the call that keeps its result.
 """
 
 CONTAINERS = """## Composed layers, and what a module holds itself
 
 `Sequential`, `ModuleList`, `ModuleDict`, `TransformerEncoderLayer`, `TransformerDecoderLayer`,
 `TransformerEncoder`, `TransformerDecoder`, `Transformer` and modules of your own have no rule: their children are
-paired by name, by place or by what alone fits. Raw parameters and buffers cross as they are, by name. A
+paired by name, by place, or because only one fits. Raw parameters and buffers cross unchanged, by name. A
 `ParameterList` or `ParameterDict` is an `nnx.List` or `nnx.Dict`; in linen `scales.0` is the parameter `scales_0`
 of the module.
 
-Raw tensors that are a buffer on one side and a parameter on the other cross, with a note in the plan. Layers that
-are stacked for a scan lie along the first axis; a `PairingWarning` says where another axis would fit as well.
+A raw tensor may be a buffer on one side and a parameter on the other: it crosses, with a note in the plan. Layers
+that are stacked for a scan lie along the first axis; a `PairingWarning` names them if another axis would fit as
+well.
 
-A subclass follows the rule of its nearest ancestor. If it has a `forward` of its own, or if a layer has hooks, what
-it computes may be something else: it converts with a `PairingWarning`, until `LayerType("path", nn.Linear)` says
-that it computes what `nn.Linear` does, or a `Rule` for the subclass where its tensors go. So does a subclass of a
-Flax layer with a `__call__` of its own: an nnx module shows it, linen's variables only by an automatic name
-(`Scaled_0`), and `audit` with the live linen module always.
+A subclass follows the rule of its nearest ancestor. If it has its own `forward`, or if a layer has hooks, it may
+compute something else, so it converts with a `PairingWarning`. To settle it, pass `LayerType("path", nn.Linear)`
+if it computes what `nn.Linear` does, or else a `Rule` for the subclass. A subclass of a Flax layer with its own
+`__call__` gives the same warning: always in an nnx module, in linen's variables only under an automatic name
+(`Scaled_0`). `audit` with the live linen module always sees it.
 
-A layer of `torch.nn` with tensors and without a rule is refused, with the text of the rule to pass. Refused with a
-reason: `proj_size` of an LSTM, `add_bias_kv` and `add_zero_attn` of attention, `max_norm` of an embedding, groups
-in Flax's `ConvTranspose`, a biased GRU in `nnx.GRUCell`.
+A layer of `torch.nn` with tensors and without a rule is refused; the message shows the rule to pass. These are
+refused with a reason: `proj_size` of an LSTM, `add_bias_kv` and `add_zero_attn` of attention, `max_norm` of an
+embedding, groups in Flax's `ConvTranspose`, a biased GRU in `nnx.GRUCell`.
 """
 
 

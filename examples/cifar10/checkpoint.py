@@ -1,6 +1,6 @@
 """Checkpoints in and out: safetensors both ways, torch's own files in.
 
-A torch file is read with ``weights_only=True`` or not at all. Which network they fit is not asked here.
+A torch file is read with ``weights_only=True`` or not at all. Does not check which network a checkpoint fits.
 """
 
 import pickle

@@ -42,7 +42,7 @@ class Outcome:
 
 
 def observe(forward: Callable[[Any], Any], batches: Sequence[Any]) -> Outcome:
-    """Run ``forward`` on every batch, again and again until the time is known.
+    """Run ``forward`` on every batch, repeatedly, until its time is known.
 
     Args:
         forward: A batch to its logits; what it returns is on the CPU and can be read as a numpy array.
@@ -69,7 +69,7 @@ def agreeing(one: Outcome, other: Outcome) -> int:
 
 
 def disagreements(name: str, reference: Outcome, outcome: Outcome, labels: NDArray[np.uint8]) -> list[str]:
-    """In words, every way in which ``outcome`` is not what ``reference`` is; empty when they agree."""
+    """Every difference of ``outcome`` from ``reference``, in words; empty when they agree."""
     faults = []
     apart, agree = difference(reference, outcome), agreeing(reference, outcome)
     if not apart <= TOLERANCE:  # also true of NaN

@@ -43,7 +43,7 @@ _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class DataError(ValueError):
-    """The images cannot be had; the message names the path and what was expected there."""
+    """The images are not available; the message names the path and what was expected there."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def download(folder: Path = CACHE, *, url: str = URL, sha256: str = SHA256) -> P
 
 
 def _fetch(url: str, into: BinaryIO) -> str:
-    """Copy what is at ``url`` into a file, with a progress bar; its SHA-256."""
+    """Download ``url`` into a file, with a progress bar; returns its SHA-256."""
     digest = hashlib.sha256()
     try:
         with (

@@ -31,8 +31,8 @@ def finetune(
     pixels, labels = images.normalised(), images.labels.astype(np.int32)
     draws = np.random.default_rng(seed)
     optimizer = nnx.Optimizer(model, _sgd(lr), wrt=nnx.Param)
-    # Weights from torch are committed to their device and fresh momenta are not, which the second step, where
-    # all are, would compile anew for.
+    # Weights from torch are committed to their device, fresh momenta are not. After the first step all are, so
+    # without this the second step would compile again.
     (device,) = jax.tree.leaves(nnx.state(model))[0].devices()
     for part in (model, optimizer):
         nnx.update(part, jax.device_put(nnx.state(part), device))

@@ -23,7 +23,7 @@ class Network:
         make_torch: Makes the torch module.
         make_nnx: Makes the nnx module, given ``rngs=``.
         make_linen: Makes the linen module.
-        rules: What the names and types of the layers do not say about the way of the weights.
+        rules: The hints that a conversion needs beside the names and types of the layers.
     """
 
     name: str
@@ -57,15 +57,15 @@ class Network:
 
 NETWORKS = (
     # fc1 reads flattened feature maps of 16 channels, 5 by 5. torch flattens (channel, row, column), the Flax
-    # twins (row, column, channel): the shapes agree either way, so the order has to be said.
+    # twins (row, column, channel): the shapes agree either way, so a rule must give the order.
     Network("Net", torch_nets.Net, nnx_nets.Net, linen_nets.Net, rules=[Flatten("fc1", (16, 5, 5))]),
-    # Averages each channel before its linear layer: nothing to say.
+    # Averages each channel before its linear layer, so it needs no rule.
     Network("ResNet-20", torch_nets.ResNet20, nnx_nets.ResNet20, linen_nets.ResNet20),
 )
 
 
 def recognise(state: Mapping[str, Tensor]) -> Network:
-    """The network that shares most names with ``state``; whether all fit is for `Network.load` to say.
+    """The network that shares most names with ``state``; `Network.load` checks whether all fit.
 
     Raises:
         CheckpointError: It shares no name with any.

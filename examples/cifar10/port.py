@@ -31,7 +31,7 @@ _BATCH = 500  # images a forward pass, so that memory stays small
 
 
 class CheckError(Exception):
-    """What was claimed does not hold; the message lists every check that failed."""
+    """Some checks failed; the message lists them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -184,7 +184,7 @@ def _forward(net: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def _observe(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[Outcome]:
-    """What each forward pass makes of its batches, under one progress bar."""
+    """The outcome of each forward pass on its batches, under one progress bar."""
     with terminal.progress(transient=True) as bar:
         return [observe(forward, batches) for forward, batches in bar.track(runs, description=title)]
 

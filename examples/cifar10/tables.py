@@ -37,7 +37,7 @@ def across(
 def and_back(
     images: Images, losses: Sequence[float], before: Outcome, tuned: Outcome, back: Outcome
 ) -> Table:
-    """What fine-tuning did, and what torch makes of it; ``losses`` are those of the steps."""
+    """The effect of fine-tuning, in Flax and back in torch; ``losses`` are those of the steps."""
     table = _table("before", "fine-tuned", "back in torch")
     labels, total = images.labels, len(images)
     window = min(10, len(losses))

@@ -1,4 +1,4 @@
-"""How the example speaks: one-line errors, exit codes and progress bars.
+"""The terminal output of the example: one-line errors, exit codes and progress bars.
 
 Results go to stdout; progress bars and errors go to stderr. Exit codes: 0 done, 1 the job failed, 2 the
 command line was wrong, 130 interrupted. Knows nothing of networks.
@@ -22,7 +22,7 @@ from rich.progress import (
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaint is one line: what is wrong, and where help is."""
+    """An ``ArgumentParser`` with one-line errors: what is wrong, and where help is."""
 
     def error(self, message: str) -> NoReturn:
         """Print the complaint and exit with 2."""
@@ -47,7 +47,7 @@ def results() -> Console:
 
 
 def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
-    """A progress bar on stderr; where that is no terminal, only its final state is printed.
+    """A progress bar on stderr; if that is not a terminal, only its final state is printed.
 
     Args:
         *columns: What to show between the bar and the time that remains; by default how many of how many.
@@ -66,7 +66,7 @@ def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
 
 
 def exit_code(job: Callable[[], None], *faults: type[Exception]) -> int:
-    """Run ``job``; turn a fault of its world, or of the file system, into one clear error.
+    """Run ``job``; turn its expected errors, and those of the file system, into one clear error.
 
     Args:
         job: What to do.
