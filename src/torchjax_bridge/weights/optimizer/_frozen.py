@@ -225,14 +225,14 @@ def check_unmoved(
             doubt = [path for path in unseen if unmoved[path].frozen or unmoved[path].decays]
     if moved:
         faults += [f"'{join_path(path)}' {unmoved[path].why}" for path in moved]
-        faults.append(f"what torch leaves as it is stays so in optax by {FREEZE}")
+        faults.append(f"freeze in optax what torch does not train, by {FREEZE}")
     if doubt:
         names = [f"'{join_path(path)}'" for path in doubt]
         listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         warnings.warn(
-            f"torch leaves {listed} as {'they are' if len(names) > 1 else 'it is'}, and the optax state does not "
-            "show whether optax does. Pass tx=, the transformation that the state is of, and it is tried. What "
-            f"torch leaves as it is stays so in optax by {FREEZE}.",
+            f"torch does not train {listed}, and the optax state does not show whether optax does. Pass tx=, the "
+            "transformation of the state, to have it tried. Freeze in optax what torch does not train, by "
+            f"{FREEZE}.",
             FrozenWarning,
             stacklevel=4,
         )
