@@ -218,7 +218,7 @@ def test_a_bare_state_that_does_not_show_it_is_warned_of_and_with_its_transforma
     tx = _masked(KINDS[kind][1])
     module, optimizer, variables, state = _bare_parts(kind, tx)
     with pytest.warns(
-        FrozenWarning, match=r"leaves 'params\.body\.kernel', 'params\.body\.bias' as .*Pass tx="
+        FrozenWarning, match=r"does not train 'params\.body\.kernel', 'params\.body\.bias', .*Pass tx="
     ):
         to_optax(optimizer, state, module=module, template=variables)
     with pytest.raises(errors.OptimizerStateError, match=r"'params\.body\.kernel' is trained by optax"):
