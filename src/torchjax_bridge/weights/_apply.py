@@ -17,7 +17,7 @@ from ._report import Fault, Report
 from .layouts import same_bits
 from .moving import crossing, fresh
 from .pairing import Move
-from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, placed, sharding_of
+from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, place_on_sharding, sharding_of
 
 __all__ = ["to_flax", "to_state_dict"]
 
@@ -102,7 +102,7 @@ def to_flax(
             if (sharding := shardings[path]) is not None:
                 if copy is False and not _shares(tensor, tensors):
                     _made(tensor, path, copy)
-                elsewhere[path] = placed(tensor, sharding, join_path(path), copy)
+                elsewhere[path] = place_on_sharding(tensor, sharding, join_path(path), copy)
                 continue
             if _shares(tensor, tensors):
                 views.append(path)

@@ -28,16 +28,16 @@ from .settings import (
     recurrent_dropout,
 )
 from .trees import (
-    Linen,
+    LinenModel,
     TorchTree,
+    activation_pairs,
     as_linen,
-    below,
-    between_layers,
-    call_of_its_own,
-    dropouts_beside,
-    functions,
+    dropout_pairs,
+    layers_below,
     live_linen,
     live_nnx,
+    overridden_call_words,
+    recurrent_dropouts,
     rng_streams,
 )
 
@@ -245,14 +245,14 @@ def _calls_of_their_own(
             continue
         # What is below a container has a pair of its own; what is below a layer is a part of its twin.
         whole = not node.children or isinstance(node.module, nn.MultiheadAttention)
-        parts = dict(below(layers, flax_path)) if whole else {flax_path: layers.get(flax_path)}
+        parts = dict(layers_below(layers, flax_path)) if whole else {flax_path: layers.get(flax_path)}
         for layer in parts.values():
             if layer is not None and layer.overrides is not None:
-                yield node.where, call_of_its_own(layer.name, layer.overrides, node.kind)
+                yield node.where, overridden_call_words(layer.name, layer.overrides, node.kind)
 
 
 def _trace(
-    linen: Linen, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
+    linen: LinenModel, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, dict[Path, FlaxLayer]]:
     """The variables of a linen model and its modules, from running it on shapes."""
     module, variables = linen
@@ -287,22 +287,22 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
         found = differences(module, layer, said.get(torch_path))
         faults += _faults(found, module, torch_path, layer, flax_path)
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-            for path, cell in below(layers, flax_path):
+            for path, cell in layers_below(layers, flax_path):
                 if path != flax_path:
                     faults += _faults(differences(module, cell), module, torch_path, cell, path)
         if isinstance(module, nn.RNNBase) and module.num_layers > 1:
             parent = modules.get(torch_path[:-1]) if torch_path else None
-            for path, drop in between_layers(module, parent, flax_path, dropouts):
+            for path, drop in recurrent_dropouts(module, parent, flax_path, dropouts):
                 faults += _faults(recurrent_dropout(module, drop), module, torch_path, drop, path)
         if layer.kind == "Einsum":
             found = tuple(einsum_differences(module, layer, _kernel_layout(plan, flax_path)))
             faults += _faults(found, module, torch_path, layer, flax_path)
         if next(module.children(), None) is None:
             continue
-        for name, child, function in functions(module, layer):
+        for name, child, function in activation_pairs(module, layer):
             place = (*torch_path, name), (*flax_path, name)
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
-        for name, child, path, other in dropouts_beside(module, flax_path, dropouts):
+        for name, child, path, other in dropout_pairs(module, flax_path, dropouts):
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
     neutral = set(_neutral(plan))
     faults = [fault for fault in faults if (fault.setting, fault.flax_path) not in neutral]

@@ -22,15 +22,15 @@ from .flatten import ask_about_maps
 from .pairing import (
     Matcher,
     Move,
-    ask_once,
-    filled,
-    gathered,
+    fill_moves,
     keep_in_torch,
-    matched_by_real_paths,
-    names_that_are_not_there,
+    match_with_full_paths,
+    merge_by_class,
+    merge_class_faults,
+    rename_target_faults,
+    restrict_series,
     settle_ties,
-    take_filled,
-    within_their_series,
+    take_out_filled,
 )
 from .rules import RULES, Rename, Rule
 from .trees import FlaxTree, TorchTree, read_flax, read_torch
@@ -201,20 +201,20 @@ def make_plan(
     faults = [*torch_tree.faults, *apply_hints(torch_tree, rules)]
     own = [rule for rule in rules if isinstance(rule, Rule)]
     kept, unkept = keep_in_torch(torch_tree, rules)
-    flax_root, taken_out, unfilled = take_filled(flax_tree.root, rules)
+    flax_root, taken_out, unfilled = take_out_filled(flax_tree.root, rules)
     faults += [*unkept, *unfilled]
-    match, meant = matched_by_real_paths(
+    match, meant = match_with_full_paths(
         torch_tree, flax_root, lambda: Matcher([*own, *RULES]).match(torch_tree.root, flax_root)
     )
     match = match._replace(
-        moves=(*match.moves, *filled(taken_out, match.moves, torch_tree)), keeps=(*kept, *match.keeps)
+        moves=(*match.moves, *fill_moves(taken_out, match.moves, torch_tree)), keeps=(*kept, *match.keeps)
     )
-    faults += names_that_are_not_there(torch_tree, flax_tree.root, match, meant)
+    faults += rename_target_faults(torch_tree, flax_tree.root, match, meant)
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     ties, left = settle_ties(torch_tree, match)
-    faults += ask_once(within_their_series(left, torch_tree.root), torch_tree, moves)
+    faults += merge_class_faults(restrict_series(left, torch_tree.root), torch_tree, moves)
     faults += twice_filled(moves)
     unsaid, taken = ask_about_maps(torch_tree, moves, rules)
     faults += unsaid
@@ -227,7 +227,7 @@ def make_plan(
         tuple(
             dict.fromkeys([*torch_tree.notes, *match.notes, *notes_on_moves(torch_tree, moves, leaves, cast)])
         ),
-        Report(tuple(gathered(dict.fromkeys(faults), torch_tree.root))),
+        Report(tuple(merge_by_class(dict.fromkeys(faults), torch_tree.root))),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
         tuple(group_by_text(dict.fromkeys([*match.assumed, *taken]))),

@@ -15,7 +15,7 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
 from ._report import Fault
-from .pairing import RAW, Move, separate_leaves
+from .pairing import RAW, Move, separate_leaf_notes
 from .trees import FlaxLeaf, TorchTree
 
 __all__ = ["dtype_faults", "group_by_text", "notes_on_moves", "paths_of", "twice_filled", "unfilled_arrays"]
@@ -109,7 +109,7 @@ def notes_on_moves(
                 f"{join_path(path)}: a plain array that torch has not, and an abstract template has no value of "
                 "it; fill a concrete template"
             )
-    yield from separate_leaves(tree, moves)
+    yield from separate_leaf_notes(tree, moves)
 
 
 def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:

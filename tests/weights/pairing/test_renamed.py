@@ -129,7 +129,7 @@ def test_a_parameter_of_any_name_takes_the_layout_of_the_layer_and_says_that_it_
     axes = (1, 0) if isinstance(layer, nn.Linear) else (2, 3, 1, 0)
     twin = Bare(w=shape, b=shape[:1])
     rules = [Rename("fc.weight", "w"), Rename("fc.bias", "b")]
-    with pytest.warns(PairingWarning, match="a name that does not say how it lies"):
+    with pytest.warns(PairingWarning, match="a name that does not show its layout"):
         filled = to_flax(module, twin, rules=rules)
     np.testing.assert_array_equal(filled.w[...], layer.weight.detach().permute(axes))
     said = [*rules, LayerType("fc", type(layer))]

@@ -21,7 +21,7 @@ from .._plan import Plan, UserRule, make_plan, read_sides
 from ..flatten import output_order
 from ..pairing import Move
 from ..settings import FlaxLayer
-from ..trees import FlaxTree, Linen, TorchTree, as_linen, live_nnx, read_flax
+from ..trees import FlaxTree, LinenModel, TorchTree, as_linen, live_nnx, read_flax
 from ._record import Record
 from ._record_flax import record_linen, record_nnx
 from ._rerun import Rerun, rerun_linen, rerun_nnx
@@ -206,7 +206,7 @@ def read_twins(torch_module: Any, flax_model: Any, rules: Iterable[UserRule]) ->
     """
     if not isinstance(torch_module, nn.Module):
         raise SettingsError(f"a {type(torch_module).__name__} cannot run: pass the live nn.Module.")
-    linen: Linen | None = as_linen(flax_model)
+    linen: LinenModel | None = as_linen(flax_model)
     model, variables = linen if linen is not None else (flax_model, None)
     if linen is not None and variables is None:
         raise SettingsError("a linen module without its variables cannot run: pass (module, variables).")

@@ -12,7 +12,7 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_torch
 
 from ..moving import crossing
-from ..trees import placed, read_flax, sharding_of
+from ..trees import place_on_sharding, read_flax, sharding_of
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
 from ._open import open_checkpoint
@@ -102,7 +102,7 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
         )
     shardings = {leaf.path: sharding_of(leaf) for leaf in tree.root.flat().values()}
     elsewhere = {
-        where: placed(leaf.read(), sharding, join_path(where), copy)
+        where: place_on_sharding(leaf.read(), sharding, join_path(where), copy)
         for where, leaf in found.items()
         if (sharding := shardings[where]) is not None
     }

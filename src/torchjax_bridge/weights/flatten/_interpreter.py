@@ -1,10 +1,10 @@
 """Abstract interpretation of a model's ``forward``: which layers read flattened maps, and which make maps.
 
-The source is read and never run. ``x = torch.flatten(self.conv(x), 1)``, followed by ``self.fc(x)``, shows that
-``fc`` reads a flattened map, and how many channels it has. ``self.up(self.fc(z).view(-1, 16, 2, 2))`` shows that
-the output of ``fc`` becomes a map. The interpreter follows methods, submodules and loops over lists of layers. A
-value becomes unknown after anything else: branches that differ, a permutation, an unknown function. A class without
-source shows nothing.
+The source is read and never run. ``x = torch.flatten(self.conv(x), 1)``, followed by ``self.fc(x)``, shows
+that ``fc`` reads a flattened map, and how many channels it has. ``self.up(self.fc(z).view(-1, 16, 2, 2))``
+shows that the output of ``fc`` becomes a map. The interpreter follows methods, submodules and loops over
+lists of layers. A value becomes unknown after anything else: branches that differ, a permutation, an unknown
+function. A class without source shows nothing.
 
 Knows nothing about widths; ``_questions`` asks the questions.
 """

@@ -1,9 +1,9 @@
 """Finds where a feature map is flattened, or a vector viewed as a map: torch and Flax do it in different orders.
 
-Arrays do not show the order, so the plan asks the caller, who answers with `Flatten`. It asks about each layer of a
-model with feature maps if nothing else explains its input width, and about each Linear whose output can only be a
-map. Before asking, it looks at ``nn.Flatten`` and ``nn.Unflatten`` in a ``Sequential``, and at the source of
-``forward``. The order of keys and of definitions proves nothing.
+Arrays do not show the order, so the plan asks the caller, who answers with `Flatten`. It asks about each
+layer of a model with feature maps if nothing else explains its input width, and about each Linear whose
+output can only be a map. Before asking, it looks at ``nn.Flatten`` and ``nn.Unflatten`` in a ``Sequential``,
+and at the source of ``forward``. The order of keys and of definitions proves nothing.
 """
 
 from collections.abc import Iterable, Sequence

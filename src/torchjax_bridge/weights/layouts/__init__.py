@@ -1,8 +1,9 @@
 """How torch tensors lie in Flax arrays: a class for each kind of change, each with its exact inverse.
 
-Owns `Layout` and its subclasses: for the axes of one tensor (`_axes`), between one tensor and several (`_parts`),
-and combinations of other layouts (`_combined`). Refuses shapes that do not fit. Knows no layers, and copies nothing
-that a view can show. Gives layouts to the rules, and through their moves to the plan and all that runs one.
+Owns `Layout` and its subclasses: for the axes of one tensor (`_axes`), between one tensor and several
+(`_parts`), and combinations of other layouts (`_combined`). Refuses shapes that do not fit. Knows no layers,
+and copies nothing that a view can show. Gives layouts to the rules, and through their moves to the plan and
+all that runs one.
 """
 
 from ._axes import Flip as Flip

@@ -1,11 +1,11 @@
 """The interface of a layout: how a group of torch tensors lies in a group of Flax arrays, and the exact inverse.
 
 A layout works on torch tensors alone, in both directions: an exported JAX array is a torch tensor. It returns
-views where it can; ``moving/`` makes the one copy afterwards. Run on meta tensors, it gives the shapes. Layouts
-are frozen values: two equal ones do the same.
+views where it can; ``moving/`` makes the one copy afterwards. Run on meta tensors, it gives the shapes.
+Layouts are frozen values: two equal ones do the same.
 
-A layout refuses only shapes that do not fit, with a ``ValueError`` or torch's own ``RuntimeError``. The matching
-turns these into faults.
+A layout refuses only shapes that do not fit, with a ``ValueError`` or torch's own ``RuntimeError``. The
+matching turns these into faults.
 """
 
 from collections.abc import Sequence

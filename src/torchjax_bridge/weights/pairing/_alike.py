@@ -1,9 +1,9 @@
-"""Which subtrees are alike, so that a question about one has been answered by another.
+"""Finds which subtrees have equal structure, so that they are compared only once.
 
-Sixty equal blocks beside sixty equal scopes are 3,600 pairs and one answer. Two nodes are alike when their classes,
-settings, tensors and children are, names below them included; what they are called themselves does not count.
-Owns what "alike" means and compares no torch node with a Flax node. A setting that it cannot compare by value makes
-a node unlike all others: that costs time, never a wrong answer.
+Sixty equal blocks beside sixty equal scopes are 3,600 pairs and one answer. Two nodes are alike if their
+classes, settings, tensors and children are equal, including the names below them but not their own. Compares
+no torch node with a Flax node. A setting that cannot be compared by value makes its node unlike all others:
+that costs time, and never gives a wrong answer.
 """
 
 import weakref
@@ -20,7 +20,7 @@ from ..trees import FlaxNode, TorchLeaf, TorchNode
 
 __all__ = ["Structures"]
 
-# Kept by every nn.Module and no setting: its tensors and submodules, which the tree has, and its mode.
+# Attributes of every nn.Module that are no settings: the tree has the tensors and submodules already.
 _NO_SETTINGS = frozenset({"_parameters", "_buffers", "_modules", "training"})
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), type, torch.dtype, torch.device)
 # A longer container is a table (a vocabulary) rather than a setting, and a deeper one may hold itself.
@@ -31,10 +31,10 @@ _CONTAINERS = (list, tuple, set, frozenset, dict, OrderedDict, MappingProxyType)
 
 
 class Structures:
-    """Numbers for nodes, the same for those that are alike. Keeps every node it has seen alive.
+    """Gives each node a number, the same for all nodes that are alike. Keeps the nodes in memory.
 
     Args:
-        ruled: Whether a rule may look at the module of a node, and so at its settings.
+        ruled: Whether a rule may read the settings of a node's module.
     """
 
     def __init__(self, ruled: Callable[[TorchNode], bool]) -> None:
@@ -92,14 +92,15 @@ class Structures:
 
 
 def _of_leaf(leaf: TorchLeaf) -> Hashable:
-    """Of a tensor that was renamed on its own, also whose it is: a rule looks at that layer."""
+    """The structure of a leaf. Owners count: a rule reads the layer that owns a renamed tensor."""
     return (leaf.meta.shape, leaf.meta.dtype, tuple([(id(node), name) for node, name in leaf.owners]))
 
 
 def _torch_settings(module: nn.Module | None) -> Hashable:
     if module is None:
         return None
-    torchs = type(module).__module__.startswith("torch.")  # whose buffers are statistics and no settings
+    # Buffers of torch's own layers are statistics and no settings.
+    torchs = type(module).__module__.startswith("torch.")
     tensors = module._parameters if torchs else {**module._parameters, **module._buffers}
     settings = [(name, value) for name, value in vars(module).items() if name not in _NO_SETTINGS]
     return tuple([(name, _by_value(value)) for name, value in (*settings, *tensors.items())])
@@ -118,12 +119,12 @@ def _flax_settings(module: Any) -> Hashable:
 
 
 def _by_value(value: Any, depth: int = 0) -> Hashable:
-    """Something equal for equal settings; for what cannot be compared by value, the object's identity."""
+    """A key that is equal for equal settings; the object's identity if it cannot be compared by value."""
     if isinstance(value, _PLAIN):
         return (type(value), value)
     if isinstance(value, torch.Tensor):
         return _of_tensor(value)
-    if isinstance(value, weakref.ref):  # a weight that a recurrent layer holds once more
+    if isinstance(value, weakref.ref):  # a recurrent layer holds its weights a second time
         return _by_value(value())
     plain = type(value) in _CONTAINERS or isinstance(value, tuple)
     if plain and len(value) <= _MOST_ENTRIES and depth < _DEEPEST:
@@ -136,11 +137,11 @@ def _by_value(value: Any, depth: int = 0) -> Hashable:
 
 
 def _of_tensor(tensor: torch.Tensor) -> Hashable:
-    """A parameter's values are trained; any others may be a setting."""
+    """The key of a tensor. Values count unless it is a parameter, since they may be a setting."""
     outside = (type(tensor), tensor.shape, tensor.dtype, tensor.requires_grad)
     if isinstance(tensor, nn.Parameter):
         return outside
-    # Values are read of plain tensors alone: of others that may wait for a device or a network.
+    # Only values of plain tensors are read: others may wait for a device or a network.
     plain = type(tensor) is torch.Tensor and tensor.is_cpu and tensor.layout is torch.strided
     if not plain or tensor.is_quantized or tensor.numel() > _MOST_ENTRIES:
         return id(tensor)

@@ -1,7 +1,7 @@
-"""One torch layer beside one Flax scope: apply a rule, get moves and faults.
+"""Binds one torch layer to one Flax scope: applies a rule, and gives moves and faults.
 
-Owns what a `Move` is. Decides nothing about which layer belongs to which scope (``_matcher`` does), and moves
-no values: shapes come from meta tensors.
+Owns `Move`. Does not decide which layer belongs to which scope (``_matcher`` does), and moves no values:
+shapes come from meta tensors.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,9 +21,9 @@ from ..trees import (
     FlaxNode,
     TorchLeaf,
     TorchNode,
-    lies_by_its_name,
-    taken_for_granted,
-    taken_for_granted_in_flax,
+    flax_assumptions,
+    square_leaf_assumption,
+    torch_assumptions,
 )
 
 __all__ = [
@@ -34,13 +34,13 @@ __all__ = [
     "bind_raw",
     "is_square",
     "misfit",
-    "missing",
-    "missing_of",
-    "unexpected",
+    "missing_fault",
+    "missing_faults",
+    "unexpected_fault",
 ]
 
 RAW = "raw tensor"
-"""The rule of a parameter or buffer that a module holds itself."""
+"""The rule name of a parameter or buffer outside a layer with a rule."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Move:
     Attributes:
         torch_keys: Keys of the caller's ``state_dict``.
         flax_paths: Paths of the template, with the collection in front for linen.
-        layout: How the one lies in the other.
-        rule: The name of the rule that says so.
+        layout: How the torch tensors lie in the Flax leaves.
+        rule: The name of the rule that gave the layout.
         layer: The class of the layer, or the rule's name where no class is known.
-        note: What a reader of the plan must know.
+        note: A remark for the reader of the plan.
     """
 
     torch_keys: tuple[str, ...]
@@ -65,15 +65,15 @@ class Move:
 
 
 class Match(NamedTuple):
-    """What one pair, or one pair of subtrees, comes to.
+    """The result of matching two nodes or two subtrees.
 
     Attributes:
         moves: What crosses.
-        keeps: Keys of torch tensors that have no image in Flax by their rule.
+        keeps: Keys of torch tensors that stay in torch by their rule.
         faults: What does not fit.
-        notes: What was concluded and a reader may want to check.
-        layers: The modules that belong together: torch path and Flax path.
-        assumed: What was concluded from less than names, classes and shapes: about what, and what.
+        notes: Conclusions that a reader may want to check.
+        layers: The modules that were paired, as torch path and Flax path.
+        assumed: Conclusions that names, classes and shapes do not prove, as pairs: the layer, and the text.
     """
 
     moves: tuple[Move, ...] = ()
@@ -85,12 +85,12 @@ class Match(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether everything has its place."""
+        """Whether there are no faults."""
         return not self.faults
 
     @classmethod
     def of(cls, parts: Sequence["Match"]) -> "Match":
-        """All of several matches, in their order."""
+        """Several matches as one, in their order."""
         return cls(
             tuple([move for part in parts for move in part.moves]),
             tuple([key for part in parts for key in part.keeps]),
@@ -102,7 +102,7 @@ class Match(NamedTuple):
 
 
 def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
-    """Apply one rule to one layer and one scope; every tensor and leaf below them is accounted for."""
+    """Apply a rule to a layer and a scope. Every tensor and leaf below them gets a move, a fault or stays."""
     ours, theirs = torch_node.flat(), flax_node.flat()
     moved = torch_node.moved
     layer = Layer(
@@ -118,7 +118,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     )
     try:
         entries = rule.entries_for(layer)
-    except (KeyError, ValueError) as err:  # how a rule says that this layer is not for it
+    except (KeyError, ValueError) as err:  # the rule does not apply to this layer
         reason = f"it has no tensor {err}" if isinstance(err, KeyError) else str(err)
         reason = reason.replace("<path>", f'"{join_path(torch_node.origin)}"')
         message = f"{torch_node.where} does not fit {flax_node.where}: {reason}"
@@ -126,12 +126,12 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
     of_class = torch_node.kind.__name__ if torch_node.kind else rule.name
     moves: list[Move] = []
     faults: list[Fault] = []
-    doubts = *taken_for_granted(rule, torch_node), *taken_for_granted_in_flax(rule, torch_node, flax_node)
-    assumed = [(torch_node.where, words) for words in doubts]
+    assumptions = *torch_assumptions(rule, torch_node), *flax_assumptions(rule, torch_node, flax_node)
+    assumed = [(torch_node.where, words) for words in assumptions]
     for entry in entries:
         names, places = entry.torch_names, entry.flax_paths
         if moved and names and all(name in moved for name in names):
-            continue  # bound where it was renamed to
+            continue  # bound at the place of its new name
         torch_leaves = [ours.pop(name) for name in names if name in ours]
         flax_leaves = [theirs.pop(path) for path in places if path in theirs]
         if len(torch_leaves) < len(names) or len(flax_leaves) < len(places):
@@ -146,7 +146,7 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if entry.assumed:
             assumed.append((torch_node.where, entry.assumed))
         square = not isinstance(entry.layout, Identity) and is_square(torch_leaves, flax_leaves)
-        if square and (words := lies_by_its_name(rule, torch_node, flax_node, entry.flax_paths[0])):
+        if square and (words := square_leaf_assumption(rule, torch_node, flax_node, entry.flax_paths[0])):
             assumed.append((torch_node.where, words))
         moves.append(
             Move(
@@ -168,25 +168,25 @@ def bind(rule: Rule, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
 
 
 def bind_raw(torch_node: TorchNode, ours: dict[str, TorchLeaf], theirs: dict[str, FlaxLeaf]) -> Match:
-    """Parameters and buffers that a module holds itself: the same name, the same shape, as they are."""
+    """Match parameters and buffers outside of layers with a rule: the same name, shape and layout."""
     moves: list[Move] = []
     faults: list[Fault] = []
     for name, leaf in ours.items():
         place = theirs.get(name)
         if place is None or leaf.owners:
-            faults.append(unexpected(leaf, torch_node))
+            faults.append(unexpected_fault(leaf, torch_node))
             continue
         fault = misfit(Entry(name, name, collection=place.collection), torch_node, [leaf], [place])
         if fault is None:
             moves.append(Move((leaf.key,), (place.path,), Identity(), RAW, RAW))
         else:
             faults.append(fault)
-    faults += missing_of(leaf for name, leaf in theirs.items() if name not in ours)
+    faults += missing_faults(leaf for name, leaf in theirs.items() if name not in ours)
     return Match(tuple(moves), faults=tuple(faults))
 
 
-def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
-    """A torch tensor without place."""
+def unexpected_fault(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
+    """The fault of a torch tensor without a place."""
     shape = tuple(leaf.meta.shape)
     if node.moved and not why:
         why = (
@@ -202,7 +202,7 @@ def unexpected(leaf: TorchLeaf, node: TorchNode, why: str = "") -> Fault:
 
 
 def _like(constant: Constant, torch_node: TorchNode, leaf: FlaxLeaf) -> Constant:
-    """The constant with the shape of its leaf and the dtype of the layer, where it does not say them."""
+    """The constant, completed with the shape of its leaf and the dtype of the layer."""
     dtypes = (one.meta.dtype for one in torch_node.flat().values() if one.meta.dtype.is_floating_point)
     return replace(
         constant,
@@ -211,13 +211,13 @@ def _like(constant: Constant, torch_node: TorchNode, leaf: FlaxLeaf) -> Constant
     )
 
 
-def missing_of(leaves: Iterable[FlaxLeaf]) -> list[Fault]:
-    """A fault for each leaf without source that needs one."""
-    return [missing(leaf) for leaf in leaves if not leaf.optional]
+def missing_faults(leaves: Iterable[FlaxLeaf]) -> list[Fault]:
+    """A fault for each leaf that needs a source and has none."""
+    return [missing_fault(leaf) for leaf in leaves if not leaf.optional]
 
 
-def missing(leaf: FlaxLeaf, why: str = "") -> Fault:
-    """A Flax leaf without source."""
+def missing_fault(leaf: FlaxLeaf, why: str = "") -> Fault:
+    """The fault of a Flax leaf without a source."""
     path = join_path(leaf.path)
     return Fault("missing", f"nothing on the torch side fills {leaf.shape} {leaf.dtype}{why}", path, path)
 
@@ -229,7 +229,7 @@ def _one_sided(
     torch_leaves: list[TorchLeaf],
     flax_leaves: list[FlaxLeaf],
 ) -> Iterable[Fault]:
-    """Faults for an entry of which one side, or both, is not wholly there."""
+    """The faults of an entry whose tensors or leaves are not all there."""
     if not torch_leaves and not flax_leaves:
         if not entry.optional:
             ours = f"{torch_node.where} has no '{entry.torch_names[0]}', and " if entry.torch_names else ""
@@ -238,15 +238,15 @@ def _one_sided(
         return
     wanted = "', '".join(join_path(path) for path in entry.flax_paths)
     for leaf in torch_leaves:
-        yield unexpected(leaf, torch_node, f": {flax_node.where} has no '{wanted}'")
+        yield unexpected_fault(leaf, torch_node, f": {flax_node.where} has no '{wanted}'")
     for place in (leaf for leaf in flax_leaves if not leaf.optional):
-        yield missing(place, f": {torch_node.where} has no '{entry.torch_names[0]}'")
+        yield missing_fault(place, f": {torch_node.where} has no '{entry.torch_names[0]}'")
 
 
 def misfit(
     entry: Entry, torch_node: TorchNode, torch_leaves: list[TorchLeaf], flax_leaves: list[FlaxLeaf]
 ) -> Fault | None:
-    """Why the tensors, laid out as the entry says, are not the leaves; None when they are."""
+    """The fault of tensors that do not become the leaves in the entry's layout; None if they do."""
     collection = entry.collection
     for leaf in flax_leaves if collection else ():
         if leaf.collection not in ("", collection):
@@ -273,14 +273,14 @@ def misfit(
 
 
 def is_square(torch_leaves: Sequence[TorchLeaf], flax_leaves: Sequence[FlaxLeaf]) -> bool:
-    """Whether one tensor, or its matrix, has the same shape on both sides, which says nothing about its layout."""
+    """Whether a tensor, or its matrix, has the same shape on both sides, so that shapes do not show its layout."""
     ours = [tuple(leaf.meta.shape) for leaf in torch_leaves]
     theirs = [leaf.shape for leaf in flax_leaves]
-    heads = len(ours) == len(theirs) == 1 and len(theirs[0]) > 2  # of a matrix with as many inputs as outputs
+    heads = len(ours) == len(theirs) == 1 and len(theirs[0]) > 2  # for a square matrix
     return ours == theirs or (heads and len(ours[0]) == 2 and ours[0][0] == ours[0][1])
 
 
 @lru_cache(maxsize=4096)
 def _shapes(layout: Layout, metas: tuple[torch.Tensor, ...]) -> tuple[tuple[int, ...], ...]:
-    """The shapes that a layout gives. Equal layers share their meta tensors, so they share this too."""
+    """The shapes that a layout gives. Cached: equal layers share their meta tensors."""
     return tuple(tuple(tensor.shape) for tensor in layout.forward(metas))

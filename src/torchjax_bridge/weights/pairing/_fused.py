@@ -1,8 +1,8 @@
-"""Layers that one side keeps as one: matched as if they were apart, and moved as one.
+"""Layers that one side keeps as one (`Fused`): matched as separate layers, moved as one tensor.
 
-A `Fused` of the caller's says which layers they are and in which order their rows come. Each part is then a dense
-layer of its own for the matching, with a tensor that no one sees; the moves of all parts are one move of the
-tensors that are there. Where nothing is said, ``_rows_asked`` asks.
+The caller's `Fused` names the layers and the order of their rows. For the matching, each part is a dense
+layer of its own with a virtual tensor. The moves of all parts then become one move of the real tensors.
+Without a `Fused`, ``_row_questions`` asks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,11 +26,11 @@ __all__ = ["rows_of", "split_fused"]
 Bind = Callable[[TorchNode, FlaxNode], Match]
 
 
-class _Join(NamedTuple):
-    """Tensors that are there, and those that the matching sees in their place."""
+class _FusedTensors(NamedTuple):
+    """Real tensors, and the virtual tensors that stand for them in the matching."""
 
     keys: tuple[str, ...]
-    seen: tuple[str, ...]
+    virtual: tuple[str, ...]
     layout: Layout
 
 
@@ -51,64 +51,64 @@ class _Layer:
 
 
 def split_fused(torch_node: TorchNode, flax_node: FlaxNode, bind: Bind) -> tuple[Match, TorchNode, FlaxNode]:
-    """Match what the caller said to be fused, and give the two nodes without it.
+    """Match the fused layers of a module; returns the two nodes without them.
 
     Args:
-        torch_node: A module of which a `Fused` speaks.
+        torch_node: A module with `Fused` rules.
         flax_node: Its partner.
         bind: Matches one layer with one scope.
     """
     parts: list[Match] = [Match(layers=((torch_node.origin, flax_node.path),))]
     ours, theirs = replace(torch_node, fused=()), flax_node
-    for said in torch_node.fused:
+    for fused in torch_node.fused:
         try:
-            pairs, joins = _apart(said, torch_node, flax_node)
+            pairs, joins = _parts_to_match(fused, torch_node, flax_node)
         except ValueError as err:
-            fault = Fault("rules", f"{said}: {err}", said.module)
+            fault = Fault("rules", f"{fused}: {err}", fused.module)
             return Match(faults=(fault,)), TorchNode(()), FlaxNode(())
         matches = [bind(part, scope) for part, scope in pairs]
-        found = _joined(Match.of(matches), joins)
-        # What is one layer in Flax alone gives what no layer of torch gives: there is nothing to compare.
-        parts.append(found if isinstance(said.torch, str) else found._replace(layers=()))
-        for name in _several(said.torch):
+        found = _moves_of_real_tensors(Match.of(matches), joins)
+        # A layer that is fused in Flax alone has no torch layer with the same output to compare with.
+        parts.append(found if isinstance(fused.torch, str) else found._replace(layers=()))
+        for name in _as_tuple(fused.torch):
             ours = _without_layer(ours, name)
-        for name in _several(said.flax):
+        for name in _as_tuple(fused.flax):
             theirs = _without_scope(theirs, split_path(name))
     return Match.of(parts), ours, theirs
 
 
-def _apart(
-    said: Fused, torch_node: TorchNode, flax_node: FlaxNode
-) -> tuple[list[tuple[TorchNode, FlaxNode]], list[_Join]]:
-    """The pairs to match, and what they stand for."""
-    scopes = [_scope(flax_node, name) for name in _several(said.flax)]
-    layers = [_layer(torch_node, name) for name in _several(said.torch)]
-    turns = said.heads or 1
-    if isinstance(said.torch, str):
+def _parts_to_match(
+    fused: Fused, torch_node: TorchNode, flax_node: FlaxNode
+) -> tuple[list[tuple[TorchNode, FlaxNode]], list[_FusedTensors]]:
+    """The pairs to match, and the real tensors that they stand for."""
+    scopes = [_scope(flax_node, name) for name in _as_tuple(fused.flax)]
+    layers = [_layer(torch_node, name) for name in _as_tuple(fused.torch)]
+    heads = fused.heads or 1
+    if isinstance(fused.torch, str):
         sizes, columns = _sizes(layers[0], scopes)
-        rows = _in_turns(sizes, turns, columns)
+        rows = _rows(sizes, heads, columns)
         parts, joins = _split(layers[0], rows)
     else:
         _refuse_unequal(layers)
-        rows = _in_turns(tuple(layer.weight.meta.shape[0] for layer in layers), turns)
-        parts, joins = _together(layers, rows)
+        rows = _rows(tuple(layer.weight.meta.shape[0] for layer in layers), heads)
+        parts, joins = _concatenated(layers, rows)
     pairs = [(replace(part, path=scope.path), scope) for part, scope in zip(parts, scopes, strict=True)]
     return pairs, joins
 
 
-def _in_turns(sizes: tuple[int, ...], turns: int, columns: bool = False) -> Rows:
-    if any(size % turns for size in sizes):
-        raise ValueError(f"{' and '.join(map(str, sizes))} rows do not divide into {turns} heads")
-    return Rows(sizes, turns, columns)
+def _rows(sizes: tuple[int, ...], heads: int, columns: bool = False) -> Rows:
+    if any(size % heads for size in sizes):
+        raise ValueError(f"{' and '.join(map(str, sizes))} rows do not divide into {heads} heads")
+    return Rows(sizes, heads, columns)
 
 
-def _joined(match: Match, joins: Sequence[_Join]) -> Match:
-    """The moves of the parts as moves of the tensors that are there."""
+def _moves_of_real_tensors(match: Match, joins: Sequence[_FusedTensors]) -> Match:
+    """The moves of the virtual tensors as moves of the real tensors."""
     by_key = {move.torch_keys: move for move in match.moves}
     moves = []
     for join in joins:
-        parts = [by_key[key,] for key in join.seen if (key,) in by_key]
-        if len(parts) == len(join.seen):
+        parts = [by_key[key,] for key in join.virtual if (key,) in by_key]
+        if len(parts) == len(join.virtual):
             layouts = tuple(part.layout for part in parts)
             paths = tuple(path for part in parts for path in part.flax_paths)
             layout = then(join.layout, layouts[0] if len(layouts) == 1 else _side_by_side(layouts))
@@ -144,7 +144,7 @@ def _layer(parent: TorchNode, name: str) -> _Layer:
 
 
 def _sizes(layer: _Layer, scopes: Sequence[FlaxNode]) -> tuple[tuple[int, ...], bool]:
-    """How many rows are each scope's, and whether they are columns: what the kernels in Flax fit."""
+    """The number of rows of each scope, and whether they are columns: whichever the Flax kernels fit."""
     shape = tuple(layer.weight.meta.shape)
     found = []
     for columns in (False, True):
@@ -168,8 +168,8 @@ def _sizes(layer: _Layer, scopes: Sequence[FlaxNode]) -> tuple[tuple[int, ...], 
     raise ValueError(f"the weight {shape} of {where} does not hold the rows of {kernels}")
 
 
-def _split(layer: _Layer, rows: Rows) -> tuple[list[TorchNode], list[_Join]]:
-    """A layer as the several that it holds."""
+def _split(layer: _Layer, rows: Rows) -> tuple[list[TorchNode], list[_FusedTensors]]:
+    """Split a fused torch layer into virtual layers."""
     joins, parts = [], []
     count = len(rows.sizes)
     metas = {name: part.forward((leaf.meta,)) for name, leaf, part in _each(layer, rows)}
@@ -178,10 +178,10 @@ def _split(layer: _Layer, rows: Rows) -> tuple[list[TorchNode], list[_Join]]:
             name: TorchLeaf(f"{leaf.key}[{place}]", metas[name][place], metas[name][place])
             for name, leaf in layer.leaves.items()
         }
-        parts.append(_dense(layer.node, leaves))
+        parts.append(_virtual_layer(layer.node, leaves))
     for name, leaf, part in _each(layer, rows):
-        seen = tuple(one.leaves[name].key for one in parts)
-        joins.append(_Join((leaf.key,), seen, part if count > 1 or part.columns else Identity()))
+        virtual = tuple(one.leaves[name].key for one in parts)
+        joins.append(_FusedTensors((leaf.key,), virtual, part if count > 1 or part.columns else Identity()))
     return parts, joins
 
 
@@ -190,8 +190,8 @@ def _each(layer: _Layer, rows: Rows) -> Iterable[tuple[str, TorchLeaf, Rows]]:
         yield name, leaf, replace(rows, columns=rows.columns and leaf.meta.ndim > 1)
 
 
-def _together(layers: Sequence[_Layer], rows: Rows) -> tuple[list[TorchNode], list[_Join]]:
-    """Several layers as the one that they are in Flax."""
+def _concatenated(layers: Sequence[_Layer], rows: Rows) -> tuple[list[TorchNode], list[_FusedTensors]]:
+    """Join several torch layers into one virtual layer."""
     leaves, joins = {}, []
     for name in layers[0].leaves:
         given = [layer.leaves[name] for layer in layers]
@@ -199,8 +199,8 @@ def _together(layers: Sequence[_Layer], rows: Rows) -> tuple[list[TorchNode], li
         key, layout = " + ".join(keys), Inverse(rows)
         (meta,) = layout.forward([leaf.meta for leaf in given])
         leaves[name] = TorchLeaf(key, meta, meta)
-        joins.append(_Join(keys, (key,), layout))
-    return [_dense(layers[0].node, leaves)], joins
+        joins.append(_FusedTensors(keys, (key,), layout))
+    return [_virtual_layer(layers[0].node, leaves)], joins
 
 
 def _refuse_unequal(layers: Sequence[_Layer]) -> None:
@@ -220,8 +220,8 @@ def _refuse_unequal(layers: Sequence[_Layer]) -> None:
             raise ValueError(f"{first.node.where} and {other.node.where} take inputs of different widths")
 
 
-def _dense(node: TorchNode, leaves: dict[str, TorchLeaf]) -> TorchNode:
-    """A dense layer that stands for a part of a layer, or for several; the order of its rows is said."""
+def _virtual_layer(node: TorchNode, leaves: dict[str, TorchLeaf]) -> TorchNode:
+    """A virtual dense layer for a part of a layer, or for several layers. The order of its rows is declared."""
     linear = node.kind is not None and issubclass(node.kind, nn.Linear)
     return TorchNode(
         node.path,
@@ -247,7 +247,7 @@ def _without_layer(node: TorchNode, name: str) -> TorchNode:
     if not packed & node.leaves.keys():
         return node
     leaves = {one: leaf for one, leaf in node.leaves.items() if one not in packed}
-    return replace(node, leaves=leaves, kind=None, module=None)  # no longer what its class says
+    return replace(node, leaves=leaves, kind=None, module=None)  # no longer complete for its class
 
 
 # --- the Flax side --------------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def _kernel(scope: FlaxNode) -> tuple[int, ...]:
 
 
 def rows_of(scope: FlaxNode, width: int) -> int | None:
-    """How many rows a layer of this width has that fills a scope; None where no layer of this width does."""
+    """The number of rows of a layer of this width that fills a scope; None if no such layer fits."""
     kernel = _kernel(scope)
     rows, rest = divmod(prod(kernel), width) if width else (0, 0)
     bias: FlaxLeaf | None = scope.leaves.get("bias")
@@ -288,5 +288,5 @@ def rows_of(scope: FlaxNode, width: int) -> int | None:
     return rows
 
 
-def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
+def _as_tuple(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names

@@ -1,11 +1,11 @@
-"""Structural matching: which torch layer is which Flax scope.
+"""Structural matching: finds the Flax scope of each torch layer.
 
-Both sides are trees, and the walk goes down the two together: a layer with a rule is bound to its scope, a
-module without one hands its own tensors over by name and its children to ``_siblings``, which pairs them. A bare
-``state_dict`` names no classes: there every rule that the names allow is tried, and they must agree. Equal torch
-layers that stand beside one scope with a leading axis are a scan over layers.
+Walks both trees together. A layer with a rule is bound to its scope. A module without one matches its own
+tensors by name, and ``_siblings`` pairs its children. A bare ``state_dict`` names no classes: each rule that
+the names of the tensors allow is tried, and all that fit must agree. Equal torch layers beside one scope with
+a leading axis are a scan over layers.
 
-Guesses nothing: a layer with two answers is a fault that says how to settle it.
+Guesses nothing: a layer with two answers becomes a fault that says how to settle it.
 """
 
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from ..layouts import Stack
 from ..rules import LOOKALIKES, PARTS, Rule
 from ..trees import FlaxLeaf, FlaxNode, TorchLeaf, TorchNode
 from ._alike import Structures
-from ._bind import Match, Move, bind, bind_raw, missing_of, unexpected
-from ._class_doubts import which_class
+from ._bind import Match, Move, bind, bind_raw, missing_faults, unexpected_fault
+from ._class_questions import class_fault
+from ._custom_layers import custom_layer_fault, is_torch_layer, no_rule_fault
 from ._fused import split_fused
-from ._own_layers import computes, no_rule, own_layer
-from ._renamed import Law, split_off
-from ._rows_asked import ask_about_rows
+from ._renamed import OwnerRules, split_off
+from ._row_questions import ask_about_rows
 from ._siblings import pair_children, with_loose_cells
 
 __all__ = ["Matcher"]
@@ -45,41 +45,41 @@ class Matcher:
             for kind in rule.types:
                 self._by_class.setdefault(kind, []).append(rule)
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
-        self._any_moved: bool | None = None
-        self._seen: dict[tuple[int, int], Match] = {}
-        self._alive: list[FlaxNode | TorchNode] = []  # the made-up nodes whose ids are keys above
+        self._any_renamed: bool | None = None
+        self._matches: dict[tuple[int, int], Match] = {}
+        self._kept_alive: list[FlaxNode | TorchNode] = []  # the ids of these nodes are keys above
         self._structures = Structures(lambda node: node.kind is None or self.rule_for(node) is not None)
         self._verdicts: dict[tuple[int, int], _Verdict] = {}
 
     def match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         """All moves and faults of two subtrees that belong together."""
         key = (id(torch_node), id(flax_node))
-        if key not in self._seen:
-            self._alive.append(flax_node)
-            self._seen[key] = self._match(torch_node, flax_node)
-        return self._seen[key]
+        if key not in self._matches:
+            self._kept_alive.append(flax_node)
+            self._matches[key] = self._match(torch_node, flax_node)
+        return self._matches[key]
 
     def _match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if torch_node.fused:
             fused, ours, theirs = split_fused(torch_node, flax_node, self.match)
-            self._alive += [ours, theirs]
+            self._kept_alive += [ours, theirs]
             return fused if ours.empty and theirs.empty else Match.of((fused, self.match(ours, theirs)))
-        if self._any_moved is None:
-            self._any_moved = bool(torch_node.moved)  # the root, where a walk begins, knows of them all
-        if not self._any_moved:
+        if self._any_renamed is None:
+            self._any_renamed = bool(torch_node.moved)  # the walk begins at the root, which knows all of them
+        if not self._any_renamed:
             return self._match_own(torch_node, flax_node)
         deep = self.rule_for(torch_node) is not None
         leaves = torch_node.flat() if deep else torch_node.leaves
         if not any(leaf.owners for leaf in leaves.values()):
             return self._match_own(torch_node, flax_node)
-        moved, ours, theirs = split_off(torch_node, flax_node, self._laws, which_class, deep=deep)
-        self._alive += [ours, theirs]
+        moved, ours, theirs = split_off(torch_node, flax_node, self._owner_rules, class_fault, deep=deep)
+        self._kept_alive += [ours, theirs]
         if ours.empty and theirs.empty:
             return moved
         return Match.of((moved, self._match_own(ours, theirs)))
 
-    def _laws(self, leaf: TorchLeaf, scope: FlaxNode) -> list[Law]:
-        """The layers that a tensor belongs to, with their rules, where its new scope can be such a layer's."""
+    def _owner_rules(self, leaf: TorchLeaf, scope: FlaxNode) -> list[OwnerRules]:
+        """The layers that hold a tensor, with the rules for them that fit its new scope."""
         found = []
         for owner, name in leaf.owners:
             if owner.kind is None:
@@ -90,14 +90,14 @@ class Matcher:
                 rules = [] if rule is None else [rule]
                 fitting = [rule for rule in rules if self._can_fill(rule, scope) or scope.kind in PARTS]
             if rules:
-                found.append(Law(owner, name, fitting))
+                found.append(OwnerRules(owner, name, fitting))
         return found
 
     def _match_own(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if torch_node.kind is not None:
             rule = self.rule_for(torch_node)
             found = (
-                self._inside(torch_node, flax_node)
+                self._by_structure(torch_node, flax_node)
                 if rule is None
                 else self._typed(rule, torch_node, flax_node)
             )
@@ -112,7 +112,7 @@ class Matcher:
     # --- one layer -----------------------------------------------------------------------------------
 
     def rule_for(self, node: TorchNode) -> Rule | None:
-        """The rule of a layer of known class: its own, or its nearest ancestor's."""
+        """The rule for a layer's class, or for its nearest base class."""
         if node.kind is None:
             return None
         for kind in node.kind.__mro__:
@@ -128,12 +128,12 @@ class Matcher:
         return bind(rule, torch_node, flax_node)
 
     def _can_fill(self, rule: Rule, flax_node: FlaxNode) -> bool:
-        """Whether the class of a scope, where it is one that rules speak of, is among those of this rule."""
+        """Whether this rule may fill the scope: its class is one of the rule's, or of no rule's."""
         kind = flax_node.kind
         return not rule.flax_types or kind not in self._flax_types or kind in rule.flax_types
 
     def _rules_by_names(self, torch_node: TorchNode, flax_node: FlaxNode) -> list[Rule]:
-        """The rules that the names of a layer of a bare ``state_dict`` allow."""
+        """The rules that the tensor names of a layer of a bare ``state_dict`` allow."""
         names = torch_node.names()
         rules = [rule for rule in self._rules if rule.may_be(names)]
         if flax_node.kind in self._flax_types:
@@ -141,7 +141,7 @@ class Matcher:
         return rules + [rule for rule in LOOKALIKES if rule.may_be(names)] if rules else rules
 
     def _untyped(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
-        """A node of a bare ``state_dict``: every rule that its names allow, if they agree."""
+        """Match a node of a bare ``state_dict`` by every rule that its names allow, if they agree."""
         rules = self._rules_by_names(torch_node, flax_node)
         tried = [(rule, bind(rule, torch_node, flax_node)) for rule in rules]
         fits = {
@@ -152,21 +152,21 @@ class Matcher:
         if len(fits) == 1:
             return next(iter(fits.values()))[1]
         if fits:
-            return Match(faults=(which_class(torch_node, [rule for rule, _ in fits.values()]),))
-        inside = self._inside(torch_node, flax_node)
+            return Match(faults=(class_fault(torch_node, [rule for rule, _ in fits.values()]),))
+        inside = self._by_structure(torch_node, flax_node)
         return min([inside, *(match for _, match in tried)], key=lambda match: len(match.faults))
 
-    # --- a module and what is in it --------------------------------------------------------------------
+    # --- a module and its children --------------------------------------------------------------------
 
-    def _inside(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
-        """A module without a rule: its own tensors by name, its children by structure."""
-        torch_node = _emptied(torch_node, flax_node)
-        self._alive.append(torch_node)
+    def _by_structure(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
+        """Match a module without a rule: its own tensors by name, its children by structure."""
+        torch_node = _with_parameter_lists_inlined(torch_node, flax_node)
+        self._kept_alive.append(torch_node)
         own = bind_raw(torch_node, dict(torch_node.leaves), dict(flax_node.leaves))
-        if own.faults and (fault := own_layer(torch_node, flax_node)) is not None:
+        if own.faults and (fault := custom_layer_fault(torch_node, flax_node)) is not None:
             return Match(faults=(fault,))
-        if own.faults and torch_node.leaves and computes(torch_node.kind):
-            return Match(faults=(no_rule(torch_node),))
+        if own.faults and torch_node.leaves and is_torch_layer(torch_node.kind):
+            return Match(faults=(no_rule_fault(torch_node),))
         kept = {
             name: child
             for name, child in torch_node.children.items()
@@ -175,7 +175,7 @@ class Matcher:
         if kept:
             left = {name: child for name, child in torch_node.children.items() if name not in kept}
             torch_node = replace(torch_node, children=left)
-            self._alive.append(torch_node)
+            self._kept_alive.append(torch_node)
         paired = pair_children(torch_node, flax_node, self._fits, self._opens, self._may_fit)
         paired = with_loose_cells(paired, flax_node)
         pair = (torch_node.origin, flax_node.path)
@@ -186,14 +186,14 @@ class Matcher:
         keeps = tuple(leaf.key for node in stay for leaf in node.flat().values())
         asked, torch_left, flax_left = ask_about_rows(torch_node, flax_node, torch_left, paired.flax_left)
         why = self._why(torch_left, flax_left)
-        lost = [unexpected(leaf, node) for node in torch_left for leaf in node.flat().values()]
+        lost = [unexpected_fault(leaf, node) for node in torch_left for leaf in node.flat().values()]
         lost[:1] = [replace(fault, message=fault.message + why) for fault in lost[:1]]
-        unknown = [no_rule(node) for node in torch_left if self._has_no_rule(node)]
-        empty = missing_of(leaf for node in flax_left for leaf in node.flat().values())
+        unknown = [no_rule_fault(node) for node in torch_left if self._has_no_rule(node)]
+        empty = missing_faults(leaf for node in flax_left for leaf in node.flat().values())
         return Match.of((own, here, *below, Match(keeps=keeps, faults=(*asked, *unknown, *lost, *empty))))
 
     def _stays(self, node: TorchNode) -> bool:
-        """Whether rules keep all tensors of a layer in torch, so that it needs no scope."""
+        """Whether rules keep all of a layer's tensors in torch, so that it needs no scope."""
         if node.empty:
             return False
         if (rule := self.rule_for(node)) is not None:
@@ -202,51 +202,51 @@ class Matcher:
         return not node.leaves and all(self._stays(child) for child in parts)
 
     def _why(self, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
-        """Why the only layer that is left does not fit the only scope that is left."""
+        """Why the only remaining layer does not fit the only remaining scope; else empty."""
         if len(ours) != 1 or len(theirs) != 1:
             return ""
         faults = self.match(ours[0], theirs[0]).faults
         return next((f"; {fault.message}" for fault in faults if fault.kind == "mismatch"), "")
 
     def _has_no_rule(self, node: TorchNode) -> bool:
-        return not node.empty and computes(node.kind) and self.rule_for(node) is None
+        return not node.empty and is_torch_layer(node.kind) and self.rule_for(node) is None
 
     def _fits(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
         return self._verdict(torch_node, flax_node).fits
 
     def _may_fit(self, torch_node: TorchNode, flax_node: FlaxNode) -> bool:
-        """Whether nothing but doubts stands against a pair."""
+        """Whether a pair has no other faults than ambiguities."""
         return self._verdict(torch_node, flax_node).may_fit
 
     def _verdict(self, torch_node: TorchNode, flax_node: FlaxNode) -> "_Verdict":
-        """What all pairs come to that are alike, so that equal blocks are not compared each with each."""
+        """Whether a pair fits. Cached by structure, so that equal blocks are not compared each with each."""
         key = (self._structures.of_torch(torch_node), self._structures.of_flax(flax_node))
         if key not in self._verdicts:
             faults = self.match(torch_node, flax_node).faults
-            doubts_alone = all(fault.kind == "ambiguous" and fault.even for fault in faults)
-            self._verdicts[key] = _Verdict(not faults, doubts_alone)
+            only_ambiguous = all(fault.kind == "ambiguous" and fault.even for fault in faults)
+            self._verdicts[key] = _Verdict(not faults, only_ambiguous)
         return self._verdicts[key]
 
     def _opens(self, node: TorchNode) -> bool:
-        """Whether a module is nothing but a holder of others."""
+        """Whether a module only holds other modules."""
         return not node.leaves and self.rule_for(node) is None
 
     # --- scanned layers --------------------------------------------------------------------------------
 
     def _stacked(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match | None:
-        """Equal torch layers that are one Flax layer with a leading axis; None when they are not."""
-        layers, leaves = _row(torch_node), _needed(flax_node)
+        """Match equal torch layers with one Flax layer with a leading axis; None if they are not that."""
+        layers, leaves = _numbered_layers(torch_node), _needed(flax_node)
         if not layers or not leaves:
             return None
         if any(leaf.shape[:1] != (len(layers),) for leaf in leaves):
             return None
         one = _slice(flax_node, len(layers))
-        self._alive.append(one)
+        self._kept_alive.append(one)
         matches = [self.match(layer, one) for layer in layers]
-        if (doubt := next((match for match in matches if not match.ok), None)) is not None:
-            # Only an ambiguity says that the layers would fit, and how.
-            kinds = {fault.kind for fault in doubt.faults}
-            return Match(faults=doubt.faults) if kinds == {"ambiguous"} else None
+        if (failed := next((match for match in matches if not match.ok), None)) is not None:
+            # An ambiguity alone means that the layers would fit.
+            kinds = {fault.kind for fault in failed.faults}
+            return Match(faults=failed.faults) if kinds == {"ambiguous"} else None
         moves = []
         for group in zip(*(match.moves for match in matches), strict=True):
             first: Move = group[0]
@@ -256,38 +256,38 @@ class Matcher:
             moves.append(replace(first, torch_keys=keys, layout=Stack(len(layers), first.layout)))
         keeps = tuple(key for match in matches for key in match.keeps)
         notes = tuple(note for match in matches for note in match.notes)
-        together = tuple(pair for match in matches for pair in match.layers)
+        layer_pairs = tuple(pair for match in matches for pair in match.layers)
         assumed = list(dict.fromkeys(one for match in matches for one in match.assumed))
         if _could_lie_otherwise([leaf.shape for leaf in leaves]):
             assumed.append((torch_node.where, _FIRST_AXIS))
-        return Match(tuple(moves), keeps, notes=notes, layers=together, assumed=tuple(assumed))
+        return Match(tuple(moves), keeps, notes=notes, layers=layer_pairs, assumed=tuple(assumed))
 
     def _axis_of_layers(self, torch_node: TorchNode, flax_node: FlaxNode) -> int | None:
-        """Another axis than the first along which equal torch layers are one Flax layer; None if there is none."""
-        layers, shapes = _row(torch_node), [leaf.shape for leaf in _needed(flax_node)]
+        """An axis other than the first along which equal torch layers are stacked; None if there is none."""
+        layers, shapes = _numbered_layers(torch_node), [leaf.shape for leaf in _needed(flax_node)]
         if not layers or not shapes:
             return None
         least = min(map(len, shapes))
         for axis in (*range(1, least), *range(-1, -least, -1)):
             if all(shape[axis] == len(layers) for shape in shapes):
                 one = _slice(flax_node, len(layers), axis)
-                self._alive.append(one)
+                self._kept_alive.append(one)
                 if all(self.match(layer, one).ok for layer in layers):
                     return axis
         return None
 
 
-def _row(torch_node: TorchNode) -> list[TorchNode]:
-    """The layers of a container that holds nothing but numbered layers."""
+def _numbered_layers(torch_node: TorchNode) -> list[TorchNode]:
+    """The layers of a container that only holds numbered layers."""
     if torch_node.leaves or not all(isinstance(name, int) for name in torch_node.children):
         return []
     return [node for node in torch_node.children.values() if not node.empty]
 
 
-def _emptied(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
-    """The module with its ``ParameterList`` or ``ParameterDict`` emptied into it, as linen has to write them.
+def _with_parameter_lists_inlined(torch_node: TorchNode, flax_node: FlaxNode) -> TorchNode:
+    """The module with the tensors of its ``ParameterList`` or ``ParameterDict`` as its own, as linen writes them.
 
-    ``scales.0`` is then a tensor ``scales_0`` of the module, where the scope has a leaf of that name.
+    ``scales.0`` becomes the module's tensor ``scales_0`` if the scope has a leaf of that name.
     """
     found: dict[str, TorchLeaf] = {}
     left: dict[str | int, TorchNode] = {}
@@ -305,7 +305,7 @@ _FIRST_AXIS = "taken to be stacked along the first axis of every leaf, and anoth
 
 
 def _could_lie_otherwise(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the axis of the layers could also be another one, which a scan's ``variable_axes`` decides."""
+    """Whether another axis could be the axis of the layers. A scan's ``variable_axes`` decides."""
     least = min(map(len, shapes))
     return any(
         all(_drop(shape, axis % len(shape)) == shape[1:] for shape in shapes)
@@ -322,7 +322,7 @@ def _needed(node: FlaxNode) -> list[FlaxLeaf]:
 
 
 def _slice(node: FlaxNode, count: int, axis: int = 0) -> FlaxNode:
-    """The node as one of its stacked layers sees it: without the axis of the layers."""
+    """The node for one of its stacked layers: without the axis of the layers."""
     return FlaxNode(
         node.path,
         node.kind,
@@ -336,7 +336,7 @@ def _slice(node: FlaxNode, count: int, axis: int = 0) -> FlaxNode:
     )
 
 
-# --- words -------------------------------------------------------------------------------------------
+# --- faults -------------------------------------------------------------------------------------------
 
 
 def _not_in_front(torch_node: TorchNode, flax_node: FlaxNode, axis: int) -> Fault:

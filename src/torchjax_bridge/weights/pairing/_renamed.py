@@ -1,8 +1,9 @@
-"""Tensors that the caller renamed on their own: where they go is said, how they lie is for their own layer's rule.
+"""Tensors that the caller renamed apart from their layer: the caller gives the place, the layer's rule the layout.
 
-``Rename("fc.weight", "head.kernel")`` takes a weight out of its layer, and with it the class that says which axes
-are which. So each such tensor knows whose it is, and this applies that layer's rule to it alone, at another place.
-What becomes one array together with other tensors cannot go alone; such a layer is renamed as a whole.
+``Rename("fc.weight", "head.kernel")`` takes a weight out of its layer, and with it the class that tells its
+layout. So each such tensor remembers its layers, and this file applies the rule of such a layer to the tensor
+alone. A tensor that becomes one array together with others cannot be renamed alone: the caller renames the
+whole layer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -17,21 +18,21 @@ from ..trees import (
     FlaxNode,
     TorchLeaf,
     TorchNode,
-    lies_by_its_name,
-    spelt,
-    taken_for_granted,
-    taken_for_granted_in_flax,
+    flax_assumptions,
+    source_name,
+    square_leaf_assumption,
+    torch_assumptions,
 )
-from ._bind import Match, Move, bind_raw, is_square, misfit, unexpected
+from ._bind import Match, Move, bind_raw, is_square, misfit, unexpected_fault
 
-__all__ = ["Law", "bind_moved", "split_off"]
+__all__ = ["OwnerRules", "bind_moved", "split_off"]
 
 
 @dataclass(frozen=True)
-class Law:
-    """What may say how a tensor lies: a layer that it belongs to, its name there, and the rules for such a layer.
+class OwnerRules:
+    """A layer that holds a tensor, the tensor's name in it, and the rules for that layer.
 
-    There are no rules where the new scope is one of a class that no rule for such a layer fills.
+    ``rules`` is empty if no rule for such a layer fills a scope of this class.
     """
 
     owner: TorchNode
@@ -39,21 +40,21 @@ class Law:
     rules: Sequence[Rule]
 
 
-Laws = Callable[[TorchLeaf, FlaxNode], Sequence[Law]]
-Ask = Callable[[TorchNode, list[Rule]], Fault]
+FindOwners = Callable[[TorchLeaf, FlaxNode], Sequence[OwnerRules]]
+AskForClass = Callable[[TorchNode, list[Rule]], Fault]
 
 
 def split_off(
-    torch_node: TorchNode, flax_node: FlaxNode, laws: Laws, ask: Ask, *, deep: bool
+    torch_node: TorchNode, flax_node: FlaxNode, owners: FindOwners, ask: AskForClass, *, deep: bool
 ) -> tuple[Match, TorchNode, FlaxNode]:
-    """Bind what was renamed into a node, and give the two nodes without it.
+    """Bind the tensors that were renamed into a node; returns the two nodes without them.
 
     Args:
         torch_node: The node that holds renamed tensors.
         flax_node: Its partner.
-        laws: Who says how a tensor lies, the outermost layer first; nobody for a parameter of no layer.
-        ask: The question which class a layer of a bare ``state_dict`` has.
-        deep: Whether the nodes are bound as one, with all that is below them.
+        owners: Gives the layers of a tensor with their rules, outermost first; none for a parameter outside layers.
+        ask: Makes the fault that asks for the class of a layer of a bare ``state_dict``.
+        deep: Whether the nodes are bound as a whole, with all nodes below them.
     """
     inside = torch_node.flat() if deep else torch_node.leaves
     parts = []
@@ -65,7 +66,7 @@ def split_off(
             continue
         path = split_path(name)
         scope = _scope(whole, path[:-1])
-        found = laws(leaf, scope)
+        found = owners(leaf, scope)
         if not found:
             own[name] = leaf._replace(owners=())
             continue
@@ -78,54 +79,56 @@ def split_off(
 
 
 def bind_moved(
-    leaf: TorchLeaf, name: str, scope: FlaxNode, laws: Sequence[Law], ask: Ask
+    leaf: TorchLeaf, name: str, scope: FlaxNode, owners: Sequence[OwnerRules], ask: AskForClass
 ) -> tuple[Match, Path | None]:
-    """Bind one renamed tensor, and say which leaf of the scope it takes.
+    """Bind one renamed tensor; returns the match and the leaf that it takes.
 
     Args:
         leaf: The tensor.
-        name: What the leaf is called, or what its layer calls the tensor.
-        scope: What holds the leaf.
-        laws: As for `split_off`, at least one.
+        name: The name of the leaf, or the tensor's name in its layer.
+        scope: The scope of the leaf.
+        owners: As for `split_off`, at least one.
         ask: As for `split_off`.
     """
     refused: list[Fault] = []
-    for law in laws:
-        if not law.rules:
-            why = f"'{leaf.key}' of {law.owner.where} cannot fill {scope.where}, a layer of another kind"
-            layer = join_path(law.owner.origin)
+    for owner_rules in owners:
+        if not owner_rules.rules:
+            why = f"'{leaf.key}' of {owner_rules.owner.where} cannot fill {scope.where}, a layer of another kind"
+            layer = join_path(owner_rules.owner.origin)
             refused.append(Fault("mismatch", f"{why}; {_whole(layer)}", layer))
-        if any(law.name in rule.keeps for rule in law.rules) and name not in scope.leaves:
+        if any(owner_rules.name in rule.keeps for rule in owner_rules.rules) and name not in scope.leaves:
             return Match(keeps=(leaf.key,)), None
-        tried = [_apply(rule, law, leaf, name, scope) for rule in law.rules]
+        tried = [_apply(rule, owner_rules, leaf, name, scope) for rule in owner_rules.rules]
         tried.sort(
             key=lambda one: leaf.meta.ndim > 1 and one[0].flax_types[:1] in _NORMS
-        )  # of a matrix: rarely
+        )  # a matrix is rarely a norm's
         fits = {entry.layout: (rule, entry, path) for rule, entry, path, _ in reversed(tried) if entry}
         if len(fits) > 1:
             options = sorted(fits.values(), key=lambda one: isinstance(one[1].layout, Identity))
-            return Match(faults=(ask(law.owner, [rule for rule, _, _ in options]),)), (name,)
+            return Match(faults=(ask(owner_rules.owner, [rule for rule, _, _ in options]),)), (name,)
         for rule, entry, path in fits.values():
-            return _match(rule, law, leaf, scope, entry, path), path
+            return _match(rule, owner_rules, leaf, scope, entry, path), path
         refused += [fault for _, _, _, fault in tried if fault is not None]
     if refused:
         return Match(faults=(refused[0],)), ((name,) if name in scope.leaves else None)
     found = bind_raw(
-        laws[-1].owner, {name: leaf._replace(owners=())}, {k: v for k, v in scope.leaves.items() if k == name}
+        owners[-1].owner,
+        {name: leaf._replace(owners=())},
+        {k: v for k, v in scope.leaves.items() if k == name},
     )
     return found, (name,) if name in scope.leaves else None
 
 
-_BUILT_IN = frozenset(map(id, RULES))  # a rule of the caller's own is the caller's word
+_BUILT_IN = frozenset(map(id, RULES))  # a caller's own rule needs no warning
 _NORMS = (("LayerNorm",), ("GroupNorm",), ("RMSNorm",), ("BatchNorm",), ("InstanceNorm",))
 _Tried = tuple[Rule, Entry | None, Path, Fault | None]
 
 
-def _apply(rule: Rule, law: Law, leaf: TorchLeaf, name: str, scope: FlaxNode) -> _Tried:
-    """The entry of a rule for this tensor and the leaf it fills; or why there is none."""
-    owner = law.owner
+def _apply(rule: Rule, owner_rules: OwnerRules, leaf: TorchLeaf, name: str, scope: FlaxNode) -> _Tried:
+    """The entry of a rule for this tensor, and the leaf that it fills; or a fault."""
+    owner = owner_rules.owner
 
-    def no(why: str) -> _Tried:
+    def refused(why: str) -> _Tried:
         path = join_path(owner.origin)
         whole = (
             f'rename the whole layer, Rename("{path}", ...), or pass a Rule that says where its tensors go'
@@ -152,30 +155,33 @@ def _apply(rule: Rule, law: Law, leaf: TorchLeaf, name: str, scope: FlaxNode) ->
     entry, why = None, ""
     for shapes in guesses:
         try:
-            entry = _entry_for(rule, replace(layer, flax=shapes), law.name)
+            entry = _entry_for(rule, replace(layer, flax=shapes), owner_rules.name)
         except (KeyError, ValueError) as err:
             why = str(err)
             continue
         why = ""
         break
     if why:
-        return no(why)
+        return refused(why)
     if entry is None:
         return rule, None, (), None
     if len(entry.torch_names) > 1 or len(entry.flax_paths) != 1:
-        together = " and ".join(f"'{one}'" for one in entry.torch_names)
-        apart = " and ".join(f"'{join_path(path)}'" for path in entry.flax_paths)
-        return no(f"by its layer's rule, {together} become {apart} together")
+        sources = " and ".join(f"'{one}'" for one in entry.torch_names)
+        targets = " and ".join(f"'{join_path(path)}'" for path in entry.flax_paths)
+        return refused(f"by its layer's rule, {sources} become {targets} together")
     (usual,) = entry.flax_paths
-    place = (name,) if given is not None else usual if name == law.name else ()
+    place = (name,) if given is not None else usual if name == owner_rules.name else ()
     there = scope.flat().get(place)
     if there is None:
-        return rule, None, (), unexpected(leaf, owner, f": {scope.where} has no '{name}'")
+        return rule, None, (), unexpected_fault(leaf, owner, f": {scope.where} has no '{name}'")
     if place != usual:
         try:
-            entry = _entry_for(rule, replace(layer, flax=theirs | {usual: there.shape}), law.name) or entry
+            entry = (
+                _entry_for(rule, replace(layer, flax=theirs | {usual: there.shape}), owner_rules.name)
+                or entry
+            )
         except (KeyError, ValueError) as err:
-            return no(str(err))
+            return refused(str(err))
         entry = replace(entry, collection=there.collection)
     fault = misfit(entry, owner, [leaf], [there])
     return (rule, entry, place, None) if fault is None else (rule, None, (), fault)
@@ -189,21 +195,23 @@ def _entry_for(rule: Rule, layer: Layer, name: str) -> Entry | None:
     return next((entry for entry in rule.entries_for(layer) if name in entry.torch_names), None)
 
 
-def _match(rule: Rule, law: Law, leaf: TorchLeaf, scope: FlaxNode, entry: Entry, path: Path) -> Match:
-    owner, there = law.owner, scope.flat()[path]
+def _match(
+    rule: Rule, owner_rules: OwnerRules, leaf: TorchLeaf, scope: FlaxNode, entry: Entry, path: Path
+) -> Match:
+    owner, there = owner_rules.owner, scope.flat()[path]
     by_its_name = path in entry.flax_paths
-    doubts: list[str] = [entry.assumed] if entry.assumed else []
+    assumptions: list[str] = [entry.assumed] if entry.assumed else []
     if by_its_name:
-        doubts += [*taken_for_granted(rule, owner), *taken_for_granted_in_flax(rule, owner, scope)]
+        assumptions += [*torch_assumptions(rule, owner), *flax_assumptions(rule, owner, scope)]
     if not isinstance(entry.layout, Identity) and is_square([leaf], [there]) and not owner.declared:
-        words = lies_by_its_name(rule, owner, scope, path) if by_its_name else None
+        words = square_leaf_assumption(rule, owner, scope, path) if by_its_name else None
         if not by_its_name and id(rule) in _BUILT_IN:
             words = (
-                f"'{law.name}' is square and renamed to '{join_path(there.path)}', a name that does not say how it "
-                f"lies: laid out by its layer's rule ({entry.layout})"
+                f"'{owner_rules.name}' is square and renamed to '{join_path(there.path)}', a name that does not "
+                f"show its layout: laid out by its layer's rule ({entry.layout})"
             )
-            words += f"; LayerType(<path>, {spelt(owner.kind)}) says that it is" if owner.kind else ""
-        doubts += [words] if words else []
+            words += f"; LayerType(<path>, {source_name(owner.kind)}) says that it is" if owner.kind else ""
+        assumptions += [words] if words else []
     move = Move(
         (leaf.key,),
         (there.path,),
@@ -213,14 +221,14 @@ def _match(rule: Rule, law: Law, leaf: TorchLeaf, scope: FlaxNode, entry: Entry,
         entry.note,
     )
     layers = ((owner.origin, scope.path),) if by_its_name else ()
-    return Match((move,), layers=layers, assumed=tuple([(owner.where, words) for words in doubts]))
+    return Match((move,), layers=layers, assumed=tuple([(owner.where, words) for words in assumptions]))
 
 
-# --- nodes without what was bound --------------------------------------------------------------------------
+# --- nodes without bound tensors --------------------------------------------------------------------------
 
 
 def _scope(node: FlaxNode, path: Path) -> FlaxNode:
-    """The node below another; an empty one where there is none."""
+    """The node at a path below another; an empty node if there is none."""
     for name in path:
         node = node.children.get(name) or FlaxNode((*node.path, name))
     return node

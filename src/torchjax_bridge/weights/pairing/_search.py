@@ -1,8 +1,9 @@
-"""The last resort of pairing siblings: whatever alone fits, by class, names below and shapes.
+"""The last resort of pairing siblings: searches for the only candidate by class, names below and shapes.
 
-Takes what has no partner by name or place, opening holders that fit nothing as a whole, until each node has the one
-partner that it could have, is refused for having several, or is left over. Equal ones are told apart by their
-numbers, which linen's automatic names and torch's containers have; ``_siblings`` says what such numbers are worth.
+Takes the nodes without a partner by name or position, and opens holders that fit nothing as a whole. In the
+end, each node has the only partner that fits, is refused for having several, or is left over. Equal nodes are
+paired by their numbers in linen's automatic names and torch's containers; ``_siblings`` says how far such
+numbers count.
 """
 
 import re
@@ -16,7 +17,16 @@ from .._report import Fault, Series
 from ..rules import Rename
 from ..trees import FlaxNode, TorchNode
 
-__all__ = ["Fits", "Name", "Opens", "Pairs", "Search", "grouped", "which_rename", "within_their_series"]
+__all__ = [
+    "Fits",
+    "Name",
+    "Opens",
+    "Pairs",
+    "UniqueFitSearch",
+    "group_by_prefix",
+    "rename_question",
+    "restrict_series",
+]
 
 _NUMBERED = re.compile(r"^(.*)_(\d+)$")
 
@@ -26,8 +36,8 @@ Fits = Callable[[TorchNode, FlaxNode], bool]
 Opens = Callable[[TorchNode], bool]
 
 
-class Search:
-    """Pairs what has no partner by name, opening holders that fit nothing as a whole."""
+class UniqueFitSearch:
+    """Pairs nodes that have no partner by name, and opens holders that fit nothing as a whole."""
 
     def __init__(
         self, fits: Fits, opens: Opens, may_fit: Fits, torch_parent: TorchNode, parent: FlaxNode
@@ -39,21 +49,21 @@ class Search:
         self.notes: list[str] = []
         self.assumed: list[tuple[str, str]] = []
         self.done: set[int] = set()
-        self._sought: set[int] = set()  # what has no partner by its name
+        self._sought: set[int] = set()  # the nodes without a partner by name
 
     def run(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> None:
-        """Pair until nothing changes any more."""
+        """Pair until nothing changes."""
         self._sought = {id(node) for one in ours for node in one.walk()}
         while ours and theirs:
-            groups = grouped({node.path[-1]: node for node in theirs}, self._parent).values()
+            groups = group_by_prefix({node.path[-1]: node for node in theirs}, self._parent).values()
             before = len(self.done)
-            # A group of one would compete with the one.
+            # A group of one would compete with its only member.
             wanted = [*theirs, *(group for group in groups if len(group.children) > 1)]
             opened_ours = [part for node in ours for part in self._open(node)]
-            last = opened_ours == ours  # nothing more can turn up on the torch side
+            last = opened_ours == ours  # no further torch nodes can appear
             self._round(ours, {id(one): [o for o in wanted if self._fits(one, o)] for one in ours}, last)
             if len(self.done) == before:
-                # What is in doubt inside would be in doubt among more candidates once it is open.
+                # An ambiguity inside a node would only grow once the node is open.
                 self._round(ours, {id(one): self._likely(one, wanted) for one in ours}, last)
             if len(self.done) == before:
                 opened_theirs = [part for node in theirs for part in _open_flax(node)]
@@ -70,12 +80,12 @@ class Search:
         return [n for n in node.children.values() if not n.empty] if self._opens(node) else [node]
 
     def _likely(self, one: TorchNode, theirs: list[FlaxNode]) -> list[FlaxNode]:
-        """The partners that a node would have, were a doubt settled: the one of its name, if that is among them."""
+        """The partners that a node may have once ambiguities are settled: the one of its name, if possible."""
         found = [other for other in theirs if self._may_fit(one, other)]
         return [other for other in found if other.path[-1] == one.path[-1]] or found
 
     def _round(self, ours: list[TorchNode], options: dict[int, list[FlaxNode]], last: bool) -> None:
-        """Settle every set of nodes that compete for the same partners, of equal numbers unless it is the last."""
+        """Settle each set of nodes that compete for the same partners. Unequal sets wait for the last round."""
         certain: Pairs = []
         numbered: list[Pairs] = []
         waiting = [one for one in ours if options[id(one)]]
@@ -98,13 +108,13 @@ class Search:
                 one, another = pairs[0], pairs[-1]
                 subject = f"{one[0].where} to {another[0].where}"
                 words = f"equal, and paired by number with {one[1].where} to {another[1].where}"
-                # One neighbour that its shape pairs in the same direction bears the others out.
-                if _line(certain, pairs):
+                # One neighbour that is paired by shape in the same direction confirms the others.
+                if _numbers_of(certain, pairs):
                     self.notes.append(f"{subject}: {words}")
                 else:
                     nested = "which is backwards if they are written as Layer()(Layer()(x))"
                     scopes = [node for _, node in pairs]
-                    which = which_rename(one[0], scopes, self._torch_parent, self._parent)
+                    which = rename_question(one[0], scopes, self._torch_parent, self._parent)
                     self.assumed.append((subject, f"{words}, {nested}; say which is which, {which}"))
             else:
                 why = ", and their numbers run the other way where shapes tell"
@@ -124,7 +134,7 @@ class Search:
         how = (
             f"if their numbers say which is which, rules=[{rename}, ...]"
             if rename
-            else f"say which is which, {which_rename(ours[0], theirs, self._torch_parent, self._parent)}"
+            else f"say which is which, {rename_question(ours[0], theirs, self._torch_parent, self._parent)}"
         )
         message = f"{left} fit {right} equally well{why}; {how}{_in_order(ours, theirs)}"
         series = self._series(ours, theirs)
@@ -133,7 +143,7 @@ class Search:
         self.done |= {id(node) for parent in theirs for node in parent.walk()}
 
     def _by_equal_numbers(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> Rename | None:
-        """The one rule for all of ``layers.0, layers.1, ...`` where Flax says ``block0, block1, ...``."""
+        """The one rename for ``layers.0, layers.1, ...`` to ``block0, block1, ...``; None if it would not do."""
         numbers = [node.path[-1] for node in ours]
         stem = str(theirs[0].path[-1]).rstrip("0123456789")
         places = {(*theirs[0].path[:-1], f"{stem}{number}") for number in numbers}
@@ -149,7 +159,7 @@ class Search:
         return Rename(join_path((*ours[0].origin[:-1], "*")), wanted)
 
     def _series(self, ours: list[TorchNode], theirs: list[FlaxNode]) -> Series | None:
-        """What a doubt has in common with that of an equal block, and the rule that speaks of all of them."""
+        """What an ambiguity shares with those of equal blocks, and the rule that settles all of them."""
         torch_parent, parent = self._torch_parent, self._parent
         numbers = [name for name in torch_parent.origin if isinstance(name, int)]
         any_place = _with_stars(parent.path, numbers) if _is_automatic(parent) else None
@@ -165,7 +175,7 @@ class Search:
 
 
 def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:
-    """The path with a ``*`` for each of these numbers, if they end segments of it in this order."""
+    """The path with a ``*`` for each of these numbers. None unless they end segments of it in this order."""
     left, found = list(numbers), []
     for name in path:
         stem = str(name).removesuffix(str(left[0])) if left else str(name)
@@ -180,7 +190,7 @@ def _with_stars(path: Path, numbers: Sequence[int]) -> Path | None:
 def _rivals(
     one: TorchNode, waiting: list[TorchNode], options: dict[int, list[FlaxNode]]
 ) -> tuple[list[TorchNode], list[FlaxNode]]:
-    """Everything that competes with a node, directly or through others, and all they could be."""
+    """All nodes that compete with a node, directly or through others, and all their candidates."""
     wanted = {id(other): other for other in options[id(one)]}
     rivals: dict[int, TorchNode] = {}
     grown = True
@@ -198,7 +208,7 @@ def _rivals(
 def _by_their_names(
     ours: list[TorchNode], theirs: list[FlaxNode], options: dict[int, list[FlaxNode]]
 ) -> Pairs:
-    """Equal candidates under different parents by their own names, if both sides have the same; else nothing."""
+    """Pairs equal candidates under different parents by their own names, if both sides have the same names."""
     named = {str(node.path[-1]): node for node in theirs}
     pairs = [(node, named.get(str(node.path[-1]))) for node in ours if isinstance(node.path[-1], str)]
     found = [(one, other) for one, other in pairs if other is not None and other in options[id(one)]]
@@ -207,7 +217,7 @@ def _by_their_names(
 
 
 def _by_number(ours: list[TorchNode], theirs: list[FlaxNode]) -> Pairs:
-    """Equal candidates by their numbers, if both sides have them; else nothing."""
+    """Pairs equal candidates by their numbers, if both sides have numbers."""
     if len(ours) != len(theirs) or len({node.path[:-1] for node in ours}) != 1:
         return []
     places = [_place(node) for node in theirs]
@@ -221,7 +231,7 @@ def _by_number(ours: list[TorchNode], theirs: list[FlaxNode]) -> Pairs:
 
 
 def _place(node: FlaxNode) -> tuple[tuple[Name, ...], int] | None:
-    """The scope and prefix of an automatic name, and its number."""
+    """The path and prefix of an automatic name, and its number; None for other names."""
     numbered = _NUMBERED.match(str(node.path[-1]))
     if numbered is None or node.kind is None:
         return None
@@ -229,12 +239,12 @@ def _place(node: FlaxNode) -> tuple[tuple[Name, ...], int] | None:
 
 
 def _runs_forward(known: Pairs, pairs: Pairs) -> bool:
-    """Whether, among all pairs of the same container and prefix, numbers rise together."""
-    return all(before[1] < after[1] for before, after in pairwise(sorted(_line(known, pairs))))
+    """Whether numbers rise together among all pairs of the same container and prefix."""
+    return all(before[1] < after[1] for before, after in pairwise(sorted(_numbers_of(known, pairs))))
 
 
-def _line(known: Pairs, pairs: Pairs) -> list[tuple[int, int]]:
-    """The numbers, on both sides, of the known pairs of the same container and prefix as ``pairs``."""
+def _numbers_of(known: Pairs, pairs: Pairs) -> list[tuple[int, int]]:
+    """The numbers on both sides of the known pairs with the container and prefix of ``pairs``."""
     container = pairs[0][0].path[:-1]
     prefix = (_place(pairs[0][1]) or ((), 0))[0]
     line = []
@@ -246,14 +256,14 @@ def _line(known: Pairs, pairs: Pairs) -> list[tuple[int, int]]:
 
 
 def _open_flax(node: FlaxNode) -> list[FlaxNode]:
-    # A WeightNorm or SpectralNorm changes the layer that it holds, so that layer does not stand for it.
+    # A WeightNorm or SpectralNorm changes its layer, so the layer cannot be paired instead.
     if node.leaves or "layer_instance" in node.children:
         return [node]
     return [child for child in node.children.values() if not child.empty]
 
 
-def grouped(theirs: dict[Name, FlaxNode], parent: FlaxNode) -> dict[str, FlaxNode]:
-    """Children named ``prefix_0``, ``prefix_1``, ... as one ordered node for every prefix."""
+def group_by_prefix(theirs: dict[Name, FlaxNode], parent: FlaxNode) -> dict[str, FlaxNode]:
+    """Children named ``prefix_0``, ``prefix_1``, ... as one ordered node for each prefix."""
     groups: dict[str, FlaxNode] = {}
     for name, node in theirs.items():
         numbered = _NUMBERED.match(name) if isinstance(name, str) else None
@@ -264,17 +274,17 @@ def grouped(theirs: dict[Name, FlaxNode], parent: FlaxNode) -> dict[str, FlaxNod
     return groups
 
 
-def which_rename(
+def rename_question(
     one: TorchNode, options: Sequence[FlaxNode], torch_parent: TorchNode, parent: FlaxNode
 ) -> str:
-    """The question which of several scopes a node is; no line that would pass for the answer when it is typed."""
+    """The `Rename` that asks which scope a node is. It has a blank, so that it is no answer as it stands."""
     above = torch_parent.path if not _is_automatic(parent) else parent.path
     places = [join_path((*above, *other.path[len(parent.path) :])) for other in options]
     return f"rules=[{_one_of(join_path(one.origin), places)}, ...]"
 
 
 def _is_automatic(node: FlaxNode) -> bool:
-    """Whether linen has given a scope its name, which torch cannot have: its path is then spelt as it is there."""
+    """Whether linen gave a scope its name. Torch cannot have such a name, so messages use the Flax path."""
     return node.module is None and node.kind is not None and not node.one_of_many
 
 
@@ -288,7 +298,7 @@ _MOST_OPTIONS = 4
 
 
 def _in_order(ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
-    """What the order of definition suggests, where both sides have kept it: names sorted may have lost it."""
+    """What the order of definition suggests, if both sides have kept it. Sorted names may have lost it."""
     names = [str(node.path[-1]) for node in theirs]
     known = all(node.module is not None for node in ours) and names != sorted(names)
     one_parent = len({node.origin[:-1] for node in ours}) == len({node.path[:-1] for node in theirs}) == 1
@@ -300,18 +310,18 @@ def _in_order(ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]) -> str:
     return f" (they are defined in the order that has {pairs}, which proves nothing)"
 
 
-def within_their_series(faults: Sequence[Fault], root: TorchNode) -> list[Fault]:
-    """The faults, without the series whose pattern also speaks of a layer that is not in doubt, or in another.
+def restrict_series(faults: Sequence[Fault], root: TorchNode) -> list[Fault]:
+    """The faults, without each series whose pattern also matches a layer outside the series.
 
-    A layer that the caller has renamed is none of these: of two rules the first decides.
+    Layers that the caller has renamed do not count: the earlier rule decides there.
     """
-    doubted: dict[Series, set[str]] = {}
+    ambiguous: dict[Series, set[str]] = {}
     for fault in faults:
         if fault.series and fault.series.pattern:
-            doubted.setdefault(fault.series, set()).add(fault.path)
-    nodes = [node for node in root.walk() if node.origin[-1:] == node.path[-1:]] if doubted else []
+            ambiguous.setdefault(fault.series, set()).add(fault.path)
+    nodes = [node for node in root.walk() if node.origin[-1:] == node.path[-1:]] if ambiguous else []
     too_wide = set()
-    for series, paths in doubted.items():
+    for series, paths in ambiguous.items():
         pattern = Rename(series.pattern, "")
         depth = len(split_path(series.pattern))
         reached = (node.origin for node in nodes if len(node.origin) == depth)

@@ -1,6 +1,7 @@
-"""What becomes of tied tensors in a plan: one Flax leaf for all their names, or a leaf for each.
+"""Decides where tied tensors go: one Flax leaf for all of their names, or a leaf for each.
 
-Which names are tied is known (``_ties``), and so is what fits where; this decides which faults a tie explains.
+``_ties`` has found which names are tied, and the matching what fits where. This file removes the faults that
+a tie explains.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,14 +16,14 @@ from ..layouts import same_bits
 from ..trees import TorchTree
 from ._bind import Match, Move
 
-__all__ = ["separate_leaves", "settle_ties"]
+__all__ = ["separate_leaf_notes", "settle_ties"]
 
 
 def settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fault]]:
-    """A tensor without place of its own is no fault when the same memory has one under another key."""
+    """The ties, and the faults without those of tensors that have a place under another key."""
     moved = {tree.ties.get(key, key): key for move in match.moves for key in move.torch_keys}
     ties, faults = {}, []
-    for key in match.keeps:  # what stays in torch, and is there under another name what crosses
+    for key in match.keeps:  # a key that stays in torch, but crosses under another name
         twin = moved.get(tree.ties.get(key, key))
         if twin is not None:
             ties[key] = twin
@@ -36,11 +37,14 @@ def settle_ties(tree: TorchTree, match: Match) -> tuple[dict[str, str], list[Fau
 
 
 def _perhaps_tied(tree: TorchTree, fault: Fault, moved: Iterable[str]) -> Fault:
-    """The fault, with a hint where a ``state_dict`` that was copied or saved holds a tied tensor twice."""
+    """The fault, with a hint if a copied or saved ``state_dict`` may hold a tied tensor twice."""
     lost = tree.state.get(fault.subject)
-    if tree.module is not None or lost is None or not _tells(lost):
+    if tree.module is not None or lost is None or not _has_telling_values(lost):
         return fault
-    twin = next((key for key in moved if _tells(tree.state[key]) and same_bits(tree.state[key], lost)), None)
+    twin = next(
+        (key for key in moved if _has_telling_values(tree.state[key]) and same_bits(tree.state[key], lost)),
+        None,
+    )
     if twin is None:
         return fault
     return replace(
@@ -50,16 +54,16 @@ def _perhaps_tied(tree: TorchTree, fault: Fault, moved: Iterable[str]) -> Fault:
     )
 
 
-def _tells(tensor: torch.Tensor) -> bool:
-    """Whether it has values that another tensor does not have by chance, as ones and zeros are."""
+def _has_telling_values(tensor: torch.Tensor) -> bool:
+    """Whether another tensor is unlikely to have the same values by chance; not so for all ones or zeros."""
     plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_conj())
     if not plain or tensor.ndim < 2 or not tensor.numel():
         return False
     return not same_bits(tensor.reshape(-1)[:1].expand(tensor.numel()), tensor.reshape(-1))
 
 
-def separate_leaves(tree: TorchTree, moves: Sequence[Move]) -> Iterable[str]:
-    """A note for every tied tensor that is several leaves in Flax."""
+def separate_leaf_notes(tree: TorchTree, moves: Sequence[Move]) -> Iterable[str]:
+    """A note for each tied tensor that has several leaves in Flax."""
     tied = {*tree.ties, *tree.ties.values()}
     holders: dict[str, list[Path]] = {}
     for move in moves if tied else ():

@@ -1,7 +1,8 @@
-"""The modules of a Flax model and their settings, by path.
+"""The modules of a live Flax model and their settings, by path.
 
-An nnx model is a tree of live modules. A linen model's modules exist only while it runs: it is run on shapes, which
-computes nothing, and each module is looked at as it is called. Owns neither weights nor their matching.
+An nnx model is a tree of live modules. The modules of a linen model exist only while it runs: it is run on
+shapes, which computes nothing, and each module is recorded when it is called. Knows no weights and no
+matching.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +18,13 @@ from torchjax_bridge.exchange import Path
 from ..settings import FlaxLayer, flax_layer
 from ._flax_tree import FlaxTree
 
-__all__ = ["Linen", "as_linen", "below", "linen_path", "live_linen", "live_nnx", "rng_streams"]
+__all__ = ["LinenModel", "as_linen", "layers_below", "linen_path", "live_linen", "live_nnx", "rng_streams"]
 
-Linen = tuple[flax.linen.Module, Mapping[str, Any] | None]
+LinenModel = tuple[flax.linen.Module, Mapping[str, Any] | None]
 
 
-def as_linen(flax_model: Any) -> Linen | None:
-    """The linen module and its variables, if they were given; None for an nnx module.
+def as_linen(flax_model: Any) -> LinenModel | None:
+    """The linen module, and its variables if given; None for an nnx module.
 
     Raises:
         SettingsError: It is neither.
@@ -51,7 +52,7 @@ def live_nnx(tree: FlaxTree) -> dict[Path, FlaxLayer]:
 
 
 def live_linen(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, dict[Path, FlaxLayer]]:
-    """What a linen ``init`` or ``apply`` gives on shapes, and the settings of every module it called."""
+    """The result of a linen ``init`` or ``apply`` on shapes, and the settings of every module that it called."""
     found: dict[Path, FlaxLayer] = {}
 
     def look(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -65,15 +66,15 @@ def live_linen(run: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any,
 
 
 def linen_path(module: flax.linen.Module) -> Path:
-    """The path of a bound linen module, in the form of the plan's."""
+    """The path of a bound linen module, in the form that plans use."""
     return tuple(int(name) if name.isdecimal() else name for name in module.path)
 
 
 def rng_streams() -> dict[str, jax.Array]:
-    """Random streams for a linen module that may ask for some: a name that is missing falls back to params."""
+    """Random streams for a linen module. It uses ``params`` in place of a missing one."""
     return {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
 
-def below(layers: Mapping[Path, FlaxLayer], path: Path) -> Iterator[tuple[Path, FlaxLayer]]:
+def layers_below(layers: Mapping[Path, FlaxLayer], path: Path) -> Iterator[tuple[Path, FlaxLayer]]:
     """The modules at a path and below it."""
     return ((where, layer) for where, layer in layers.items() if where[: len(path)] == path)

@@ -1,4 +1,4 @@
-"""What the nodes of both trees have in common: leaves and children by name, and the words for where they are."""
+"""What the nodes of both trees have in common: leaves and children by name, and a description for messages."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -9,7 +9,7 @@ __all__ = ["Node"]
 
 
 class Node:
-    """A module of either side. A subclass says where it is, and under which class name."""
+    """A module of either side. Subclasses know its path and class name."""
 
     leaves: Mapping[str, Any]
     children: "Mapping[str | int, Any]"
@@ -22,7 +22,7 @@ class Node:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing hangs here."""
+        """Whether there is no leaf at or below this node."""
         return not self.leaves and all(child.empty for child in self.children.values())
 
     def _where(self, path: Path, kind: str | None) -> str:

@@ -1,7 +1,7 @@
 """Reads the torch side: an ``nn.Module`` or a bare ``state_dict`` becomes a `TorchTree`.
 
-Paths are those of the model without its wrappers, renamed where the caller says so. Keys stay the caller's own.
-Refuses everything else, such as a checkpoint that still wraps its ``state_dict``.
+Paths are those of the model without its wrappers, renamed where the caller says so. Keys stay the caller's
+own. Refuses everything else, such as a checkpoint that still wraps its ``state_dict``.
 """
 
 from collections.abc import Mapping, Sequence

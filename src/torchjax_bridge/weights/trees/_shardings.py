@@ -1,8 +1,8 @@
-"""Where the leaves of a Flax template lie, and how a tensor gets there without lying whole on one device first.
+"""Where the template wants its leaves, and how a tensor gets there without being whole on one device first.
 
-A template says it by the sharding of a struct or of an array over several devices, or by names for the axes:
-metadata of an nnx variable, or the box of a linen variable, which the mesh of ``jax.set_mesh`` gives a meaning.
-What lies on a single device says nothing: such leaves follow the source.
+A template gives a sharding by a struct or an array over several devices, or by names of axes: in the metadata
+of an nnx variable or in the box of a linen variable. The mesh of ``jax.set_mesh`` gives the names a meaning.
+A leaf on a single device gives none, and follows the source.
 """
 
 from typing import Any
@@ -20,11 +20,11 @@ from torchjax_bridge.exchange import join_path, to_jax
 
 from ._flax_tree import FlaxLeaf
 
-__all__ = ["placed", "sharding_of"]
+__all__ = ["place_on_sharding", "sharding_of"]
 
 
 def sharding_of(leaf: FlaxLeaf) -> Sharding | None:
-    """Where the template wants a leaf; None where it does not say.
+    """The sharding that the template gives a leaf; None if it gives none.
 
     Raises:
         PlanError: It is sharded over a mesh without devices, and ``jax.set_mesh`` gives none.
@@ -50,7 +50,7 @@ def sharding_of(leaf: FlaxLeaf) -> Sharding | None:
 
 
 def _mesh(holder: Any) -> Mesh | None:
-    """The mesh that the metadata names, or that of ``jax.set_mesh``."""
+    """The mesh of the metadata, or that of ``jax.set_mesh``."""
     named = (
         holder.get_metadata() if isinstance(holder, nnx.Variable) else {"mesh": getattr(holder, "mesh", None)}
     )
@@ -65,7 +65,7 @@ def _mesh(holder: Any) -> Mesh | None:
 
 
 def _spec(holder: Any) -> PartitionSpec | None:
-    """The names of the axes, as axes of a mesh; None where there are none."""
+    """The names of the axes, as axes of a mesh; None if there are none."""
     if isinstance(holder, nnx.Variable):
         if not holder.get_metadata().get("out_sharding"):
             return None
@@ -78,18 +78,18 @@ def _spec(holder: Any) -> PartitionSpec | None:
     return holder.get_partition_spec()
 
 
-def placed(tensor: torch.Tensor, sharding: Sharding, name: str, copy: bool | None) -> jax.Array:
-    """A tensor as an array with this sharding, cut on the host: each device gets its part alone.
+def place_on_sharding(tensor: torch.Tensor, sharding: Sharding, name: str, copy: bool | None) -> jax.Array:
+    """A tensor as an array with this sharding. It is cut on the host: each device gets only its part.
 
     Args:
         tensor: On any device and of any strides.
-        sharding: Where to.
+        sharding: The sharding of the result.
         name: For errors.
         copy: As for `to_jax`; parts on several devices are always copies.
 
     Raises:
         ExchangeError: The tensor cannot cross, or ``copy=False`` was asked and its memory is elsewhere.
-        PlanError: The shape cannot be cut so.
+        PlanError: The shape cannot be cut this way.
     """
     at_home = len(sharding.device_set) == 1 and not copy
     array = to_jax({name: tensor}, copy=copy if at_home else None)[name]

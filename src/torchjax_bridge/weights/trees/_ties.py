@@ -1,6 +1,6 @@
-"""Which names of the torch side are one tensor: by its memory, or by identity where it has none.
+"""Finds names of the torch side that are the same tensor: by memory, or by identity on the meta device.
 
-Owns what "the same tensor" means. What a tie becomes in Flax is for ``_tied_places`` to say.
+Owns the meaning of "the same tensor". ``_tied_places`` decides what a tie becomes in Flax.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,14 @@ __all__ = ["find_ties", "ties_of", "ties_on_meta"]
 
 
 def find_ties(state: dict[str, Any]) -> dict[str, str]:
-    """Which keys name the very same elements as an earlier key."""
+    """Maps each key to an earlier key with the same elements in memory."""
     first: dict[int, list[str]] = {}
     ties = {}
     for key, tensor in state.items():
         if not isinstance(tensor, torch.Tensor) or tensor.is_meta or not tensor.numel():
             continue
         if tensor.layout is not torch.strided or tensor.is_quantized:
-            continue  # nothing that could cross; the exchange says so
+            continue  # cannot cross; the exchange refuses it
         before = first.setdefault(tensor.data_ptr(), [])
         twin = next((other for other in before if _same_elements(state[other], tensor)), None)
         if twin is None:
@@ -31,7 +31,7 @@ def find_ties(state: dict[str, Any]) -> dict[str, str]:
 
 
 def ties_of(model: nn.Module) -> dict[str, str]:
-    """Names of parameters and buffers that are an earlier one: on the meta device only identity tells."""
+    """Maps names of parameters and buffers to an earlier name of the same object."""
     first: dict[int, str] = {}
     ties = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -43,7 +43,7 @@ def ties_of(model: nn.Module) -> dict[str, str]:
 
 
 def ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
-    """The ties of tensors without memory, as far as the ``state_dict`` has both names."""
+    """The ties of tensors without memory whose names are both in the ``state_dict``."""
     if not any(isinstance(tensor, torch.Tensor) and tensor.is_meta for tensor in state.values()):
         return {}
     ties = ties_of(module).items()
@@ -51,10 +51,10 @@ def ties_on_meta(module: nn.Module, state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _same_elements(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors that start at one address are the same tensor."""
+    """Whether two tensors with the same address are the same tensor."""
     return _elements(one) == _elements(other)
 
 
 def _elements(tensor: torch.Tensor) -> tuple[Any, ...]:
-    # A conjugate or negative view is at the same address and has other values.
+    # A conjugate or negative view has the same address and other values.
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.is_conj(), tensor.is_neg()

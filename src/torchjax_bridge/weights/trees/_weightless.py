@@ -1,6 +1,6 @@
-"""What has no weights and still belongs together: activations and dropouts, which no plan pairs.
+"""Pairs modules without weights: activations and dropouts, which no plan pairs.
 
-They are paired by their names or their order inside two modules that the plan has paired. Compares nothing.
+They are paired by name or by order inside two modules that the plan has paired. Compares no settings.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ from torchjax_bridge.exchange import Path
 
 from ..settings import FlaxLayer, is_activation
 
-__all__ = ["between_layers", "dropouts_beside", "functions"]
+__all__ = ["activation_pairs", "dropout_pairs", "recurrent_dropouts"]
 
 Dropouts = Mapping[Path, Mapping[Path, FlaxLayer]]
-"""The dropouts of a Flax model: by the path of the module that holds them, then by their own."""
+"""The dropouts of a Flax model, by the path of the module that holds them, then by their own path."""
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str | int, nn.Module]]:
@@ -23,8 +23,8 @@ def _children(module: nn.Module) -> Iterator[tuple[str | int, nn.Module]]:
         yield int(name) if name.isdecimal() else name, child
 
 
-def functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, nn.Module, Any]]:
-    """The children of a torch module in whose place the Flax module holds a function."""
+def activation_pairs(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, nn.Module, Any]]:
+    """The activations of a torch module beside the functions that the Flax module has in their place."""
     ours = dict(_children(module))
     found = {name: child for name, child in ours.items() if is_activation(child)}
     items = list(layer["layers"]) if found and layer.kind == "Sequential" else []
@@ -35,10 +35,10 @@ def functions(module: nn.Module, layer: FlaxLayer) -> Iterator[tuple[str | int, 
             yield name, child, held
 
 
-def dropouts_beside(
+def dropout_pairs(
     module: nn.Module, flax_path: Path, dropouts: Dropouts
 ) -> Iterator[tuple[str | int, nn.Module, Path, FlaxLayer]]:
-    """The dropouts of a module beside those of its twin: by name, else in order if there are as many."""
+    """The dropouts of a module beside those of its twin: by name, else in order if the counts are equal."""
     if not dropouts:
         return
     theirs = {**dropouts.get(flax_path, {}), **dropouts.get((*flax_path, "layers"), {})}
@@ -54,13 +54,13 @@ def dropouts_beside(
             yield name, child, path, layer
 
 
-def between_layers(
+def recurrent_dropouts(
     module: nn.RNNBase, parent: nn.Module | None, flax_path: Path, dropouts: Dropouts
 ) -> Iterator[tuple[Path, FlaxLayer | None]]:
-    """What drops between the layers of a recurrent torch layer, which in Flax is a layer among the cells.
+    """The dropouts between the layers of a recurrent torch layer. Flax has them as layers among the cells.
 
-    It is looked for in the twin and beside it, where the names that torch's ``parent`` has are other layers'; None
-    stands for the one that is missing.
+    Looks in the twin and beside it, but not at names that ``parent`` has too: these are other layers. Gives None
+    for a missing dropout.
     """
     inside = {
         path: layer

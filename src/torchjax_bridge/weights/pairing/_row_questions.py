@@ -1,7 +1,7 @@
-"""The question about layers that one side keeps as one: which they are, and in which order their rows come.
+"""Asks which layers are fused into one on the other side, and in which order their rows come.
 
-Asked where a dense layer is left over that has as many rows as several on the other side together; `Fused` is the
-answer. Pairs nothing.
+Asks where a remaining dense layer has as many rows as several layers of the other side together. `Fused` is
+the answer. Pairs nothing.
 """
 
 from collections.abc import Sequence
@@ -25,21 +25,21 @@ _Node = TypeVar("_Node", TorchNode, FlaxNode)
 def ask_about_rows(
     torch_node: TorchNode, flax_node: FlaxNode, ours: Sequence[TorchNode], theirs: Sequence[FlaxNode]
 ) -> tuple[list[Fault], list[TorchNode], list[FlaxNode]]:
-    """Questions about layers that may be fused, and what is left over besides.
+    """Faults that ask about layers that may be fused, and the nodes that remain.
 
     Args:
         torch_node: The module whose children were paired.
         flax_node: Its partner.
-        ours: What has no partner on the torch side.
-        theirs: What has none in Flax.
+        ours: The torch nodes without a partner.
+        theirs: The Flax nodes without a partner.
     """
     left, free, faults = list(ours), list(theirs), []
     loose = [node for node in flax_node.children.values() if node.path[-1] not in torch_node.children]
     for node in ours:
         shape = _shape(node)
         scopes = [(one, rows_of(one, shape[1])) for one in loose] if shape else []
-        if options := _summing(scopes, shape[0] if shape else 0):
-            faults.append(_question(torch_node, str(node.path[-1]), options, in_torch=True))
+        if options := _layers_with_rows(scopes, shape[0] if shape else 0):
+            faults.append(_fused_fault(torch_node, str(node.path[-1]), options, in_torch=True))
             left.remove(node)
             free = [one for one in free if not _is_among(one, options)]
     dense = [
@@ -51,18 +51,18 @@ def ask_about_rows(
         fused: list[tuple[TorchNode, ...]] = []
         for width in dict.fromkeys(shape[1] for _, shape in dense):
             rows = [(node, shape[0]) for node, shape in dense if shape[1] == width]
-            fused += _summing(rows, rows_of(scope, width) or 0)
+            fused += _layers_with_rows(rows, rows_of(scope, width) or 0)
         if fused:
-            faults.append(_question(torch_node, str(scope.path[-1]), fused, in_torch=False))
+            faults.append(_fused_fault(torch_node, str(scope.path[-1]), fused, in_torch=False))
             free.remove(scope)
             left = [one for one in left if not _is_among(one, fused)]
     return faults, left, free
 
 
-def _summing(
+def _layers_with_rows(
     layers: Sequence[tuple[_Node, int]] | Sequence[tuple[_Node, int | None]], total: int
 ) -> list[tuple[_Node, ...]]:
-    """The pairs and triples of layers that have so many rows together."""
+    """The pairs and triples of layers that have this many rows together."""
     known = [(node, rows) for node, rows in layers if rows]
     return [
         tuple(node for node, _ in chosen)
@@ -72,17 +72,17 @@ def _summing(
     ]
 
 
-_MOST = 8  # of more layers in one module, none is an attention
+_MOST = 8  # an attention has fewer layers than this
 
 
 def _is_among(node: _Node, options: Sequence[tuple[_Node, ...]]) -> bool:
     return any(node is one for option in options for one in option)
 
 
-def _question(
+def _fused_fault(
     parent: TorchNode, name: str, options: Sequence[tuple[TorchNode | FlaxNode, ...]], *, in_torch: bool
 ) -> Fault:
-    """The question which layers are one, in which order: the line to type names none, which would be a guess."""
+    """The fault that asks which layers are fused, in which order. Its advice has blanks for the names: no guess."""
     names = list(dict.fromkeys(str(node.path[-1]) for option in options for node in option))
     count = len(options[0])
     listed = ", ".join(f"'{one}'" for one in names)
@@ -111,7 +111,7 @@ def _question(
 
 
 def _shape(node: TorchNode) -> torch.Size | None:
-    """The shape of the weight of what may be a dense layer."""
+    """The shape of the weight if the node may be a dense layer."""
     weight = node.leaves.get("weight")
     dense = weight is not None and weight.meta.ndim == 2 and node.leaves.keys() <= {"weight", "bias"}
     known = node.kind is None or issubclass(node.kind, nn.Linear)

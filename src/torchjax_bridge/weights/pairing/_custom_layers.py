@@ -1,7 +1,8 @@
-"""Layers of the caller's own: the `Rule` that fits their shapes, to be typed, one for all layers of a class.
+"""Layers of the caller's own classes: proposes the `Rule` that fits their shapes, once for all layers of a class.
 
-A class that is not torch's says nothing about where its tensors go. Shapes often do: for each tensor, the leaf and
-the layouts that fit. Where they leave several ways, all are printed, as a question. Decides nothing.
+A class that is not torch's does not say where its tensors go. Shapes often show it: for each tensor, the
+leaves and layouts that fit. If several are possible, the fault lists all of them as a question. Decides
+nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +19,18 @@ from ..layouts import Identity, Layout, Permute, Reshape, Then
 from ..rules import LayerType, dense_kernel, possible_axes
 from ..trees import FlaxNode, TorchNode
 
-__all__ = ["computes", "gathered", "no_rule", "own_layer"]
+__all__ = ["custom_layer_fault", "is_torch_layer", "merge_by_class", "no_rule_fault"]
 
 Shape = tuple[int, ...]
 
 
-def own_layer(torch_node: TorchNode, flax_node: FlaxNode) -> Fault | None:
-    """What to type for a module of a class without a rule, beside a scope whose leaves its tensors may be.
+def custom_layer_fault(torch_node: TorchNode, flax_node: FlaxNode) -> Fault | None:
+    """The fault of a module whose class has no rule, with the rules that would fit this scope.
 
-    None where no layout that is known here makes leaves of its tensors.
+    None if no known layout turns its tensors into the leaves.
     """
     kind = torch_node.kind
-    if kind is None or torch_node.children or flax_node.children or computes(kind) or kind is nn.Module:
+    if kind is None or torch_node.children or flax_node.children or is_torch_layer(kind) or kind is nn.Module:
         return None
     ours = {name: tuple(leaf.meta.shape) for name, leaf in torch_node.leaves.items() if not leaf.owners}
     theirs = {name: leaf.shape for name, leaf in flax_node.leaves.items() if not leaf.optional}
@@ -47,8 +48,8 @@ def own_layer(torch_node: TorchNode, flax_node: FlaxNode) -> Fault | None:
     return Fault("ambiguous", _words(choice, [where], torch_node), where, choice=choice)
 
 
-def gathered(faults: Iterable[Fault], root: TorchNode) -> list[Fault]:
-    """One fault for all layers of a class, with what fits all of them."""
+def merge_by_class(faults: Iterable[Fault], root: TorchNode) -> list[Fault]:
+    """Merge the faults of all layers of a class into one, with the rules that fit all of them."""
     found: list[Fault] = []
     groups: dict[tuple[type, bool], list[tuple[Fault, Choice]]] = {}
     for fault in faults:
@@ -71,8 +72,8 @@ def gathered(faults: Iterable[Fault], root: TorchNode) -> list[Fault]:
     return found
 
 
-def no_rule(node: TorchNode) -> Fault:
-    """A layer of torch's own that is not known."""
+def no_rule_fault(node: TorchNode) -> Fault:
+    """The fault of a torch layer without a rule."""
     names = ", ".join(node.flat())
     kind = node.kind.__name__ if node.kind else "?"
     return Fault(
@@ -83,19 +84,19 @@ def no_rule(node: TorchNode) -> Fault:
     )
 
 
-def computes(kind: type | None) -> bool:
-    """Whether it is a layer of torch's own that does something, not one that holds or composes others."""
+def is_torch_layer(kind: type | None) -> bool:
+    """Whether it is a layer of torch.nn that computes something, and no container."""
     if kind is None or kind is nn.Module or not kind.__module__.startswith("torch.nn.modules."):
         return False
     return kind.__module__.rpartition(".")[2] not in ("container", "transformer")
 
 
-# --- what fits -----------------------------------------------------------------------------------------
+# --- rules that fit -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One entry of a rule."""
+    """One entry of a proposed rule."""
 
     ours: str
     theirs: str
@@ -106,7 +107,7 @@ _MOST = 6  # tensors of one layer
 
 
 def _options(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> list[tuple[_Line, ...]]:
-    """Every way to make all of a layer's tensors all of a scope's leaves; equal names belong together."""
+    """Every way to turn a layer's tensors into a scope's leaves. Equal names belong together."""
     if not ours or len(ours) != len(theirs) or len(ours) > _MOST:
         return []
     same = [name for name in ours if name in theirs and _layouts(ours[name], theirs[name])]
@@ -121,11 +122,11 @@ def _options(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> list[tup
     return found if len(found) <= _MOST_LINES else []
 
 
-_MOST_LINES = 4  # that a reader will weigh
+_MOST_LINES = 4  # more options are too many for a reader
 
 
 def _layouts(ours: Shape, theirs: Shape) -> list[Layout]:
-    """The layouts that make one shape of the other, two axes of channels last."""
+    """The layouts that turn one shape into the other, with two axes of channels last."""
     rank = len(ours)
     found: dict[Layout, None] = {}
     if rank < 2 or rank != len(theirs):
@@ -158,13 +159,13 @@ def _wide(shape: Shape) -> list[int]:
 
 
 def _norm(ours: Mapping[str, Shape], theirs: Mapping[str, Shape]) -> str:
-    """The norm of torch's whose names and shapes these are; or none."""
+    """The torch norm with these names and shapes; empty if there is none."""
     if ours != {("weight" if name == "scale" else name): shape for name, shape in theirs.items()}:
         return ""
     return {("scale",): "RMSNorm", ("bias", "scale"): "LayerNorm"}.get(tuple(sorted(theirs)), "")
 
 
-# --- words -------------------------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------------------------------
 
 
 def _words(choice: Choice, paths: Sequence[str], root: TorchNode) -> str:
@@ -178,9 +179,9 @@ def _words(choice: Choice, paths: Sequence[str], root: TorchNode) -> str:
             f"entries of a Layer, rules=[Rule({kind}, <function>)]"
         )
     elif choice.norm:
-        said = ", ".join(f'LayerType("{path}", nn.{choice.norm})' for path in _patterns(paths, root))
+        hints = ", ".join(f'LayerType("{path}", nn.{choice.norm})' for path in _patterns(paths, root))
         same = f"if it computes what nn.{choice.norm} does"
-        how = f"with the tensors of a norm: rules=[{said}] {same}, else {lines[0]}"
+        how = f"with the tensors of a norm: rules=[{hints}] {same}, else {lines[0]}"
     elif len(lines) == 1:
         how = f"whose tensors fit by their shapes as {lines[0]} says"
     else:
@@ -191,7 +192,7 @@ def _words(choice: Choice, paths: Sequence[str], root: TorchNode) -> str:
 
 
 def _patterns(paths: Sequence[str], root: TorchNode) -> list[str]:
-    """The paths, those of a row of blocks as one pattern, if that speaks of nothing else."""
+    """The paths, with those of numbered blocks as one pattern if it matches nothing else."""
     found: dict[str, None] = {}
     origins = [join_path(node.origin) for node in root.walk()]
     for path in paths:
@@ -206,31 +207,31 @@ _MOST_NAMED = 4
 
 
 def _uses(ours: Mapping[str, Shape], options: Sequence[tuple[_Line, ...]]) -> tuple[str, ...]:
-    """What the layer computes with its matrix under each option, where that is all they differ in."""
+    """How the layer uses its matrix under each option, if the options differ in nothing else."""
     if len(options) != 2:
         return ()
     differ = [(one, other) for one, other in zip(*options, strict=True) if one != other]
     if len(differ) != 1 or len(ours[differ[0][0].ours]) != 2:
         return ()
-    return tuple(f"for x @ {line.ours}{'.T' if _turns(line.layout) else ''}" for line in differ[0])
+    return tuple(f"for x @ {line.ours}{'.T' if _is_transposed(line.layout) else ''}" for line in differ[0])
 
 
-def _turns(layout: Layout) -> bool:
-    """Whether a matrix is used with its outputs first, as torch's."""
+def _is_transposed(layout: Layout) -> bool:
+    """Whether a matrix has its outputs first, as in torch."""
     return layout == Permute((1, 0)) or isinstance(layout, Then)
 
 
 def _entry(line: _Line) -> str:
-    layout = "" if line.layout == Identity() else f", {_spelt(line.layout)}"
+    layout = "" if line.layout == Identity() else f", {_layout_source(line.layout)}"
     return f'Entry("{line.ours}", "{line.theirs}"{layout})'
 
 
-def _spelt(layout: Layout) -> str:
-    """A layout as one types it."""
+def _layout_source(layout: Layout) -> str:
+    """A layout as source code."""
     if isinstance(layout, Permute):
         return f"Permute({layout.axes})"
     if isinstance(layout, Reshape):
         return f"Reshape({layout.torch_shape}, {layout.flax_shape})"
     if isinstance(layout, Then):
-        return f"then({_spelt(layout.first)}, {_spelt(layout.second)})"
+        return f"then({_layout_source(layout.first)}, {_layout_source(layout.second)})"
     return f"{layout!r}"

@@ -1,7 +1,7 @@
-"""The question which class a layer of a bare ``state_dict`` has: asked once of all the layers that it concerns.
+"""Asks for the class of layers of a bare ``state_dict``, once for all layers with the same question.
 
-Every square kernel of a model raises the same question, so the answer speaks of them all, in patterns
-that reach no layer that is not in doubt. What weights that are not square show of their layout is taken for a hint.
+Every square kernel of a model raises the same question. The advice covers all of them, by patterns that match
+no other layer. Kernels that are not square may show their layout, and serve as a hint.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,13 @@ from ..rules import LOOKALIKES, LayerType, Rule
 from ..trees import TorchNode, TorchTree
 from ._bind import Move
 
-__all__ = ["ask_once", "which_class"]
+__all__ = ["class_fault", "merge_class_faults"]
 
 _INPUT_MAJOR = frozenset(rule.name for rule in LOOKALIKES)
 
 
-def which_class(node: TorchNode, rules: list[Rule]) -> Fault:
-    """The fault of a layer that several rules fit, which convert it differently."""
+def class_fault(node: TorchNode, rules: list[Rule]) -> Fault:
+    """The fault of a layer that fits several rules with different results."""
     tensors = node.flat() | node.moved
     shapes = ", ".join(f"{name} {tuple(leaf.meta.shape)}" for name, leaf in tensors.items())
     known = sorted(rules, key=lambda rule: not rule.types)
@@ -30,29 +30,29 @@ def which_class(node: TorchNode, rules: list[Rule]) -> Fault:
     kind = next((kind.__name__ for rule in known for kind in rule.types), "Linear")
     path = join_path(node.origin)
     message = f"{node.where} ({shapes}) could be {' or '.join(options)}, which convert differently; "
-    said = f'rules=[LayerType("{path}", nn.{kind})]'
+    advice = f'rules=[LayerType("{path}", nn.{kind})]'
     return Fault(
         "ambiguous",
-        f"{message}pass the nn.Module instead of its state_dict, or {said}",
+        f"{message}pass the nn.Module instead of its state_dict, or {advice}",
         path,
         series=Series(kind, "", options, (), what="layers"),
     )
 
 
-def ask_once(faults: Sequence[Fault], tree: TorchTree, moves: Iterable[Move]) -> list[Fault]:
-    """The faults, those about a class with the rules that settle all that are alike."""
-    alike: dict[Series, list[Path]] = {}
+def merge_class_faults(faults: Sequence[Fault], tree: TorchTree, moves: Iterable[Move]) -> list[Fault]:
+    """The faults. Those about a class get the rules that settle all equal ones."""
+    equal: dict[Series, list[Path]] = {}
     for fault in faults:
         if fault.series and fault.series.what == "layers":
-            alike.setdefault(fault.series, []).append(split_path(fault.path))
-    if not alike:
+            equal.setdefault(fault.series, []).append(split_path(fault.path))
+    if not equal:
         return list(faults)
     layers = {node.origin for node in tree.root.walk() if node.leaves or node.moved}
-    shown = any(move.rule in _INPUT_MAJOR and not _is_square(tree, move) for move in moves)
+    input_major = any(move.rule in _INPUT_MAJOR and not _is_square(tree, move) for move in moves)
     answers: dict[Series, Series | None] = {}
-    for series, paths in alike.items():
-        if shown and _INPUT_MAJOR & set(series.torch):
-            answers[series] = None  # it is likely what no class of torch.nn is
+    for series, paths in equal.items():
+        if input_major and _INPUT_MAJOR & set(series.torch):
+            answers[series] = None  # it is probably none of torch.nn's classes
         else:
             patterns = _patterns(paths, layers)
             rule = ", ".join(f'LayerType("{join_path(one)}", nn.{series.rule})' for one in patterns)
@@ -80,7 +80,7 @@ def _is_square(tree: TorchTree, move: Move) -> bool:
 
 
 def _patterns(paths: Sequence[Path], layers: set[Path]) -> list[Path]:
-    """As few patterns as speak of all these layers and of no other."""
+    """As few patterns as possible that match all these layers and no other."""
     found: list[tuple[str, ...]] = [tuple(map(str, path)) for path in paths]
     depths = range(max(map(len, found)))
     for depth in sorted(depths, key=lambda depth: not _has_numbers(paths, depth)):
@@ -100,6 +100,6 @@ def _has_numbers(paths: Sequence[Path], depth: int) -> bool:
     return any(len(path) > depth and isinstance(path[depth], int) for path in paths)
 
 
-def _reaches_only(pattern: Path, doubted: Sequence[Path], layers: set[Path]) -> bool:
+def _reaches_only(pattern: Path, asked: Sequence[Path], layers: set[Path]) -> bool:
     rule = LayerType(join_path(pattern), nn.Module)
-    return all(path in doubted for path in layers if rule.matches(path))
+    return all(path in asked for path in layers if rule.matches(path))

@@ -1,6 +1,6 @@
-"""What the caller says of entries that one side has alone: torch tensors that stay, Flax leaves that have a value.
+"""Applies `Keep` and `Fill`: torch tensors that stay in torch, and Flax leaves that get a constant.
 
-Both are taken out of the trees before anything is matched, so that nothing else is looked for in their place.
+Both are taken out of the trees before the matching, so that nothing is looked for in their place.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,13 @@ from ..rules import Fill, Keep
 from ..trees import FlaxLeaf, FlaxNode, TorchTree
 from ._bind import Move
 
-__all__ = ["Filled", "filled", "keep_in_torch", "take_filled"]
+__all__ = ["Filled", "fill_moves", "keep_in_torch", "take_out_filled"]
 
 Filled = tuple[FlaxLeaf, Fill]
 
 
 def keep_in_torch(tree: TorchTree, rules: Iterable[object]) -> tuple[tuple[str, ...], list[Fault]]:
-    """Take what a `Keep` names out of the torch side; the keys, and a fault for each that names nothing."""
+    """Take what `Keep` rules match out of the torch tree; returns the keys, and the faults of unused rules."""
     keeps = [rule for rule in rules if isinstance(rule, Keep)]
     keys: dict[str, None] = {}
     used: set[Keep] = set()
@@ -32,9 +32,9 @@ def keep_in_torch(tree: TorchTree, rules: Iterable[object]) -> tuple[tuple[str, 
         for name, leaf in list(node.leaves.items()):
             path = split_path(leaf.owners[0][1]) if leaf.owners else (*node.origin, name)
             names |= dict.fromkeys(join_path(path[:depth]) for depth in range(1, len(path) + 1))
-            speak = [rule for rule in keeps if rule.matches(path)]
-            if speak:
-                used |= set(speak)
+            matching = [rule for rule in keeps if rule.matches(path)]
+            if matching:
+                used |= set(matching)
                 keys[leaf.key] = None
                 del node.leaves[name]
                 for owner, local in leaf.owners:
@@ -47,8 +47,8 @@ def keep_in_torch(tree: TorchTree, rules: Iterable[object]) -> tuple[tuple[str, 
     return tuple(key for key in tree.state if key in keys), faults
 
 
-def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list[Filled], list[Fault]]:
-    """The Flax side without the leaves that a `Fill` names, those, and a fault for each that names nothing."""
+def take_out_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list[Filled], list[Fault]]:
+    """The Flax tree without the leaves that `Fill` rules match, these leaves, and the faults of the rules."""
     fills = [rule for rule in rules if isinstance(rule, Fill)]
     if not fills:
         return root, [], []
@@ -61,10 +61,10 @@ def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list
         for name, leaf in node.leaves.items():
             path = (*node.path, *split_path(name))
             names.append(join_path(path))
-            speak = [rule for rule in fills if rule.matches(path) or rule.matches(leaf.path)]
-            if speak:
-                used.update(speak)
-                taken.append((leaf, speak[0]))
+            matching = [rule for rule in fills if rule.matches(path) or rule.matches(leaf.path)]
+            if matching:
+                used.update(matching)
+                taken.append((leaf, matching[0]))
             else:
                 left[name] = leaf
         children = {name: without(child) for name, child in node.children.items()}
@@ -86,8 +86,8 @@ def take_filled(root: FlaxNode, rules: Iterable[object]) -> tuple[FlaxNode, list
     return pruned, taken, faults
 
 
-def filled(taken: Sequence[Filled], moves: Sequence[Move], tree: TorchTree) -> list[Move]:
-    """The moves that fill leaves with their values, in the dtype of the weights beside them."""
+def fill_moves(taken: Sequence[Filled], moves: Sequence[Move], tree: TorchTree) -> list[Move]:
+    """The moves that fill leaves with constants, in the dtype of the weights beside them."""
     return [
         Move((), (leaf.path,), Constant(rule.value, leaf.shape, _dtype(leaf, moves, tree)), "Fill", "Fill")
         for leaf, rule in taken
@@ -104,6 +104,6 @@ def _dtype(leaf: FlaxLeaf, moves: Sequence[Move], tree: TorchTree) -> torch.dtyp
 
 
 def _shared(move: Move, path: Path) -> int:
-    """How far the path of a move goes along with another."""
+    """The length of the common prefix of a move's path and another."""
     pairs = enumerate(zip(move.flax_paths[0], path, strict=False)) if move.flax_paths else ()
     return next((depth for depth, (one, other) in pairs if one != other), len(path))

@@ -1,8 +1,8 @@
-"""Whether the names that the caller's renames give are there on the Flax side.
+"""Checks that the names that the caller's renames give exist on the Flax side.
 
-A pair may be found by structure whatever it is called, so a name that is nowhere would pass unseen and its layer go
-elsewhere. What a name may stand for is what the pairing takes it for: ``blocks.0`` is also ``blocks_0`` and
-``blocks/layers_0``, and a container that has no scope is none the less the place of what is in it.
+Structure alone may pair a layer, whatever its name. So a name that does not exist would go unnoticed, and its
+layer could end up elsewhere. Names count as the pairing understands them: ``blocks.0`` is also ``blocks_0``
+and ``blocks/layers_0``, and a container without a scope is still the place of its children.
 """
 
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from ..rules import Rename
 from ..trees import FlaxNode, TorchNode, TorchTree
 from ._bind import Match
 
-__all__ = ["names_that_are_not_there"]
+__all__ = ["rename_target_faults"]
 
 
-def names_that_are_not_there(
-    tree: TorchTree, flax: FlaxNode, match: Match, meant: Mapping[Path, Path]
+def rename_target_faults(
+    tree: TorchTree, flax: FlaxNode, match: Match, intended: Mapping[Path, Path]
 ) -> list[Fault]:
-    """A fault for every rename whose place in Flax is another than it says, or nowhere.
+    """A fault for every rename whose new name does not exist in Flax, or whose layer was paired with another scope.
 
     Args:
         tree: The torch side.
         flax: The Flax side.
-        match: What they come to.
-        meant: For places of renamed layers, the whole paths in Flax that the renames say.
+        match: The result of matching both sides.
+        intended: For renamed layers, the full Flax paths that the renames give.
     """
     if not tree.targets:
         return []
@@ -43,16 +43,16 @@ def names_that_are_not_there(
     leaves = [(*node.path, name) for node in flax.walk() for name in node.leaves]
     for place, rename in tree.targets.items():
         node = _at(tree.root, place)
-        if place in meant and node is not None and meant[place] not in pairs.get(node.origin, []):
+        if place in intended and node is not None and intended[place] not in pairs.get(node.origin, []):
             went = next(
                 (f", which is paired with '{join_path(one)}'" for one in pairs.get(node.origin, [])), ""
             )
             message = f"{rename} gives '{join_path(node.origin)}' a place in another block than its own{went}"
-            faults[rename, place] = Fault("rules", message, join_path(meant[place]))
+            faults[rename, place] = Fault("rules", message, join_path(intended[place]))
             continue
         target = place
         for _ in takewhile(lambda name: name == "*", reversed(rename.flax.split("."))):
-            target = target[:-1]  # that is called as it is in torch
+            target = target[:-1]  # a star keeps the name of torch
         if not target:
             continue
         node, names = _at(tree.root, target), scopes
@@ -66,7 +66,7 @@ def names_that_are_not_there(
                 continue
             moved = leaf.key in places
             if moved and not _only_renamed(parent):
-                continue  # its scope is the twin of a layer
+                continue  # its scope belongs to a layer
             if moved or not _is_there(target[:-1], scopes):
                 target = target[:-1]
             names = scopes if len(target) < len(place) else leaves
@@ -90,19 +90,19 @@ def _at(node: TorchNode, path: Path) -> TorchNode | None:
 
 
 def _only_renamed(node: TorchNode) -> bool:
-    """Whether a node is there for the sake of tensors that were renamed into it."""
+    """Whether a node only holds tensors that were renamed into it."""
     return bool(node.path) and node.module is None and all(leaf.owners for leaf in node.leaves.values())
 
 
 def _agree(target: Path, path: Path) -> bool:
-    """Whether a place in Flax is called as the caller says."""
+    """Whether a Flax path has the name that the caller gave."""
     name = str(path[-1]) if path else ""
     parts = [str(part) for part in target]
     return name == f"layers_{parts[-1]}" or name in ["_".join(parts[depth:]) for depth in range(len(parts))]
 
 
 def _is_there(target: Path, scopes: list[Path]) -> bool:
-    """Whether anything in Flax is called so, though it is no layer's twin: a container, or the prefix of many."""
+    """Whether the name exists in Flax, if only as a container or as a prefix."""
     name = str(target[-1]) if target else ""
     return not target or any(
         str(part) == name or str(part).startswith(f"{name}_") for path in scopes for part in path
