@@ -211,7 +211,7 @@ X = jnp.zeros((1, 2))
 
 def test_a_call_of_its_own_in_flax_is_warned_of_until_a_layer_type_settles_it() -> None:
     twin, module = NnxDoubling(2, 3, rngs=nnx.Rngs(0)), nn.Linear(2, 3)
-    with pytest.warns(PairingWarning, match="a __call__ of NnxDoubling's own.*to be that of Linear"):
+    with pytest.warns(PairingWarning, match="a __call__ of NnxDoubling's own.*to act like that of Linear"):
         filled = to_flax(module, twin)
     with pytest.warns(PairingWarning, match="NnxDoubling's own"):
         to_state_dict(filled, module)
@@ -249,7 +249,7 @@ def test_a_layer_of_flax_s_that_was_lifted_is_still_one(lift: Any) -> None:
 def test_the_audit_sees_a_call_of_its_own_that_linen_s_variables_do_not_show() -> None:
     module, twin = OneLinear(), OneLayer(LinenDoubling, named=True)
     assert not plan(module, twin.init(jax.random.key(0), X)).assumed
-    with pytest.warns(PairingWarning, match="LinenDoubling's own.*to be that of Dense"):
+    with pytest.warns(PairingWarning, match="LinenDoubling's own.*to act like that of Dense"):
         found = audit(module, twin, X)
     assert "assumed: 'fc' (Linear): its twin has a __call__ of LinenDoubling's own" in str(found)
     assert not audit(module, twin, X, rules=[LayerType("fc", nn.Linear)]).assumed

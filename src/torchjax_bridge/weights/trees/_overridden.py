@@ -49,8 +49,8 @@ def torch_assumptions(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     if own or "forward" in state:
         found.append(
             f"computed by a forward of {kind.__name__}'s own, which is assumed to act like that of "
-            f"{source_name(base)}; "
-            f"LayerType(<path>, {source_name(base)}) says that it does, a Rule({kind.__name__}, ...) what else it does"
+            f"{source_name(base)}; LayerType(<path>, {source_name(base)}) says that it does, "
+            f"a Rule({kind.__name__}, ...) what else it does"
         )
     if hooked:
         found.append(
