@@ -35,6 +35,13 @@ def test_a_fault_inside_a_return_type_is_named():
         to_jax({"top": torch.ones(2, dtype=torch.float64).sort()})
 
 
+def test_a_size_without_entries_says_nothing_of_others():
+    to_jax((torch.Size([]), torch.ones(1)))
+    made = jax.tree.map(jnp.asarray, to_jax((torch.Size([2, 3]), torch.ones(1)))[0])
+    assert type(made) is tuple  # a Size would make numbers of its arrays
+    assert all(isinstance(child, jax.Array) for child in made)
+
+
 def test_return_types_and_sizes_are_known_without_torchs_registry(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils._pytree", None)
     kinds = [kind for kind in vars(torch.return_types).values() if getattr(kind, "n_fields", 0) == 2]

@@ -108,9 +108,9 @@ def _register(kind: type, node: _Node) -> None:
 
     def unflatten(context: _Context, children: Iterable[Any]) -> Any:
         children = list(children)
-        if not able:
+        if not able and children:  # a node without children shows nothing
             able.append(_holds_anything(node, context))
-        made = _made(node, context, children) if able[0] or _are_torch(children) else None
+        made = _made(node, context, children) if _are_torch(children) or able[0] else None
         return _stand_in(context, children) if made is None else made
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)

@@ -338,7 +338,7 @@ def test_a_square_kernel_of_heads_of_a_class_of_ones_own_is_warned_of() -> None:
 def test_bare_weights_that_may_lie_input_first_are_asked_for() -> None:
     state = {"fc.weight": torch.randn(8, 8)}
     template = {"params": {"fc": {"kernel": jnp.zeros((8, 2, 4))}}}
-    with pytest.raises(errors.PlanError, match=r"could be an input-major dense layer .* or Linear"):
+    with pytest.raises(errors.PlanError, match="could be Linear or an input-major dense layer"):
         to_flax(state, template)
     kernel = to_flax(state, template, rules=[LayerType("fc", nn.Linear)])["params"]["fc"]["kernel"]
     assert np.array_equal(kernel.reshape(8, 8), state["fc.weight"].T)

@@ -13,6 +13,7 @@ from tests.wrap.programs import leaf, program_of
 from torchjax_bridge.errors import ExchangeError
 from torchjax_bridge.wrap import as_torch_function
 from torchjax_bridge.wrap.jax_in_torch import _autograd as autograd_file
+from torchjax_bridge.wrap.jax_in_torch._linearized import Linearized
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -255,12 +256,12 @@ def test_only_inputs_that_require_grad_are_differentiated():
     x, w = torch.randn(8, 4), torch.randn(4, 2, requires_grad=True)
     f(x, w).backward()
     assert x.grad is None
-    linear = program_of(f).linear((1,))
+    linear = Linearized.of(program_of(f), (1,))
     pullback = linear.pullback((0,))
     assert len(pullback.outputs) == 1
     dots = str(pullback.jaxpr).count("dot_general")
     assert dots == 1  # for w alone; the product for x's gradient is not there
-    both = program_of(f).linear((0, 1)).pullback((0,))
+    both = Linearized.of(program_of(f), (0, 1)).pullback((0,))
     assert str(both.jaxpr).count("dot_general") == 2
 
 

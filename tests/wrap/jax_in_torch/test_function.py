@@ -21,6 +21,7 @@ import torch
 from torchjax_bridge import errors
 from torchjax_bridge.wrap import _cache, as_torch_function
 from torchjax_bridge.wrap.jax_in_torch import _function as _torch_function
+from torchjax_bridge.wrap.jax_in_torch import _registry
 
 # torch scripts some of its own functions when torch.func is first used, and warns that one should not.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -397,14 +398,15 @@ def test_the_function_and_all_it_compiled_die_with_the_wrapper():
     torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).sum()))(t(2, 3))
     program = next(iter(f._traces._entries.values())).value.program
     watched = [weakref.ref(f), weakref.ref(big), weakref.ref(program), weakref.ref(program.run)]
-    watched += [weakref.ref(entry.value) for entry in program._derived._entries.values()]
+    watched += [weakref.ref(entry.value) for entry in program.derived._entries.values()]
     assert len(watched) > 5
     name = f._name
-    assert name in _torch_function.functions
+    assert _registry.find(name) is f
     del f, big, program, g
     gc.collect()
     assert [ref() for ref in watched] == [None] * len(watched)
-    assert name not in _torch_function.functions
+    with pytest.raises(KeyError):
+        _registry.find(name)
 
 
 def test_eight_threads_run_forward_and_backward_at_once():

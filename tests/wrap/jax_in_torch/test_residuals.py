@@ -9,7 +9,7 @@ from torch.autograd import grad
 
 from tests.wrap.programs import leaf, program_of
 from torchjax_bridge.wrap import as_torch_function
-from torchjax_bridge.wrap.jax_in_torch import _program as program_file
+from torchjax_bridge.wrap.jax_in_torch import _linearized
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -95,7 +95,7 @@ def test_every_residual_is_kept_where_jax_does_not_let_one_choose(monkeypatch):
     def refuse(*_):
         raise TypeError("as an older or a newer JAX might")
 
-    monkeypatch.setattr(program_file, "ClosedJaxpr", refuse)
+    monkeypatch.setattr(_linearized, "ClosedJaxpr", refuse)
     whole = as_torch_function(layer)
     torch.testing.assert_close(grad(sum(y.sum() for y in whole(x, s)), (x, s)), expected)
     assert kept_bytes(whole, x, s) > few
@@ -108,7 +108,7 @@ def test_nothing_is_kept_under_no_grad():
         y = f(x)
     assert y.grad_fn is None
     assert pack.packed == []
-    assert len(program_of(f)._derived._entries) == 0
+    assert len(program_of(f).derived._entries) == 0
     with torch.inference_mode():
         z = f(torch.ones(3))
     assert z.is_inference()

@@ -121,7 +121,9 @@ def test_densities_of_distributions_that_check_their_arguments(name):
 
 
 def test_a_distribution_still_refuses_what_is_invalid_where_there_are_values():
-    f = as_jax_function(lambda c: D.MultivariateNormal(torch.zeros(3), c).log_prob(torch.ones(3)))
+    f = as_jax_function(
+        lambda c: D.MultivariateNormal(torch.zeros(3), c, validate_args=True).log_prob(torch.ones(3))
+    )
     with pytest.raises(ValueError, match="PositiveDefinite"):
         f(-jnp.eye(3))
 

@@ -41,12 +41,16 @@ def _is_at(tree: TorchTree, match: Match, place: Path, path: Path) -> bool:
 
 
 def _put_under_own_parents(tree: TorchTree, flax: FlaxNode) -> dict[Path, Path]:
-    scopes = {node.path for node in flax.walk()}
+    scopes = {node.path: node for node in flax.walk()}
     nodes = {node.origin: node for node in tree.root.walk()}
     intended: dict[Path, Path] = {}
-    for target in [target for target in tree.targets if target in scopes and len(target) > 1]:
-        chain = _chain(tree.root, target)
-        if len(chain) <= len(target):
+    whole = [target for target in tree.targets if target in scopes and len(target) > 1]
+    chains = {target: _chain(tree.root, target) for target in whole}
+    chains = {target: chain for target, chain in chains.items() if len(chain) > len(target)}
+    filled = {target[:-1] for target, chain in chains.items() if _fills(chain[-2], scopes[target[:-1]])}
+    for target, chain in chains.items():
+        # Where renamed layers fill all of a scope, it is matched by its name like any other.
+        if target[:-1] in filled:
             continue
         parent = nodes.get(chain[-1].origin[:-1])
         if (
@@ -98,6 +102,12 @@ def _only_renamed(node: TorchNode) -> bool:
     return node.module is None and all(
         below.origin[: len(node.path)] != node.path for below in node.walk() if below.leaves
     )
+
+
+def _fills(node: TorchNode, scope: FlaxNode) -> bool:
+    """Whether a node has a child or a tensor of the name of each entry of a scope."""
+    wanted = {*scope.leaves, *(name for name, child in scope.children.items() if not child.empty)}
+    return wanted <= {*node.leaves, *node.children}
 
 
 def _move(node: TorchNode, path: Path) -> None:
