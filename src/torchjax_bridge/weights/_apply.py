@@ -1,4 +1,4 @@
-"""Runs a plan either way. The only place where weights move."""
+"""Runs a plan in either direction. The only file that moves weights."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -36,43 +36,44 @@ def to_flax(
 
     Args:
         source: An ``nn.Module`` or its ``state_dict`` (``module.`` and ``_orig_mod.`` are looked through).
-            With a module the layers' classes are known; with bare keys they are concluded from the template,
-            and what stays in doubt is refused.
+            With a module the layers' classes are known. With bare keys they are inferred from the template,
+            and what stays ambiguous is refused.
         template: An ``nnx.Module`` (concrete, or abstract from ``nnx.eval_shape``), an ``nnx.State``, or
             linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched. A plain array
             of an nnx module that is no variable is filled if torch has a tensor of its name, and else kept.
-        rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Keep` and `Fill` values for what the models alone do not
-            say.
-        strict: With ``False``, a torch tensor without place is left out, and a leaf without source keeps the
-            template's value. A mismatch or an ambiguity raises all the same.
-        copy: ``True`` gives row-major arrays in memory of their own; ``False`` gives views of the torch
-            memory and raises where there can be none; ``None`` views where possible and copies elsewhere.
+        rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Fused`, `Keep` and `Fill` objects for what the models
+            do not show.
+        strict: With ``False``, a torch tensor without a place is left out, and a leaf without a source keeps the
+            template's value. A mismatch or an ambiguity still raises.
+        copy: ``True`` gives row-major arrays in new memory; ``False`` gives views of the torch memory and
+            raises where a view is impossible; ``None`` gives views where possible and copies elsewhere.
 
     Returns:
-        A new thing of the template's kind: a ready-to-call ``nnx.Module``, an ``nnx.State``, or
-        variables. Arrays have the shapes of the template and the dtypes of the source. Random streams go on
-        where the template's stand; those of an abstract template start from ``jax.random.key(0)``. An array lies
-        where the template has it, if it says: a sharding of a struct, an array over several devices, or names
-        of axes (``nnx.with_partitioning``, linen's boxes) under ``jax.set_mesh``. Otherwise, where the source is.
+        A new object of the template's kind: a ready-to-call ``nnx.Module``, an ``nnx.State``, or
+        variables. Arrays have the shapes of the template and the dtypes of the source. Random streams continue
+        from the template's; those of an abstract template start from ``jax.random.key(0)``. An array has the
+        sharding of the template, if it gives one: the sharding of a struct, an array over several devices, or
+        names of axes (``nnx.with_partitioning``, linen's boxes) under ``jax.set_mesh``. Otherwise it is where
+        the source is.
 
     Raises:
         PlanError: Source and template do not fit; the message lists every fault.
         ExchangeError: A tensor cannot cross (its values do not fit in 32 bits with x64 off, it has no memory,
-            ``copy=False`` cannot be had).
+            ``copy=False`` is impossible).
         TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
-        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
         PartialWarning: ``strict=False`` left something out; the message lists it, and so does `Plan.left_out`.
-        SettingsWarning: An nnx template has settings (epsilon, padding, ...) with which it computes another thing
-            than the ``nn.Module``; `audit` gives them as data. linen's variables and an ``nnx.State`` have no
-            settings to compare, not even the groups of a convolution: ask `audit` with the live linen module.
+        SettingsWarning: An nnx template has settings (epsilon, padding, ...) that differ from the ``nn.Module``'s
+            and change its output; `audit` gives them as data. linen variables and an ``nnx.State`` have no
+            settings to compare, not even the groups of a convolution: call `audit` with the live linen module.
 
     Memory:
         ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:
-        no bytes; kernels come as permuted layouts, which cost speed in every matmul, and training the torch
-        model on changes them. A leaf that the template has on other devices goes there part by part from the
-        host, one leaf at a time, never whole to one device; that is a copy, so ``copy=False`` raises.
+        no bytes; kernels have permuted layouts, which slow every matmul, and further training of the torch model
+        changes them. A leaf that the template has on other devices goes there part by part from the host, one
+        leaf at a time, never whole to one device. That is a copy, so ``copy=False`` raises.
 
     >>> import torch
     >>> from flax import nnx
@@ -94,24 +95,24 @@ def to_flax(
     elsewhere: dict[Path, jax.Array] = {}
     shardings = {leaf.path: sharding_of(leaf) for leaf in flax_tree.root.flat().values()}
     for move in plan.moves:
-        tensors = [_bare(torch_tree.state[key]) for key in move.torch_keys]
-        # What has no source is made where the sources are.
+        tensors = [_detached(torch_tree.state[key]) for key in move.torch_keys]
+        # A tensor without a source is made on the device of the sources.
         with nullcontext() if tensors else torch_tree.device:
-            made = move.layout.forward(tensors)
-        for path, tensor in zip(move.flax_paths, made, strict=True):
+            results = move.layout.forward(tensors)
+        for path, tensor in zip(move.flax_paths, results, strict=True):
             if (sharding := shardings[path]) is not None:
                 if copy is False and not _shares(tensor, tensors):
-                    _made(tensor, path, copy)
+                    _copied_by_layout(tensor, path, copy)
                 elsewhere[path] = place_on_sharding(tensor, sharding, join_path(path), copy)
                 continue
             if _shares(tensor, tensors):
                 views.append(path)
             else:
-                tensor = _made(tensor, path, copy)
+                tensor = _copied_by_layout(tensor, path, copy)
             laid_out[path] = tensor
     if copy:
-        _make_own(laid_out, views)
-    filled = flax_tree.fill(elsewhere | _cross(laid_out, None if copy else copy))
+        _copy_views(laid_out, views)
+    filled = flax_tree.fill(elsewhere | _to_arrays(laid_out, None if copy else copy))
     if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
         compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
     return filled
@@ -125,17 +126,17 @@ def to_state_dict(
     strict: bool = True,
     copy: bool | None = True,
 ) -> dict[str, Any]:
-    """A ``state_dict`` with the weights of a Flax model, fit for ``template.load_state_dict``.
+    """A ``state_dict`` with the weights of a Flax model, for ``template.load_state_dict``.
 
     Args:
         source: An ``nnx.Module``, an ``nnx.State`` or linen variables, with arrays in them.
         template: The ``nn.Module`` to fill (it is only read), or a ``state_dict`` with its keys. It also
             gives what Flax does not hold: ``num_batches_tracked`` and a module's extra state.
         rules: As for `to_flax`; the same rules serve both ways.
-        strict: With ``False``, a Flax leaf without place is left out, and a key without source keeps the
-            template's value. A mismatch or an ambiguity raises all the same.
-        copy: ``True`` gives row-major tensors in memory of their own; ``False`` gives views of JAX's memory
-            (do not write to them) and raises where there can be none; ``None`` views where possible.
+        strict: With ``False``, a Flax leaf without a place is left out, and a key without a source keeps the
+            template's value. A mismatch or an ambiguity still raises.
+        copy: ``True`` gives row-major tensors in new memory; ``False`` gives views of JAX's memory (do not write to
+            them) and raises where a view is impossible; ``None`` gives views where possible.
 
     Returns:
         The keys of the template, in its order, with tensors of its shapes and of the source's dtypes. Tied
@@ -148,7 +149,7 @@ def to_state_dict(
         TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
-        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
         PartialWarning: ``strict=False`` left something out; the message lists it, and so does `Plan.left_out`.
 
     Memory:
@@ -180,10 +181,10 @@ def to_state_dict(
         arrays = to_torch(
             {name: _values(leaves[path], copy) for name, path in zip(names, move.flax_paths, strict=True)}
         )
-        tensors = [arrays[name] for name in names]  # by name: a pytree's dict comes back sorted
-        before = [_bare(torch_tree.state[key]) for key in move.torch_keys]
+        tensors = [arrays[name] for name in names]  # by name, since a dict comes back sorted from a pytree
+        before = [_detached(torch_tree.state[key]) for key in move.torch_keys]
         try:
-            back = _back(move, tensors, _known(before))
+            back = _invert(move, tensors, _previous_values(before))
         except PlanError as err:
             if strict or move.torch_keys:
                 raise
@@ -192,20 +193,20 @@ def to_state_dict(
         for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
             if _WIDER.get(tensor.dtype) == old.dtype:
                 tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
-            # A sum gives its terms back as the template has them: views too, of the template.
+            # The inverse of a sum may give views of the template's own terms.
             if _shares(tensor, tensors) or (copy and _shares(tensor, before)):
                 views.append(key)
             else:
-                tensor = _made(tensor, (key,), copy)
+                tensor = _copied_by_layout(tensor, (key,), copy)
             filled[key] = tensor
     plan.warn_of_what_is_left(lost, stacklevel=2)
     if copy:
-        _make_own(filled, views)
+        _copy_views(filled, views)
     _settle_ties(filled, torch_tree)
     for key, twin in plan.ties:
         filled[key] = filled[twin]
     return {
-        key: filled[key] if key in filled else _kept(key, value, copy)
+        key: filled[key] if key in filled else _kept_value(key, value, copy)
         for key, value in torch_tree.state.items()
     }
 
@@ -213,10 +214,10 @@ def to_state_dict(
 _WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 
 
-def _back(
+def _invert(
     move: Move, tensors: Sequence[torch.Tensor], was: Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, ...]:
-    """The tensors of a move as torch holds them, or an error that names them."""
+    """The torch tensors of a move; an error names its Flax paths."""
     try:
         return move.layout.inverse(tensors, was)
     except ValueError as err:
@@ -225,7 +226,7 @@ def _back(
 
 
 def _check_options(strict: object, copy: object) -> None:
-    """Raise for what Python would take for true or false: ``copy="no"`` asks for no copy."""
+    """Raise for values that Python would only convert to a bool, such as ``copy="no"``."""
     check_copy(copy)
     if not isinstance(strict, bool):
         raise TypeError(f"strict must be True or False; got {strict!r}.")
@@ -234,22 +235,22 @@ def _check_options(strict: object, copy: object) -> None:
 # --- memory ------------------------------------------------------------------------------------------
 
 
-def _cross(tensors: Mapping[Path, torch.Tensor], copy: bool | None) -> dict[Path, jax.Array]:
-    """Every tensor as an array; a fault names its path."""
+def _to_arrays(tensors: Mapping[Path, torch.Tensor], copy: bool | None) -> dict[Path, jax.Array]:
+    """All tensors as arrays; an error names the path."""
     try:
         return dict(zip(tensors, to_jax(list(tensors.values()), copy=copy), strict=True))
-    except ExchangeError:  # once more, under names
+    except ExchangeError:  # again, with names for the error
         to_jax({join_path(path): tensor for path, tensor in tensors.items()}, copy=copy)
         raise
 
 
-def _bare(tensor: torch.Tensor) -> torch.Tensor:
-    """The values alone: converting weights is no operation of autograd."""
+def _detached(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without autograd."""
     return tensor.detach() if tensor.requires_grad else tensor
 
 
-def _made(tensor: torch.Tensor, path: Path, copy: bool | None) -> torch.Tensor:
-    """A tensor that its layout has just made, if ``copy`` admits that; row-major if it asks for that."""
+def _copied_by_layout(tensor: torch.Tensor, path: Path, copy: bool | None) -> torch.Tensor:
+    """A tensor that its layout has copied: raises under ``copy=False``, and is row-major under ``copy=True``."""
     if copy is False:
         raise ShareError(
             f"cannot share '{join_path(path)}' under copy=False: its layout moves bytes. "
@@ -258,8 +259,8 @@ def _made(tensor: torch.Tensor, path: Path, copy: bool | None) -> torch.Tensor:
     return fresh([tensor])[0] if copy and not tensor.is_contiguous() else tensor
 
 
-def _make_own(tensors: dict[Key, torch.Tensor], views: Sequence[Key]) -> None:
-    """Put copies in row-major memory of their own where there are views, all in one go."""
+def _copy_views(tensors: dict[Key, torch.Tensor], views: Sequence[Key]) -> None:
+    """Replace views by copies in new row-major memory, all in one call."""
     tensors.update(zip(views, fresh([tensors[key] for key in views]), strict=True))
 
 
@@ -270,7 +271,7 @@ def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:
     return any(block == source.untyped_storage().data_ptr() for source in sources)
 
 
-# --- what a side has and has not -----------------------------------------------------------------------
+# --- values that one side has alone -----------------------------------------------------------------------
 
 
 _HOLE = (
@@ -280,14 +281,14 @@ _HOLE = (
 
 
 def _refuse_holes(plan: Plan, tree: FlaxTree) -> None:
-    """With strict=False some leaves keep the template's value: an abstract template has none."""
+    """Raise for leaves that would keep the value of an abstract template: it has none."""
     filled = {path for move in plan.moves for path in move.flax_paths}
     holes = [Fault("missing", _HOLE, join_path(path)) for path in tree.holes(filled)]
     Report(tuple(holes)).raise_unless_ok("fill the template", strict=True)
 
 
 def _values(leaf: FlaxLeaf, copy: bool | None) -> Any:
-    """The array of a leaf, as something that crosses to torch."""
+    """The array of a leaf, in a form that crosses to torch."""
     if isinstance(leaf.value, jax.ShapeDtypeStruct):
         raise PlanError(
             f"'{join_path(leaf.path)}' of the source is a jax.ShapeDtypeStruct, with a shape but no values: "
@@ -296,13 +297,13 @@ def _values(leaf: FlaxLeaf, copy: bool | None) -> Any:
     return crossing(leaf.value, copy)
 
 
-def _known(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
-    """What stood on the torch side before, if it has values."""
+def _previous_values(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
+    """The torch tensors before the conversion, if they have values."""
     return None if any(tensor.is_meta for tensor in tensors) else tensors
 
 
 def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
-    """Raise if two keys that are one tensor in torch came out of Flax with different values."""
+    """Raise if two keys of one torch tensor got different values from Flax."""
     faults = [
         Fault("ambiguous", f"it is the same tensor as '{first}' in torch, but Flax holds two values", key)
         for key, first in tree.ties.items()
@@ -311,8 +312,8 @@ def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
     Report(tuple(faults)).raise_unless_ok("fill the tied tensors", strict=True)
 
 
-def _kept(key: str, value: Any, copy: bool | None) -> Any:
-    """What Flax has no image of, as the template has it."""
+def _kept_value(key: str, value: Any, copy: bool | None) -> Any:
+    """The template's value for a key that Flax does not hold."""
     if not isinstance(value, torch.Tensor):
         return value
     if not value.is_meta:

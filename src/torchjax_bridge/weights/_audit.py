@@ -1,8 +1,8 @@
-"""The settings that must agree between a torch model and its Flax twin, compared for every pair of layers.
+"""Compares the settings that must agree between a torch model and its Flax twin, for every pair of layers.
 
-Arrays alone do not make the model: epsilon, padding, the flavour of a GELU and their like stand in constructors.
-Owns the report; what is compared stands in ``settings``, which layers belong together in the plan. Moves no
-weights and needs none.
+Arrays alone do not make a model: epsilon, padding or the kind of GELU are arguments of constructors. Owns the
+report; ``settings`` knows what to compare, and the plan which layers belong together. Needs and moves no
+weights.
 """
 
 import warnings
@@ -46,7 +46,7 @@ __all__ = ["Audit", "SettingFault", "SettingsWarning", "audit", "compare_setting
 
 @dataclass(frozen=True)
 class SettingFault(Difference):
-    """One setting that differs, and where.
+    """One setting that differs, and its place.
 
     Attributes:
         torch_path: The dotted path of the torch layer.
@@ -62,17 +62,17 @@ class SettingFault(Difference):
 
     @property
     def in_torch(self) -> str:
-        """What torch says."""
+        """The setting in torch."""
         return f"{self.torch_name}={self.torch_value!r}"
 
     @property
     def in_flax(self) -> str:
-        """What Flax says."""
+        """The setting in Flax."""
         return f"{self.setting}={self.flax_value!r}"
 
     @property
     def to_type(self) -> str:
-        """The fix, in the call of the constructor."""
+        """The fix, as a call of the constructor."""
         return f"{self.flax_layer}(..., {self.fix})" if self.flax_layer else self.fix
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def _unless(fault: SettingFault) -> str:
 
 
 class SettingsWarning(UserWarning):
-    """A model was converted whose settings are not those of the torch model, so that it computes another thing."""
+    """A converted model has other settings than the torch model, so that its output differs."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +104,10 @@ class Audit:
 
     Attributes:
         faults: Every setting that differs, in the order of the torch model.
-        layers: How many pairs of layers have settings that were compared.
+        layers: The number of pairs of layers that were compared.
         notes: Why some layers could not be paired.
-        assumed: What was concluded about pairs of layers and is no setting, such as that a subclass with a
-            ``__call__`` of its own computes what Flax's layer does.
+        assumed: Assumptions about pairs of layers beyond settings, such as that a subclass with its own
+            ``__call__`` computes what Flax's layer does.
     """
 
     faults: tuple[SettingFault, ...]
@@ -175,11 +175,11 @@ def audit(
 ) -> Audit:
     """Compare every setting that must agree between a torch model and its Flax twin.
 
-    Compared are epsilon, momentum (Flax's is 1 minus torch's), padding, strides, dilation, groups, masks, the axes
-    of norms, the number of groups, which statistics a norm uses where its constructor fixes that, how the variance
-    is computed, dropout rates, heads, biases, gate functions, the dtype to compute in, and activations that the
-    Flax model holds as attributes. An activation that is only written in a ``__call__`` cannot be seen from
-    outside; `parity` finds it by its numbers.
+    It compares epsilon, momentum (Flax's is 1 minus torch's), padding, strides, dilation, groups, masks, the axes
+    of norms, the number of groups, which statistics a norm uses if its constructor fixes that, how the variance is
+    computed, dropout rates, heads, biases, gate functions, the dtype of the computation, and activations that the
+    Flax model holds as attributes. An activation inside a ``__call__`` is not visible from outside; `parity` finds
+    it by its numbers.
 
     Args:
         torch_module: The torch model.
@@ -193,13 +193,13 @@ def audit(
         An `Audit`; print it.
 
     Raises:
-        SettingsError: With ``strict``, if anything differs, listing all of it. Or one side is no live module, or a
-            linen model came without inputs.
-        PlanError: No layer of the one is a layer of the other.
+        SettingsError: With ``strict``, if anything differs; the message lists all of it. Or one side is no live
+            module, or a linen model came without inputs.
+        PlanError: The two models have no layer in common.
 
     Warns:
-        PairingWarning: The layers were paired, or taken to be what their class is derived from, by an assumption;
-            ``assumed`` lists them.
+        PairingWarning: Layers were paired, or assumed to act like their base class, without proof; ``assumed``
+            lists them.
 
     Memory:
         Reads settings and shapes, and computes nothing.
@@ -223,7 +223,7 @@ def audit(
         plan.report.raise_unless_ok("audit two models that have no layer in common", strict=True)
         raise PlanError("the two models have no layer in common.")
     if layers is not None:
-        found_in_linen = _calls_of_their_own(torch_tree, layers, plan, given)
+        found_in_linen = _overridden_calls(torch_tree, layers, plan, given)
         plan = replace(plan, assumed=(*plan.assumed, *group_by_text(found_in_linen)))
     found = compare_settings(torch_tree, layers if layers is not None else live_nnx(flax_tree), plan)
     plan.warn_of_assumptions(stacklevel=2)
@@ -232,10 +232,10 @@ def audit(
     return found
 
 
-def _calls_of_their_own(
+def _overridden_calls(
     torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], plan: Plan, rules: Sequence[UserRule]
 ) -> Iterator[tuple[str, str]]:
-    """The linen layers that override what Flax's class computes, which variables do not show the plan."""
+    """The assumptions about linen layers that override a ``__call__``. Variables do not show these to the plan."""
     nodes = {node.origin: node for node in torch_tree.root.walk()}
     for torch_path, flax_path in plan.layers:
         node = nodes[torch_path]
@@ -243,7 +243,7 @@ def _calls_of_their_own(
             isinstance(node.module, rule.types) for rule in rules if isinstance(rule, Rule)
         ):
             continue
-        # What is below a container has a pair of its own; what is below a layer is a part of its twin.
+        # Modules below a container are pairs themselves; modules below a layer are parts of its twin.
         whole = not node.children or isinstance(node.module, nn.MultiheadAttention)
         parts = dict(layers_below(layers, flax_path)) if whole else {flax_path: layers.get(flax_path)}
         for layer in parts.values():
@@ -254,7 +254,7 @@ def _calls_of_their_own(
 def _trace(
     linen: LinenModel, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Any, dict[Path, FlaxLayer]]:
-    """The variables of a linen model and its modules, from running it on shapes."""
+    """The variables and modules of a linen model, from a run on shapes."""
     module, variables = linen
     if not inputs:
         raise SettingsError(
@@ -272,7 +272,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
     """Compare the settings of every pair of layers of a plan."""
     nodes = {node.origin: node for node in torch_tree.root.walk() if node.module is not None}
     modules = {path: node.module for path, node in nodes.items() if node.module is not None}
-    said = {path: node.kind for path, node in nodes.items() if node.declared}
+    declared = {path: node.kind for path, node in nodes.items() if node.declared}
     dropouts: dict[Path, dict[Path, FlaxLayer]] = {}
     for path, other in layers.items():
         if other.kind == "Dropout":
@@ -284,7 +284,7 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
         if module is None or layer is None:
             continue
         count += layer.kind not in ("Module", "Sequential", "List")
-        found = differences(module, layer, said.get(torch_path))
+        found = differences(module, layer, declared.get(torch_path))
         faults += _faults(found, module, torch_path, layer, flax_path)
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             for path, cell in layers_below(layers, flax_path):
@@ -304,15 +304,15 @@ def compare_settings(torch_tree: TorchTree, layers: Mapping[Path, FlaxLayer], pl
             faults += _faults(activation_differences(child, function), child, place[0], None, place[1])
         for name, child, path, other in dropout_pairs(module, flax_path, dropouts):
             faults += _faults(differences(child, other), child, (*torch_path, name), other, path)
-    neutral = set(_neutral(plan))
+    neutral = set(_neutral_settings(plan))
     faults = [fault for fault in faults if (fault.setting, fault.flax_path) not in neutral]
     order = {path: place for place, path in enumerate(modules)}
     faults.sort(key=lambda fault: order.get(split_path(fault.torch_path), len(order)))
     return Audit(tuple(faults), count, tuple(str(fault) for fault in plan.report), plan.assumed)
 
 
-def _neutral(plan: Plan) -> Iterable[tuple[str, str]]:
-    """The settings that say that a leaf is there, of leaves that the plan fills so that they change nothing."""
+def _neutral_settings(plan: Plan) -> Iterable[tuple[str, str]]:
+    """The settings, such as ``use_bias``, of leaves that the plan fills with a neutral constant."""
     for move in plan.moves:
         if isinstance(move.layout, Constant) and move.layout.fixed:
             (path,) = move.flax_paths
@@ -325,7 +325,7 @@ _NEUTRAL = {"bias": 0.0, "scale": 1.0}
 
 
 def _kernel_layout(plan: Plan, flax_path: Path) -> Layout | None:
-    """How the plan fills the kernel at a path from one tensor, if it does."""
+    """The layout of the kernel at a path, if the plan fills it alone."""
     kernels = (*flax_path, "kernel"), ("params", *flax_path, "kernel")
     return next((move.layout for move in plan.moves if move.flax_paths in [(k,) for k in kernels]), None)
 

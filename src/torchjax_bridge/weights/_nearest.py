@@ -1,4 +1,4 @@
-"""The name that was meant: the nearest of those that are there, in words for the end of a fault."""
+"""A phrase for the end of a fault that suggests the name that the caller probably meant."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +9,7 @@ _MOST_NAMED = 4
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """``"; did you mean 'fc1'?"``, or what there is where nothing comes near; empty where there is nothing."""
+    """``"; did you mean 'fc1'?"``; a list of names if none is close; empty if there are none."""
     known = {one.lower(): one for one in names if one}
     last = {one.rpartition(".")[2]: one for one in reversed(known)}
     for candidates, wanted in ((known, name.lower()), (last, name.lower().rpartition(".")[2])):

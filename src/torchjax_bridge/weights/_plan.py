@@ -1,7 +1,8 @@
-"""The plan: understand first, as a frozen value that can be printed, asked and run either way.
+"""The plan of a conversion: a frozen value that can be printed, inspected and run in both directions.
 
-`plan` reads both sides, applies the caller's hints, matches, and gathers every fault; it moves no value
-and does not raise for what does not fit. Refuses only what is neither a torch source nor a Flax template.
+`plan` reads both sides, applies the caller's hints, matches, and collects every fault. It moves no values,
+and does not raise for models that do not fit. Refuses only what is neither a torch source nor a Flax
+template.
 """
 
 import warnings
@@ -40,23 +41,23 @@ __all__ = ["PairingWarning", "PartialWarning", "Plan", "UserRule", "plan"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What crosses, how, and what does not.
+    """What crosses and how, and what does not.
 
     The same plan serves `to_flax` (torch to Flax) and `to_state_dict` (back). Print it to read it.
 
     Attributes:
         moves: Groups of tensors that cross, in the order of the torch side.
-        torch_only: Keys that have no image in Flax and stay on the torch side (``num_batches_tracked``, what a
-            `Keep` names).
-        flax_only: Paths that have no image in torch and stay as the template has them (random streams, plain
+        torch_only: Keys without a counterpart in Flax, which stay on the torch side (``num_batches_tracked``, and
+            what a `Keep` names).
+        flax_only: Paths without a counterpart in torch, which keep the template's values (random streams, plain
             arrays of an nnx module).
-        ties: For a key that has no place of its own because its tensor is another key's: that other key.
-        notes: What a reader should know: wrappers looked through, dtypes that differ, what is lossy.
+        ties: Pairs of a key without a place of its own and the key whose tensor it shares.
+        notes: Remarks: wrappers that were looked through, dtypes that differ, layouts that are lossy.
         report: Every fault.
         flavour: ``"nnx"`` or ``"linen"``.
         layers: The modules that belong together, containers included: the path on the torch side (without
             wrappers) and the path in Flax (without the collection).
-        assumed: What was concluded from less than names, classes and shapes; a conversion warns of it.
+        assumed: Conclusions that names, classes and shapes do not prove; a conversion warns of them.
     """
 
     moves: tuple[Move, ...]
@@ -71,7 +72,7 @@ class Plan:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing stands against the conversion."""
+        """Whether the conversion has no faults."""
         return not self.report
 
     @property
@@ -81,7 +82,7 @@ class Plan:
 
     @property
     def left_out(self) -> tuple[Fault, ...]:
-        """What ``strict=False`` leaves out: torch tensors without place, and Flax leaves without source."""
+        """What ``strict=False`` leaves out: torch tensors without a place, and Flax leaves without a source."""
         return self.report.lenient
 
     def __str__(self) -> str:
@@ -117,7 +118,7 @@ class Plan:
             )
 
     def warn_of_what_is_left(self, lost: Sequence[str] = (), stacklevel: int = 1) -> None:
-        """Warn once, with a `PartialWarning`, of everything that ``strict=False`` let pass."""
+        """Warn once, with a `PartialWarning`, of everything that ``strict=False`` left out."""
         if lines := [*self.report.lenient_lines(), *lost]:
             listed = "\n".join(f"  {line}" for line in lines)
             warnings.warn(
@@ -138,15 +139,15 @@ class PairingWarning(UserWarning):
 
 
 def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
-    """How the weights of one side lie in the other, without moving them.
+    """Plan how the weights of one side go to the other, without moving them.
 
     Args:
         source: One side: an ``nn.Module`` or ``state_dict``; or an ``nnx.Module``, ``nnx.State`` or linen
             variables.
-        template: The other side. Which of the two is torch and which Flax does not matter to the plan.
+        template: The other side. Either of the two may be the torch side.
         rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
-            a bare ``state_dict``, `Flatten` for a layer behind flattened features, `Fused` for layers that one
-            side keeps as one, `Keep` and `Fill` for what one side has alone.
+            a bare ``state_dict``, `Flatten` for a layer that reads a flattened map, `Fused` for layers that one
+            side keeps as one, `Keep` and `Fill` for what only one side has.
 
     Returns:
         A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
@@ -197,27 +198,27 @@ def make_plan(
     rules: Sequence[UserRule],
     cast: torch.dtype | None = None,
 ) -> Plan:
-    """Match two sides that were read; ``cast`` is what floating-point values are cast to on their way."""
+    """Match two sides that were read. ``cast`` is the dtype that floating-point values are cast to."""
     faults = [*torch_tree.faults, *apply_hints(torch_tree, rules)]
     own = [rule for rule in rules if isinstance(rule, Rule)]
-    kept, unkept = keep_in_torch(torch_tree, rules)
-    flax_root, taken_out, unfilled = take_out_filled(flax_tree.root, rules)
-    faults += [*unkept, *unfilled]
-    match, meant = match_with_full_paths(
+    kept, keep_faults = keep_in_torch(torch_tree, rules)
+    flax_root, taken_out, fill_faults = take_out_filled(flax_tree.root, rules)
+    faults += [*keep_faults, *fill_faults]
+    match, intended = match_with_full_paths(
         torch_tree, flax_root, lambda: Matcher([*own, *RULES]).match(torch_tree.root, flax_root)
     )
     match = match._replace(
         moves=(*match.moves, *fill_moves(taken_out, match.moves, torch_tree)), keeps=(*kept, *match.keeps)
     )
-    faults += rename_target_faults(torch_tree, flax_tree.root, match, meant)
+    faults += rename_target_faults(torch_tree, flax_tree.root, match, intended)
     order = {key: place for place, key in enumerate(torch_tree.state)}
     moves = sorted(match.moves, key=lambda move: order[move.torch_keys[0]] if move.torch_keys else len(order))
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
     ties, left = settle_ties(torch_tree, match)
     faults += merge_class_faults(restrict_series(left, torch_tree.root), torch_tree, moves)
     faults += twice_filled(moves)
-    unsaid, taken = ask_about_maps(torch_tree, moves, rules)
-    faults += unsaid
+    map_faults, map_assumptions = ask_about_maps(torch_tree, moves, rules)
+    faults += map_faults
     faults += dtype_faults(torch_tree, moves)
     return Plan(
         tuple(moves),
@@ -230,5 +231,5 @@ def make_plan(
         Report(tuple(merge_by_class(dict.fromkeys(faults), torch_tree.root))),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
-        tuple(group_by_text(dict.fromkeys([*match.assumed, *taken]))),
+        tuple(group_by_text(dict.fromkeys([*match.assumed, *map_assumptions]))),
     )

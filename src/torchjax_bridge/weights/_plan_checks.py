@@ -22,7 +22,7 @@ __all__ = ["dtype_faults", "group_by_text", "notes_on_moves", "paths_of", "twice
 
 
 def twice_filled(moves: Sequence[Move]) -> list[Fault]:
-    """Two torch tensors for one Flax leaf."""
+    """The faults of Flax leaves that two moves would fill."""
     faults: list[Fault] = []
     taken: dict[Path, tuple[str, ...]] = {}
     for move in moves:
@@ -35,13 +35,13 @@ def twice_filled(moves: Sequence[Move]) -> list[Fault]:
 
 
 def unfilled_arrays(leaves: Mapping[Path, FlaxLeaf], moves: Sequence[Move]) -> Iterable[Path]:
-    """Plain arrays of nnx modules that torch has not."""
+    """The plain arrays of nnx modules that torch does not have."""
     filled = {path for move in moves for path in move.flax_paths}
     return (path for path, leaf in leaves.items() if leaf.optional and path not in filled)
 
 
 def dtype_faults(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
-    """Dtypes that JAX cannot hold as it is set up."""
+    """The faults of tensors that JAX cannot hold in its present configuration."""
     wide = x64()
     for move in moves:
         for key in move.torch_keys:
@@ -54,12 +54,12 @@ def dtype_faults(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
 
 @lru_cache(maxsize=64)
 def _cannot_cross(dtype: torch.dtype, wide: bool) -> str:
-    """Why JAX cannot hold a dtype, with x64 as it is; empty if it can."""
+    """Why JAX cannot hold a dtype with this x64 setting; empty if it can."""
     try:
         wanted = jax_dtype(dtype)
     except DtypeError as err:
         return str(err)
-    # 64-bit integers may cross as 32-bit ones, which their values decide.
+    # 64-bit integers may cross as 32-bit ones if their values fit.
     if not wide and wanted in (np.float64, np.complex128):
         return (
             f"{dtype} needs x64, which is off; call module.float() first, or "
@@ -69,7 +69,7 @@ def _cannot_cross(dtype: torch.dtype, wide: bool) -> str:
 
 
 def group_by_text(found: Iterable[tuple[str, str]]) -> Iterable[str]:
-    """One line for all the layers about which the same was assumed."""
+    """One line for all layers with the same text."""
     layers: dict[str, list[str]] = {}
     for layer, words in found:
         layers.setdefault(words, []).append(layer)
@@ -84,7 +84,7 @@ _MOST_NAMED = 4
 def notes_on_moves(
     tree: TorchTree, moves: Sequence[Move], leaves: dict[Path, FlaxLeaf], cast: torch.dtype | None
 ) -> Iterable[str]:
-    """What is no fault and still worth saying."""
+    """Remarks that are no faults."""
     differ: list[tuple[str, str]] = []
     for move in moves:
         name = " + ".join(move.torch_keys) or paths_of(move)
@@ -106,14 +106,14 @@ def notes_on_moves(
     for path in unfilled_arrays(leaves, moves):
         if isinstance(leaves[path].value, jax.ShapeDtypeStruct):
             yield (
-                f"{join_path(path)}: a plain array that torch has not, and an abstract template has no value of "
-                "it; fill a concrete template"
+                f"{join_path(path)}: a plain array that torch does not have, and an abstract template has no "
+                "value for it; fill a concrete template"
             )
     yield from separate_leaf_notes(tree, moves)
 
 
 def _other_role(tree: TorchTree, move: Move, leaves: dict[Path, FlaxLeaf]) -> Iterable[str]:
-    """A buffer that is trained in Flax, or a parameter that is not."""
+    """Notes on buffers that Flax trains, and on parameters that it does not train."""
     for key in move.torch_keys:
         buffer = tree.is_buffer(key)
         if buffer is False and any(leaves[path].optional for path in move.flax_paths):

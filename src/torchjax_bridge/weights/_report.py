@@ -1,6 +1,6 @@
 """Every fault at once: what does not fit, where, and what to type.
 
-A `Fault` is one sentence about one place; a `Report` is all of them, printed together and raised once.
+A `Fault` is a message about one place. A `Report` is all of them, printed together and raised once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,20 +13,20 @@ __all__ = ["Choice", "Fault", "FaultKind", "Report", "Series", "what_it_is"]
 
 FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
 
-# With strict=False these are let pass: the rest of the tree still converts without a guess.
+# strict=False lets these pass: the rest of the tree still converts without a guess.
 _LENIENT: frozenset[str] = frozenset({"missing", "unexpected"})
 
 
 @dataclass(frozen=True)
 class Series:
-    """What the same fault of each of many equal blocks has in common.
+    """What the same fault in many equal blocks has in common.
 
     Attributes:
-        rule: The rule that settles it in all of them, with the names that it may give.
-        pattern: What that rule speaks of on the torch side, with a ``*`` for the number of the block.
-        torch: What may be what, relative to the block: the names on the torch side.
-        flax: The names in Flax.
-        what: What they are, in the plural.
+        rule: The rule that settles all of them, with the possible names.
+        pattern: The pattern of that rule on the torch side, with a ``*`` for the number of the block.
+        torch: The candidates on the torch side, by names relative to the block.
+        flax: The candidates in Flax.
+        what: The plural noun for the blocks.
     """
 
     rule: str
@@ -38,13 +38,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Choice:
-    """The rules of which one settles all layers of a class.
+    """The possible rules for all layers of a class, one of which is right.
 
     Attributes:
         kind: The class.
-        lines: The rules, as one types them.
-        norm: The norm of torch's whose tensors they have; or empty.
-        uses: What the layer computes under each of the rules; or nothing, where that does not tell them apart.
+        lines: The rules as source code.
+        norm: The torch norm with the same tensors; or empty.
+        uses: What the layer computes under each rule; empty if that does not distinguish them.
     """
 
     kind: type
@@ -58,16 +58,16 @@ class Fault:
     """One thing that does not fit.
 
     Attributes:
-        kind: ``missing`` (a template leaf without source), ``unexpected`` (a source tensor without place),
-            ``mismatch`` (both are there and do not fit), ``ambiguous`` (more than one answer), ``no rule``
-            (a layer without counterpart), ``dtype`` or ``rules`` (a rule of the caller's that does nothing
+        kind: ``missing`` (a template leaf without a source), ``unexpected`` (a source tensor without a place),
+            ``mismatch`` (both exist and do not fit), ``ambiguous`` (more than one answer), ``no rule``
+            (a layer without a counterpart), ``dtype`` or ``rules`` (a rule of the caller that does nothing
             or contradicts another).
-        message: What and why, and the fix.
-        path: Where, dotted.
-        subject: The key or the dotted path of the one tensor it is about, or empty.
-        even: Whether answers would leave nothing over: of candidates for each other, as many on both sides.
-        series: What it has in common with the same fault of each equal block; such faults are printed as one.
-        choice: The rules that would settle it, for a layer of a class that has none.
+        message: What does not fit, why, and the fix.
+        path: The dotted path of the place.
+        subject: The key or dotted path of the tensor concerned, or empty.
+        even: Whether both sides have equally many candidates, so that an answer would leave none over.
+        series: What it shares with the same fault of equal blocks; such faults are printed as one.
+        choice: The rules that would settle it, for a layer whose class has none.
     """
 
     kind: FaultKind
@@ -101,7 +101,7 @@ class Report:
         return "\n".join(self.lines()) or "no faults"
 
     def lines(self) -> Iterator[str]:
-        """One line for each fault, or for each series of them."""
+        """One line for each fault or series of faults."""
         return _lines(self.faults)
 
     @property
@@ -110,15 +110,15 @@ class Report:
         return tuple(fault for fault in self.faults if fault.kind in _LENIENT)
 
     def lenient_lines(self) -> Iterator[str]:
-        """The same in words."""
+        """The lenient faults as lines."""
         return _lines(self.lenient)
 
     def raise_unless_ok(self, what: str, *, strict: bool) -> None:
         """Raise one `PlanError` that lists every fault.
 
         Args:
-            what: What was asked, to open the message.
-            strict: With ``False``, missing and unexpected entries are not reasons to raise.
+            what: What the caller asked for, to start the message.
+            strict: With ``False``, missing and unexpected entries do not raise.
         """
         grave = self.faults if strict else tuple(f for f in self.faults if f.kind not in _LENIENT)
         if not grave:
@@ -136,12 +136,12 @@ def _lines(faults: Iterable[Fault]) -> Iterator[str]:
             series = first.series
             many = f"{len(more)} more {series.what} up to '{more[-1].path}'"
             rest = f"'{more[-1].path}'" if len(more) == 1 else many
-            all_of_them = f", and rules=[{series.rule}, ...] speaks of them all" if series.rule else ""
+            all_of_them = f", and rules=[{series.rule}, ...] matches all of them" if series.rule else ""
             words = f"{first.message}; the same in {rest}{all_of_them}"
             first = replace(first, message=words)
         yield str(first)
 
 
 def what_it_is(thing: object) -> str:
-    """An argument in words: ``a Linear``, or ``the class Linear`` where an instance was meant."""
+    """A phrase for a wrong argument: ``a Linear``, or ``the class Linear`` if it is a class."""
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"

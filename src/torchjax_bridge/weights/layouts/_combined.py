@@ -50,7 +50,7 @@ class Then(Layout):
 
 @dataclass(frozen=True)
 class Each(Layout):
-    """One layout on every tensor of the group by itself."""
+    """One layout, applied to each tensor of the group."""
 
     layout: Layout
 
@@ -88,7 +88,7 @@ class Each(Layout):
 
 @dataclass(frozen=True)
 class Parallel(Layout):
-    """A layout for each tensor of the group, which gives one tensor."""
+    """One layout for each tensor of the group."""
 
     layouts: tuple[Layout, ...]
 
@@ -144,7 +144,7 @@ class Stack(Layout):
         return self.layout.lossless
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Every layer's tensors forward, then stacked."""
+        """Each layer's tensors forward, then stacked."""
         groups = [self.layout.forward(group) for group in self._groups(tensors)]
         return tuple(torch.stack(layers) for layers in zip(*groups, strict=True))
 
@@ -157,7 +157,7 @@ class Stack(Layout):
         )
 
     def _groups(self, tensors: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-        size = len(tensors) // self.count  # none where torch has no such tensor
+        size = len(tensors) // self.count  # zero if torch has no such tensor
         return [tensors[place * size : (place + 1) * size] for place in range(self.count)]
 
     def __str__(self) -> str:
@@ -166,7 +166,7 @@ class Stack(Layout):
 
 @dataclass(frozen=True)
 class Inverse(Layout):
-    """A lossless layout the other way round."""
+    """A lossless layout in the other direction."""
 
     layout: Layout
 
@@ -193,7 +193,7 @@ class Inverse(Layout):
 
 
 def then(*layouts: Layout) -> Layout:
-    """The layouts one after another, without the ones that do nothing.
+    """The layouts one after another, without those that do nothing.
 
     >>> str(then(Identity(), Permute((1, 0))))
     'permute(1, 0)'

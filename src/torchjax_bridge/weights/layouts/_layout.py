@@ -19,12 +19,12 @@ __all__ = ["Identity", "Layout", "same_bits"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The interface: `forward` takes torch's tensors to Flax's, `inverse` takes them back.
+    """The interface: `forward` turns torch tensors into Flax tensors, `inverse` turns them back.
 
     Attributes:
-        is_view: No byte moves: both directions are strided views.
-        is_linear: A linear map, so optimizer moments can take it too.
-        lossless: ``inverse(forward(x))`` is ``x`` to the bit.
+        is_view: Whether both directions are strided views, so that no bytes move.
+        is_linear: Whether it is a linear map, so that it also applies to optimizer moments.
+        lossless: Whether ``inverse(forward(x))`` is ``x`` to the bit.
     """
 
     is_view = True
@@ -40,8 +40,8 @@ class Layout:
 
         Args:
             tensors: What `forward` gives.
-            was: The torch tensors that stood there before, if any. Only a layout that is not lossless
-                looks at them: if they still map to exactly ``tensors``, they are returned unchanged.
+            was: The previous torch tensors, if any. Only a lossy layout uses them: it returns them unchanged
+                if they still map to exactly ``tensors``.
         """
         raise NotImplementedError
 

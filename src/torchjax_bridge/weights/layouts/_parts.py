@@ -41,12 +41,12 @@ class Split(Layout):
 
 @dataclass(frozen=True)
 class Rows(Layout):
-    """One tensor holds the rows of several: one after another, or head by head.
+    """One torch tensor holds the rows of several Flax tensors: one after another, or head by head.
 
     Attributes:
-        sizes: How many rows each has.
-        heads: In so many turns: ``heads`` times the rows of one head of the first, of the second, and so on.
-        columns: They are the columns of a matrix, which are then given as rows.
+        sizes: The number of rows of each part.
+        heads: The number of heads, if the rows come head by head: the first head of each part, then the second, ...
+        columns: Whether the parts are columns of the matrix. They are given as rows.
     """
 
     sizes: tuple[int, ...]
@@ -55,7 +55,7 @@ class Rows(Layout):
     is_view = False
 
     def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors of the parts; views, where the rows are one after another."""
+        """The parts; views, unless the rows come head by head."""
         (tensor,) = tensors
         rows = tensor.movedim(-1, 0) if self.columns else tensor
         if rows.shape[0] != sum(self.sizes) or any(size % self.heads for size in self.sizes):
@@ -79,8 +79,8 @@ class Rows(Layout):
 class Sum(Layout):
     """Two torch tensors of one shape are a single Flax tensor, their sum (the two biases of a recurrence).
 
-    A sum does not remember its terms. The way back returns the terms that stood there before when their
-    sum is still the same to the bit, and else the whole sum as the first term and zero as the second.
+    A sum does not keep its terms. The way back returns the previous terms if their sum is still the same to the
+    bit. Otherwise it returns the whole sum as the first term and zero as the second.
     """
 
     is_view = False
@@ -110,9 +110,8 @@ class Sum(Layout):
 class Constant(Layout):
     """A Flax tensor that no torch tensor holds, filled with one value.
 
-    In a rule, ``Entry((), "key.bias", Constant(0.0))`` is a bias that the torch layer has not. The value
-    matters there, so there is a way back only while it is still the same; with ``fixed=False`` the Flax layer never
-    reads it.
+    In a rule, ``Entry((), "key.bias", Constant(0.0))`` is a bias that the torch layer does not have. Its value
+    matters, so the way back refuses any other value. Use ``fixed=False`` if the Flax layer never reads it.
 
     Attributes:
         value: The value of every element.
