@@ -195,6 +195,7 @@ class Inverse(Layout):
 def then(*layouts: Layout) -> Layout:
     """The layouts one after another, without those that do nothing.
 
+    >>> from torchjax_bridge.weights import Permute
     >>> str(then(Identity(), Permute((1, 0))))
     'permute(1, 0)'
     """
