@@ -34,17 +34,17 @@ CALLS = [
 
 @pytest.mark.parametrize(("args", "kwargs"), CALLS)
 def test_join_gives_the_call_back(args, kwargs):
-    leaves, rest = split_call(args, kwargs, is_float)
+    leaves, structure = split_call(args, kwargs, is_float)
     assert all(is_float(leaf) for leaf in leaves)
-    assert rest.join(leaves) == (args, kwargs)
-    assert hash(rest) == hash(split_call(args, kwargs, is_float)[1])
-    assert len(rest.names()) == len(leaves)
+    assert structure.unflatten(leaves) == (args, kwargs)
+    assert hash(structure) == hash(split_call(args, kwargs, is_float)[1])
+    assert len(structure.names()) == len(leaves)
 
 
 def test_join_puts_other_leaves_in_the_same_places():
-    rest = split_call((1.0, "s", {"a": 2.0}), {"k": 3.0}, is_float)[1]
-    assert rest.join(["A", "B", "C"]) == (("A", "s", {"a": "B"}), {"k": "C"})
-    assert rest.names() == ["args[0]", "args[2]['a']", "kwargs['k']"]
+    structure = split_call((1.0, "s", {"a": 2.0}), {"k": 3.0}, is_float)[1]
+    assert structure.unflatten(["A", "B", "C"]) == (("A", "s", {"a": "B"}), {"k": "C"})
+    assert structure.names() == ["args[0]", "args[2]['a']", "kwargs['k']"]
 
 
 def test_calls_that_differ_only_in_leaves_have_equal_rests():
@@ -57,8 +57,8 @@ def test_calls_that_differ_otherwise_have_unequal_rests(other):
 
 
 def test_equal_static_values_of_unequal_types_are_kept_apart():
-    rests = {split_call((value,), {}, is_float)[1] for value in (1, True, np.int64(1))}
-    assert len(rests) == 3
+    structures = {split_call((value,), {}, is_float)[1] for value in (1, True, np.int64(1))}
+    assert len(structures) == 3
 
 
 def test_a_static_argument_is_one_leaf_even_if_it_is_a_pytree():
@@ -66,10 +66,10 @@ def test_a_static_argument_is_one_leaf_even_if_it_is_a_pytree():
         pass
 
     static = StaticArguments(f, argnums=1, argnames="scale")
-    leaves, rest = split_call((1.0, (2.0, 3.0)), {"scale": 4.0}, is_float, static)
+    leaves, structure = split_call((1.0, (2.0, 3.0)), {"scale": 4.0}, is_float, static)
     assert leaves == [1.0]
-    assert rest.join(leaves) == ((1.0, (2.0, 3.0)), {"scale": 4.0})
-    assert rest != split_call((1.0, (2.0, 3.5)), {"scale": 4.0}, is_float, static)[1]
+    assert structure.unflatten(leaves) == ((1.0, (2.0, 3.0)), {"scale": 4.0})
+    assert structure != split_call((1.0, (2.0, 3.5)), {"scale": 4.0}, is_float, static)[1]
 
 
 def test_static_arguments_are_found_by_position_and_by_name():
@@ -176,8 +176,8 @@ def test_equal_numbers_of_unequal_types_inside_a_static_tuple_are_kept_apart():
 
 def test_tracers_pass_through_a_split():
     def f(x):
-        leaves, rest = split_call(({"a": x}, "s"), {}, lambda leaf: isinstance(leaf, jax.Array))
-        (joined, _), _ = rest.join([leaf + 1 for leaf in leaves])
+        leaves, structure = split_call(({"a": x}, "s"), {}, lambda leaf: isinstance(leaf, jax.Array))
+        (joined, _), _ = structure.unflatten([leaf + 1 for leaf in leaves])
         return joined["a"]
 
     assert jax.jit(f)(1.0) == 2.0
@@ -190,6 +190,6 @@ def test_the_examples_in_the_docstrings_run():
 @pytest.mark.parametrize(("one", "other"), [(0.0, -0.0), (1 + 0j, (1 + 0j).conjugate())])
 def test_static_values_that_differ_in_the_sign_of_a_zero_are_kept_apart(one, other):
     assert one == other
-    rests = [split_call((value,), {}, lambda leaf: False)[1] for value in (one, one, other)]
-    assert rests[0] == rests[1]
-    assert rests[0] != rests[2]
+    structures = [split_call((value,), {}, lambda leaf: False)[1] for value in (one, one, other)]
+    assert structures[0] == structures[1]
+    assert structures[0] != structures[2]

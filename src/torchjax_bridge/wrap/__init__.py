@@ -1,9 +1,9 @@
 """CODE CROSSES: functions and modules of one framework, called from the other.
 
-One sub-room a direction: `jax_in_torch` and `torch_in_jax`, which do not know each other. What both use stays here:
-how a call is taken apart (`_call`), the cache of what was compiled (`_cache`), the settings of JAX that decide what
-tracing gives (`_settings`). Every name loads its file on first touch, so that one direction does not pay for the
-other, and flax is imported only by what wraps flax modules.
+Each direction has a sub-room: `jax_in_torch` and `torch_in_jax`, which do not import each other. Both use the
+files here: the structure of a call (`_call`), the cache of compiled programs (`_cache`), and the settings of
+JAX on which programs depend (`_settings`). Every name loads its file on first use, so that one direction does
+not load the other, and only the wrapping of Flax modules imports flax.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""A bounded cache whose values are built once, also when many threads ask at the same moment.
+"""A bounded cache that builds each value once, even when many threads ask for it at the same moment.
 
-Owns no policy about keys. Unlike ``functools.lru_cache`` it never builds one key twice at once: a second
+Knows nothing about keys. ``functools.lru_cache`` may build one value in two threads at once; here the second
 thread waits for the first.
 """
 
@@ -13,7 +13,7 @@ __all__ = ["Cache", "CacheInfo"]
 
 
 class CacheInfo(NamedTuple):
-    """What a cache has done so far, with the fields of ``functools.lru_cache``'s own report."""
+    """What a cache has done so far, in the fields of ``functools.lru_cache``."""
 
     hits: int
     misses: int
@@ -38,7 +38,7 @@ class Cache:
         self._hits = self._misses = 0
 
     def get(self, key: Hashable, build: Callable[[], Any]) -> Any:
-        """The value of ``key``, which ``build()`` makes if it is not there."""
+        """The value of ``key``; built by ``build()`` if it is not there."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None:
@@ -67,7 +67,7 @@ class Cache:
                             del self._entries[key]
 
     def info(self) -> CacheInfo:
-        """Hits and misses since the last `clear`, and how full it is."""
+        """Hits and misses since the last `clear`, and the size."""
         with self._lock:
             return CacheInfo(self._hits, self._misses, self._maxsize, len(self._entries))
 

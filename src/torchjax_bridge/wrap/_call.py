@@ -1,9 +1,9 @@
-"""A call is split into dynamic leaves and a hashable rest, and put back together.
+"""A call is split into its dynamic leaves and a hashable `CallStructure`, and put back together.
 
-The *dynamic* leaves are the values that cross (tensors, arrays, numbers); the *rest* is all else: how the
-arguments nest, which are given by keyword, and the static values. Two calls with equal rests differ
-only in their leaves, so the rest is what a compiled program is cached under. Owns the names of arguments in
-error messages (``args[0]['x']``). Does not know which leaves may cross: the caller brings that test.
+The *dynamic* leaves are the values that cross: tensors, arrays, numbers. The *structure* is all else: how the
+arguments nest, which are given by keyword, and the static values. Two calls of equal structure differ only in
+their leaves, so a compiled program is cached under the structure. Owns the names of arguments in error
+messages (``args[0]['x']``). Does not know which leaves may cross; the caller passes a test.
 """
 
 import dataclasses
@@ -22,44 +22,43 @@ import torch.fx
 from torchjax_bridge.errors import ArgumentError, UnsupportedLeafError
 from torchjax_bridge.exchange import flatten
 
-__all__ = ["Rest", "StaticArguments", "kind_of", "split_call"]
+__all__ = ["CallStructure", "StaticArguments", "split_call", "type_key"]
 
 
-# Static values whose attributes are not theirs alone.
+# Static values of these types are not searched for tensors, because their attributes are shared with other code.
 _OPAQUE = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, enum.Enum)
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
+class CallStructure:
     """A call without its dynamic leaves: hashable, and equal for calls that differ in nothing else."""
 
-    structure: Any
-    """The pytree structure of ``(args, kwargs)``, static values included as leaves."""
+    treedef: Any
+    """The pytree structure of ``(args, kwargs)``. Static values are leaves of it, too."""
     static: tuple[tuple[int, Any, Any], ...] = ()
-    """Position among all leaves, kind and value of each static leaf. The kind keeps ``1`` from ``True``, and
-    ``0.0`` from ``-0.0``."""
+    """Of each static leaf, its position among all leaves, its `type_key` and its value."""
     roots: tuple[str, ...] = ()
-    """What the positional arguments are called, if not ``args[0]`` and so on."""
+    """Names of the positional arguments, if not ``args[0]`` and so on."""
 
-    def join(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def unflatten(self, leaves: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """``(args, kwargs)`` with ``leaves`` in the places of the dynamic leaves."""
         merged = list(leaves)
         for position, _, value in self.static:
             merged.insert(position, value)
-        args, kwargs = jax.tree_util.tree_unflatten(self.structure, merged)
+        args, kwargs = jax.tree_util.tree_unflatten(self.treedef, merged)
         return args, kwargs
 
     def names(self) -> list[str]:
-        """What each dynamic leaf is called: ``args[0]['x']``, or ``kwargs['scale']``."""
+        """The name of each dynamic leaf: ``args[0]['x']``, or ``kwargs['scale']``."""
         static = {position for position, _, _ in self.static}
-        return [name for i, name in enumerate(_names(self.structure, self.roots)) if i not in static]
+        return [name for i, name in enumerate(_names(self.treedef, self.roots)) if i not in static]
 
 
 class StaticArguments:
     """Which arguments of a function are static, as for ``jax.jit``.
 
     Args:
-        fn: The function, whose signature relates names and positions where it has one.
+        fn: The function. Its signature, if it has one, relates names to positions.
         argnums: Positions of static arguments; negative ones count from the end.
         argnames: Names of static arguments.
 
@@ -82,11 +81,11 @@ class StaticArguments:
             named = kinds.POSITIONAL_OR_KEYWORD
             positional = [p.name for p in parameters if p.kind in (kinds.POSITIONAL_ONLY, named)]
             keyword = {p.name for p in parameters if p.kind in (kinds.KEYWORD_ONLY, named)}
-            endless = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
-            anything = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
-            nums = {_position(fn, n, len(positional), endless) for n in wanted_nums}
+            variadic = any(p.kind is kinds.VAR_POSITIONAL for p in parameters)
+            any_keyword = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
+            nums = {_position(fn, n, len(positional), variadic) for n in wanted_nums}
             for name in wanted_names:
-                if name not in keyword and not anything:
+                if name not in keyword and not any_keyword:
                     raise ArgumentError(
                         f"{_title(fn)} has no argument '{name}' to be static; it takes "
                         f"{', '.join(p.name for p in parameters) or 'none'}."
@@ -104,7 +103,7 @@ class StaticArguments:
         return bool(self.argnums or self.argnames)
 
     def seal(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The same call with every static argument made one leaf."""
+        """The same call, with every static argument as one leaf."""
         return (
             tuple(_Sealed(v) if i in self.argnums else v for i, v in enumerate(args)),
             {k: _Sealed(v) if k in self.argnames else v for k, v in kwargs.items()},
@@ -117,38 +116,38 @@ def split_call(
     is_dynamic: Callable[[Any], bool],
     static: StaticArguments | None = None,
     roots: tuple[str, ...] = (),
-) -> tuple[list[Any], Rest]:
-    """Split a call into its dynamic leaves and the rest.
+) -> tuple[list[Any], CallStructure]:
+    """Split a call into its dynamic leaves and its structure.
 
     Args:
         args: Positional arguments, each a JAX pytree.
         kwargs: Keyword arguments, each a JAX pytree.
-        is_dynamic: Whether a leaf is a value that crosses. A leaf that is not is static.
+        is_dynamic: Whether a leaf is a value that crosses. Any other leaf is static.
         static: The arguments that are static as a whole, whatever they hold.
-        roots: What the positional arguments are called, if not ``args[0]`` and so on.
+        roots: Names of the positional arguments, if not ``args[0]`` and so on.
 
     Returns:
-        The dynamic leaves in order, and the `Rest`; ``rest.join(leaves)`` gives the call back.
+        The dynamic leaves in order, and the structure; ``structure.unflatten(leaves)`` is the call again.
 
     Raises:
         ArgumentError: A static value is not hashable, or an argument is no pytree (it contains itself, or has
             dict keys that do not sort).
 
-    >>> leaves, rest = split_call((1.0, "sum"), {"scale": 2.0}, lambda leaf: isinstance(leaf, float))
-    >>> leaves, rest.names()
+    >>> leaves, structure = split_call((1.0, "sum"), {"scale": 2.0}, lambda leaf: isinstance(leaf, float))
+    >>> leaves, structure.names()
     ([1.0, 2.0], ['args[0]', "kwargs['scale']"])
-    >>> rest.join([3.0, 4.0])
+    >>> structure.unflatten([3.0, 4.0])
     ((3.0, 'sum'), {'scale': 4.0})
     """
     if static:
         args, kwargs = static.seal(args, kwargs)
     try:
-        leaves, structure = flatten((args, kwargs))
+        leaves, treedef = flatten((args, kwargs))
     except UnsupportedLeafError:
         _refuse_argument(args, kwargs, roots)
         raise
     if not static and all(map(is_dynamic, leaves)):
-        return leaves, Rest(structure, (), roots)
+        return leaves, CallStructure(treedef, (), roots)
     dynamic: list[Any] = []
     constants: list[tuple[int, type, Any]] = []
     for position, leaf in enumerate(leaves):
@@ -157,13 +156,13 @@ def split_call(
             continue
         value = leaf.value if type(leaf) is _Sealed else leaf
         if _holds_tensor(value):
-            raise ArgumentError(_hidden(_names(structure, roots)[position], value))
+            raise ArgumentError(_holds_tensor_message(_names(treedef, roots)[position], value))
         try:
             hash(value)
         except TypeError as err:
-            raise ArgumentError(_unhashable(_names(structure, roots)[position], value)) from err
-        constants.append((position, kind_of(value), value))
-    return dynamic, Rest(structure, tuple(constants), roots)
+            raise ArgumentError(_unhashable_message(_names(treedef, roots)[position], value)) from err
+        constants.append((position, type_key(value), value))
+    return dynamic, CallStructure(treedef, tuple(constants), roots)
 
 
 def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any], roots: tuple[str, ...]) -> None:
@@ -179,23 +178,23 @@ def _refuse_argument(args: tuple[Any, ...], kwargs: dict[str, Any], roots: tuple
             raise ArgumentError(f"{name} is no pytree: {err}") from err
 
 
-def kind_of(value: Any) -> Any:
-    """What tells values apart that are equal to Python: their type, and the signs of their zeros."""
+def type_key(value: Any) -> Any:
+    """A key for the type and the signs of zeros: it tells ``1`` from ``True`` and ``0.0`` from ``-0.0``."""
     if isinstance(value, tuple):
-        return type(value), tuple(map(kind_of, value))
+        return type(value), tuple(map(type_key, value))
     if type(value) in (float, complex) and not (value.real and value.imag):
         return type(value), repr(value)
     return type(value)
 
 
-def _holds_tensor(value: Any, room: int = 4) -> bool:
-    """Whether a static value is a tensor or has one among its parts: it would be frozen into the program as it is.
+def _holds_tensor(value: Any, depth: int = 4) -> bool:
+    """Whether a static value is or holds a tensor, whose values would be constants of the program.
 
-    Looks into tuples, lists and the attributes of objects, ``room`` deep.
+    Looks into tuples, lists and the attributes of objects, ``depth`` levels deep.
     """
     if isinstance(value, torch.Tensor | torch.nn.Module | torch.fx.Proxy):
         return True
-    if room == 0 or isinstance(value, _OPAQUE):
+    if depth == 0 or isinstance(value, _OPAQUE):
         return False
     if isinstance(value, functools.partial):
         value = (*value.args, *value.keywords.values())
@@ -203,11 +202,11 @@ def _holds_tensor(value: Any, room: int = 4) -> bool:
         value = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
     elif not isinstance(value, tuple | list):
         value = list(getattr(value, "__dict__", {}).values())
-    return any(_holds_tensor(part, room - 1) for part in value)
+    return any(_holds_tensor(part, depth - 1) for part in value)
 
 
 class _Sealed:
-    """Makes one leaf of a static argument, even of one that is a pytree."""
+    """A static argument as one leaf, even if it is a pytree."""
 
     __slots__ = ("value",)
 
@@ -215,9 +214,9 @@ class _Sealed:
         self.value = value
 
 
-def _names(structure: Any, roots: tuple[str, ...]) -> list[str]:
+def _names(treedef: Any, roots: tuple[str, ...]) -> list[str]:
     """The name of every leaf of ``(args, kwargs)``."""
-    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    numbered = jax.tree_util.tree_unflatten(treedef, range(treedef.num_leaves))
     names = []
     for path, _ in jax.tree_util.tree_flatten_with_path(numbered)[0]:
         if path[0].idx:
@@ -236,17 +235,17 @@ def _parameters(fn: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return None
 
 
-def _position(fn: Callable[..., Any], number: int, count: int, endless: bool) -> int:
-    if number < 0 and not endless:
+def _position(fn: Callable[..., Any], number: int, count: int, variadic: bool) -> int:
+    if number < 0 and not variadic:
         number += count
-    if number < 0 or (number >= count and not endless):
+    if number < 0 or (number >= count and not variadic):
         raise ArgumentError(
             f"{_title(fn)} has {count} positional arguments; static_argnums={number} is none."
         )
     return number
 
 
-def _hidden(name: str, value: Any) -> str:
+def _holds_tensor_message(name: str, value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"{name} is static and a tensor, whose values may change. Leave it out of static_argnames."
     if isinstance(value, torch.nn.Module):
@@ -265,7 +264,7 @@ def _hidden(name: str, value: Any) -> str:
     )
 
 
-def _unhashable(name: str, value: Any) -> str:
+def _unhashable_message(name: str, value: Any) -> str:
     return (
         f"{name} is a {type(value).__module__}.{type(value).__qualname__}, neither a value that crosses (a "
         "tensor, an array or a number) nor hashable, so it can be neither traced nor static. Pass a pytree "

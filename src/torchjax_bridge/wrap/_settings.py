@@ -1,9 +1,9 @@
-"""The settings of JAX that decide what tracing a function gives: x64, matmul precision and the like.
+"""The settings of JAX on which a traced program depends: x64, matmul precision and the like.
 
-JAX keeps them per thread. What was traced under one set of them must not be used under another, and
-torch runs backward passes in threads of its own, where a ``with jax.enable_x64(True)`` of the caller does
-not reach. JAX's own cache key for them is private, so it is probed; without it, the public settings that
-are known to matter are read one by one.
+JAX keeps them per thread, and a program must run under the settings that it was traced under. torch runs
+backward passes in threads of its own, where the caller's ``with jax.enable_x64(True)`` has no effect. JAX's
+own cache key for these settings is private. It is used if it is there and works; else the public settings
+that are known to matter are read one by one.
 """
 
 from collections.abc import Callable, Hashable
@@ -28,14 +28,14 @@ _PUBLIC = (
 
 
 def x64_as(wanted: bool) -> AbstractContextManager[object]:
-    """A context in which x64 is what it was when something was traced."""
+    """A context in which x64 is ``wanted``, as it was when a program was traced."""
     if x64() is wanted:
         return _NOTHING
     return jax.enable_x64(wanted)
 
 
 def settings() -> Hashable:
-    """A value that is equal where tracing gives the same program."""
+    """A cache key: where it is equal, tracing gives the same program."""
     return _settings()
 
 
@@ -47,7 +47,7 @@ def _public_settings() -> Hashable:
 
 
 def _private_settings() -> Callable[[], Hashable] | None:
-    """JAX's own key, if it is there, is hashable, and tells x64 on from off."""
+    """What gives JAX's own key; None if that is missing, not hashable, or the same with x64 on and off."""
     try:
         from jax._src.config import trace_context
 

@@ -12,7 +12,7 @@ from torch.autograd import grad, gradcheck, gradgradcheck
 from tests.wrap.programs import leaf, program_of
 from torchjax_bridge.errors import ExchangeError
 from torchjax_bridge.wrap import as_torch_function
-from torchjax_bridge.wrap.jax_in_torch import _autograd as autograd_file
+from torchjax_bridge.wrap.jax_in_torch import _autograd
 from torchjax_bridge.wrap.jax_in_torch._linearized import Linearized
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -473,5 +473,5 @@ def test_the_two_roads_of_reverse_mode_agree(x64_on, monkeypatch):
         return grad(y["y"].sum() + (y["z"] ** 2).sum(), (x, w))
 
     plain = gradients()
-    monkeypatch.setattr(autograd_file, "functorch_active", lambda: True)  # as if torch told nothing
+    monkeypatch.setattr(_autograd, "functorch_active", lambda: True)  # as if torch told nothing
     torch.testing.assert_close(gradients(), plain)

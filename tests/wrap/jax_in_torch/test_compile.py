@@ -19,8 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from torchjax_bridge.errors import TransformError
 from torchjax_bridge.wrap import as_torch_function
-from torchjax_bridge.wrap.jax_in_torch import _op as _torch_op
-from torchjax_bridge.wrap.jax_in_torch import _state as _torch_state
+from torchjax_bridge.wrap.jax_in_torch import _op, _state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
@@ -150,7 +149,7 @@ def test_an_ordered_dict_keeps_its_order_in_a_graph():
 
 def test_a_function_is_read_by_dynamo_where_torch_cannot_be_told(monkeypatch):
     monkeypatch.delattr(torch._C._dynamo.eval_frame, "set_code_exec_strategy")
-    assert _torch_state.unseen(use) is use
+    assert _state.hidden_from_dynamo(use) is use
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -243,7 +242,7 @@ def test_opcheck_passes():
 
     x, w = inputs()
     make_fx(lambda x, w: g(x, w, 3))(x, w)  # as a mode watches, the program gets its name
-    bound = [b for b in _torch_op._bound.values() if b.program.origin is g._origin]
+    bound = [b for b in _op._bound.values() if b.program.origin is g._origin]
     assert bound
     for b in bound:
         tensors = [
@@ -251,7 +250,7 @@ def test_opcheck_passes():
             for a, o in zip(b.program.inputs, b.others, strict=True)
             if o is None
         ]
-        result = torch.library.opcheck(_torch_op._operator(), (b.name, tensors))
+        result = torch.library.opcheck(_op._operator(), (b.name, tensors))
         assert set(result.values()) == {"SUCCESS"}
 
 
@@ -259,7 +258,7 @@ def test_the_operator_alone_has_gradients_and_vmap():
     g = as_torch_function(lambda x, w: (jnp.sin(x @ w), (x @ w).argmax()))
     x, w = inputs()
     make_fx(lambda x, w: g(x, w)[0])(x.detach(), w.detach())
-    (bound,) = [b for b in _torch_op._bound.values() if b.program.origin is g._origin]
+    (bound,) = [b for b in _op._bound.values() if b.program.origin is g._origin]
     y, _ = torch.ops.torchjax_bridge.call(bound.name, [x, w])
     torch.testing.assert_close(
         torch.autograd.grad(y.sum(), (x, w)), torch.autograd.grad(torch.sin(x @ w).sum(), (x, w))
@@ -330,7 +329,7 @@ def test_selective_checkpointing_keeps_or_recomputes_the_operator():
         return jnp.sin(x)
 
     x = torch.ones(3, requires_grad=True)
-    operator = _torch_op._operator()
+    operator = _op._operator()
     for kept, expected in (([operator], 1), ([], 2)):
         calls.clear()
         contexts = lambda kept=kept: create_selective_checkpoint_contexts(kept)  # noqa: E731
@@ -366,13 +365,13 @@ def test_a_wrapped_function_that_was_compiled_dies_too_and_its_programs_with_it(
     def bound():
         torch._dynamo.reset()
         gc.collect()
-        return len(_torch_op._bound)
+        return len(_op._bound)
 
     before = bound()
     g = as_torch_function(lambda x: jnp.sin(x))
     x = torch.ones(3, requires_grad=True)
     torch.compile(lambda x, g=g: g(x), fullgraph=True, backend="aot_eager")(x).sum().backward()
-    assert len(_torch_op._bound) > before
+    assert len(_op._bound) > before
     watched = weakref.ref(g)
     del g
     assert bound() == before

@@ -20,8 +20,7 @@ import torch
 
 from torchjax_bridge import errors
 from torchjax_bridge.wrap import _cache, as_torch_function
-from torchjax_bridge.wrap.jax_in_torch import _function as _torch_function
-from torchjax_bridge.wrap.jax_in_torch import _registry
+from torchjax_bridge.wrap.jax_in_torch import _function, _registry
 
 # torch scripts some of its own functions when torch.func is first used, and warns that one should not.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -346,7 +345,7 @@ def test_gradients_do_not_trace_the_function_again():
 
 
 def test_the_cache_is_bounded(monkeypatch):
-    monkeypatch.setattr(_torch_function, "CACHE_SIZE", 2)
+    monkeypatch.setattr(_function, "CACHE_SIZE", 2)
     f = as_torch_function(lambda x: x)
     for n in (1, 2, 3, 1):
         f(t(n))
@@ -614,7 +613,7 @@ def test_the_wrapper_keeps_the_name_and_the_documentation():
 
 
 def test_the_examples_in_the_docstrings_run():
-    for module in (_torch_function, _cache):
+    for module in (_function, _cache):
         assert doctest.testmod(module).failed == 0
 
 

@@ -20,7 +20,7 @@ from flax.core import freeze
 from torch.nn.utils import prune
 
 from torchjax_bridge import as_torch_module, errors, to_jax, to_torch
-from torchjax_bridge.wrap.jax_in_torch import _module as _torch_module
+from torchjax_bridge.wrap.jax_in_torch import _module
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
@@ -841,7 +841,7 @@ def test_an_error_names_the_argument_and_the_parameter():
 
 
 def test_the_examples_in_the_docstrings_run():
-    assert doctest.testmod(_torch_module).failed == 0
+    assert doctest.testmod(_module).failed == 0
 
 
 # --- the flagship -------------------------------------------------------------------------------------------------

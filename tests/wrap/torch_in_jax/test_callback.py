@@ -7,15 +7,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function, errors
-from torchjax_bridge.wrap.torch_in_jax import (
-    _callback as _jax_callback,
-)
-from torchjax_bridge.wrap.torch_in_jax import (
-    _torch_internals as _jax_torch,
-)
-from torchjax_bridge.wrap.torch_in_jax import (
-    _vmap as _jax_vmap,
-)
+from torchjax_bridge.wrap.torch_in_jax import _callback, _torch_internals, _vmap
 
 X = jnp.asarray(np.random.default_rng(10).normal(size=(4, 3)), jnp.float32)
 
@@ -23,18 +15,18 @@ X = jnp.asarray(np.random.default_rng(10).normal(size=(4, 3)), jnp.float32)
 @pytest.fixture(params=["buffers", "host copies"])
 def path(request, monkeypatch):
     if request.param == "host copies":
-        monkeypatch.setattr(_jax_callback, "buffer_callback", None)
+        monkeypatch.setattr(_callback, "buffer_callback", None)
     return request.param
 
 
 def test_the_buffer_path_is_taken_here():
-    assert _jax_callback.buffer_callback is not None
+    assert _callback.buffer_callback is not None
     text = jax.jit(as_jax_function(torch.sin)).lower(X).as_text()
     assert "xla_buffer_python_cpu_callback" in text
 
 
 def test_the_host_path_is_taken_where_it_must(monkeypatch):
-    monkeypatch.setattr(_jax_callback, "buffer_callback", None)
+    monkeypatch.setattr(_callback, "buffer_callback", None)
     text = jax.jit(as_jax_function(torch.sin)).lower(X).as_text()
     assert "buffer" not in text
     assert "callback" in text
@@ -75,11 +67,11 @@ def test_errors_and_narrowing(path):
 
 
 def test_every_name_that_tracing_rests_on_is_there():
-    assert _jax_torch.MISSING is None
+    assert _torch_internals.MISSING is None
 
 
 def test_without_the_tracer_announced_code_still_has_value_derivatives_and_lanes(monkeypatch):
-    monkeypatch.setattr(_jax_torch, "MISSING", ImportError("no module named 'proxy_tensor'"))
+    monkeypatch.setattr(_torch_internals, "MISSING", ImportError("no module named 'proxy_tensor'"))
     with pytest.raises(errors.OutputError, match=r"output_shape=.*") as caught:
         as_jax_function(torch.sin)(X)
     assert "proxy_tensor" in str(caught.value)
@@ -91,8 +83,8 @@ def test_without_the_tracer_announced_code_still_has_value_derivatives_and_lanes
 
 
 def test_without_decompositions_and_the_list_of_batching_rules_lanes_are_still_right(monkeypatch):
-    monkeypatch.setattr(_jax_vmap, "decompositions", lambda operators: {})
-    monkeypatch.setattr(_jax_vmap, "has_batching_rule", lambda operator: True)
+    monkeypatch.setattr(_vmap, "decompositions", lambda operators: {})
+    monkeypatch.setattr(_vmap, "has_batching_rule", lambda operator: True)
     norm = torch.nn.BatchNorm1d(3).eval()
     got = jax.vmap(as_jax_function(norm))(jnp.stack([X, 2 * X]))
     np.testing.assert_allclose(got[1], 2 * X / np.sqrt(1 + 1e-5), rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function, errors
-from torchjax_bridge.wrap.torch_in_jax._graph import is_fake
+from torchjax_bridge.wrap.torch_in_jax._trace import is_fake
 
 X = jnp.arange(6.0).reshape(2, 3)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function, as_jax_module
-from torchjax_bridge.wrap.torch_in_jax._graph import is_fake
+from torchjax_bridge.wrap.torch_in_jax._trace import is_fake
 
 pytestmark = pytest.mark.gpu
 

@@ -6,16 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torchjax_bridge.wrap.torch_in_jax._graph import (
-    Graph,
-    NeedsValues,
-    Spec,
-    fakes,
-    is_fake,
-    is_view,
-    trace,
-    tracing,
-)
+from torchjax_bridge.wrap.torch_in_jax._graph import Graph, Spec, is_view
+from torchjax_bridge.wrap.torch_in_jax._trace import NeedsValues, fakes, is_fake, trace, tracing
 from torchjax_bridge.wrap.torch_in_jax._vmap import vmap_graph
 
 CPU = torch.device("cpu")

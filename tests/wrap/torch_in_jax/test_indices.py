@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from torchjax_bridge import as_jax_function, as_jax_module, to_jax
-from torchjax_bridge.wrap.torch_in_jax._indices import widened
+from torchjax_bridge.wrap.torch_in_jax._indices import widen_indices
 
 X = torch.tensor(np.random.default_rng(0).normal(size=(3, 4)), dtype=torch.float32)
 LABELS = torch.tensor([0, 3, 1])
@@ -87,8 +87,8 @@ def test_values_beside_an_index_keep_their_dtype():
 
 def test_a_mask_of_bytes_stays_a_mask():
     mask = torch.tensor([0, 1, 1], dtype=torch.uint8)
-    assert widened(torch.Tensor.__getitem__, (X, mask), {}) is None
-    (_, index), _ = widened(torch.take, (X, mask), {})
+    assert widen_indices(torch.Tensor.__getitem__, (X, mask), {}) is None
+    (_, index), _ = widen_indices(torch.take, (X, mask), {})
     assert index.dtype is torch.int64
 
 

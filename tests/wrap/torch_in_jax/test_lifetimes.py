@@ -66,9 +66,9 @@ def test_a_module_dies_with_its_apply():
 
 
 def test_the_cache_of_kinds_of_call_is_bounded(monkeypatch):
-    from torchjax_bridge.wrap.torch_in_jax import _function as _jax_function
+    from torchjax_bridge.wrap.torch_in_jax import _function
 
-    monkeypatch.setattr(_jax_function, "CACHE_SIZE", 3)
+    monkeypatch.setattr(_function, "CACHE_SIZE", 3)
     f = as_jax_function(lambda x, n: x * n)
     for n in range(6):
         assert jax.eval_shape(lambda x, n=n: f(x, n), X).shape == X.shape

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function, errors
-from torchjax_bridge.wrap.torch_in_jax._graph import is_fake
+from torchjax_bridge.wrap.torch_in_jax._trace import is_fake
 
 X = jnp.asarray(np.random.default_rng(2).normal(size=(4, 3)), jnp.float32)
 BEFORE = np.array(X)

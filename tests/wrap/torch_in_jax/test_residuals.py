@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torchjax_bridge import as_jax_function
-from torchjax_bridge.wrap.torch_in_jax import _callback as _jax_callback
+from torchjax_bridge.wrap.torch_in_jax import _callback
 from torchjax_bridge.wrap.torch_in_jax._graph import Graph
 from torchjax_bridge.wrap.torch_in_jax._ops import Apply, LinearMap, Save, Vmapped
 
@@ -25,10 +25,10 @@ def mlp(x, w):
 def ran(monkeypatch):
     """Counts the ATen operators and the operations that run, by name."""
     counts = Counter()
-    plain = _jax_callback._filler
+    plain = _callback._filler
 
-    def counting(op, device, box):
-        fill = plain(op, device, box)
+    def counting(op, device, errors):
+        fill = plain(op, device, errors)
         name = type(op.base if isinstance(op, Vmapped) else op).__name__
         graph = op.graph() if not isinstance(op, Apply) else None
         matmuls = (
@@ -42,7 +42,7 @@ def ran(monkeypatch):
 
         return counted
 
-    monkeypatch.setattr(_jax_callback, "_filler", counting)
+    monkeypatch.setattr(_callback, "_filler", counting)
     return counts
 
 

@@ -1,7 +1,7 @@
-"""Abstract values (shape, dtype) of flat lists of arrays, and the small moves between such lists.
+"""Abstract values (shape, dtype) of flat lists of arrays, and small operations on such lists.
 
-Outside of a program, cotangents follow torch's convention: the gradient of a complex variable is the conjugate of
-JAX's. `conj` goes between the two.
+Outside of a program, cotangents follow torch's convention: the gradient of a complex variable is the
+conjugate of JAX's. `conj` converts between the two.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ __all__ = ["batched", "conj", "merge", "smooth", "strong", "struct"]
 
 
 def merge(primals: Sequence[Any], wrt: Sequence[int], moving: Sequence[Any]) -> list[Any]:
-    """The arguments ``primals``, with those at ``wrt`` replaced."""
+    """The arguments ``primals``, with those at ``wrt`` replaced by ``moving``."""
     merged = list(primals)
     for position, value in zip(wrt, moving, strict=True):
         merged[position] = value
@@ -22,7 +22,7 @@ def merge(primals: Sequence[Any], wrt: Sequence[int], moving: Sequence[Any]) -> 
 
 
 def conj(arrays: Sequence[Any]) -> list[Any]:
-    """Between the cotangent conventions of JAX and torch, either way."""
+    """Cotangents in torch's convention from JAX's, or the other way round."""
     return [jnp.conj(a) if jnp.issubdtype(a.dtype, jnp.complexfloating) else a for a in arrays]
 
 

@@ -1,15 +1,14 @@
 """A program called on tensors, under every transform that torch has in eager mode.
 
-Three roads, from the plainest to the most general, and `call` picks the first that serves:
+There are three cases, and `call` picks the first that applies:
 
-* nothing is differentiated: run the compiled forward pass;
-* reverse mode: `_Reverse`, whose forward pass is compiled together with its residuals, and whose backward
-  pass is the compiled pullback of them;
-* ``torch.func`` or forward AD: `_Transformed`, whose backward, jvp and vmap call a derived program.
+* Nothing is differentiated: the compiled forward pass runs.
+* Reverse mode: `_Reverse`. Its forward pass is compiled together with its residuals, and its backward pass is
+  the compiled pullback, which takes them.
+* ``torch.func`` or forward AD: `_Transformed`. Its backward, jvp and vmap call derived programs.
 
-Wherever a derivative must itself be differentiable, it is `call` of a derived program, so the three roads
-are closed under each other and no depth is built in. Owns what is saved for a derivative;
-how a program runs is in ``_run``, and what it computes in ``_program``.
+A derivative that must itself be differentiable is a `call` of a derived program, so derivatives nest to any
+depth. Owns what is saved for a derivative. ``_run`` runs a program, and ``_program`` says what it computes.
 """
 
 from collections.abc import Sequence
@@ -20,8 +19,8 @@ import torch
 from .._settings import x64_as
 from ._linearized import Linearized
 from ._program import JaxProgram
-from ._run import run, run_keeping
-from ._state import dual_level_active, functorch_active, saving_hooks_active, unseen
+from ._run import run, run_with_arrays
+from ._state import dual_level_active, functorch_active, hidden_from_dynamo, saving_hooks_active
 
 __all__ = ["call"]
 
@@ -45,31 +44,31 @@ class _Reverse(torch.autograd.Function):
     """Reverse mode outside ``torch.func``."""
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def forward(ctx: Any, program: JaxProgram, *leaves: Any) -> tuple[Any, ...]:
-        """Run the forward pass and save its residuals where torch can see them."""
+        """Run the forward pass, and let torch save its residuals."""
         ctx.set_materialize_grads(False)
         wrt = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
         linear = Linearized.of(program, wrt)
-        everything, arrays = run_keeping(linear.forward, leaves)
+        everything, arrays = run_with_arrays(linear.forward, leaves)
         count = len(program.outputs)
         results, residuals = everything[:count], everything[count:]
         ctx.linear = program.origin.pin(linear, linear) if is_compiling() else linear
-        # The same memory as JAX sees it, which saves lending it again; not where hooks move it elsewhere.
+        # The same memory as JAX arrays, so that it need not be imported again; not if hooks may move it.
         ctx.arrays = None
         if arrays is not None and not saving_hooks_active():
             ctx.arrays = [arrays[i] for i in linear.array_places]
-        # Tensors are saved by torch, which checks that nobody writes to them; the rest is immutable.
+        # torch saves tensors and checks that nobody writes to them. All other values are immutable.
         values = [*leaves, *(results[i] for i in linear.kept), *residuals]
         ctx.others = [None if isinstance(value, _Tensor) else value for value in values]
         ctx.save_for_backward(*(value for value in values if isinstance(value, _Tensor)))
-        _mark(ctx, program, results)
+        _mark_non_differentiable(ctx, program, results)
         return tuple(results)
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-        """Pull the cotangents back; differentiably where torch asks for that (``create_graph=True``)."""
+        """Pull the cotangents back; with ``create_graph=True``, differentiably."""
         linear: Linearized = ctx.linear
         program = linear.program
         count = len(program.inputs)
@@ -77,7 +76,7 @@ class _Reverse(torch.autograd.Function):
         gradients: list[Any] = [None] * (count + 1)
         if not seen:
             return tuple(gradients)
-        values = _unpack(ctx)
+        values = _saved_leaves(ctx)
         given = [cotangents[i] for i in seen]
         with x64_as(program.x64):
             if is_grad_enabled():
@@ -86,9 +85,7 @@ class _Reverse(torch.autograd.Function):
                 residuals = [values[i] for i in linear.places]
                 if ctx.arrays is not None:
                     residuals = list(map(_same_memory, residuals, ctx.arrays))
-                    ctx.arrays = (
-                        None  # torch frees what it saved after this pass, or keeps it without our help
-                    )
+                    ctx.arrays = None  # torch alone decides how long its saved tensors live
                 found = run(linear.pullback(seen), [*residuals, *given])
         for position, gradient in zip(linear.wrt, found, strict=True):
             gradients[position + 1] = gradient
@@ -99,15 +96,15 @@ class _Transformed(torch.autograd.Function):
     """Reverse mode, forward mode and vmap, in any nesting."""
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def forward(program: JaxProgram, *leaves: Any) -> tuple[Any, ...]:
-        """Run the forward pass; no residuals, since a transform above this one could not see them."""
+        """Run the forward pass without residuals, because outer transforms could not see them."""
         return tuple(run(program, leaves))
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        """Save the arguments, from which every derivative is computed anew."""
+        """Save the arguments. Every derivative starts from them."""
         program, *leaves = inputs
         ctx.set_materialize_grads(False)
         ctx.program = program
@@ -115,10 +112,10 @@ class _Transformed(torch.autograd.Function):
         tensors = [leaf for leaf in leaves if isinstance(leaf, _Tensor)]
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
-        _mark(ctx, program, output)
+        _mark_non_differentiable(ctx, program, output)
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
         """Call the program's vjp."""
         program: JaxProgram = ctx.program
@@ -128,26 +125,26 @@ class _Transformed(torch.autograd.Function):
         if not seen:
             return tuple(gradients)
         with x64_as(program.x64):
-            found = call(program.vjp(wrt, seen), [*_unpack(ctx), *(cotangents[i] for i in seen)])
+            found = call(program.vjp(wrt, seen), [*_saved_leaves(ctx), *(cotangents[i] for i in seen)])
         for position, gradient in zip(wrt, found, strict=True):
             gradients[position + 1] = gradient
         return tuple(gradients)
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def jvp(ctx: Any, *tangents: Any) -> tuple[Any, ...]:
         """Call the program's jvp."""
         program: JaxProgram = ctx.program
         wrt = tuple(i for i in program.smooth_inputs if tangents[i + 1] is not None)
         results: list[Any] = [None] * len(program.outputs)
         with x64_as(program.x64):
-            found = call(program.jvp(wrt), [*_unpack(ctx), *(tangents[i + 1] for i in wrt)])
+            found = call(program.jvp(wrt), [*_saved_leaves(ctx), *(tangents[i + 1] for i in wrt)])
         for position, tangent in zip(program.smooth_outputs, found, strict=True):
             results[position] = tangent
         return tuple(results)
 
     @staticmethod
-    @unseen
+    @hidden_from_dynamo
     def vmap(info: Any, in_dims: tuple[Any, ...], program: JaxProgram, *leaves: Any) -> tuple[Any, Any]:
         """Call the program's vmap."""
         axes = tuple(
@@ -158,18 +155,18 @@ class _Transformed(torch.autograd.Function):
 
 
 def _same_memory(value: Any, array: Any) -> Any:
-    """The array in the place of the saved tensor, unless torch has moved the tensor's memory meanwhile."""
+    """The array instead of the saved tensor, unless torch has moved the tensor's memory since."""
     if isinstance(value, _Tensor) and value.data_ptr() != array.unsafe_buffer_pointer():
         return value
     return array
 
 
-def _unpack(ctx: Any) -> list[Any]:
+def _saved_leaves(ctx: Any) -> list[Any]:
     saved = iter(ctx.saved_tensors)
     return [next(saved) if other is None else other for other in ctx.others]
 
 
-def _mark(ctx: Any, program: JaxProgram, results: Sequence[Any]) -> None:
+def _mark_non_differentiable(ctx: Any, program: JaxProgram, results: Sequence[Any]) -> None:
     if len(program.smooth_outputs) < len(results):
         smooth = set(program.smooth_outputs)
         ctx.mark_non_differentiable(

@@ -1,8 +1,8 @@
 """How ``torch.compile`` sees a wrapped function: one call without a graph break.
 
-Dynamo cannot read JAX, so the call is put into the graph whole ("nonstrict") and run on fake tensors: there
-it takes the same roads as in eager mode, and what stays in the graph is the operator of ``_op``. Loaded
-when a call is first compiled, because it loads the compiler.
+Dynamo cannot read JAX, so the call becomes one node of the graph ("nonstrict"), which runs on fake tensors.
+There it runs as in eager mode, and leaves the operator of ``_op`` in the graph. This file is loaded when a
+call is first compiled, because it loads the compiler.
 """
 
 import collections
@@ -24,9 +24,9 @@ __all__ = ["call_in_graph"]
 
 
 _NONE = "torchjax_bridge: None"
-_REFUSED = "torchjax_bridge: refused"
+_OUTSIDE = "torchjax_bridge: outside"
 
-# What a node may be given, in dicts, lists and tuples.
+# The leaves that a node may take, in dicts, lists and tuples.
 _LEAVES = (
     torch.Tensor,
     torch.SymInt,
@@ -45,34 +45,36 @@ _LEAVES = (
 )
 
 
-class _Nothing:
-    """``None`` on its way through a graph, which has no constant for it."""
+class _NoneMarker:
+    """Stands for ``None`` in a graph, which has no constant for it."""
 
 
-class _Named:
-    """A namedtuple on its way through a graph, which does not find torch's own rule for one."""
+class _NamedTupleMarker:
+    """Stands for a namedtuple in a graph, which does not find torch's own rule for one."""
 
     def __init__(self, kind: type, parts: list[Any]) -> None:
         self.kind, self.parts = kind, parts
 
 
-class _Refused:
-    """In the place of a result: the function that makes the call outside the graph."""
+class _OutsideMarker:
+    """Stands for a result that a graph cannot make, and holds the function that makes the call outside of it."""
 
     def __init__(self, outside: Callable[..., Any]) -> None:
         self.outside = outside
 
 
-# The graph rebuilds results by these rules: what comes out of it is None, the namedtuple, and a refusal.
-torch_pytree.register_pytree_node(_Nothing, lambda _: ([], None), lambda _parts, _context: None)
-torch_pytree.register_pytree_node(_Named, lambda n: (n.parts, n.kind), lambda parts, kind: kind(*parts))
+# By these rules the graph turns the markers into None, the namedtuple, and a request to call outside.
+torch_pytree.register_pytree_node(_NoneMarker, lambda _: ([], None), lambda _parts, _context: None)
 torch_pytree.register_pytree_node(
-    _Refused, lambda r: ([], r.outside), lambda _parts, outside: (_REFUSED, outside)
+    _NamedTupleMarker, lambda n: (n.parts, n.kind), lambda parts, kind: kind(*parts)
+)
+torch_pytree.register_pytree_node(
+    _OutsideMarker, lambda r: ([], r.outside), lambda _parts, outside: (_OUTSIDE, outside)
 )
 
 
 def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Dynamo's decorator for "run it, do not read it"; the older public one where that is missing."""
+    """Dynamo's decorator for "run it, do not read it"; in older releases, the public one for that."""
     from torch import _dynamo
 
     older: Any = getattr(_dynamo, "nonstrict_trace", torch.compiler.allow_in_graph)
@@ -81,24 +83,24 @@ def _nonstrict(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def call_in_graph(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call the wrapped function ``name``. Dynamo reads this much, and takes the rest as one node.
+    """Call the wrapped function ``name``. Dynamo reads this function, and `_call` becomes one node.
 
-    A call that cannot be a node is made outside the graph: a graph break, or with ``fullgraph=True`` torch's
-    error with the reason.
+    A call that cannot be a node is made outside the graph. That is a graph break, or with ``fullgraph=True``
+    torch's error, with the reason.
     """
-    if not (_fits(args) and _fits(kwargs)):
+    if not (_node_takes(args) and _node_takes(kwargs)):
         return _call_with_others(name, args, kwargs)
-    result = _call(name, _veil(args), _veil(kwargs))
-    if isinstance(result, _Refused):  # no graph is made of this, and the node ran as the function it is
+    result = _call(name, _encode_arguments(args), _encode_arguments(kwargs))
+    if isinstance(result, _OutsideMarker):  # there is no graph here, and the node ran as a plain function
         return result.outside(name, args, kwargs)
     if type(result) is tuple and len(result) == 2 and isinstance(result[0], str):
         return result[1](name, args, kwargs)
     return result
 
 
-@functools.lru_cache(maxsize=64)  # one for each reason, so that a graph finds the same one again
+@functools.lru_cache(maxsize=64)  # one for each reason, so that a graph finds the same function again
 def _outside(reason: str) -> Callable[..., Any]:
-    """A call that Dynamo neither reads nor puts into a graph, and why."""
+    """A function that Dynamo neither reads nor puts into a graph, with the reason."""
 
     def call_outside(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return find(name).call(args, kwargs)
@@ -114,45 +116,45 @@ _call_with_others = _outside(
 )
 
 
-def _fits(tree: Any, room: int = 32) -> bool:
-    """Whether a node may be given this; nothing nested deeper, which may be endless."""
+def _node_takes(tree: Any, depth: int = 32) -> bool:
+    """Whether a node may take this. ``depth`` limits the nesting, because a structure may contain itself."""
     if tree is None or isinstance(tree, _LEAVES):
         return True
     if type(tree) in (dict, collections.OrderedDict):
         tree = list(tree.values())
-    if type(tree) not in (list, tuple) or not room:
+    if type(tree) not in (list, tuple) or not depth:
         return False
-    return all([_fits(part, room - 1) for part in tree])  # noqa: C419 - Dynamo reads no generator here
+    return all([_node_takes(part, depth - 1) for part in tree])  # noqa: C419 - Dynamo reads no generator here
 
 
-def _veil(tree: Any) -> Any:
-    """The arguments with a word in the place of ``None``, which a node may not take."""
+def _encode_arguments(tree: Any) -> Any:
+    """The arguments with a string for ``None``, which a node may not take."""
     if tree is None:
         return _NONE
     if type(tree) is collections.OrderedDict:
-        return collections.OrderedDict([(key, _veil(value)) for key, value in tree.items()])
+        return collections.OrderedDict([(key, _encode_arguments(value)) for key, value in tree.items()])
     if isinstance(tree, dict):
-        return {key: _veil(value) for key, value in tree.items()}
+        return {key: _encode_arguments(value) for key, value in tree.items()}
     if type(tree) is list:
-        return [_veil(part) for part in tree]
+        return [_encode_arguments(part) for part in tree]
     if type(tree) is tuple:
-        return tuple([_veil(part) for part in tree])
+        return tuple([_encode_arguments(part) for part in tree])
     return tree
 
 
 @_nonstrict
 def _call(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The node; the graph rebuilds its result from marked parts."""
-    args, kwargs = torch_pytree.tree_map(_unveil, (args, kwargs))
-    with _Passed() as passed:
-        return _mark(find(name).call(args, kwargs))
-    return passed.refusal()
+    """The node. The graph rebuilds its result from markers."""
+    args, kwargs = torch_pytree.tree_map(_decode_leaf, (args, kwargs))
+    with _CaughtError() as caught:
+        return _encode_result(find(name).call(args, kwargs))
+    return caught.marker()
 
 
-class _Passed(AbstractContextManager["_Passed"]):
-    """Takes an error out of a node, for it to be raised outside the graph with the user's frames.
+class _CaughtError(AbstractContextManager["_CaughtError"]):
+    """Catches an error inside a node. The call is then made outside the graph, and raises it there.
 
-    Of whatever class: Dynamo would drop it, and complain of the node's result instead.
+    All classes are caught, because Dynamo would drop the error and complain of the node's result instead.
     """
 
     def __init__(self) -> None:
@@ -164,12 +166,12 @@ class _Passed(AbstractContextManager["_Passed"]):
         self._reason = f"{type(err).__name__}: {err}"
         return isinstance(err, Exception)
 
-    def refusal(self) -> _Refused:
-        return _Refused(_outside(self._reason))
+    def marker(self) -> _OutsideMarker:
+        return _OutsideMarker(_outside(self._reason))
 
 
-def _unveil(leaf: Any) -> Any:
-    """``None`` again; and a number for a symbol, for which the graph is then guarded."""
+def _decode_leaf(leaf: Any) -> Any:
+    """``None`` for its string, and a number for a symbol, on which torch then guards the graph."""
     if isinstance(leaf, str):
         return None if leaf == _NONE else leaf
     if isinstance(leaf, torch.SymInt):
@@ -179,16 +181,16 @@ def _unveil(leaf: Any) -> Any:
     return bool(leaf) if isinstance(leaf, torch.SymBool) else leaf
 
 
-def _mark(result: Any) -> Any:
+def _encode_result(result: Any) -> Any:
     if result is None:
-        return _Nothing()
+        return _NoneMarker()
     if isinstance(result, torch.Tensor):
         return result
     if isinstance(result, dict) and type(result) in (dict, collections.OrderedDict):
-        return type(result)((key, _mark(value)) for key, value in result.items())
+        return type(result)((key, _encode_result(value)) for key, value in result.items())
     if isinstance(result, list | tuple):
-        parts = [_mark(part) for part in result]
-        return _Named(type(result), parts) if hasattr(result, "_fields") else type(result)(parts)
+        parts = [_encode_result(part) for part in result]
+        return _NamedTupleMarker(type(result), parts) if hasattr(result, "_fields") else type(result)(parts)
     raise TransformError(
         f"inside torch.compile a result may nest in dicts, lists, tuples and namedtuples; this one holds a "
         f"{type(result).__module__}.{type(result).__qualname__}. Return its fields in a dict."

@@ -1,7 +1,7 @@
-"""What a Flax module computes, apart from its values: what `as_torch_module` keeps of nnx and linen alike.
+"""A Flax module without its values, in a form that nnx and linen share.
 
 A `Definition` names the parameters and buffers, and gives one pure function for training and one for
-evaluation. It holds no arrays, is never changed, and can be pickled together with the jax functions that it
+evaluation. It holds no arrays and never changes. It can be pickled together with the jax functions that it
 refers to, which plain pickle cannot find.
 """
 
@@ -33,7 +33,7 @@ __all__ = [
 Arrays = Mapping[str, Any]
 Pure = Callable[..., tuple[Any, dict[str, Any]]]
 
-# What arguments that switch a module between training and evaluation are called, and what says "training".
+# Names of arguments that switch a module between training and evaluation, and the value for training.
 _MODES = {
     "train": True,
     "training": True,
@@ -42,7 +42,7 @@ _MODES = {
     "use_running_average": False,
 }
 
-# Where jax and flax show the functions whose own module is private.
+# Public modules of jax and flax that export functions defined in private ones.
 _PUBLIC = (
     "jax.numpy",
     "jax.nn",
@@ -58,10 +58,10 @@ class Definition(ABC):
     """A Flax module without its values.
 
     Attributes:
-        title: What to call it.
+        title: Its name in error messages.
         parameters: The names of its parameters: its own paths, joined with dots.
         buffers: The names of its other variables.
-        words: How many random 32-bit words one call takes, to make the keys of its streams.
+        words: The number of random 32-bit words that one call needs for the keys of its streams.
     """
 
     title: str
@@ -92,7 +92,7 @@ class Definition(ABC):
 def mode_keywords(
     function: Callable[..., Any], training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, bool]:
-    """The switches between training and evaluation that a method has and the caller left alone."""
+    """Values for the switches between training and evaluation that a method has and the caller does not pass."""
     parameters = inspect.signature(function).parameters
     switches = [name for name in _MODES if name in parameters]
     if not switches:
@@ -105,7 +105,7 @@ def mode_keywords(
 
 
 def keys_from_words(words: Any, shapes: Sequence[tuple[tuple[int, ...], Any]]) -> list[Any]:
-    """PRNG keys from random 32-bit words: for each ``(shape of key data, implementation)`` the next ones."""
+    """PRNG keys from random 32-bit words, for each ``(shape of key data, implementation)``, in order."""
     bits: Any = None if words is None else jax.lax.bitcast_convert_type(words, jnp.uint32)
     keys, start = [], 0
     for shape, impl in shapes:
@@ -123,7 +123,7 @@ def check_method(module: Any, method: str) -> None:
 
 
 def check_changed(name: str, old: Any, new: Any) -> Any:
-    """A new value for a buffer, which must fit the old one; no gradient flows through it."""
+    """A new value for a buffer, which must have the old shape and dtype; no gradient flows through it."""
     if jnp.shape(new) != old.shape or jnp.result_type(new) != old.dtype:
         raise OutputError(
             f"the module changes its variable '{name}' from {old.dtype}{list(old.shape)} to "
@@ -134,10 +134,10 @@ def check_changed(name: str, old: Any, new: Any) -> Any:
 
 
 class _Pickler(pickle.Pickler):
-    """Refers by name to functions that jax wrapped in objects of its own, as ``jax.nn.relu`` is."""
+    """Refers by name to functions that jax wraps in objects of its own, like ``jax.nn.relu``."""
 
     def reducer_override(self, thing: Any) -> Any:
-        """By a public name, where there is one, or by the module and name that the function claims."""
+        """Use a public name if there is one, else the module and name in the function's attributes."""
         name = getattr(thing, "__name__", None)
         if not callable(thing) or isinstance(thing, type | types.FunctionType) or not isinstance(name, str):
             return NotImplemented
@@ -154,7 +154,7 @@ def _named(module: str, name: str) -> Any:
 def _found(module: Any, name: str, thing: Any) -> bool:
     try:
         return _named(module, name) is thing
-    except (ImportError, AttributeError, TypeError):  # not there, or no module named
+    except (ImportError, AttributeError, TypeError):  # not there, or no name of a module
         return False
 
 
@@ -166,7 +166,7 @@ def _unpickle(data: bytes) -> Definition:
 
 
 def split_name(name: str, what: str) -> str:
-    """Raise if a part of a path cannot be a part of a torch name."""
+    """The part of a path; raise if it cannot be part of a torch name."""
     if "." in name or not name:
         raise ArgumentError(
             f"{what} has a variable named {name!r}, and names in torch cannot hold dots. Rename it."

@@ -1,7 +1,7 @@
 """The definition of a linen module with its variables.
 
-The collection ``params`` holds the parameters; all other collections in the variables are buffers, and
-mutable in every call. A name is the path within the collection, as in ``batch_stats/bn1/mean`` -> ``bn1.mean``.
+The collection ``params`` holds the parameters. All other collections in the variables are buffers, and
+mutable in every call. A name is the path within the collection: ``batch_stats/bn1/mean`` is ``bn1.mean``.
 """
 
 import functools
@@ -40,11 +40,10 @@ class _Slot:
     is_parameter: bool
     dtype: Any
 
-    def give(self, buffer: Any) -> Any:
-        """What Flax is given for a buffer.
+    def widen(self, buffer: Any) -> Any:
+        """The buffer for Flax: running statistics in the dtype in which they began, where linen computes them.
 
-        Linen computes running statistics in the dtype they began with; a buffer that ``module.to`` has left fewer
-        bits is widened to it, and what comes back is rounded.
+        ``module.to`` may have left the buffer fewer bits. The new value is rounded to those again.
         """
         narrower = buffer.dtype != self.dtype and jnp.promote_types(buffer.dtype, self.dtype) == self.dtype
         return buffer.astype(self.dtype) if narrower and self.path[0] == "batch_stats" else buffer
@@ -112,7 +111,7 @@ class _LinenDefinition(Definition):
         self.parameters = tuple(slot.name for slot in slots if slot.is_parameter)
         self.buffers = tuple(slot.name for slot in slots if not slot.is_parameter)
         self._module, self._method, self._slots = module, method, slots
-        # As nested dicts, which pickle where a tree structure does not.
+        # Nested dicts, which can be pickled; a tree structure cannot.
         self._template = jax.tree_util.tree_unflatten(structure, range(len(slots)))
         self._collections = tuple(dict.fromkeys(str(s.path[0]) for s in slots if not s.is_parameter))
         self._stream_names = streams
@@ -133,7 +132,7 @@ class _LinenDefinition(Definition):
         def call(
             words: Any, buffers: Arrays, parameters: Arrays, args: Any, kwargs: Any
         ) -> tuple[Any, dict[str, Any]]:
-            given = {slot.name: slot.give(buffers[slot.name]) for slot in slots if not slot.is_parameter}
+            given = {slot.name: slot.widen(buffers[slot.name]) for slot in slots if not slot.is_parameter}
             variables = self.restore(parameters, given)
             streams = keys_from_words(words, self._streams)
             switches: dict[str, Any] = mode_keywords(function, training, (module, *args), kwargs)
@@ -176,7 +175,7 @@ class _LinenDefinition(Definition):
 def _without_stream(
     title: str, apply: Callable[..., Any], rngs: Mapping[str, Any], err: InvalidRngError
 ) -> ArgumentError:
-    """The error for a module that draws from streams it was not given; it names all of them, in a list to pass."""
+    """The error for a module that draws from streams it was not given; it lists all that it needs."""
     given, names, last = ", ".join(map(repr, rngs)) or "none", list(rngs), str(err)
     while last and (missing := re.search(r'needs PRNG for "([^"]+)"', last)) and missing[1] not in names:
         names.append(missing[1])
@@ -186,7 +185,7 @@ def _without_stream(
             last = str(another)
         else:
             last = ""
-    if last:  # in other words than flax has now; or a stream that was given is not handed on to a part
+    if last:  # flax words its error differently, or a stream that was given is not passed on to a part
         return ArgumentError(
             f"{title} lacks a stream of random numbers: {err} It was given {given}. Pass the names of all its "
             "streams: as_torch_module(..., rngs=[...])."

@@ -30,16 +30,16 @@ __all__ = ["open_nnx"]
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one value lies."""
+    """One value of the module, and its place."""
 
     path: tuple[Any, ...]
     name: str
     kind: str
     """``"parameter"``, ``"buffer"``, ``"key"`` or ``"count"``."""
     variable: Any
-    """The Variable, with a shape in the place of its value; None for an array without one."""
+    """The Variable, with a shape for its value; None for an array that is in no Variable."""
     shape: tuple[int, ...]
-    """For a key, of its data."""
+    """For a key, the shape of its data."""
     dtype: Any
     impl: Any = None
     """For a key, the name of its implementation; None for raw data."""
@@ -49,7 +49,7 @@ class _Slot:
             return value
         variable = self.variable.replace(value)
         if self.kind == "buffer" and value.dtype != self.dtype:
-            # module.to has left it fewer bits than what the module computes for it has.
+            # module.to left the buffer fewer bits, so round what the module sets.
             hooks = variable.get_metadata().get("on_set_value", ())
             variable.set_metadata(on_set_value=(*(hooks if isinstance(hooks, tuple) else (hooks,)), _rounded))
         return variable
@@ -58,7 +58,7 @@ class _Slot:
 def open_nnx(
     module: nnx.Module, method: str
 ) -> tuple[Definition, dict[str, jax.Array], dict[str, jax.Array]]:
-    """The definition, the parameters and the buffers of a module, which is left as it is."""
+    """The definition, the parameters and the buffers of a module, which is not changed."""
     check_method(module, method)
     copy = nnx.clone(module)
     graphs = {}
@@ -82,7 +82,7 @@ class _NnxDefinition(Definition):
         self.buffers = tuple(slot.name for slot in slots if slot.kind == "buffer")
         self._method, self._graphs, self._slots = method, graphs, slots
         held = [slot.path for slot in slots if slot.kind in ("parameter", "buffer")]
-        # The names of what torch has as modules: each holds a variable, or a part that does.
+        # The names of the torch modules: each holds a variable, or a module that does.
         self._parts = {join_path(map(str, path[:n])) for path in held for n in range(1, len(path))}
         self._streams = [(slot.shape, slot.impl) for slot in slots if slot.kind == "key"]
         self.words = sum(_size(shape) for shape, _ in self._streams)
@@ -120,8 +120,8 @@ class _NnxDefinition(Definition):
         return call
 
     def _set_modes(self, module: nnx.Module, training: bool, apart: frozenset[str]) -> None:
-        """Give each part the mode of the torch part of its name, or of the nearest above that torch has."""
-        # Parents first, because to set a part sets what is in it.
+        """Give each part the mode of the torch module of its name, or of the nearest parent that torch has."""
+        # Parents first, because setting a part sets its children.
         for path, part in sorted(nnx.iter_modules(module), key=lambda found: len(found[0])):
             names = [join_path(map(str, path[:depth])) for depth in range(len(path), 0, -1)]
             name = next((name for name in names if name in self._parts), None)
@@ -171,7 +171,7 @@ def _slot(title: str, path: tuple[Any, ...], variable: Any) -> tuple[_Slot, Any]
 
 
 def _rounded(variable: Any, value: Any) -> Any:
-    """What the module sets, in the dtype that the variable has."""
+    """The value that the module sets, in the dtype of the variable."""
     return jnp.asarray(value, variable.get_raw_value().dtype)
 
 

@@ -1,8 +1,8 @@
 """`as_torch_function`: a JAX function as a torch function, with every transform of torch.
 
-Owns the door: what a call may hold, and what its program is cached under. How the user's Python is traced is in
-``_trace``, what a program computes in ``_program``, how tensors cross in ``_run``, how derivatives are
-taken in ``_autograd``, and how ``torch.compile`` sees a call in ``_compile`` and ``_op``.
+Owns the public function, and the key under which the program of a call is cached. ``_arguments`` says what a
+call may hold; ``_trace`` traces the user's Python into a program (``_program``); ``_run`` runs it on tensors;
+``_autograd`` differentiates it; ``_compile`` and ``_op`` show it to ``torch.compile``.
 """
 
 import functools
@@ -12,23 +12,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from torchjax_bridge.errors import ArgumentError, DtypeError, TransformError
-from torchjax_bridge.exchange import tensor_to_jax, torch_dtype
+from torchjax_bridge.errors import ArgumentError, TransformError
 
 from .._cache import Cache, CacheInfo
-from .._call import Rest, StaticArguments, split_call
+from .._call import CallStructure, StaticArguments, split_call
 from .._settings import settings
+from ._arguments import as_jax_value, is_value, is_value_but_no_bool
 from ._autograd import call
 from ._program import Origin
 from ._registry import register
-from ._state import jit_tracing, modes_active, unseen
-from ._trace import ARRAYS, Trace, in_numbers, refuse_nested, trace
+from ._state import hidden_from_dynamo, jit_tracing, modes_active
+from ._trace import Trace, in_numbers, refuse_nested, trace
 
-__all__ = ["TorchFunction", "as_torch_function", "is_value"]
+__all__ = ["TorchFunction", "as_torch_function"]
 
 # How many structures, shapes, dtypes and static values one function keeps compiled.
 CACHE_SIZE = 256
@@ -36,9 +35,7 @@ CACHE_SIZE = 256
 _is_compiling = torch.compiler.is_compiling
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
-_NUMBERS = (bool, int, float, complex)
-_VALUES = (_Tensor, *ARRAYS)
-# What code raises that is given a tracer in the place of a bool, or a bool in the place of an array.
+# Code raises one of these if it gets a tracer for a bool, or a bool for an array.
 _TRACING_ERRORS = (TypeError, ValueError, LookupError, AttributeError, RuntimeError)
 
 
@@ -48,28 +45,28 @@ def as_torch_function(
     static_argnums: int | Sequence[int] = (),
     static_argnames: str | Sequence[str] = (),
 ) -> "TorchFunction":
-    """A JAX function as a torch function: it takes and gives tensors, and keeps every transform.
+    """A JAX function as a torch function: it takes and returns tensors, under every transform of torch.
 
     Autograd to any order, ``torch.func``, forward-mode AD, ``torch.compile(fullgraph=True)``, checkpointing
-    and saved-tensor hooks see it as they see an operator of torch's own.
+    and saved-tensor hooks treat it like an operator of torch's own.
 
     Args:
         fn: Any function that ``jax.jit`` accepts, jitted or not. Its Python runs once for each combination of
-            structure, shapes, dtypes and static values; what it closes over is fixed by then, as under
+            structure, shapes, dtypes and static values. Closed-over values are those of that run, as under
             ``jax.jit``.
-        static_argnums: Positions of arguments that are Python values to ``fn``, not traced; hashable. As
+        static_argnums: Positions of arguments that are hashable Python values to ``fn``, not traced. As
             for ``jax.jit``, names follow from positions and positions from names.
         static_argnames: Names of such arguments.
 
     Returns:
-        A `TorchFunction`. Its arguments are JAX pytrees (dicts, tuples, namedtuples, registered
-        dataclasses, ``None``) by position or keyword, and its leaves
+        A `TorchFunction`. Its arguments, by position or keyword, are JAX pytrees (dicts, tuples, namedtuples,
+        registered dataclasses, ``None``). Their leaves are
 
-        * ``torch.Tensor``: the values that are differentiated, where they require grad;
-        * ``jax.Array`` (PRNG keys among them) and ``numpy.ndarray``: constants with new values each call;
+        * ``torch.Tensor``: traced, and differentiated if it requires grad;
+        * ``jax.Array`` (also PRNG keys) and ``numpy.ndarray``: traced, with no gradient;
         * ``bool``, ``int``, ``float``, ``complex`` and numpy scalars: traced, weakly typed, one program for
-          all values. Where ``fn`` branches on a bool (or cannot be traced with it for another reason), all bools
-          of the call are static, one program for each value, also those inside a module or dict. Where it
+          all values. If ``fn`` branches on a bool (or cannot be traced with it for another reason), all bools
+          of the call are static, also those inside a module or dict: one program for each value. If it
           branches on a number, name the argument in ``static_argnames``;
         * anything else that is hashable (strings, functions, dtypes, enums that are no numbers): static.
 
@@ -80,14 +77,13 @@ def as_torch_function(
         ArgumentError: (when called) A leaf that is neither a value nor hashable, or a JAX tracer.
         ExchangeError: (when called) A tensor that JAX cannot hold, named by its place (``args[0]['x']``);
             with x64 off, ``float64`` raises and ``int64`` becomes ``int32`` where every value fits.
-        OutputError: (when called) ``fn`` returns a dtype that torch has not.
+        OutputError: (when called) ``fn`` returns a dtype that torch does not have.
 
     Memory:
-        Tensors are lent to JAX without a copy where `to_jax` can, and may be written to as soon as the call
-        returns. Results are memory of their own, to write to freely. With gradients to come, the argument
-        tensors and JAX's residuals are kept by ``ctx.save_for_backward``; a residual that is an argument or
-        a result is kept once, and writing to either before the backward pass is torch's usual error. Under
-        ``torch.no_grad`` nothing is kept.
+        JAX reads tensors without a copy where `to_jax` can share them. You may write to them as soon as the call
+        returns. Results have memory of their own. For a backward pass, ``ctx.save_for_backward`` keeps the
+        argument tensors and JAX's residuals. A residual that is an argument or a result is kept once; writing to
+        one before the backward pass is torch's usual error. Under ``torch.no_grad`` nothing is kept.
 
     Gradients of complex tensors follow torch's convention, the conjugate of JAX's
     (https://docs.pytorch.org/docs/stable/notes/autograd.html#autograd-for-complex-numbers).
@@ -104,15 +100,10 @@ def as_torch_function(
     return TorchFunction(fn, static_argnums, static_argnames)
 
 
-def is_value(leaf: Any) -> bool:
-    """Whether a leaf is a value that JAX traces; any other is static."""
-    return isinstance(leaf, _VALUES)
-
-
 class TorchFunction:
     """What `as_torch_function` returns: call it on tensors.
 
-    May be called from several threads at once. Everything it compiled dies with it.
+    Several threads may call it at once. Everything that it compiled dies with it.
     """
 
     def __init__(
@@ -146,9 +137,9 @@ class TorchFunction:
             return call_in_graph(self._name, args, kwargs)
         return self.call(args, kwargs)
 
-    @unseen
+    @hidden_from_dynamo
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """`__call__`, as the graph of ``torch.compile`` runs it."""
+        """`__call__`, as a graph of ``torch.compile`` runs it."""
         leaves, trace = self.prepare(args, kwargs)
         results = call(trace.program, leaves)
         if trace.bare:
@@ -171,7 +162,7 @@ class TorchFunction:
     def _prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "tuple[list[Any], Trace]":
         symbolic = modes_active()
         if not kwargs and not symbolic and not self._static:
-            # The plainest call, tensors by position, is told from others before anything is taken apart.
+            # A fast path for the plainest call: tensors by position.
             key: list[Any] = []
             for leaf in args:
                 if type(leaf) is not _Tensor and type(leaf) is not _Parameter:
@@ -180,38 +171,42 @@ class TorchFunction:
             else:
                 key.append(settings())
                 return list(args), self._traces.get(tuple(key), lambda: self._trace(args))
-        return self._found(args, kwargs, self._is_dynamic, symbolic)
+        return self._lookup(args, kwargs, self._is_dynamic, symbolic)
 
-    def _found(
+    def _lookup(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], is_dynamic: Callable[[Any], bool], symbolic: bool
     ) -> "tuple[list[Any], Trace]":
-        leaves, rest = split_call(args, kwargs, is_dynamic, self._static, self._roots)
-        kinds: list[Any] = []
+        leaves, structure = split_call(args, kwargs, is_dynamic, self._static, self._roots)
+        types: list[Any] = []
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
-                kinds.append((leaf.dtype, in_numbers(leaf.shape) if symbolic else leaf.shape))
+                types.append((leaf.dtype, in_numbers(leaf.shape) if symbolic else leaf.shape))
             else:
-                leaves[i], kind = _constant(leaf, rest, i)
-                kinds.append(kind)
-        key = (rest.structure, rest.static, *kinds, settings())
-        if bool not in kinds:
-            return leaves, self._traces.get(key, lambda: self._trace(leaves, rest))
+                leaves[i], leaf_type = as_jax_value(leaf, structure, i)
+                types.append(leaf_type)
+        key = (structure.treedef, structure.static, *types, settings())
+        if bool not in types:
+            return leaves, self._traces.get(key, lambda: self._trace(leaves, structure))
 
-        def constant() -> "tuple[list[Any], Trace]":
-            return self._found(args, kwargs, _is_value_but_no_bool, symbolic)
+        def with_static_bools() -> "tuple[list[Any], Trace]":
+            return self._lookup(args, kwargs, is_value_but_no_bool, symbolic)
 
-        found = self._traces.get(key, lambda: _unless_it_fails(lambda: self._trace(leaves, rest), constant))
-        return constant() if found is None else (leaves, found)
+        found = self._traces.get(
+            key, lambda: _trace_with_bools(lambda: self._trace(leaves, structure), with_static_bools)
+        )
+        return with_static_bools() if found is None else (leaves, found)
 
-    def _trace(self, leaves: Sequence[Any], rest: Rest | None = None) -> "Trace":
-        if rest is None:
-            rest = split_call(tuple(leaves), {}, self._is_dynamic)[1]
-        return trace(self._fn, leaves, rest, rest.names(), self._origin)
+    def _trace(self, leaves: Sequence[Any], structure: CallStructure | None = None) -> "Trace":
+        if structure is None:
+            structure = split_call(tuple(leaves), {}, self._is_dynamic)[1]
+        return trace(self._fn, leaves, structure, structure.names(), self._origin)
 
     def _refuse_shapeless(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise for the first tensor whose shape is not known."""
-        leaves, rest = split_call(args, kwargs, lambda leaf: isinstance(leaf, _Tensor), roots=self._roots)
-        for leaf, name in zip(leaves, rest.names(), strict=True):
+        leaves, structure = split_call(
+            args, kwargs, lambda leaf: isinstance(leaf, _Tensor), roots=self._roots
+        )
+        for leaf, name in zip(leaves, structure.names(), strict=True):
             refuse_nested(leaf, name)
             if is_lazy(leaf):
                 raise ArgumentError(
@@ -222,10 +217,10 @@ class TorchFunction:
     _roots: tuple[str, ...] = ()
 
     def cache_info(self) -> CacheInfo:
-        """How often a call found its program, in the words of ``functools.lru_cache``.
+        """How often a call found its program, in the fields of ``functools.lru_cache``.
 
         A miss is a combination of structure, shapes, dtypes and static values that had to be traced.
-        Derivatives are compiled when they are first asked for, and are not counted.
+        Derivatives are compiled on first use, and are not counted.
         """
         return self._traces.info()
 
@@ -253,58 +248,18 @@ class TorchFunction:
         return f"<as_torch_function of {self._origin.title}>"
 
 
-def _is_value_but_no_bool(leaf: Any) -> bool:
-    return is_value(leaf) and not isinstance(leaf, bool | np.bool_)
+def _trace_with_bools(traced: Callable[[], Trace], with_static_bools: Callable[[], Any]) -> Trace | None:
+    """The program with its bools traced; None if the function needs static bools.
 
-
-def _unless_it_fails(traced: Callable[[], Trace], constant: Callable[[], Any]) -> Trace | None:
-    """The program with its bools traced; None where the function takes them as constants alone.
-
-    It branches on one, or passes one for what must be known (an ``axis``, a ``keepdims``).
+    It needs them if it branches on one, or passes one where JAX needs a constant (an ``axis``, a ``keepdims``).
     """
     try:
         return traced()
     except _TRACING_ERRORS as err:
         try:
-            constant()
+            with_static_bools()
         except _TRACING_ERRORS:
             if isinstance(err, jax.errors.ConcretizationTypeError):
-                raise  # what is left once the bools are known
+                raise  # the error that remains with static bools
             raise err from err.__cause__
         return None
-
-
-def _constant(leaf: Any, rest: Rest, position: int) -> tuple[Any, Any]:
-    """A leaf that is no tensor, as JAX takes it, and what a program depends on of it."""
-    if isinstance(leaf, np.generic):
-        number = leaf.item()
-        if not isinstance(number, _NUMBERS):
-            raise ArgumentError(
-                f"{rest.names()[position]} is a {type(leaf).__module__}.{type(leaf).__qualname__}, for which JAX "
-                "has no dtype. Pass a Python value: str(...) of a text, float(...) of a number."
-            )
-        leaf = number
-    elif isinstance(leaf, np.ndarray):
-        leaf = _from_numpy(leaf, rest, position)
-    if isinstance(leaf, _NUMBERS):
-        return leaf, type(leaf)
-    if isinstance(leaf, jax.core.Tracer):
-        raise ArgumentError(
-            f"{rest.names()[position]} is a JAX tracer ({leaf.aval}): a torch function is called inside "
-            "jax.jit, grad or vmap. Call the JAX function itself there, or wrap the torch code with "
-            "as_jax_function."
-        )
-    return leaf, jax.typeof(leaf)
-
-
-def _from_numpy(array: np.ndarray, rest: Rest, position: int) -> jax.Array:
-    """By the rules for tensors, so that nothing is narrowed in silence; a copy, for the backward pass to read."""
-    name = rest.names()[position]
-    try:
-        torch_dtype(array.dtype.newbyteorder("="))
-    except DtypeError as err:
-        raise ArgumentError(
-            f"{name} is a numpy array of dtype {array.dtype}, which torch cannot hold. Pass jnp.asarray(...) "
-            "of it, or a tensor."
-        ) from err
-    return tensor_to_jax(array.copy(), path=(name,))

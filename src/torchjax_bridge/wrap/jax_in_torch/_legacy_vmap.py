@@ -1,9 +1,9 @@
 """Batched tensors of torch's older vmap, packed and unpacked.
 
-``torch.autograd.grad(is_grads_batched=True)`` and the ``vectorize=True`` of ``torch.autograd.functional``
-run a backward pass on tensors that hide a batch axis, with a vmap that came before ``torch.func`` and that
-an ``autograd.Function`` has no hook for. torch keeps the functions that show the hidden axis private; without
-them such a call raises, as it does for every function that calls something other than torch's operators.
+``torch.autograd.grad(is_grads_batched=True)`` and ``vectorize=True`` of ``torch.autograd.functional`` run a
+backward pass on tensors that hide a batch axis. Their vmap is older than ``torch.func``, and an
+``autograd.Function`` has no hook for it. The functions that show the hidden axis are private. Without them
+such a call raises, as it does for every function that calls anything but torch's operators.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ class LegacyBatch:
 
     @classmethod
     def of(cls, leaves: Sequence[Any]) -> "LegacyBatch | None":
-        """The batch that a call is in, or None if no leaf hides an axis (or hides several)."""
+        """The leaves unpacked; None if no leaf hides an axis, or one hides several."""
         hidden = [isinstance(leaf, torch.Tensor) and _is_batched(leaf) for leaf in leaves]
         if True not in hidden:
             return None
         level = _level()
         if level != 1:
             return None
-        # The size is asked for only to expand a tensor that is not batched.
+        # torch uses the size (here 1) only to expand a tensor that is not batched.
         shown = [
             torch._remove_batch_dim(leaf, level, 1, 0) if hides else leaf
             for leaf, hides in zip(leaves, hidden, strict=True)

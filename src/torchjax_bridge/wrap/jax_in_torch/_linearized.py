@@ -1,7 +1,7 @@
-"""A program linearised at a point: its values and residuals first, its pullback later.
+"""A program linearised at a point: first its values and residuals, later its pullback.
 
-Owns where each residual lies among arguments, results and what the forward pass makes for it alone. Which
-intermediate values are kept is for ``_residuals`` to say.
+Owns where each residual lies: among the arguments, the results, or the outputs added for it. ``_residuals``
+says which intermediate values are kept.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,17 @@ __all__ = ["Linearized"]
 
 
 class Linearized:
-    """A program and its linearisation at a point, which leaves the compiled forward pass as residuals.
+    """A program and its linearisation at a point. The compiled forward pass returns the residuals.
 
-    A residual that is an argument or a result is not made a second time: whoever keeps the residuals keeps
-    that argument or result.
+    A residual that is an argument or a result is not output a second time: the argument or result itself is kept.
 
     Attributes:
         program: The program that is linearised.
-        wrt: The positions of the arguments that move.
+        wrt: The positions of the arguments that are differentiated.
         forward: The program ``(*arguments) -> [*results, *residuals]``.
-        kept: The results that are residuals, too.
-        places: Where the pullback's arguments lie in ``[*arguments, *kept results, *residuals]``.
-        array_places: Where they lie in ``[*arguments, *results, *residuals]``.
+        kept: The positions of results that are residuals, too.
+        places: The positions of the pullback's arguments in ``[*arguments, *kept results, *residuals]``.
+        array_places: Their positions in ``[*arguments, *results, *residuals]``.
     """
 
     @classmethod
@@ -63,30 +62,30 @@ class Linearized:
         count = len(program.outputs)
         self._residuals = jaxpr.jaxpr.outvars[count:]
         self._constants = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True))
-        self._plan, everything = _thinned(jaxpr, count)
+        self._plan, everything = _thin(jaxpr, count)
         self.forward = JaxProgram(everything, program.names, program.origin)
         self._locate(jaxpr.jaxpr, count)
         self._pullbacks = Cache(DERIVED_CACHE_SIZE)
 
     def _locate(self, jaxpr: Any, count: int) -> None:
-        """Where each variable that the pullback is given is found."""
+        """Find the position of each variable that the pullback takes."""
         inputs = {var: i for i, var in enumerate(jaxpr.invars)}
-        made = {var: i for i, var in enumerate(self._plan.outputs)}
+        added = {var: i for i, var in enumerate(self._plan.outputs)}
         results: dict[Any, int] = {}
         for i, var in enumerate(jaxpr.outvars[:count]):
             if not isinstance(var, Literal):
                 results.setdefault(var, i)
         given = self._plan.given
-        self.kept = tuple(sorted(results[v] for v in given if v not in inputs and v not in made))
+        self.kept = tuple(sorted(results[v] for v in given if v not in inputs and v not in added))
         kept = {output: len(inputs) + i for i, output in enumerate(self.kept)}
         places, array_places = [], []
         for var in given:
             if var in inputs:
                 places.append(inputs[var])
                 array_places.append(inputs[var])
-            elif var in made:
-                places.append(len(inputs) + len(kept) + made[var])
-                array_places.append(len(inputs) + count + made[var])
+            elif var in added:
+                places.append(len(inputs) + len(kept) + added[var])
+                array_places.append(len(inputs) + count + added[var])
             else:
                 places.append(kept[results[var]])
                 array_places.append(len(inputs) + results[var])
@@ -120,14 +119,14 @@ class Linearized:
         return JaxProgram.trace(pull, [*given, *cotangents], names, self.program.origin)
 
 
-def _thinned(jaxpr: ClosedJaxpr, count: int) -> tuple[ResidualPlan, ClosedJaxpr]:
-    """The plan for the residuals, outputs after the first ``count``, and the jaxpr that makes what it needs."""
+def _thin(jaxpr: ClosedJaxpr, count: int) -> tuple[ResidualPlan, ClosedJaxpr]:
+    """The plan for the residuals (the outputs after the first ``count``), and the jaxpr with the plan's outputs."""
     outputs, inner = jaxpr.jaxpr.outvars, jaxpr.jaxpr
     plan = plan_residuals(jaxpr, count, outputs[count:], thin=True)
     try:
         return plan, ClosedJaxpr(inner.replace(outvars=[*outputs[:count], *plan.outputs]), jaxpr.consts)
     except (AttributeError, TypeError, AssertionError):
-        # This JAX does not let a jaxpr be given other outputs (or checks that it has its own): keep to its own.
+        # This JAX does not allow a jaxpr with other outputs, so use its own.
         plan = plan_residuals(jaxpr, count, outputs[count:], thin=False)
     function = jaxpr_as_fun(jaxpr)
     place = {var: i for i, var in enumerate(outputs) if not isinstance(var, Literal)}

@@ -1,8 +1,8 @@
 """`as_torch_module`: a Flax module as an ``nn.Module``.
 
-Owns the torch side: parameters and buffers under the Flax names, what is written back after a call, and the
-random words drawn from torch's generator. What the Flax module computes is a `Definition` (``_flax_nnx``,
-``_flax_linen``), and it is called through the same door as every JAX function.
+Owns the torch side: parameters and buffers under the Flax names, the buffers written back after a call, and
+the random words drawn from torch's generator. A `Definition` (``_flax_nnx``, ``_flax_linen``) says what the
+Flax module computes. It is called as a `TorchFunction`, like every JAX function.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,19 +16,20 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import refuse_in_fork, to_jax, to_torch
 
+from ._arguments import is_value
 from ._autograd import call
 from ._flax_definition import Definition, Pure
 from ._flax_linen import open_linen
 from ._flax_nnx import open_nnx
-from ._function import TorchFunction, is_value
-from ._parts import Place, find, plant
-from ._state import unseen
+from ._function import TorchFunction
+from ._parts import Place, build_parts, read_variables
+from ._state import hidden_from_dynamo
 from ._trace import Trace
 
 __all__ = ["TorchModule", "as_torch_module"]
 
 
-# The stream from which linen.Dropout draws.
+# The random stream of linen.Dropout.
 _STREAMS = ("dropout",)
 
 
@@ -47,31 +48,31 @@ def as_torch_module(
         variables: For a linen module, its variables ``{"params": ..., "batch_stats": ..., ...}``; may be left
             out if the module is bound. For an nnx module, nothing.
         method: The method that ``forward`` calls.
-        rngs: For a linen module, the names of all the streams of random numbers that it draws from, as in
-            ``["dropout", "drop_path"]``; a call that lacks one raises with the list. An nnx module has its own.
+        rngs: For a linen module, the names of all random streams from which it draws, as in
+            ``["dropout", "drop_path"]``. A call that lacks one raises an error with the list. An nnx module has
+            streams of its own.
 
     Returns:
-        A `TorchModule` whose ``forward`` takes what the Flax method takes, with tensors for arrays, in
-        Flax's layout (images are ``(N, H, W, C)``). In its arguments a ``bool`` is static, since Flax branches
-        on it.
+        A `TorchModule`. Its ``forward`` takes the arguments of the Flax method, with tensors for arrays, in
+        Flax's layout (images are ``(N, H, W, C)``). A ``bool`` argument is static, because Flax branches on it.
 
         * Parameters and buffers carry the Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
           parameter is an ``nnx.Param``, in linen what is in ``params``; everything else is a buffer.
-        * ``train()`` and ``eval()`` do what they do in nnx, of a part of it too, and pass the arguments ``train``,
-          ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method,
-          where it has them and the caller does not. Like every torch module it starts in training mode.
+        * ``train()`` and ``eval()`` do what they do in nnx, also on a part of the module. They set the arguments
+          ``train``, ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method, if
+          it has them and the caller does not pass them. Like every torch module it starts in training mode.
         * A variable that a call changes (running statistics in training, a cache in decoding) is written back
-          to its buffer. Variables that a call creates, as ``sow`` does, are dropped, and so is what it writes into
-          plain attributes. A parameter keeps the value that torch gave it, also where a call overwrites it.
+          to its buffer. Variables that a call creates, as ``sow`` does, are dropped, and so are writes to plain
+          attributes. A parameter keeps the value that torch gave it, even if a call overwrites it.
         * Keys for dropout and other draws come from torch's default generator of the parameters' device, so
-          ``torch.manual_seed`` repeats them; nothing is drawn where nothing random happens.
+          ``torch.manual_seed`` repeats them. A call in which nothing is random draws nothing.
 
     Raises:
         ArgumentError: No Flax module, variables missing or not wanted, a variable that is no array, two
             variables of one name; (when called) a stream that is not in ``rngs``.
 
     Memory:
-        Parameters and buffers are copies. Each call lends them to JAX, as for `as_torch_function`.
+        Parameters and buffers are copies. JAX reads them as it does the arguments of `as_torch_function`.
 
     >>> import jax, torch
     >>> from flax import nnx
@@ -114,7 +115,7 @@ class TorchModule(nn.Module):
     ) -> None:
         super().__init__()
         self._definition = definition
-        # Set past nn.Module, which would take a Flax variable of the same name for it.
+        # Set in __dict__ directly, because a Flax variable may have the same name.
         own: dict[str, Any] = self.__dict__
         own["_functions"] = _functions(definition)
         variables: dict[str, torch.Tensor] = {}
@@ -125,7 +126,7 @@ class TorchModule(nn.Module):
                     trainable = tensor.is_floating_point() or tensor.is_complex()
                     tensor = nn.Parameter(tensor, requires_grad=trainable)
                 variables[name] = tensor
-        own["_places"] = plant(self, variables)
+        own["_places"] = build_parts(self, variables)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the Flax module."""
@@ -145,7 +146,7 @@ class TorchModule(nn.Module):
         """The values as they are now, in Flax: a new nnx module in evaluation mode, or linen variables.
 
         Memory:
-            Copies; what torch does to the parameters afterwards does not reach them.
+            Copies; later changes of the parameters in torch have no effect on them.
         """
         parameters, buffers = (
             to_jax({name: value.detach() for name, value in values.items()}, copy=True)
@@ -154,12 +155,12 @@ class TorchModule(nn.Module):
         return self._definition.restore(parameters, buffers)
 
     def extra_repr(self) -> str:
-        """The Flax module's class."""
+        """The name of the Flax module's class."""
         return self._definition.title
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        del state["_functions"]  # compiled, and made again
+        del state["_functions"]  # compiled programs; built again by __setstate__
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -167,15 +168,15 @@ class TorchModule(nn.Module):
         self.__dict__["_functions"] = _functions(self._definition)
 
     def _values(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
-        """Parameters and buffers as they are now, and the parts whose mode is not the module's."""
-        values, apart = find(self, self._places)
+        """Parameters and buffers as they are now, and the parts in another mode than the module."""
+        values, apart = read_variables(self, self._places)
         definition = self._definition
         parameters = {name: values[name] for name in definition.parameters}
         return parameters, {name: values[name] for name in definition.buffers}, apart
 
 
 def _functions(definition: Definition) -> "dict[bool | None, _ModuleFunction]":
-    """The functions for training, for evaluation, and (None) for parts that have modes of their own."""
+    """The functions for training, for evaluation, and (None) for a module with parts in another mode."""
 
     def mixed(words: Any, buffers: Any, parameters: Any, args: Any, kwargs: Any, mode: Any) -> Any:
         training, *apart = mode
@@ -195,7 +196,7 @@ class _ModuleFunction(TorchFunction):
         self._definition = definition
         self._origin = type(self._origin)(definition.title, "as_torch_module")
 
-    @unseen
+    @hidden_from_dynamo
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         _, buffers, parameters, user_args, user_kwargs, *mode = args
         count = self._definition.words
@@ -207,12 +208,12 @@ class _ModuleFunction(TorchFunction):
         if count and 0 in trace.program.live:
             leaves[0] = torch.randint(-(2**31), 2**31, (count,), dtype=torch.int32, device=words.device)
         for position in self._changing(trace):
-            # It is written to when the call has ended, and what is saved for the gradient must stay.
+            # The buffer is written to after the call, and what is saved for the gradient must not change.
             leaves[position] = leaves[position].clone()
         return jax.tree_util.tree_unflatten(trace.structure, call(trace.program, leaves))
 
     def _changing(self, trace: Trace) -> Sequence[int]:
-        """The positions among the leaves of the buffers that this call changes."""
+        """The positions, among the leaves, of the buffers that this call changes."""
         known: list[int] | None = trace.notes.get("changing")
         if known is None:
             _, changed = jax.tree_util.tree_unflatten(trace.structure, range(trace.structure.num_leaves))

@@ -1,17 +1,17 @@
-"""Notes on errors: what was going on, told beneath an error that stays the user's own, traceback and all."""
+"""Notes on errors, which say what was going on. The error itself stays the user's own, with its traceback."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-__all__ = ["Noted"]
+__all__ = ["NoteOnError"]
 
 
-class Noted(AbstractContextManager[None]):
-    """Adds a note to whatever error leaves it.
+class NoteOnError(AbstractContextManager[None]):
+    """Adds a note to any error that leaves it.
 
     Args:
-        note: Writes the note for an error; not called where there is none.
+        note: Gives the note for an error; called only if there is one.
     """
 
     def __init__(self, note: Callable[[BaseException], str]) -> None:

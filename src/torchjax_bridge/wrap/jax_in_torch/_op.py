@@ -1,11 +1,11 @@
 """One ``torch.library`` operator that runs a program, for everything that watches operators.
 
 ``torch.compile``, ``torch.export``, fake tensors, ``make_fx`` and selective checkpointing record or replace
-calls of operators, and would never see a call of XLA. So wherever one of them is active, a program runs
-through ``torchjax_bridge::call(str program, Tensor[] inputs) -> Tensor[]``. The operator is one for all
-functions; a program is named in it by a string that is new in every process, so that no graph which torch
-caches on disk can meet another program. The names are held weakly: they die with the wrapped function.
-Defined on first use.
+calls of operators, and would never see a call of XLA. So while one of them is active, a program runs through
+``torchjax_bridge::call(str program, Tensor[] inputs) -> Tensor[]``. There is one operator for all functions.
+The string names the program and is new in every process, so that a graph that torch caches on disk never
+finds another program. The names are held weakly and die with the wrapped function. The operator is defined on
+first use.
 """
 
 import functools
@@ -21,38 +21,38 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torchjax_bridge.errors import TransformError
 from torchjax_bridge.exchange import torch_device, torch_dtype
 
-from .._call import kind_of
+from .._call import type_key
 from .._settings import x64_as
 from ._execute import execute
 from ._program import JaxProgram
-from ._state import unseen
+from ._state import hidden_from_dynamo
 
 __all__ = ["run_op"]
 
 _Tensor = torch.Tensor
 
 
-class _Bound:
-    """A program and those of its arguments that are no tensors."""
+class _BoundProgram:
+    """A program with those of its arguments that are no tensors."""
 
     def __init__(self, program: JaxProgram, others: Sequence[Any]) -> None:
         self.program = program
         self.others = tuple(others)
         self.name = f"{uuid.uuid4().hex}"
         self.for_graph: Any = self
-        """What torch may keep of it: a weak reference, where a graph is made."""
+        """What torch may keep: while a graph is made, only a weak reference."""
 
     def leaves(self, tensors: Sequence[Any]) -> list[Any]:
         given = iter(tensors)
         return [next(given) if other is None else other for other in self.others]
 
 
-_bound: "weakref.WeakValueDictionary[str, _Bound]" = weakref.WeakValueDictionary()
+_bound: "weakref.WeakValueDictionary[str, _BoundProgram]" = weakref.WeakValueDictionary()
 
 
 def run_op(program: JaxProgram, leaves: Sequence[Any]) -> list[Any]:
     """The results of ``program``, through the operator."""
-    if False in program.lendable:
+    if False in program.exportable:
         raise TransformError(
             "a result is a PRNG key, which torch cannot hold, so torch.compile and other modes that watch "
             "operators cannot pass it on. Return jax.random.key_data(key) instead."
@@ -61,19 +61,19 @@ def run_op(program: JaxProgram, leaves: Sequence[Any]) -> list[Any]:
     return list(_operator()(bound.name, [leaf for leaf in leaves if isinstance(leaf, _Tensor)]))
 
 
-def _bind(program: JaxProgram, others: Sequence[Any]) -> _Bound:
-    """The program with its other arguments, found again when they are the same numbers."""
-    key: Any = (program, tuple((kind_of(other), other) for other in others))
+def _bind(program: JaxProgram, others: Sequence[Any]) -> _BoundProgram:
+    """The program with its other arguments; the same object if they are the same numbers again."""
+    key: Any = (program, tuple((type_key(other), other) for other in others))
     try:
         known = program.origin.pins.get(key)
-    except TypeError:  # an array among them, which is not hashable
+    except TypeError:  # one of them is an array, which is not hashable
         key = (program, uuid.uuid4())
         known = None
     if known is None:
-        known = _Bound(program, others)
+        known = _BoundProgram(program, others)
         _bound[known.name] = known
         if torch.compiler.is_compiling() or get_proxy_mode() is not None:
-            known.for_graph = program.origin.pin(known, key)  # the graph will hold the name alone
+            known.for_graph = program.origin.pin(known, key)  # the graph will hold only the name
     return known
 
 
@@ -89,7 +89,7 @@ def _operator() -> Any:
     return torch.ops.torchjax_bridge.call.default
 
 
-def _lookup(name: str) -> _Bound:
+def _lookup(name: str) -> _BoundProgram:
     found = _bound.get(name)
     if found is None:
         raise TransformError(
@@ -99,14 +99,14 @@ def _lookup(name: str) -> _Bound:
     return found
 
 
-@unseen
+@hidden_from_dynamo
 def _kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     bound = _lookup(program)
     with x64_as(bound.program.x64):
         return execute(bound.program, bound.leaves(inputs))
 
 
-@unseen
+@hidden_from_dynamo
 def _fake_kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     bound = _lookup(program)
     device = inputs[0].device if inputs else torch_device(jax.local_devices()[0])
@@ -116,14 +116,14 @@ def _fake_kernel(program: str, inputs: Sequence[_Tensor]) -> list[_Tensor]:
     ]
 
 
-@unseen
+@hidden_from_dynamo
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     name, tensors = inputs
     ctx.bound = _lookup(name).for_graph
     ctx.save_for_backward(*tensors)
 
 
-@unseen
+@hidden_from_dynamo
 def _backward(ctx: Any, cotangents: Sequence[Any]) -> tuple[None, list[Any]]:
     program, others = ctx.bound.program, ctx.bound.others
     seen = tuple(i for i in program.smooth_outputs if cotangents[i] is not None)
@@ -136,7 +136,7 @@ def _backward(ctx: Any, cotangents: Sequence[Any]) -> tuple[None, list[Any]]:
     return None, [gradients.get(i) for i in place]
 
 
-@unseen
+@hidden_from_dynamo
 def _vmap(info: Any, in_dims: Any, program: str, inputs: Sequence[_Tensor]) -> tuple[list[Any], list[int]]:
     bound = _lookup(program)
     leaves = bound.leaves(inputs)

@@ -1,7 +1,7 @@
-"""Where the variables of a Flax module lie in a tree of torch modules, and how they are found again.
+"""A tree of torch modules that holds the variables of a Flax module, and how they are read from it.
 
-Every variable is found anew at each call, by its place, since torch may have put another there: another tensor, a
-parametrization, a part of another module. Owns nothing of what a variable means.
+Each call reads every variable anew, at its place, because torch may have put something else there: another
+tensor, a parametrization, a part of another module. Does not know what a variable means.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,26 +13,26 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import split_path
 
-__all__ = ["Place", "find", "plant"]
+__all__ = ["Place", "build_parts", "read_variables"]
 
 
 class Place(NamedTuple):
-    """One module of the tree, after its parent in the list of all."""
+    """One module of the tree. In the list of all places, parents come first."""
 
     name: str
     """Its path, joined with dots."""
     parent: int
-    """The position of its parent in the list; its own, for the root."""
+    """The position of its parent in the list; for the root, its own."""
     key: str
     variables: list[tuple[str, str]]
     """Full name and own name of each variable that lies directly in it."""
 
 
 class _Part(nn.Module):
-    """A part of the tree of names; it computes nothing."""
+    """A module that only holds variables; it computes nothing."""
 
 
-def plant(root: nn.Module, variables: Mapping[str, torch.Tensor]) -> list[Place]:
+def build_parts(root: nn.Module, variables: Mapping[str, torch.Tensor]) -> list[Place]:
     """Put each variable where its name says, and return the places, parents first."""
     positions: dict[tuple[str, ...], int] = {(): 0}
     places, nodes = [Place("", 0, "", [])], [root]
@@ -56,8 +56,8 @@ def plant(root: nn.Module, variables: Mapping[str, torch.Tensor]) -> list[Place]
     return places
 
 
-def find(root: nn.Module, places: Iterable[Place]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The variables as they are now, and the names of the parts that are in another mode than the root.
+def read_variables(root: nn.Module, places: Iterable[Place]) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The variables as they are now, and the names of the parts in another mode than the root.
 
     Raises:
         ArgumentError: A variable is gone.
@@ -82,9 +82,9 @@ def find(root: nn.Module, places: Iterable[Place]) -> tuple[dict[str, torch.Tens
 
 
 def _computed(node: nn.Module, full: str, name: str) -> torch.Tensor:
-    """A variable that is neither parameter nor buffer: it is made by a parametrization, or by a hook."""
+    """A variable that is neither parameter nor buffer, because a parametrization or a hook computes it."""
     if name in node.__dict__:
-        # torch.nn.utils.prune and the older weight_norm and spectral_norm set it before a forward pass of the part.
+        # Hooks of torch.nn.utils.prune and the older weight_norm and spectral_norm set it before a forward pass.
         hooks: Sequence[Any] = list(node._forward_pre_hooks.values())
         for hook in hooks:
             hook(node, ())

@@ -1,8 +1,8 @@
 """A JAX function at fixed shapes, and everything derived from it, each traced and compiled once.
 
-A `JaxProgram` is a jaxpr: the user's Python ran once and is not asked again. Its derivatives and its vmap are
-programs too, so they can be derived in turn, to any depth. Its linearisation at a point is in ``_linearized``.
-Of torch it knows only which dtypes it has.
+A `JaxProgram` is a jaxpr: the user's Python ran once and does not run again. Its derivatives and its vmap are
+programs too, so these can be differentiated and batched in turn, to any depth. Its linearisation at a point
+is in ``_linearized``. Knows nothing of torch but its dtypes.
 """
 
 import functools
@@ -21,11 +21,11 @@ from torchjax_bridge.exchange import torch_dtype
 from .._cache import Cache
 from .._settings import x64
 from ._abstract_values import batched, conj, merge, smooth, strong, struct
-from ._notes import Noted
+from ._notes import NoteOnError
 
 __all__ = ["DERIVED_CACHE_SIZE", "JaxProgram", "Origin", "cotangent_names", "derive", "has_torch_dtype"]
 
-# How many derived programs one program keeps: each pattern of "which inputs, which outputs" is one.
+# How many derived programs one program keeps: one for each choice of inputs and outputs.
 DERIVED_CACHE_SIZE = 64
 
 Arrays = list[Any]
@@ -36,17 +36,17 @@ class Origin:
     """The function that programs are derived from."""
 
     title: str
-    """What to call it in an error message."""
-    door: str = "as_torch_function"
-    """What wrapped it."""
+    """Its name in error messages."""
+    wrapper: str = "as_torch_function"
+    """The public function that wrapped it."""
     pins: dict[Any, Any] = field(default_factory=dict)
-    """What must live as long as it does, because graphs that torch compiled name it."""
+    """Objects that must live as long as it does, because graphs that torch compiled refer to them."""
 
     def pin(self, thing: Any, key: Any) -> Any:
-        """Keep ``thing``, and give a weak reference to it, for a graph to hold.
+        """Keep ``thing``, and return a weak reference to it for a graph to hold.
 
-        A graph lives until the code that Dynamo made for it is gone, and JAX's tracebacks, in all that was traced
-        or compiled while that code ran, hold the code where no garbage collector looks.
+        A graph lives as long as the code that Dynamo made for it. All that JAX traced or compiled while that code
+        ran holds it in tracebacks, out of reach of the garbage collector.
         """
         self.pins[key] = thing
         return weakref.proxy(thing)
@@ -60,13 +60,13 @@ class JaxProgram:
         outputs: The abstract value of each result.
         smooth_inputs: Positions of the arguments with a float or complex dtype.
         smooth_outputs: Positions of the results with a float or complex dtype.
-        lendable: For each result, whether torch has its dtype (it has no PRNG keys).
-        names: What to call each argument in an error message.
-        origin: The function it was derived from.
-        x64: Whether it was traced with 64-bit types on; it must run so, too.
+        exportable: For each result, whether torch has its dtype (it has none for PRNG keys).
+        names: The name of each argument in error messages.
+        origin: The function from which it was derived.
+        x64: Whether it was traced with x64 on; it must run with the same setting.
         derived: The programs derived from it, each made once.
-        run: Call it: arrays (or numbers) in, arrays out. No result shares memory with an argument, with
-            a constant of the function, or with another result.
+        run: Runs it on arrays or numbers, and returns arrays. No result shares memory with an argument, a constant
+            of the function, or another result.
     """
 
     def __init__(self, jaxpr: ClosedJaxpr, names: Sequence[str], origin: "Origin") -> None:
@@ -77,9 +77,9 @@ class JaxProgram:
         self.outputs = tuple(jaxpr.out_avals)
         self.smooth_inputs = smooth(self.inputs)
         self.smooth_outputs = smooth(self.outputs)
-        self.lendable = tuple(map(has_torch_dtype, self.outputs))
-        self.lends_all = all(self.lendable)
-        self.lends_none = not any(self.lendable)
+        self.exportable = tuple(map(has_torch_dtype, self.outputs))
+        self.exports_all = all(self.exportable)
+        self.exports_none = not any(self.exportable)
         self.x64 = x64()
         self.run: Callable[..., Arrays] = _compiled(jaxpr)
         self.derived = Cache(DERIVED_CACHE_SIZE)
@@ -96,7 +96,7 @@ class JaxProgram:
         return cls(jax.make_jaxpr(function)(*map(struct, inputs)), names, origin)
 
     def describe(self) -> str:
-        """What is called with what: ``f(args[0]: float32[8,64])``."""
+        """The function and its arguments: ``f(args[0]: float32[8,64])``."""
         inputs = zip(self.names, self.inputs, strict=True)
         return f"{self.origin.title}({', '.join(f'{name}: {aval.str_short()}' for name, aval in inputs)})"
 
@@ -113,7 +113,7 @@ class JaxProgram:
     def vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "JaxProgram":
         """The program ``(*arguments, *cotangents of the results seen) -> cotangents of wrt``.
 
-        Results not in ``seen`` are absent, rather than given a zero cotangent: ``0 * inf`` is no gradient.
+        Other results have no cotangent, rather than one of zeros, because ``0 * inf`` is not a number.
         """
         return self.derived.get(
             ("vjp", wrt, seen), lambda: derive(self, "differentiated", self._vjp, wrt, seen)
@@ -124,7 +124,7 @@ class JaxProgram:
         return self.derived.get(("jvp", wrt), lambda: derive(self, "differentiated", self._jvp, wrt))
 
     def vmap(self, axes: tuple[int | None, ...], size: int) -> "JaxProgram":
-        """The program over a batch, whose axis is ``axes[i]`` in argument ``i``, and first in the results."""
+        """The program over a batch: axis ``axes[i]`` of argument ``i``, and the first axis of every result."""
         return self.derived.get(("vmap", axes, size), lambda: derive(self, "batched", self._vmap, axes, size))
 
     def _vjp(self, wrt: tuple[int, ...], seen: tuple[int, ...]) -> "JaxProgram":
@@ -173,29 +173,29 @@ class JaxProgram:
 
 
 def derive(program: JaxProgram, what: str, build: Callable[..., Any], *arguments: Any) -> Any:
-    """Build what is derived from a program; an error says that it was being derived."""
-    with Noted(lambda _: f"while JAX {what} {program.describe()}"):
+    """Build something that is derived from a program; a note on an error says so."""
+    with NoteOnError(lambda _: f"while JAX {what} {program.describe()}"):
         return build(*arguments)
 
 
 def _compiled(jaxpr: ClosedJaxpr) -> Callable[..., Arrays]:
-    """Jit a jaxpr, copying the outputs that JAX would forward from an argument, a constant or each other."""
+    """Jit a jaxpr. Outputs are copied where JAX would forward an argument, a constant or another output."""
     function = jaxpr_as_fun(jaxpr)
-    taken: set[Any] = {*jaxpr.jaxpr.invars, *jaxpr.jaxpr.constvars}
+    shared: set[Any] = {*jaxpr.jaxpr.invars, *jaxpr.jaxpr.constvars}
     forwarded: list[bool] = []
     for var in jaxpr.jaxpr.outvars:
-        forwarded.append(isinstance(var, Literal) or var in taken)
+        forwarded.append(isinstance(var, Literal) or var in shared)
         if not isinstance(var, Literal):
-            taken.add(var)
+            shared.add(var)
 
     def run(*arguments: Any) -> Arrays:
-        return [_fresh(a) if f else a for a, f in zip(function(*arguments), forwarded, strict=True)]
+        return [_copy(a) if f else a for a, f in zip(function(*arguments), forwarded, strict=True)]
 
     return jax.jit(run)
 
 
 def cotangent_names(seen: Sequence[int], program: JaxProgram) -> list[str]:
-    """What to call the cotangents of the results ``seen``."""
+    """Names for the cotangents of the results ``seen``."""
     return [f"the cotangent of result {i} of {len(program.outputs)}" for i in seen]
 
 
@@ -208,7 +208,7 @@ def has_torch_dtype(aval: Any) -> bool:
     return True
 
 
-def _fresh(array: Any) -> Any:
-    """A copy in memory of its own; PRNG keys stay JAX's and immutable, so they need none."""
+def _copy(array: Any) -> Any:
+    """A copy with memory of its own. PRNG keys stay in JAX, immutable, and need none."""
     is_key = jnp.issubdtype(jax.typeof(array).dtype, jax.dtypes.prng_key)  # a literal may be a Python bool
     return array if is_key else jnp.array(array, copy=True)

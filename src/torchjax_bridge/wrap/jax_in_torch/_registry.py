@@ -1,6 +1,7 @@
-"""Every wrapped function by the name that graphs of ``torch.compile`` hold of it.
+"""The registry of wrapped functions, by the names that graphs of ``torch.compile`` use for them.
 
-A graph that Dynamo caches must not keep a function alive, so it holds a name. An entry dies with its function.
+A graph that Dynamo caches must not keep a function alive, so it holds a name. An entry dies with its
+function.
 """
 
 import uuid

@@ -1,14 +1,14 @@
-"""Which intermediate values are kept from a forward pass, and how the rest are had again.
+"""Which intermediate values a forward pass keeps as residuals, and how the others are made again.
 
-JAX hands its pullback every value that it multiplies by, and many of them are others moved about: a scale
-broadcast to the size of the activations, a reshaped mean. XLA would keep them all, because they are outputs.
-Here a residual that only moves make is dropped, what it was moved from is kept, and the pullback moves it again
-inside its own kernels. A network with BatchNorm keeps a third fewer bytes for it, at no cost in time.
+JAX gives its pullback every value that it multiplies by. Many of these only move the elements of another
+value: a scale broadcast to the size of the activations, a reshaped mean. XLA would keep them all, because
+they are outputs. Here such a residual is dropped, the value that it was moved from is kept, and the pullback
+moves it again inside its own kernels. A network with BatchNorm keeps a third fewer bytes, at no cost in time.
 
-Nothing is *computed* again, though much would be cheap. XLA fuses each program as it sees fit, so what is computed
-twice may differ in the last bit: then ``y == y.max()`` finds no maximum in the ``y`` of the second time, and the
-gradient is lost without an error. And the fusions of a backward pass that compute again what they read ran on
-fewer threads: a ResNet-20 took a fifth longer. A move gives the same bits each time.
+Nothing is *computed* again, though much would be cheap. XLA fuses each program differently, so a value
+computed twice may differ in the last bit. Then ``y == y.max()`` finds no maximum in the second ``y``, and the
+gradient is lost without an error. Also, backward passes whose fusions recomputed their operands ran on fewer
+threads: a ResNet-20 took a fifth longer. A move gives the same bits each time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,18 +19,18 @@ from jax.extend.core import ClosedJaxpr, Literal
 
 __all__ = ["ResidualPlan", "plan_residuals"]
 
-# Primitives that give the elements of their one operand, as they are, in other places; iota has no operand.
+# Primitives that only move the elements of their one operand; iota has no operand.
 _MOVES = frozenset({"broadcast_in_dim", "copy", "iota", "reshape", "squeeze", "transpose"})
 
 
 @dataclass(frozen=True, slots=True)
 class ResidualPlan:
-    """What a pullback is given, and the rest of its residuals.
+    """The variables that a pullback takes, and how it makes its other residuals.
 
     Attributes:
-        given: The variables whose values it is given: arguments, results, and those of `outputs`.
+        given: The variables that it takes: arguments, results, and those of `outputs`.
         outputs: The variables that the forward pass must output for it.
-        equations: The equations that move the other residuals, in running order.
+        equations: The equations that make the other residuals by moves, in running order.
     """
 
     given: tuple[Any, ...]
@@ -53,7 +53,7 @@ class ResidualPlan:
 
 
 def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, thin: bool) -> ResidualPlan:
-    """What to keep of the ``residuals`` (variables) of a jaxpr with ``count`` results.
+    """Which variables to keep for the ``residuals`` of a jaxpr with ``count`` results.
 
     With ``thin=False`` every residual is kept that is no argument, result or constant.
     """
@@ -65,7 +65,7 @@ def plan_residuals(jaxpr: ClosedJaxpr, count: int, residuals: Sequence[Any], *, 
     given: dict[Any, None] = {}
     moved: set[Any] = set()
     for residual in residuals:
-        # Back along the moves: what a value was moved from is never larger than the value.
+        # Go back along the moves. The value before a move is never larger than after it.
         at = residual
         while not isinstance(at, Literal) and at not in free and _is_move(made_by.get(at)):
             moved.add(at)

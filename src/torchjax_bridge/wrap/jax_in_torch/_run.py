@@ -1,7 +1,7 @@
-"""A program run on tensors of any kind, with no thought of derivatives.
+"""A program run on tensors of any kind, without derivatives.
 
-Tensors that have memory go straight to JAX (``_execute``). Tensors without memory (fake ones, and any tensor while
-a mode watches operators) go through the operator of ``_op``. Batched tensors of torch's older vmap are unpacked
+Tensors that have memory go straight to JAX (``_execute``). Tensors without memory, and all tensors while a
+mode watches operators, go through the operator of ``_op``. Batched tensors of torch's older vmap are unpacked
 here, because no other hook sees them.
 """
 
@@ -13,23 +13,23 @@ import torch
 from torchjax_bridge.errors import ExchangeError
 from torchjax_bridge.exchange import tensor_to_jax
 
-from ._execute import lend, run_arrays
+from ._execute import import_leaves, run_arrays
 from ._legacy_vmap import LegacyBatch
 from ._program import JaxProgram
-from ._state import lies_elsewhere, modes_active
+from ._state import has_no_memory, modes_active
 
-__all__ = ["run", "run_keeping"]
+__all__ = ["run", "run_with_arrays"]
 
 _Tensor = torch.Tensor
 
 
 def run(program: JaxProgram, leaves: Sequence[Any]) -> list[Any]:
     """The results of ``program`` on tensors (and arrays and numbers)."""
-    return run_keeping(program, leaves)[0]
+    return run_with_arrays(program, leaves)[0]
 
 
-def run_keeping(program: JaxProgram, leaves: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
-    """`run`, and the arguments and results as JAX holds them; None where JAX was not called directly."""
+def run_with_arrays(program: JaxProgram, leaves: Sequence[Any]) -> tuple[list[Any], list[Any] | None]:
+    """`run`, and the arguments and results as JAX arrays; None if JAX was not called directly."""
     if modes_active():
         return _run_op(program, leaves), None
     try:
@@ -40,19 +40,19 @@ def run_keeping(program: JaxProgram, leaves: Sequence[Any]) -> tuple[list[Any], 
             for leaf in leaves
         ]
     except (ExchangeError, RuntimeError) as err:
-        return _run_otherwise(program, leaves, err), None
+        return _run_fallback(program, leaves, err), None
     return run_arrays(program, arrays), arrays
 
 
-def _run_otherwise(program: JaxProgram, leaves: Sequence[Any], err: Exception) -> list[Any]:
-    """Run on tensors that cannot be lent as they are; or raise, and name the one at fault."""
+def _run_fallback(program: JaxProgram, leaves: Sequence[Any], err: Exception) -> list[Any]:
+    """Run on tensors that cannot be imported directly, or raise an error that names the one at fault."""
     batch = LegacyBatch.of(leaves)
     if batch is not None:
         batched = program.vmap(batch.axes, batch.size)
         return [batch.pack(result) for result in run(batched, batch.leaves)]
-    if any(isinstance(leaf, _Tensor) and lies_elsewhere(leaf) for leaf in leaves):
+    if any(isinstance(leaf, _Tensor) and has_no_memory(leaf) for leaf in leaves):
         return _run_op(program, leaves)
-    lend(program, leaves)  # raises again, and names the leaf
+    import_leaves(program, leaves)  # raises again, and names the leaf
     raise err
 
 

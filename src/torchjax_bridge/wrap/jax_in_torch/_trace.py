@@ -1,7 +1,7 @@
-"""The user's JAX function run once, on tracers: from the leaves of a call to a program, and what an error says.
+"""Tracing: the user's JAX function runs once, on tracers, and becomes a program.
 
-Owns the shapes and dtypes that leaves have in JAX, the flattening of results, and the note with the arguments that
-goes along with an error of the user's own code.
+Owns the shapes and dtypes that leaves have in JAX, the flattening of results, and the note with the arguments
+on an error of the user's own code.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,32 +15,37 @@ import torch
 from torchjax_bridge.errors import ArgumentError, DtypeError, OutputError, UnsupportedLeafError
 from torchjax_bridge.exchange import flatten, jax_dtype, refuse_in_fork, torch_dtype
 
-from .._call import Rest
+from .._call import CallStructure
 from ._execute import too_wide
-from ._notes import Noted
+from ._notes import NoteOnError
 from ._program import JaxProgram, Origin
 
 __all__ = ["ARRAYS", "Trace", "in_numbers", "refuse_nested", "trace"]
 
 ARRAYS = (jax.Array, bool, int, float, complex, np.ndarray, np.generic)
-"""What JAX takes for an array."""
+"""The types that JAX accepts as arrays."""
 _Tensor = torch.Tensor
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The program of one kind of call, and how its results nest."""
+    """The program for one call signature, and how its results nest."""
 
     program: JaxProgram
     structure: Any
+    """The pytree structure of the results."""
     bare: bool
     """Whether the result is one tensor, in no container."""
     notes: dict[str, Any] = field(default_factory=dict)
-    """What a caller wants to remember about it."""
+    """Anything that a caller remembers about it."""
 
 
 def trace(
-    fn: Callable[..., Any], leaves: Sequence[Any], rest: Rest, names: Sequence[str], origin: Origin
+    fn: Callable[..., Any],
+    leaves: Sequence[Any],
+    call_structure: CallStructure,
+    names: Sequence[str],
+    origin: Origin,
 ) -> Trace:
     """Run the user's Python once, on tracers."""
     refuse_in_fork(f"trace {origin.title}")
@@ -48,12 +53,12 @@ def trace(
     structures: list[Any] = []
 
     def flat(*arrays: Any) -> list[Any]:
-        args, kwargs = rest.join(arrays)
+        args, kwargs = call_structure.unflatten(arrays)
         results, structure = _flatten_results(fn(*args, **kwargs), origin)
         structures.append(structure)
         return results
 
-    with Noted(lambda err: _note(err, origin, names, inputs)):
+    with NoteOnError(lambda err: _note(err, origin, names, inputs)):
         program = JaxProgram.trace(flat, inputs, names, origin)
     structure = structures[-1]
     _check_outputs(program, structure)
@@ -62,7 +67,7 @@ def trace(
 
 
 def _flatten_results(results: Any, origin: Origin) -> tuple[list[Any], Any]:
-    """The leaves of what the user's function returned; raise for one that is no array."""
+    """The leaves of the results of the user's function; raise for one that is no array."""
     try:
         leaves, structure = flatten(results)
     except UnsupportedLeafError as err:
@@ -110,13 +115,13 @@ def refuse_nested(tensor: _Tensor, name: str) -> None:
 
 
 def _check_outputs(program: JaxProgram, structure: Any) -> None:
-    """Raise unless torch can hold every result; PRNG keys alone may stay JAX's."""
-    if program.lends_all:
+    """Raise unless torch can hold every result. Only PRNG keys may stay in JAX."""
+    if program.exports_all:
         return
     numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
     for path, i in jax.tree_util.tree_flatten_with_path(numbered)[0]:
         aval = program.outputs[i]
-        if not program.lendable[i] and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
+        if not program.exportable[i] and not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
             raise OutputError(
                 f"the result{jax.tree_util.keystr(path)} of {program.describe()} is {aval.str_short()}, and "
                 f"torch has no dtype for {aval.dtype}. Cast it in the JAX function, for one to jnp.int8 or "
@@ -125,14 +130,14 @@ def _check_outputs(program: JaxProgram, structure: Any) -> None:
 
 
 def _note(err: BaseException, origin: Origin, names: Sequence[str], inputs: Sequence[Any]) -> str:
-    """What JAX was tracing."""
-    lines = [f"while JAX traced {origin.title}, called through {origin.door} with"]
+    """The note on an error: what JAX was tracing, and how to make a number static."""
+    lines = [f"while JAX traced {origin.title}, called through {origin.wrapper} with"]
     lines += [f"  {name}: {_short(leaf)}" for name, leaf in zip(names, inputs, strict=True)]
     if isinstance(err, jax.errors.ConcretizationTypeError | jax.errors.TracerIntegerConversionError):
         fix = (
             "name its argument in as_torch_function(..., static_argnames=...); where that holds tensors too, make "
             "it a static field of its class, or an argument of its own"
-            if origin.door == "as_torch_function"
+            if origin.wrapper == "as_torch_function"
             else "fix it in the module: in an attribute, or in a method that as_torch_module(..., method=...) calls"
         )
         lines.append(f"if a Python number is at fault, {fix}")
@@ -144,5 +149,5 @@ def _short(leaf: Any) -> str:
 
 
 def in_numbers(shape: torch.Size) -> torch.Size:
-    """The shape in numbers: a graph traced with symbols in it is from now on for these numbers."""
+    """The shape in numbers. A graph that is being traced with symbolic shapes is specialised to them."""
     return torch.Size(map(int, shape))

@@ -1,8 +1,9 @@
 """torch inside JAX: a torch function or an ``nn.Module``, called on arrays under every transform of JAX.
 
-Owns one primitive (`_primitive`), the torch programs that it runs (`_program`, `_graph`), and how one tensor is
-held by one JAX array with x64 on or off (`_encoding`). Refuses torch code whose output shapes depend on values,
-unless the caller announces them. Gives `as_jax_function` and `as_jax_module` to users; no other room uses it.
+Owns one primitive (`_primitive`), the torch programs that it runs (`_program`, `_graph`), and how one JAX
+array holds one tensor with x64 on or off (`_encoding`). Refuses torch code with output shapes that depend on
+values, unless the caller announces them. Gives `as_jax_function` and `as_jax_module` to users; no other room
+uses it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,8 +1,8 @@
-"""What a call of torch code depends on besides its arguments: the settings and modes of torch around it.
+"""What a call of torch code depends on besides its arguments: torch's settings, and the modes of modules.
 
-Owns the part of a call's kind that no argument shows (autocast, the default dtype, whether the modules that
-the code holds train), and the running of a call under the autocast that it was made in. Does not look for
-modules deeper than in the code's own names.
+Owns the part of a call's signature that no argument shows: autocast, the default dtype, and whether the
+modules that the code holds are in train mode. Runs a call under the autocast in which it was made. Looks for
+modules only among the names that the code itself uses.
 """
 
 import contextlib
@@ -19,27 +19,26 @@ __all__ = ["Ambient", "under_autocast"]
 
 
 class Ambient:
-    """What is around the calls of one function.
+    """The settings and modules on which the calls of one function depend.
 
-    A module that the function is, is bound to (or to an object that has it as an attribute), or names, in a
-    closure or globally, may be switched between
-    ``train()`` and ``eval()`` from call to call: with that the function is another one.
+    The modules are the function itself, what it is bound to, attributes of that, and what the function names in its
+    closure or globally. Switching one of them between ``train()`` and ``eval()`` changes the function.
     """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         held = [module for root in _modules(fn) for module in root.modules()]
         self._modules = tuple({id(module): module for module in held}.values())
 
-    def now(self, kind: str) -> tuple[Any, ...]:
-        """The settings at this moment, for a device of this kind; hashable."""
-        return (_autocast_dtype(kind), torch.get_default_dtype(), self.modes())
+    def now(self, device_type: str) -> tuple[Any, ...]:
+        """The settings and modes at this moment; hashable."""
+        return (_autocast_dtype(device_type), torch.get_default_dtype(), self.modes())
 
     def modes(self) -> tuple[bool, ...]:
-        """Which of the modules train."""
+        """Which of the modules are in train mode."""
         return tuple([module.training for module in self._modules])
 
     def guarded(self, call: Callable[..., Any], *known: tuple[bool, ...]) -> Callable[..., Any]:
-        """The call, which raises in other ``modes()`` than the known: what is compiled does not look again."""
+        """The call, which raises if ``modes()`` are none of the known ones: compiled code does not look at them."""
         if not self._modules:
             return call
 
@@ -54,15 +53,15 @@ class Ambient:
         return guarded
 
 
-def under_autocast(call: Callable[..., Any], kind: str) -> Callable[..., Any]:
-    """The call under the autocast of now, as callbacks run in other threads and at other times."""
-    dtype = _autocast_dtype(kind)
-    return call if dtype is None else torch.autocast(kind, dtype)(call)
+def under_autocast(call: Callable[..., Any], device_type: str) -> Callable[..., Any]:
+    """The call under the autocast that is active now; callbacks run later, in other threads."""
+    dtype = _autocast_dtype(device_type)
+    return call if dtype is None else torch.autocast(device_type, dtype)(call)
 
 
-def _autocast_dtype(kind: str) -> torch.dtype | None:
-    """The dtype of the autocast that is active around the call; None where there is none."""
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype of the active autocast; None if none is active."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
 
 
 def _modules(fn: Any) -> Iterator[torch.nn.Module]:
@@ -82,7 +81,7 @@ def _modules(fn: Any) -> Iterator[torch.nn.Module]:
 
 
 def _named(fn: Any) -> Iterator[Any]:
-    """What a function reads beside its arguments; ``inspect.getclosurevars`` fails on a cell not yet filled."""
+    """What a function reads besides its arguments. ``inspect.getclosurevars`` fails on a cell not yet filled."""
     for cell in fn.__closure__ or ():
         with contextlib.suppress(ValueError):
             yield cell.cell_contents

@@ -1,9 +1,9 @@
-"""Code that leaves torch where it is differentiated: a backward of NumPy, ``.tolist()`` or ``.item()``.
+"""Backward passes that leave torch, by NumPy, ``.tolist()`` or ``.item()``.
 
-Forward mode is the derivative of the backward in its cotangents. A backward that leaves torch has none: torch then
-raises, or takes what it got back for a constant, and the tangent would be zero in silence. Owns the check that a
-backward and what was found to be its transpose agree, and the error that names the function. A trace is not
-checked: fake tensors have no values to leave with.
+Forward mode differentiates the backward in its cotangents, and torch cannot differentiate a backward that
+leaves torch. It then raises, or takes the result for a constant, and the tangent would silently be zero. Owns
+the check that a pushforward is the transpose of its backward, and the error that names the function. Traces
+need no check: fake tensors have no values with which to leave torch.
 """
 
 import traceback
@@ -15,14 +15,14 @@ import torch
 
 from torchjax_bridge.errors import TransformError
 
-__all__ = ["explaining_numpy", "probes", "refuse_untrue"]
+__all__ = ["explaining_numpy", "probes", "refuse_wrong_pushforward"]
 
 _Tensors = Sequence[torch.Tensor]
 
 
 @contextmanager
 def explaining_numpy() -> Iterator[None]:
-    """Raise what torch says of ``.numpy()`` under differentiation as an error that says where and what to do."""
+    """Turn torch's error about ``.numpy()`` under differentiation into one that says where, and what to do."""
     try:
         yield
     except RuntimeError as err:
@@ -35,7 +35,7 @@ def explaining_numpy() -> Iterator[None]:
 
 
 def _last_of_the_code(err: BaseException) -> str:
-    """Where an error was raised in code that is neither torch's nor ours."""
+    """The innermost place of an error in code that is neither torch's nor ours."""
     where = ""
     for frame, line in traceback.walk_tb(err.__traceback__):
         if str(frame.f_globals.get("__name__")).split(".")[0] not in ("torch", "torchjax_bridge"):
@@ -44,7 +44,7 @@ def _last_of_the_code(err: BaseException) -> str:
 
 
 def probes(cotangents: _Tensors) -> list[torch.Tensor]:
-    """Cotangents of the same shapes, none zero and no two alike; torch's generators stay as they are."""
+    """Test cotangents of the same shapes, all nonzero and different, without drawing from torch's generators."""
     return [
         torch.cos(torch.arange(1.0, 1.0 + ct.numel(), device=ct.device) * (1.7 + i))
         .reshape(ct.shape)
@@ -53,29 +53,31 @@ def probes(cotangents: _Tensors) -> list[torch.Tensor]:
     ]
 
 
-def refuse_untrue(
+def refuse_wrong_pushforward(
     outputs: _Tensors,
     cotangents: _Tensors,
-    sent: _Tensors,
-    twice: _Tensors,
+    pulled: _Tensors,
+    pulled_twice: _Tensors,
     tangents: _Tensors,
     pushed: _Tensors,
 ) -> None:
-    """Raise if ``tangents -> pushed`` is not the transpose of ``cotangents -> sent``.
+    """Raise if ``tangents -> pushed`` is not the transpose of ``cotangents -> pulled``.
 
     Args:
-        outputs: With the graph that was differentiated, to name the functions in it.
-        cotangents: Some cotangents of the outputs,
-        sent: and what the backward makes of them,
-        twice: and of twice as much: a backward that is not linear (it clips, say) has no transpose to compare with.
-        tangents: The tangents of the inputs,
-        pushed: and those of the outputs that were found.
+        outputs: The outputs with their autograd graph, to name the functions in it.
+        cotangents: Test cotangents of the outputs.
+        pulled: The backward's gradients for ``cotangents``.
+        pulled_twice: The backward's gradients for twice ``cotangents``. A backward that is not linear (it clips,
+            say) has no transpose, and is not checked.
+        tangents: The tangents of the inputs.
+        pushed: The tangents that were found for the outputs.
     """
-    there, here = _inner(sent, tangents), _inner(cotangents, pushed)
-    bound = _inner(sent, tangents, absolute=True) + _inner(cotangents, pushed, absolute=True)
-    eps = max((torch.finfo(t.dtype).eps for t in (*sent, *pushed)), default=0.0)
-    linear = all(torch.allclose(b, 2 * a, rtol=10 * eps, atol=0.0) for a, b in zip(sent, twice, strict=True))
-    if linear and abs(there - here) > eps**0.5 * bound:
+    left, right = _inner(pulled, tangents), _inner(cotangents, pushed)
+    bound = _inner(pulled, tangents, absolute=True) + _inner(cotangents, pushed, absolute=True)
+    eps = max((torch.finfo(t.dtype).eps for t in (*pulled, *pushed)), default=0.0)
+    pairs = zip(pulled, pulled_twice, strict=True)
+    linear = all(torch.allclose(b, 2 * a, rtol=10 * eps, atol=0.0) for a, b in pairs)
+    if linear and abs(left - right) > eps**0.5 * bound:
         names = sorted(_own_functions(outputs))
         raise TransformError(
             f"the backward of this torch function{' (' + ', '.join(names) + ')' if names else ''} leaves torch "
@@ -91,7 +93,7 @@ _FIX = (
 
 
 def _inner(left: _Tensors, right: _Tensors, absolute: bool = False) -> float:
-    """The real inner product of two lists of tensors; or a bound of it."""
+    """The real inner product of two lists of tensors; with ``absolute``, a bound of it."""
     total = 0.0
     for a, b in zip(left, right, strict=True):
         product = a.detach().to(torch.complex128) * b.detach().conj().to(torch.complex128)

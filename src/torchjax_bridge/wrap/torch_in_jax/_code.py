@@ -1,8 +1,8 @@
 """The straight-line Python function that runs a graph of ATen operators.
 
-Owns the source of that function, and the two allowances for strides that differ from those of the trace (a
-residual that crossed to JAX is row-major, a batched tensor is strided by its axes). Knows nothing of
-tracing.
+Owns the source of that function. Strides may differ from those of the trace: a residual that crossed to JAX
+is row-major, and a batched tensor has one more axis. So views become reshapes, and fused attention gets dense
+rows. Knows nothing of tracing.
 """
 
 import operator
@@ -27,8 +27,8 @@ def straight_line(
     Args:
         nodes: The operators.
         constants: The tensors closed over, by the target of their ``get_attr`` node.
-        traced_on: A device that the operators name,
-        device: and the one that takes its place.
+        traced_on: The device of the trace, which the operators may name.
+        device: The device that replaces it.
     """
     scope: dict[str, Any] = {}
     names: dict[fx.Node, str] = {}
@@ -70,7 +70,7 @@ def straight_line(
         else:
             names[node] = f"v{i}"
             call = [text(value) for value in node.args]
-            if node.target in _VIEWS:  # strides at run time may differ from those of the trace
+            if node.target in _VIEWS:  # the strides may differ from those of the trace
                 lines.append(f"{names[node]} = {call[0]}.reshape({call[1]})")
             elif node.target is operator.getitem:
                 lines.append(f"{names[node]} = {call[0]}[{call[1]}]")
@@ -92,10 +92,7 @@ def straight_line(
 
 
 def _with_dense_rows(op: Any) -> Callable[..., Any]:
-    """A fused attention kernel; these take the last axis to be dense and read past it where it is not.
-
-    Strides at run time may differ from those of the trace: of a residual that crossed, or over one more axis.
-    """
+    """A fused attention kernel on tensors with a dense last axis: where it is not dense, these read past it."""
 
     def dense(value: Any) -> Any:
         strided = isinstance(value, torch.Tensor) and value.ndim and value.stride(-1) != 1
@@ -108,7 +105,7 @@ def _with_dense_rows(op: Any) -> Callable[..., Any]:
 
 
 def without_grad(run: Run) -> Run:
-    """For code that closes over parameters: no autograd graph is built."""
+    """The function without an autograd graph, for code that closes over parameters."""
 
     def guarded(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
         if not torch.is_grad_enabled():

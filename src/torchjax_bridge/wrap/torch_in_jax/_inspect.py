@@ -1,9 +1,9 @@
-"""One run of torch code on fake tensors says beforehand what it does.
+"""One run of torch code on fake tensors, which tells what the code does.
 
-Owns what is learned: the outputs' structure, shapes and dtypes; which inputs are written to in place or
-kept after the call; which random numbers are drawn; whether closed-over parameters would record an autograd
-graph. The code runs with shapes alone: no value, no memory, no random state and no module buffer is
-touched. Refuses code that writes to tensors it did not receive: a JAX function has no side effects.
+Owns what the run finds: the outputs' structure, shapes and dtypes; which inputs are written in place or kept
+after the call; which random numbers are drawn; whether closed-over parameters would record an autograd graph.
+The run has shapes alone: it touches no value, no memory, no random state and no buffer of a module. Refuses
+code that writes to tensors it did not receive, because a JAX function has no side effects.
 """
 
 import weakref
@@ -17,38 +17,40 @@ import torch
 from torchjax_bridge.errors import OutputError, TransformError, UnsupportedLeafError
 from torchjax_bridge.exchange import flatten
 
-from ._graph import PackedWeights, Spec, fakes, tracing
+from ._graph import Spec
 from ._samplers import Draw, is_random, sampler_of
 from ._torch_internals import FakeTensor, TorchDispatchMode
+from ._trace import PackedWeights, fakes, tracing
 
-__all__ = ["Findings", "flatten_output", "inspect_call"]
+__all__ = ["Inspection", "flatten_output", "inspect_call"]
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What one fake run found out about a call."""
+class Inspection:
+    """What one run on fake tensors found."""
 
-    structure: Any
+    treedef: Any
+    """The pytree structure of the output."""
     outs: tuple[Spec, ...]
     copied: frozenset[int]
-    """Inputs that must be copied before the call: written in place, or kept by the code."""
+    """Inputs that must be copied before the call, because the code writes to them or keeps them."""
     draws: tuple[Draw, ...]
     records_grad: bool
-    """Some output requires grad although no input does: parameters are closed over."""
-    as_traced: bool
-    """At run time, too, the code needs what stood in for some functions."""
+    """Some output requires grad although no input does: the code closes over parameters."""
+    needs_overrides: bool
+    """The code needs the overrides of `RuntimeOverrides` when it runs, too."""
 
 
 def inspect_call(
     call: Callable[..., Any], specs: Sequence[Spec], device: torch.device, draws_allowed: bool
-) -> Findings:
+) -> Inspection:
     """Run ``call(*tensors)`` once on fake tensors.
 
     Args:
-        call: Takes one tensor a spec, returns a pytree of tensors and numbers.
+        call: Takes a tensor for each spec, returns a pytree of tensors and numbers.
         specs: Shape and dtype of each input.
         device: Where the tensors would be.
-        draws_allowed: Whether random operators are noted, or an error.
+        draws_allowed: Whether random operators are recorded; otherwise they are an error.
 
     Raises:
         NeedsValues: Shapes or control flow depend on the values.
@@ -56,22 +58,22 @@ def inspect_call(
         Whatever ``call`` raises.
     """
     try:
-        return _inspected(call, specs, device, draws_allowed, cached=True)
+        return _inspect_call(call, specs, device, draws_allowed, cached=True)
     except PackedWeights:
-        return _inspected(call, specs, device, draws_allowed, cached=False)
+        return _inspect_call(call, specs, device, draws_allowed, cached=False)
 
 
-def _inspected(
+def _inspect_call(
     call: Callable[..., Any], specs: Sequence[Spec], device: torch.device, draws_allowed: bool, cached: bool
-) -> Findings:
-    with tracing(device, cached) as stand_ins:
+) -> Inspection:
+    with tracing(device, cached) as overrides:
         tensors = fakes(specs, device)
         storages = [tensor.untyped_storage() for tensor in tensors]
         kept = [weakref.ref(storage) for storage in storages]
         recorder = _Recorder(storages, draws_allowed)
         versions = [tensor._version for tensor in tensors]
         with recorder:
-            leaves, structure = flatten_output(call(*tensors))
+            leaves, treedef = flatten_output(call(*tensors))
         written = {
             i
             for i, (tensor, storage) in enumerate(zip(tensors, storages, strict=True))
@@ -82,37 +84,39 @@ def _inspected(
         draws = tuple(recorder.draws)
         del tensors, storages, leaves, recorder
         outlived = {i for i, reference in enumerate(kept) if reference() is not None}
-    return Findings(structure, outs, frozenset(written | outlived), draws, records_grad, stand_ins.matter)
+    return Inspection(
+        treedef, outs, frozenset(written | outlived), draws, records_grad, overrides.needed_at_run_time
+    )
 
 
 def flatten_output(output: Any) -> tuple[list[torch.Tensor], Any]:
-    """The tensors of a torch function's result and their structure; numbers become tensors.
+    """The tensors of a torch function's result and their pytree structure; numbers become tensors.
+
+    Classes that only torch knows as pytrees (``torch.return_types.*``, a ``ModelOutput``) are registered with JAX.
 
     Raises:
         OutputError: A leaf is neither a tensor nor a number, or is sparse or quantized; or it is no pytree.
-
-    What torch alone knows as a pytree (``torch.return_types.*``, a ``ModelOutput``) is one to JAX from now on.
     """
     if type(output) is torch.Tensor and output.layout is torch.strided:
-        return [output], _ONE
+        return [output], _LEAF
     try:
-        leaves, structure = flatten(output)
+        leaves, treedef = flatten(output)
     except UnsupportedLeafError as err:
         raise OutputError(f"the output of the torch function is no pytree: {err}") from err
     if not all(isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided for leaf in leaves):
-        leaves = [_as_tensor(leaf, i, structure) for i, leaf in enumerate(leaves)]
-    return leaves, structure
+        leaves = [_as_tensor(leaf, i, treedef) for i, leaf in enumerate(leaves)]
+    return leaves, treedef
 
 
-_ONE = jax.tree_util.tree_structure(0)
+_LEAF = jax.tree_util.tree_structure(0)
 
 
-def _as_tensor(leaf: Any, index: int, structure: Any) -> torch.Tensor:
+def _as_tensor(leaf: Any, index: int, treedef: Any) -> torch.Tensor:
     if isinstance(leaf, bool | int | float | complex):
         return torch.as_tensor(leaf)
     if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided and not leaf.is_quantized:
         return leaf
-    numbered = jax.tree_util.tree_unflatten(structure, range(structure.num_leaves))
+    numbered = jax.tree_util.tree_unflatten(treedef, range(treedef.num_leaves))
     path = jax.tree_util.keystr(jax.tree_util.tree_flatten_with_path(numbered)[0][index][0])
     if isinstance(leaf, torch.Tensor):
         kind = "quantized" if leaf.is_quantized else leaf.layout
@@ -129,7 +133,7 @@ def _as_tensor(leaf: Any, index: int, structure: Any) -> torch.Tensor:
 
 
 class _Recorder(TorchDispatchMode):
-    """Sees every operator: notes writes and draws, refuses writes to tensors that were not received."""
+    """Records the writes and draws of every operator, and refuses writes to tensors that are not arguments."""
 
     def __init__(self, storages: Sequence[Any], draws_allowed: bool) -> None:
         super().__init__()
@@ -137,7 +141,9 @@ class _Recorder(TorchDispatchMode):
         self.written: set[int] = set()
         self.draws: list[Draw] = []
         self.draws_allowed = draws_allowed
-        self._foreign: dict[int, Any] = {}  # storages of views of closed-over tensors, held so ids last
+        self._foreign: dict[
+            int, Any
+        ] = {}  # storages of views of closed-over tensors, kept so that ids stay unique
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -148,11 +154,11 @@ class _Recorder(TorchDispatchMode):
             if not self.draws_allowed:
                 raise TransformError(_needs_key(func))
             self.draws.append(sampler_of(func, args, kwargs).draw)
-        for tensor in _written(schema, _bound(schema, args, kwargs)):
-            self._note_write(func, tensor)
+        for tensor in _written(schema, _bind_arguments(schema, args, kwargs)):
+            self._record_write(func, tensor)
         result = func(*args, **kwargs)
         if schema.name == "aten::lift_fresh" and args[0].untyped_storage().resizable():
-            return result  # torch.tensor(...) has just made it: no one else's, as numpy's memory would be
+            return result  # torch.tensor(...) has just made it; memory of numpy's is not resizable
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
             first = next(_tensors(args), None)
             if first is not None and self._is_foreign(first):
@@ -164,7 +170,7 @@ class _Recorder(TorchDispatchMode):
     def _is_foreign(self, tensor: torch.Tensor) -> bool:
         return not isinstance(tensor, FakeTensor) or id(tensor.untyped_storage()) in self._foreign
 
-    def _note_write(self, func: Any, tensor: torch.Tensor) -> None:
+    def _record_write(self, func: Any, tensor: torch.Tensor) -> None:
         if self._is_foreign(tensor):
             raise TransformError(
                 f"the torch function writes ({func}) to a tensor of shape {tuple(tensor.shape)} and dtype "
@@ -183,7 +189,7 @@ def _needs_key(func: Any) -> str:
     )
 
 
-def _bound(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any]]:
+def _bind_arguments(schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, Any]]:
     pairs = list(zip(schema.arguments, args, strict=False))
     return pairs + [(a, kwargs[a.name]) for a in schema.arguments[len(args) :] if a.name in kwargs]
 
@@ -199,7 +205,7 @@ def _written(schema: Any, bound: list[tuple[Any, Any]]) -> Iterator[torch.Tensor
             yield from _tensors(value)
 
 
-# These write to their statistics in training and not otherwise, whatever their schemas say.
+# These write to their statistics in training only, whatever their schemas say.
 _BATCH_NORMS = (
     "aten::native_batch_norm",
     "aten::_native_batch_norm_legit",

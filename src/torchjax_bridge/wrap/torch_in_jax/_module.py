@@ -1,8 +1,8 @@
 """`as_jax_module`: an ``nn.Module`` as a pure JAX function of its variables.
 
-Owns the variables (names as torch has them), the eval and train modes, and the copies of the module that
-calls run on. The module itself is read once and never touched: calls run on skeletons that share no object
-with it. How a torch function becomes a JAX function is `as_jax_function`'s.
+Owns the variables (under torch's names), the eval and train modes, and the copies of the module on which
+calls run. The module itself is read once and never touched; calls run on skeletons, which share no object
+with it. `as_jax_function` makes the JAX function.
 """
 
 import copy
@@ -17,8 +17,10 @@ import torch
 from torchjax_bridge.errors import ArgumentError, OutputError
 from torchjax_bridge.exchange import to_jax
 
-from ._function import as_jax_function, has_key, makes_structs, take_key
-from ._graph import is_fake
+from ._function import as_jax_function
+from ._output_shape import is_shape_function
+from ._random import has_key, take_key
+from ._trace import is_fake
 
 __all__ = ["as_jax_module"]
 
@@ -33,8 +35,8 @@ def as_jax_module(
 
     Args:
         module: Any ``nn.Module`` whose forward takes and returns pytrees of tensors.
-        output_shape: For a module whose control flow or output shapes depend on values: its output (without
-            the buffers), as for `as_jax_function`. A function is given the arguments that ``apply`` passes on.
+        output_shape: For a module whose control flow or output shapes depend on values: its output without the
+            buffers, as for `as_jax_function`. A function gets the arguments that ``apply`` passes on.
         residuals: As for `as_jax_function`.
 
     Returns:
@@ -45,24 +47,24 @@ def as_jax_module(
         * ``apply(variables, *args, **kwargs)`` is the output in eval mode;
         * ``apply(variables, *args, train=True, key=key, **kwargs)`` is ``(output, new_buffers)`` in train
           mode, where ``new_buffers`` has the names of ``variables["buffers"]``. ``key`` is a JAX PRNG key,
-          needed if the module draws random numbers (dropout). An argument ``train`` of ``forward`` itself can
-          only be given by position.
+          needed if the module draws random numbers (dropout). If ``forward`` itself has an argument ``train``,
+          pass that by position.
 
-        Every transform of JAX applies, with respect to variables and inputs alike. A parameter whose
-        ``requires_grad`` is off is a variable like any other: which variables to train is the optimizer's
-        choice (``optax.partition`` with ``optax.set_to_zero()`` for the others).
+        Every transform of JAX applies, with respect to variables and inputs alike. A parameter with
+        ``requires_grad=False`` is a variable like any other. The optimizer chooses which variables to train
+        (``optax.partition`` with ``optax.set_to_zero()`` for the others).
 
     Raises:
         ExchangeError: A parameter or buffer has no JAX counterpart (``float64`` with x64 off, say). The
             message lists all of them.
-        ArgumentError: ``module`` is none. By ``apply``: variables are missing or unknown, or a parameter
-            has another shape than the module's.
+        ArgumentError: ``module`` is no module. By ``apply``: variables are missing or unknown, or a parameter
+            has another shape than in the module.
         OutputError: By ``apply``: a call adds or removes buffers.
         WrapError: By ``apply``: whatever `as_jax_function` refuses.
 
     Memory:
-        ``variables`` are copies, and later changes of the module are not seen. Calls lend them to torch
-        without a copy and write to none.
+        ``variables`` are copies, so later changes of the module have no effect on them. torch reads them without
+        a copy and writes to none.
 
     >>> import jax.numpy as jnp, torch
     >>> apply, variables = as_jax_module(torch.nn.Linear(3, 2))
@@ -79,10 +81,10 @@ def as_jax_module(
         "buffers": {name: b.detach() for name, b in module.named_buffers()},
     }
     variables = to_jax(tensors, copy=True)
-    names = {kind: tuple(group) for kind, group in tensors.items()}
+    names = {collection: tuple(group) for collection, group in tensors.items()}
     dtypes = {name: tensor.dtype for group in tensors.values() for name, tensor in group.items()}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors["params"].items()}
-    skeletons = _Skeletons(module)
+    skeletons = _SkeletonPool(module)
     all_buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
     def run(given: dict[str, dict[str, Any]], args: Any, kwargs: Any, train: bool) -> Any:
@@ -92,7 +94,7 @@ def as_jax_module(
             for name, tensor in group.items()
         }
         fresh = any(map(is_fake, jax.tree_util.tree_leaves((state, args, kwargs))))
-        with skeletons.one(train, fresh) as skeleton:
+        with skeletons.take(train, fresh) as skeleton:
             output, buffers = torch.func.functional_call(skeleton, state, (args, kwargs), strict=True)
         if not set(names["buffers"]) <= buffers.keys() <= all_buffers:
             changed = sorted(buffers.keys() ^ set(names["buffers"]))
@@ -105,7 +107,7 @@ def as_jax_module(
         return output, {name: buffers[name].to(given["buffers"][name].dtype) for name in names["buffers"]}
 
     def announced(given: dict[str, dict[str, Any]], args: Any, kwargs: Any, train: bool) -> Any:
-        output = output_shape(*args, **kwargs) if makes_structs(output_shape) else output_shape
+        output = output_shape(*args, **kwargs) if is_shape_function(output_shape) else output_shape
         return (output, given["buffers"]) if train else output
 
     call = as_jax_function(run, output_shape=None if output_shape is None else announced, residuals=residuals)
@@ -121,7 +123,7 @@ def as_jax_module(
 def _checked(
     variables: Any, names: dict[str, tuple[str, ...]], shapes: dict[str, tuple[int, ...]]
 ) -> dict[str, dict[str, Any]]:
-    """The variables in the order of the module.
+    """The variables, in the order in which the module has them.
 
     Raises:
         ArgumentError: Some are missing, or unknown, or a parameter has another shape.
@@ -131,12 +133,12 @@ def _checked(
             f"the first argument of apply is a {type(variables).__qualname__}; it must be the variables that "
             "as_jax_module returned, or a tree of the same names."
         )
-    faults = [f"unknown collection {kind!r}" for kind in variables if kind not in names]
-    for kind, expected in names.items():
-        group = variables.get(kind, {})
-        faults += [f"missing {kind} '{name}'" for name in expected if name not in group]
-        faults += [f"unknown {kind} '{name}'" for name in group if name not in expected]
-    # Not those of buffers, which a module may grow.
+    faults = [f"unknown collection {collection!r}" for collection in variables if collection not in names]
+    for collection, expected in names.items():
+        group = variables.get(collection, {})
+        faults += [f"missing {collection} '{name}'" for name in expected if name not in group]
+        faults += [f"unknown {collection} '{name}'" for name in group if name not in expected]
+    # The shapes of buffers are not compared, because a module may grow them.
     faults += [
         f"params '{name}' of shape {np.shape(value)} for {shapes[name]}"
         for name, value in variables.get("params", {}).items()
@@ -148,19 +150,19 @@ def _checked(
             "as_jax_module returned, or a tree of the same names."
         )
     return {
-        kind: {name: variables[kind][name] for name in expected} if expected else {}
-        for kind, expected in names.items()
+        collection: {name: variables[collection][name] for name in expected} if expected else {}
+        for collection, expected in names.items()
     }
 
 
 def _as_declared(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Integers in the module's own dtype: with x64 off JAX carries int64 in 32 bits, and indices need 64."""
-    whole = not (dtype.is_floating_point or dtype.is_complex or tensor.dtype.is_floating_point)
-    return tensor.to(dtype) if whole and tensor.dtype != dtype else tensor
+    """An integer tensor in the module's own dtype: with x64 off JAX holds int64 in 32 bits, and indices need 64."""
+    integers = not (dtype.is_floating_point or dtype.is_complex or tensor.dtype.is_floating_point)
+    return tensor.to(dtype) if integers and tensor.dtype != dtype else tensor
 
 
-class _Open(torch.nn.Module):
-    """A module whose output comes with the buffers as they are after the call, changed in place or replaced."""
+class _WithBuffers(torch.nn.Module):
+    """A module that also returns its buffers as they are after the call, changed in place or replaced."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -170,19 +172,19 @@ class _Open(torch.nn.Module):
         return self.module(*args, **kwargs), dict(self.module.named_buffers())
 
 
-class _Skeletons:
+class _SkeletonPool:
     """Copies of a module that share its tensors and none of its other objects.
 
-    ``functional_call`` puts tensors into the module for the length of a call, so each call that runs at the
-    same moment as another needs a copy of its own; they are made on demand and used again.
+    ``functional_call`` puts tensors into the module for the duration of a call, so calls that run at the same time
+    need a copy each. Copies are made on demand and used again.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self._pattern = _skeleton(_Open(module))
+        self._pattern = _skeleton(_WithBuffers(module))
         self._idle: dict[bool, deque[torch.nn.Module]] = {True: deque(), False: deque()}
 
-    def one(self, train: bool, fresh: bool) -> "_Lease":
-        """A skeleton in the mode asked for; ``fresh``: never used before and not again."""
+    def take(self, train: bool, fresh: bool) -> "_Lease":
+        """A skeleton in train or eval mode; a ``fresh`` one was never used before and is not used again."""
         idle = deque() if fresh else self._idle[train]
         try:
             skeleton = idle.pop()
@@ -192,7 +194,7 @@ class _Skeletons:
 
 
 class _Lease:
-    """Gives a skeleton back after the call."""
+    """A skeleton for one call, which then goes back to the pool."""
 
     def __init__(self, skeleton: torch.nn.Module, idle: "deque[torch.nn.Module]") -> None:
         self._skeleton = skeleton
@@ -210,15 +212,15 @@ def _skeleton(module: torch.nn.Module) -> torch.nn.Module:
     memo: dict[int, Any] = {}
     for part in module.modules():
         held: list[Any] = [*part.parameters(recurse=False), *part.buffers(recurse=False)]
-        # Those in plain attributes too, alone or in containers: writes to them are refused, not kept in a copy.
-        # So are the packed weights of a quantized module, which no call changes.
+        # Share tensors in plain attributes, too, alone or in containers: writes to them are refused, not kept in a
+        # copy. Share the packed weights of a quantized module, which no call changes.
         held += [leaf for leaf in _leaves(vars(part)) if isinstance(leaf, torch.Tensor | torch.ScriptObject)]
         memo |= {id(leaf): leaf for leaf in held}
     return copy.deepcopy(module, memo)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What an attribute holds, through lists, tuples and dicts."""
+    """The values in an attribute, also those in lists, tuples and dicts."""
     if isinstance(value, dict):
         value = list(value.values())
     if not isinstance(value, list | tuple):

@@ -1,9 +1,8 @@
-"""What the primitive can run: a frozen operation on tensors, with JAX's view of its operands and results.
+"""The operations that the primitive runs: functions of tensors, with the encoding of every operand.
 
-Owns the four kinds: `Apply` (the function), `Save` (the function with its residuals), `LinearMap` (its
-Jacobian, or the transpose of it, at given residuals) and `Vmapped` (any of these over one more axis); and
-how each tensor is carried by a JAX array (`Encoding`), with x64 on or off. Which operation follows from which
-under a transform is in ``_primitive``. Refuses outputs that JAX cannot hold.
+There are four. `Apply` is the function; `Save` also returns its residuals; `LinearMap` is its Jacobian, or
+the transpose of that, at given residuals; `Vmapped` is any of these over one more axis. ``_primitive`` says
+which operation a transform makes of which.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +13,10 @@ import torch
 from torchjax_bridge.errors import TransformError
 
 from ._encoding import Encoding
-from ._graph import Graph, NeedsValues
-from ._program import Residuals, TorchProgram
+from ._graph import Graph
+from ._program import TorchProgram
+from ._residuals import Residuals
+from ._trace import NeedsValues
 from ._vmap import vmap_graph
 
 __all__ = ["Apply", "LinearMap", "Op", "Save", "Vmapped"]
@@ -27,10 +28,10 @@ class Op:
     """One operation: what goes in and out, and how to run it. Compared by identity.
 
     Attributes:
-        ins: One port an operand.
-        outs: One port a result.
-        linear: The first operand in which it is linear, as it is in all from there; past the last if in none.
-        residual_outs: Results from here on are residuals, which carry no tangent.
+        ins: The encoding of each operand.
+        outs: The encoding of each result.
+        linear: It is linear in the operands from this position on; past the last if it is linear in none.
+        residual_outs: The results from this position on are residuals, which have no tangent.
     """
 
     ins: tuple[Encoding, ...]
@@ -40,19 +41,19 @@ class Op:
     residual_outs: int
 
     def __init__(self) -> None:
-        self._made: dict[Any, Any] = {}
+        self._memo: dict[Any, Any] = {}
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """``make()``, made once for ``key`` and kept as long as this operation."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+    def memoized(self, key: Any, build: Callable[[], Any]) -> Any:
+        """``build()``, called once for ``key``; the result lives as long as this operation."""
+        if key not in self._memo:
+            self._memo[key] = build()
+        return self._memo[key]
 
     def vmapped(self, dims: tuple[int | None, ...], size: int) -> "Vmapped":
-        return self.once(("vmap", dims, size), lambda: Vmapped(self, dims, size))
+        return self.memoized(("vmap", dims, size), lambda: Vmapped(self, dims, size))
 
     def graph(self) -> Graph | None:
-        """The whole operation as a graph of all its operands; None where it runs as Python."""
+        """The operation as a graph of all its operands; None where it runs as Python."""
         raise NotImplementedError
 
     def run(self, device: torch.device) -> _Run:
@@ -69,20 +70,22 @@ class Op:
 
     @property
     def used(self) -> tuple[int, ...]:
-        """The operands that `run` takes; the others only matter to further derivatives."""
-        return self.once("used", self._used)
+        """The operands that `run` takes. The others matter only to further derivatives."""
+        return self.memoized("used", self._used)
 
     @property
-    def lends(self) -> bool:
-        """Whether user code sees the operands' memory, and might keep it."""
+    def runs_user_code(self) -> bool:
+        """Whether user code runs on the operands' memory, and might keep it."""
         return self.graph() is None
 
     @property
     def closes_over(self) -> bool:
-        """Whether it may read tensors that are no operands."""
+        """Whether it may read tensors that are not operands."""
         graph = self.graph()
         return (
-            self.lends or graph is None or any(isinstance(c, torch.Tensor) for c in graph.constants.values())
+            self.runs_user_code
+            or graph is None
+            or any(isinstance(c, torch.Tensor) for c in graph.constants.values())
         )
 
     def _used(self) -> tuple[int, ...]:
@@ -94,7 +97,7 @@ class Op:
 
 
 class Apply(Op):
-    """The function itself. User code runs as it is, unless it takes noise (then its graph runs)."""
+    """The function itself. Its user code runs as Python; code that draws random numbers runs as its graph."""
 
     def __init__(
         self,
@@ -112,8 +115,8 @@ class Apply(Op):
         self._call = call
 
     @property
-    def lends(self) -> bool:
-        return self._call is not None or super().lends
+    def runs_user_code(self) -> bool:
+        return self._call is not None or super().runs_user_code
 
     def _used(self) -> tuple[int, ...]:
         return tuple(range(len(self.ins))) if self._call is not None else super()._used()
@@ -130,12 +133,12 @@ class Apply(Op):
     def python(self) -> _Run:
         return self._call or self.program.fn
 
-    def saving(self, wrt: tuple[int, ...]) -> "Save":
-        return self.once(("save", wrt), lambda: Save(self, wrt))
+    def with_residuals(self, wrt: tuple[int, ...]) -> "Save":
+        return self.memoized(("save", wrt), lambda: Save(self, wrt))
 
 
 class Save(Op):
-    """The function, returning also what its derivative in the inputs ``wrt`` needs."""
+    """The function, which also returns the residuals of its derivative in the inputs ``wrt``."""
 
     def __init__(self, apply: Apply, wrt: tuple[int, ...]) -> None:
         super().__init__()
@@ -144,14 +147,14 @@ class Save(Op):
         self.device = apply.device
         self.ins = apply.ins
         self.linear = apply.linear
-        self.residuals: Residuals | None = _differentiable(apply.program, wrt)
+        self.residuals: Residuals | None = _residuals(apply.program, wrt)
         extra = self.residuals.extra if self.residuals else ()
         self.outs = (*apply.outs, *map(Encoding.of_residual, extra))
         self.residual_outs = len(apply.outs)
 
     @property
-    def lends(self) -> bool:
-        return self.residuals is None and self.apply.lends
+    def runs_user_code(self) -> bool:
+        return self.residuals is None and self.apply.runs_user_code
 
     def _used(self) -> tuple[int, ...]:
         return super()._used() if self.residuals else self.apply.used
@@ -166,19 +169,21 @@ class Save(Op):
         return self.apply.python()
 
     def linear_map(self, ins: tuple[int, ...], transposed: bool) -> "LinearMap":
-        return self.once(("linear", ins, transposed), lambda: LinearMap(self, ins, transposed))
+        return self.memoized(("linear", ins, transposed), lambda: LinearMap(self, ins, transposed))
 
-    def saved_from(self, results: Sequence[Any]) -> list[Any]:
-        """The operands that `LinearMap` takes after the inputs, from the results of this operation."""
+    def saved_values(self, results: Sequence[Any]) -> list[Any]:
+        """The operands that `LinearMap` takes after the inputs, out of the results of this operation."""
         if self.residuals is None:
             return []
-        return [results[i if kind == "out" else self.residual_outs + i] for kind, i in self.residuals.saved]
+        start = {"out": 0, "extra": self.residual_outs}
+        return [results[start[group] + i] for group, i in self.residuals.saved]
 
 
 class LinearMap(Op):
-    """``(*inputs, *saved, *tangents of ins) -> tangents of the float outputs``; or transposed, cotangents back.
+    """``(*inputs, *saved, *tangents of ins) -> tangents of the float outputs``, or the transpose of that.
 
-    By its meaning a function of inputs and tangents alone: ``saved`` are values that the inputs determine.
+    The transpose takes cotangents of the float outputs to cotangents of ``ins``. The inputs determine the values
+    ``saved``, so mathematically the map is a function of inputs and tangents alone.
     """
 
     def __init__(self, save: Save, ins: tuple[int, ...], transposed: bool) -> None:
@@ -190,38 +195,38 @@ class LinearMap(Op):
         self.device = save.device
         saved: list[Encoding] = []
         if save.residuals:
-            ports = {"out": save.outs[: save.residual_outs], "extra": save.outs[save.residual_outs :]}
-            saved = [ports[kind][i] for kind, i in save.residuals.saved]
-        here = [Encoding(program.ins[i]) for i in ins]
-        there = [Encoding(program.outs[i]) for i in program.live]
-        self.ins = (*save.ins, *saved, *(there if transposed else here))
-        self.outs = tuple(here if transposed else there)
+            groups = {"out": save.outs[: save.residual_outs], "extra": save.outs[save.residual_outs :]}
+            saved = [groups[group][i] for group, i in save.residuals.saved]
+        domain = [Encoding(program.ins[i]) for i in ins]
+        range_ = [Encoding(program.outs[i]) for i in program.smooth_outs]
+        self.ins = (*save.ins, *saved, *(range_ if transposed else domain))
+        self.outs = tuple(domain if transposed else range_)
         self.linear = len(save.ins) + len(saved)
         self.residual_outs = len(self.outs)
 
     @property
     def program(self) -> TorchProgram:
-        """This map as a function of inputs and tangents, for further derivatives."""
+        """This map as a function of inputs and tangents alone, for further derivatives."""
         base = self.save.apply.program
         return base.pullback(self.wrt) if self.transposed else base.pushforward(self.wrt)
 
     def as_apply(self) -> Apply:
-        return self.once("apply", lambda: Apply(self.program, self.outs, None))
+        return self.memoized("apply", lambda: Apply(self.program, self.outs, None))
 
-    def other(self) -> "LinearMap":
+    def transpose(self) -> "LinearMap":
         """The transposed map."""
         return self.save.linear_map(self.wrt, not self.transposed)
 
     def graph(self) -> Graph | None:
-        # Not before it runs: most pushforwards are only transposed.
-        return self.once("graph", self._find_graph)
+        # Traced when it first runs, because most pushforwards are only transposed.
+        return self.memoized("graph", self._find_graph)
 
     def _find_graph(self) -> Graph | None:
         residuals = self.save.residuals
         try:
             if residuals:
                 try:
-                    return residuals.pull(self.wrt) if self.transposed else residuals.push(self.wrt)
+                    return (residuals.pullback if self.transposed else residuals.pushforward)(self.wrt)
                 except (RuntimeError, NotImplementedError):
                     if self.transposed:
                         raise
@@ -229,7 +234,7 @@ class LinearMap(Op):
         except NeedsValues:
             return None
         except (RuntimeError, NotImplementedError) as err:
-            _explain(err)
+            _raise_missing_derivative(err)
             raise
 
     def python(self) -> _Run:
@@ -239,7 +244,7 @@ class LinearMap(Op):
 
 
 class Vmapped(Op):
-    """An operation over one more axis: of each operand where ``dims`` says, first in every result."""
+    """An operation over one more axis: axis ``dims[i]`` of operand ``i``, and the first of every result."""
 
     def __init__(self, base: Op, dims: tuple[int | None, ...], size: int) -> None:
         super().__init__()
@@ -247,14 +252,16 @@ class Vmapped(Op):
         self.dims = dims
         self.size = size
         self.device = base.device
-        self.ins = tuple(port.batched(dim, size) for port, dim in zip(base.ins, dims, strict=True))
+        self.ins = tuple(encoding.batched(dim, size) for encoding, dim in zip(base.ins, dims, strict=True))
         self.out_dims = self._out_dims()
-        self.outs = tuple(port.batched(dim, size) for port, dim in zip(base.outs, self.out_dims, strict=True))
+        self.outs = tuple(
+            encoding.batched(dim, size) for encoding, dim in zip(base.outs, self.out_dims, strict=True)
+        )
         self.linear = base.linear
         self.residual_outs = base.residual_outs
 
     def _out_dims(self) -> tuple[int | None, ...]:
-        """First, but for residuals that no mapped operand reaches: those all lanes share."""
+        """The first axis; none for a residual that depends on no mapped operand, because all lanes share it."""
         base = self.base
         graph = base.graph() if base.residual_outs < len(base.outs) else None
         if graph is None:
@@ -266,29 +273,29 @@ class Vmapped(Op):
         )
 
     def graph(self) -> Graph | None:
-        return self.once("graph", self._find_graph)
+        return self.memoized("graph", self._find_graph)
 
     def _find_graph(self) -> Graph | None:
         graph = self.base.graph() if self.size else None
-        if graph is None or graph.looks_at_strides:
+        if graph is None or graph.reads_strides:
             return None
         try:
-            return vmap_graph(graph, self.dims, self.out_dims, [port.spec for port in self.ins])
-        except (NeedsValues, RuntimeError):  # an operator that torch cannot batch; its lanes run one by one
+            return vmap_graph(graph, self.dims, self.out_dims, [encoding.spec for encoding in self.ins])
+        except (NeedsValues, RuntimeError):  # torch cannot batch an operator: its lanes run one by one
             return None
 
     def python(self) -> _Run:
-        """One lane after the other, for what cannot be traced or batched."""
-        one, used = self.base.run(self.device), self.base.used
+        """One lane after the other, for code that cannot be traced or batched."""
+        run, used = self.base.run(self.device), self.base.used
 
         def lane(tensors: Sequence[torch.Tensor], i: int) -> Sequence[torch.Tensor]:
             picked = [(tensors[k], self.dims[k]) for k in used]
-            # Row-major, as in the trace: code that looks at strides sees what it saw there.
-            return one(*(x if dim is None else x.select(dim, i).contiguous() for x, dim in picked))
+            # Row-major, as in the trace: code that reads strides reads the same ones.
+            return run(*(x if dim is None else x.select(dim, i).contiguous() for x, dim in picked))
 
         def loop(*tensors: torch.Tensor) -> Sequence[torch.Tensor]:
             if not self.size:
-                specs = [port.spec for port in self.outs]
+                specs = [encoding.spec for encoding in self.outs]
                 return [torch.zeros(spec.shape, dtype=spec.dtype, device=self.device) for spec in specs]
             lanes = zip(*(lane(tensors, i) for i in range(self.size)), strict=True)
             return [
@@ -302,30 +309,30 @@ class Vmapped(Op):
 # --- steps ---------------------------------------------------------------------------------------------
 
 
-def _with_unused(graph: Graph, fixed: int, ports: Sequence[Encoding]) -> Graph:
-    """The graph of operands like ``ports``, of which it does not read those that follow its first ``fixed``."""
-    unused = ports[fixed : fixed + len(ports) - len(graph.inputs)]
+def _with_unused(graph: Graph, fixed: int, ins: Sequence[Encoding]) -> Graph:
+    """The graph with unused inputs after its first ``fixed``, so that it takes operands like ``ins``."""
+    unused = ins[fixed : fixed + len(ins) - len(graph.inputs)]
     if not unused:
         return graph
-    wider = graph.cut(graph.inputs, graph.outputs)  # a graph is shared; this one is not, yet
+    wider = graph.cut(graph.inputs, graph.outputs)  # a copy, because graphs are shared
     place = wider.inputs[fixed - 1]
-    for i, port in enumerate(unused):
+    for i, encoding in enumerate(unused):
         with wider.nodes.inserting_after(place):
             place = wider.nodes.placeholder(f"unused{i}")
-        place.meta["val"] = torch.empty(port.spec.shape, dtype=port.spec.dtype, device="meta")
+        place.meta["val"] = torch.empty(encoding.spec.shape, dtype=encoding.spec.dtype, device="meta")
     return wider
 
 
-def _differentiable(program: TorchProgram, wrt: tuple[int, ...]) -> Residuals | None:
+def _residuals(program: TorchProgram, wrt: tuple[int, ...]) -> Residuals | None:
     try:
-        return program.residuals(wrt)
+        return Residuals.of(program, wrt)
     except (RuntimeError, NotImplementedError) as err:
-        _explain(err)
+        _raise_missing_derivative(err)
         raise
 
 
-def _explain(err: Exception) -> None:
-    """Raise a better error, if torch says that a derivative is missing."""
+def _raise_missing_derivative(err: Exception) -> None:
+    """Raise a better error if torch says that a derivative is missing."""
     if not isinstance(err, TransformError) and any(
         word in str(err) for word in ("derivative", "differentiable", "backward")
     ):

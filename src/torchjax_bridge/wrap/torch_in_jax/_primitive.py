@@ -1,13 +1,13 @@
 """The one JAX primitive through which torch runs, and its rules.
 
-Each rule binds the primitive again on another operation (`Op`), so the set is closed: the jvp of a torch
-function is a torch function with residuals and a linear one that takes them; the transpose of a linear one
-is a linear one; the batch of any is one over one more axis. Rules of a batched operation are the rules of
-the operation itself under ``jax.vmap``, so they are written once.
+Each rule binds the primitive again on another operation (`Op`), so the set is closed. The jvp of a torch
+function is a torch function with residuals, and a linear map that takes them. The transpose of a linear map
+is a linear map. The batch of any operation is that operation over one more axis; its rules are those of the
+operation itself under ``jax.vmap``, so they are written once.
 
 Owns what JAX asks of a primitive: abstract values (with the mesh axes over which they vary inside
-``shard_map``), lowering, jvp, transpose and batching. What is run is in ``_ops``; how, in
-``_callback``.
+``shard_map``), lowering, jvp, transpose and batching. The operations are in ``_ops``; ``_callback`` runs
+them.
 """
 
 import functools
@@ -32,15 +32,15 @@ torch_call_p.multiple_results = True
 
 def bind(op: Op, operands: Sequence[Any]) -> list[Any]:
     """Run an operation on arrays or tracers, under whatever transforms are active."""
-    return torch_call_p.bind(*_varying_alike(operands), op=op, weak_key=_weak_key())
+    return torch_call_p.bind(*_align_varying_axes(operands), op=op, weak_key=_weak_key())
 
 
 def _weak_key() -> Jaxpr:
     """A parameter that lets JAX forget the operation.
 
-    JAX caches abstract evaluation by the equation's parameters, which it holds for good, but for jaxprs, which it
-    holds weakly: with one of them gone it drops the entry. So an empty jaxpr that only the equation itself holds
-    makes the entry, and with it the operation and the user's function, die with the equation.
+    JAX caches abstract evaluation by the equation's parameters. It holds most of them for good, but jaxprs weakly,
+    and drops an entry when its jaxpr is gone. Only the equation holds this empty jaxpr, so the entry dies with the
+    equation, and with it the operation and the user's function.
     """
     return Jaxpr((), (), (), (), debug_info=_debug_info())
 
@@ -55,13 +55,16 @@ def _debug_info() -> Any:
 
 def _varying_axes(value: Any) -> frozenset[Any]:
     """The manual mesh axes over which a value differs from device to device."""
-    aval = jax.typeof(value)
-    kind = getattr(aval, "mat", None)  # since jax 0.10; before, the axes were the attribute itself
-    return kind.varying if kind is not None else getattr(aval, "vma", frozenset())
+    return _varying_axes_of(jax.typeof(value))
 
 
-def _varying_alike(operands: Sequence[Any]) -> Sequence[Any]:
-    """Operands that all vary over the union of their axes; the transpose of the cast is the sum over devices."""
+def _varying_axes_of(aval: Any) -> frozenset[Any]:
+    manual = getattr(aval, "mat", None)  # since jax 0.10; before, the attribute "vma" held the axes
+    return manual.varying if manual is not None else getattr(aval, "vma", frozenset())
+
+
+def _align_varying_axes(operands: Sequence[Any]) -> Sequence[Any]:
+    """The operands, cast to vary over the union of their axes; the transpose of the cast sums over devices."""
     axes = [_varying_axes(x) for x in operands]
     union: frozenset[Any] = frozenset().union(*axes)
     if not union:
@@ -73,8 +76,8 @@ def _varying_alike(operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def _abstract(*avals: Any, op: Op, weak_key: Jaxpr) -> list[Any]:
-    structs = [port.struct() for port in op.outs]
-    first = next((aval for aval in avals if _has_axes(aval)), None)
+    structs = [encoding.struct() for encoding in op.outs]
+    first = next((aval for aval in avals if _varying_axes_of(aval)), None)
     if first is None:
         return [jax.core.ShapedArray(s.shape, s.dtype) for s in structs]
     return [
@@ -91,11 +94,6 @@ def _abstract(*avals: Any, op: Op, weak_key: Jaxpr) -> list[Any]:
 torch_call_p.def_abstract_eval(_abstract)
 
 
-def _has_axes(aval: Any) -> bool:
-    kind = getattr(aval, "mat", None)
-    return bool(kind.varying if kind is not None else getattr(aval, "vma", None))
-
-
 # --- running ---------------------------------------------------------------------------------------------
 
 
@@ -108,7 +106,7 @@ torch_call_p.def_impl(_impl)
 
 def _lower(context: Any, *operands: Any, op: Op, weak_key: Jaxpr) -> Any:
     platforms = context.module_context.platforms
-    known = ("cuda", "rocm") if op.device.type == "cuda" else ("cpu",)  # torch calls both kinds of GPU cuda
+    known = ("cuda", "rocm") if op.device.type == "cuda" else ("cpu",)  # torch calls AMD's GPUs cuda, too
     if any(platform not in known for platform in platforms):
         raise TransformError(
             f"this torch function was traced for '{op.device}' and is now compiled for {', '.join(platforms)}. "
@@ -126,23 +124,23 @@ mlir.register_lowering(torch_call_p, _lower)
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], op: Op) -> tuple[list[Any], list[Any]]:
     moving = tuple(
         i
-        for i, (tangent, port) in enumerate(zip(tangents, op.ins, strict=True))
-        if type(tangent) is not ad.Zero and port.spec.differentiable
+        for i, (tangent, encoding) in enumerate(zip(tangents, op.ins, strict=True))
+        if type(tangent) is not ad.Zero and encoding.spec.differentiable
     )
     if isinstance(op, Vmapped):
         return _jvp_vmapped(op, primals, tangents, moving)
     if isinstance(op, LinearMap):
         return _jvp_linear(op, primals, tangents, moving)
     apply: Apply = op.apply if isinstance(op, Save) else op  # type: ignore[assignment]
-    if not moving or not apply.program.live:
+    if not moving or not apply.program.smooth_outs:
         results = bind(op, primals)
         return results, [_zero(result) for result in results]
-    # A map for more inputs than move serves too; one for fewer does not.
-    save = op if isinstance(op, Save) and set(moving) <= set(op.wrt) else apply.saving(moving)
+    # Residuals for more inputs than have tangents serve, too.
+    save = op if isinstance(op, Save) and set(moving) <= set(op.wrt) else apply.with_residuals(moving)
     results = bind(save, primals)
     pushed = bind(
         save.linear_map(moving, transposed=False),
-        [*primals, *save.saved_from(results), *(tangents[i] for i in moving)],
+        [*primals, *save.saved_values(results), *(tangents[i] for i in moving)],
     )
     if isinstance(op, Save) and op is not save:
         results = bind(op, primals)
@@ -151,9 +149,16 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], op: Op) -> tuple[list[
 
 
 def _float_tangents(apply: Apply, results: Sequence[Any], pushed: Sequence[Any]) -> list[Any]:
-    """One tangent a result: those of the float outputs, and zeros for integers and residuals."""
-    of = dict(zip(apply.program.live, pushed, strict=True))
-    return [of[i] if i in of else _zero(result) for i, result in enumerate(results)]
+    """A tangent for each result: of the float outputs the given one, of integers and residuals zero."""
+    return _filled_with_zeros(results, apply.program.smooth_outs, pushed)
+
+
+def _filled_with_zeros(
+    results: Sequence[Any], positions: Sequence[int], tangents: Sequence[Any]
+) -> list[Any]:
+    """A tangent for each result: the given ones at ``positions``, and zeros elsewhere."""
+    given = dict(zip(positions, tangents, strict=True))
+    return [given[i] if i in given else _zero(result) for i, result in enumerate(results)]
 
 
 def _zero(value: Any) -> Any:
@@ -164,7 +169,7 @@ def _jvp_linear(
     op: LinearMap, primals: Sequence[Any], tangents: Sequence[Any], moving: Sequence[int]
 ) -> tuple[list[Any], list[Any]]:
     n, first = len(op.save.ins), op.linear
-    # The saved tensors are determined by the inputs, and a derivative goes by way of these.
+    # The inputs determine the saved tensors, so the derivative is taken in the inputs.
     moved = [i for i in moving if i < n or i >= first]
     results = bind(op, primals)
     if not moved:
@@ -196,8 +201,7 @@ def _jvp_vmapped(
         out_axes=(list(op.out_dims), 0),
         axis_size=op.size,
     )(list(primals), [tangents[i] for i in moving])
-    of = dict(zip(with_tangent, pushed, strict=True))
-    return results, [of[i] if i in of else _zero(result) for i, result in enumerate(results)]
+    return results, _filled_with_zeros(results, with_tangent, pushed)
 
 
 ad.primitive_jvps[torch_call_p] = lambda primals, tangents, *, op, weak_key: _jvp(primals, tangents, op)
@@ -213,32 +217,32 @@ def _transpose(cotangents: Sequence[Any], *operands: Any, op: Op, weak_key: Jaxp
             "a torch function is not known to be linear, so jax.linear_transpose cannot take it. Use jax.vjp."
         )
     filled = [ad.instantiate_zeros(ct) for ct in cotangents]
-    results = _transposed(op, list(operands), filled, unknown)
+    results = _transpose_op(op, list(operands), filled, unknown)
     out: list[Any] = [None] * len(operands)
     for i, result in zip(unknown, results, strict=True):
         out[i] = result
     return out
 
 
-def _transposed(op: Op, operands: list[Any], cotangents: list[Any], unknown: list[int]) -> list[Any]:
+def _transpose_op(op: Op, operands: list[Any], cotangents: list[Any], unknown: list[int]) -> list[Any]:
     """The cotangents of the operands ``unknown``."""
     first = op.linear
     if isinstance(op, Vmapped):
         fixed = operands[:first]
 
         def one(fixed: list[Any], cotangents: list[Any]) -> list[Any]:
-            return _transposed(op.base, [*fixed, *operands[first:]], cotangents, unknown)
+            return _transpose_op(op.base, [*fixed, *operands[first:]], cotangents, unknown)
 
         lanes = jax.vmap(one, in_axes=(list(op.dims[:first]), 0), out_axes=0, axis_size=op.size)(
             fixed, cotangents
         )
-        # An operand that all lanes share gets the sum of what each lane sends back.
+        # An operand that all lanes share gets the sum of the lanes' cotangents.
         return [
             jnp.sum(lane, axis=0, dtype=lane.dtype) if dim is None else jnp.moveaxis(lane, 0, dim)
             for lane, dim in zip(lanes, (op.dims[i] for i in unknown), strict=True)
         ]
-    sent = bind(op.other(), [*operands[:first], *cotangents])  # type: ignore[attr-defined]
-    return [sent[i - first] for i in unknown]
+    found = bind(op.transpose(), [*operands[:first], *cotangents])  # type: ignore[attr-defined]
+    return [found[i - first] for i in unknown]
 
 
 ad.primitive_transposes[torch_call_p] = _transpose
@@ -253,14 +257,14 @@ def _batch(
     places = [None if dim is batching_not_mapped else dim for dim in dims]
     size = next(x.shape[d] for x, d in zip(operands, places, strict=True) if d is not None)
     moved = list(operands)
-    for i, (port, dim) in enumerate(zip(op.ins, places, strict=True)):
-        if dim is not None and port.carry == "bits":  # its last axis is not one of the tensor's
+    for i, (encoding, dim) in enumerate(zip(op.ins, places, strict=True)):
+        if dim is not None and encoding.form == "bits":  # its last axis is no axis of the tensor
             moved[i], places[i] = jnp.moveaxis(moved[i], dim, 0), 0
     batched = op.vmapped(tuple(places), size)
     return bind(batched, moved), [batching_not_mapped if d is None else d for d in batched.out_dims]
 
 
-# What stands for "no batch axis": None since jax 0.10.
+# JAX's value for "no batch axis": None since jax 0.10.
 batching_not_mapped: Any = getattr(batching, "not_mapped", None)
 
 batching.primitive_batchers[torch_call_p] = _batch

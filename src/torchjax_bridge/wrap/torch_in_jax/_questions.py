@@ -1,15 +1,17 @@
-"""Code that asks a tensor for a value, which a trace does not have: when its answer cannot matter, it is given.
+"""Answers for code that asks a tensor for a value in a trace, where there are none.
 
-A trace that fails on a value is tried again, as libraries expect to be traced, and only then given up:
+Owns the questions and their answers. A question is answered only where the answer cannot change the result:
 
-* A question is answered where every other answer ends in an error: of ``if not x.all(): raise ...``, and of an
-  assertion, only one branch has a result. Both are tried, and the one that raises in the very function that asked
-  is not taken. Where both go on, the answer is a choice between results, and is not given.
-* So it is where torch asks whether a mask is causal, which only chooses a faster kernel, and where distributions
-  ask whether their arguments are valid.
-* ``torch.compiler.is_compiling()`` is true: libraries have branches of their own for it, with equal results.
+* One of the two answers ends in an error. In ``if not x.all(): raise ...``, and in an assertion, only one
+  branch has a result. Both are tried; one that raises in the very function that asked is not taken. Where
+  neither raises, the answer would choose between results, and is not given.
+* torch asks whether a mask is causal, which only chooses a faster kernel, or ``torch.distributions`` ask
+  whether their arguments are valid.
 
-What is run for its value has the values, and so asks and checks as ever. Owns the questions and their answers.
+If that does not do, the code is traced once more with ``torch.compiler.is_compiling()`` true. Libraries have
+branches for it, with equal results.
+
+Code that runs for its value has the values, so there it asks and checks as always.
 """
 
 import dis
@@ -26,17 +28,17 @@ from torch.overrides import TorchFunctionMode
 
 from torchjax_bridge.errors import WrapError
 
-from ._graph import NeedsValues, is_fake
 from ._torch_internals import NEEDS_VALUES, compiling
+from ._trace import NeedsValues, is_fake
 
-__all__ = ["settled"]
+__all__ = ["answer_questions"]
 
 _Call = Callable[..., Any]
 _Found = TypeVar("_Found")
 
-# Code that asks more often is not asked any longer.
-_MOST = 64
-# A tracer that has no values raises one of these; RuntimeErrors of other kinds are told apart by the question.
+# After so many questions the code is given up.
+_MAX_QUESTIONS = 64
+# A question without an answer raises one of these. Only a RuntimeError of a known question counts.
 _UNANSWERED: tuple[type[BaseException], ...] = (*NEEDS_VALUES, RuntimeError)
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
@@ -53,29 +55,29 @@ class _Answer(NamedTuple):
     value: bool
 
 
-def settled(call: _Call, inspect: Callable[[_Call], _Found]) -> tuple[_Call, _Found] | None:
-    """The call with answers to the questions that it asks in a trace, and what ``inspect`` finds out about that.
+def answer_questions(call: _Call, inspect: Callable[[_Call], _Found]) -> tuple[_Call, _Found] | None:
+    """The call with answers to the questions that it asks in a trace, and what ``inspect`` finds for it.
 
     Args:
-        call: Torch code, which in a trace has asked for a value.
-        inspect: Traces a call; raises `NeedsValues` where that asks for one.
+        call: Torch code that asked for a value in a trace.
+        inspect: Traces a call; raises `NeedsValues` if the call asks for a value.
 
     Returns:
-        None where an answer would choose between results.
+        None if an answer would choose between results.
 
     Raises:
-        WrapError: The code asks for nothing more, and cannot be wrapped for another reason.
+        WrapError: All questions are answered, and the code cannot be wrapped for another reason.
     """
     for as_compiled in (False, True):
-        trial = _settled(call, inspect, as_compiled)
+        trial = _find_answers(call, inspect, as_compiled)
         if trial is not None:
-            return _answered(call, trial.given, as_compiled), trial.found
+            return _with_answers(call, trial.given, as_compiled), trial.found
     return None
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """What came of a trace with some answers: a finding, a further question, or an error."""
+    """A trace with some answers, and its outcome: a finding, a further question, or an error."""
 
     given: tuple[_Answer, ...]
     found: Any = None
@@ -83,11 +85,11 @@ class _Trial:
     error: Exception | None = None
 
 
-def _settled(call: _Call, inspect: Callable[[_Call], Any], as_compiled: bool) -> _Trial | None:
+def _find_answers(call: _Call, inspect: Callable[[_Call], Any], as_compiled: bool) -> _Trial | None:
     def attempt(given: tuple[_Answer, ...]) -> _Trial:
         answers = _Answers(given)
         try:
-            return _Trial(given, found=inspect(_answered(call, given, as_compiled, answers)))
+            return _Trial(given, found=inspect(_with_answers(call, given, as_compiled, answers)))
         except NeedsValues:
             return _Trial(given, open=answers.open)
         except BaseException as err:
@@ -96,7 +98,7 @@ def _settled(call: _Call, inspect: Callable[[_Call], Any], as_compiled: bool) ->
             return _Trial(given, error=err)
 
     trial = attempt(())
-    while trial.open and len(trial.given) < _MOST:
+    while trial.open and len(trial.given) < _MAX_QUESTIONS:
         tried = [attempt((*trial.given, _Answer(trial.open, value))) for value in (True, False)]
         possible = [other for other in tried if not _raises_at(other, trial.open)]
         if len(possible) != 1:
@@ -108,7 +110,7 @@ def _settled(call: _Call, inspect: Callable[[_Call], Any], as_compiled: bool) ->
 
 
 def _raises_at(trial: _Trial, place: _Place) -> bool:
-    """Whether it ended in a ``raise`` or ``assert`` of the function that had asked."""
+    """Whether it ended in a ``raise`` or ``assert`` of the function that asked."""
     trace = None if trial.error is None else trial.error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -117,20 +119,24 @@ def _raises_at(trial: _Trial, place: _Place) -> bool:
     return place.code.co_code[trace.tb_lasti] == _RAISE
 
 
-def _answered(call: _Call, given: Sequence[_Answer], as_compiled: bool, once: Any = None) -> _Call:
-    """The call, which in a trace gets these answers."""
+def _with_answers(call: _Call, given: Sequence[_Answer], as_compiled: bool, answers: Any = None) -> _Call:
+    """The call with these answers, if it runs in a trace."""
 
     def answered(*tensors: torch.Tensor) -> Any:
         if not is_fake(torch.empty(0)):
             return call(*tensors)
-        with once or _Answers(given), compiling() if as_compiled else nullcontext():
+        with answers or _Answers(given), compiling() if as_compiled else nullcontext():
             return call(*tensors)
 
     return answered
 
 
 class _Answers(TorchFunctionMode):
-    """Answers what is known, then what is given, in order; ``open`` is the first question with no answer."""
+    """Gives the known answers, and to other questions the given ones in order.
+
+    Attributes:
+        open: The first question without an answer.
+    """
 
     def __init__(self, given: Sequence[_Answer]) -> None:
         super().__init__()
@@ -145,7 +151,7 @@ class _Answers(TorchFunctionMode):
         except _UNANSWERED as err:
             if func is torch._assert and isinstance(err, NEEDS_VALUES):
                 return None
-            if func not in _QUESTIONS or (func in _OF_ONE and not _is_bit(args[0])):
+            if func not in _QUESTIONS or (func in _OF_ONE_VALUE and not _is_bit(args[0])):
                 raise
             frame = sys._getframe(1)
             known = _known(frame)
@@ -159,8 +165,8 @@ class _Answers(TorchFunctionMode):
             return answer.value
 
 
-_OF_ONE = (torch.Tensor.__bool__, torch.Tensor.item)
-_QUESTIONS = (*_OF_ONE, torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.allclose)
+_OF_ONE_VALUE = (torch.Tensor.__bool__, torch.Tensor.item)
+_QUESTIONS = (*_OF_ONE_VALUE, torch.equal, torch.Tensor.equal, torch.allclose, torch.Tensor.allclose)
 
 
 def _is_bit(tensor: torch.Tensor) -> bool:
@@ -168,7 +174,7 @@ def _is_bit(tensor: torch.Tensor) -> bool:
 
 
 def _known(frame: types.FrameType) -> bool | None:
-    """The answer to a question of torch's own that does not choose between results."""
+    """The answer to a question that torch itself asks, if it does not change the result."""
     if frame.f_globals.get("__name__") == "torch.distributions.constraints":
         caller: types.FrameType | None = frame
         while caller is not None and caller.f_code not in _VALIDATING:
@@ -183,7 +189,7 @@ def _codes(answers: dict[Any, bool]) -> dict[types.CodeType, bool]:
 
 _distribution = torch.distributions.Distribution
 _VALIDATING = (_distribution.__init__.__code__, _distribution._validate_sample.__code__)
-# By the function that asks; a private one that torch does not have any longer asks nothing.
+# By the function that asks. A private one may be missing in other releases.
 _KNOWN = _codes(
     {
         getattr(transformer, "_detect_is_causal_mask", None): False,  # a flag for a faster kernel

@@ -1,7 +1,7 @@
 """The table of torch's random operators: the plain noise that each needs, and its result made of that noise.
 
-Owns the formulas. Where noise comes from is in ``_random``. Refuses operators whose draw cannot be made
-of plain noise (Poisson, gamma, binomial): it names them.
+Owns the formulas; ``_random`` draws the noise. Refuses operators that plain noise does not suffice for
+(Poisson, gamma, binomial), by name.
 """
 
 import math
@@ -17,7 +17,7 @@ from ._graph import Spec
 
 __all__ = ["Draw", "Sampler", "is_random", "sampler_of"]
 
-# Tagged as random for the kernels they may choose, but drawing nothing themselves.
+# Tagged as random because of the kernels that they may choose. They draw nothing themselves.
 _CHOICES = ("aten::_fused_sdp_choice",)
 
 
@@ -33,8 +33,8 @@ class Draw:
 
     @property
     def spec(self) -> Spec:
-        whole = self.kind in ("integers", "permutation")
-        return Spec(self.shape, torch.int32 if whole else torch.float32)
+        integers = self.kind in ("integers", "permutation")
+        return Spec(self.shape, torch.int32 if integers else torch.float32)
 
 
 def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -47,7 +47,7 @@ def is_random(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """The noise for one call, and the call's result made of it."""
+    """The noise for one call, and how to make the call's result of it."""
 
     draw: Draw
     make: Callable[[torch.Tensor], Any]
@@ -58,7 +58,7 @@ class _Call:
 
     def __init__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.name = func._schema.name.removeprefix("aten::")
-        # The default of a dtype is given as a number that nothing here reads.
+        # The schema gives the default dtype as a number, which nothing here reads.
         defaults = [a for a in func._schema.arguments if a.has_default_value() and a.name != "dtype"]
         self._values = {a.name: a.default_value for a in defaults}
         self._values |= {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)}
@@ -68,7 +68,7 @@ class _Call:
         return self._values[name]
 
     def get(self, *names: str) -> Any:
-        """The first of these arguments that the operator has and that is not None."""
+        """The first of these arguments that is present and not None."""
         return next((self._values[n] for n in names if self._values.get(n) is not None), None)
 
     @property
@@ -83,7 +83,7 @@ class _Call:
         return tuple(self["size"])
 
     def result(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` as this operator would return it: written in place, or in the dtype asked for."""
+        """``value`` as the operator would return it: written in place, or in the dtype asked for."""
         if self.name.endswith("_"):
             return self["self"].copy_(value)
         dtype = self.get("dtype")
@@ -94,7 +94,7 @@ class _Call:
         return value if device is None else value.to(device)
 
     def integers(self, value: torch.Tensor) -> torch.Tensor:
-        """As `result`, for operators whose own default dtype is int64."""
+        """As `result`, for operators with int64 as their default dtype."""
         if self.name.endswith("_") or self.get("dtype") is not None or self.like is not None:
             return self.result(value)
         return value.to(torch.int64)
@@ -201,7 +201,7 @@ def _permutation(call: _Call) -> Sampler:
 
 
 def _multinomial(call: _Call) -> Sampler:
-    """Exponential clocks: the k that ring first, at rates ``probs``, are k draws without replacement."""
+    """Exponential clocks of rates ``probs``: the k that ring first are k draws without replacement."""
     probs, count = call["self"], call["num_samples"]
     replace = call.get("replacement")
     shape = tuple(probs.shape)
@@ -248,7 +248,7 @@ _RULES: dict[str, Callable[[_Call], Sampler]] = {
 
 
 def sampler_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sampler:
-    """How one call of a random operator is made of noise.
+    """The sampler for one call of a random operator.
 
     Raises:
         TransformError: The operator is not in the table.

@@ -1,10 +1,10 @@
-"""The names on which tracing rests and which torch does not promise: all of them, in one place.
+"""The private names of torch that tracing uses, all in one place.
 
-They are those that ``torch.compile`` is built of, in use for years, and yet not public. Each is probed for
-here. Without those that a trace cannot do without (`MISSING` says which), nothing is traced: torch code
-inside JAX then needs ``output_shape=`` and runs as Python at every order of derivative and lane by lane.
-Without the others a trace is poorer: compiled functions are refused, operators without a batching rule run
-lane by lane, libraries do not take the branches that they have for compilers.
+``torch.compile`` has been built of them for years, but they are not public, so each is probed for here.
+Tracing is impossible without some (`MISSING` says which). Torch code inside JAX then needs ``output_shape=``,
+and runs as Python at every order of derivative and lane by lane. Without the others, tracing works less well:
+compiled functions are refused, operators without a batching rule run lane by lane, and libraries do not take
+their branches for compilers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +42,7 @@ try:
     from torch.fx.experimental import proxy_tensor as _proxy
     from torch.utils import _python_dispatch as _dispatch
 
-    # What fake tensors raise where the answer depends on values that they do not have.
+    # Fake tensors raise these where a result depends on values, which they do not have.
     NEEDS_VALUES = (
         _fake.DataDependentOutputException,
         _fake.DynamicOutputShapeException,
@@ -55,9 +55,9 @@ except (ImportError, AttributeError) as err:
 
 
 def fake_tensors(cached: bool) -> AbstractContextManager[Any]:
-    """Tensors made inside have shape, dtype and device, and no memory.
+    """A context in which new tensors have shape, dtype and device, and no memory.
 
-    ``cached``: what an operator made of such arguments before is made again without asking it.
+    ``cached``: an operator that has run on such arguments before gives a result from torch's cache.
     """
     mode: Any = _fake_mode(allow_non_fake_inputs=True)
     if not cached:
@@ -66,7 +66,7 @@ def fake_tensors(cached: bool) -> AbstractContextManager[Any]:
 
 
 def truthful_schemas() -> AbstractContextManager[Any]:
-    """Operators are dispatched in Python, to ones whose schemas say what they write (batch norm's statistics)."""
+    """A context with Python dispatch, to operators whose schemas tell what they write (batch norm's statistics)."""
     try:
         from torch._dispatch.python import enable_python_dispatcher
     except ImportError:
@@ -75,8 +75,8 @@ def truthful_schemas() -> AbstractContextManager[Any]:
 
 
 def through_compiled_functions() -> AbstractContextManager[Any]:
-    """By default Dynamo refuses to be met by a tracer; where it cannot be told not to, it says so itself."""
-    config: Any = getattr(torch._dynamo, "config", None)  # the first trace loads it in any case
+    """A context in which Dynamo lets a tracer into compiled functions. By default it raises, in its own words."""
+    config: Any = getattr(torch._dynamo, "config", None)  # the first trace loads Dynamo in any case
     if hasattr(config, "error_on_nested_fx_trace"):
         return config.patch(error_on_nested_fx_trace=False)
     return nullcontext()
@@ -84,7 +84,7 @@ def through_compiled_functions() -> AbstractContextManager[Any]:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """``torch.compiler.is_compiling()`` is true, as when torch traces for a compiler; if that can be set."""
+    """``torch.compiler.is_compiling()`` is true inside, as when torch traces for a compiler; if that can be set."""
     before = getattr(torch.compiler, "_is_compiling_flag", None)
     if before is None:
         yield
@@ -97,7 +97,7 @@ def compiling() -> Iterator[None]:
 
 
 def outside_transforms() -> AbstractContextManager[Any]:
-    """The transforms of ``torch.func`` that run in this thread do not see what is made inside."""
+    """A context outside of the ``torch.func`` transforms that run in this thread."""
     try:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     except ImportError:
@@ -106,7 +106,7 @@ def outside_transforms() -> AbstractContextManager[Any]:
 
 
 def decompositions(operators: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
-    """How to take operators apart, for those of them that torch can."""
+    """Decompositions of those operators that torch can decompose."""
     try:
         from torch._decomp import get_decompositions
     except ImportError:
@@ -115,7 +115,7 @@ def decompositions(operators: Iterable[Any]) -> dict[Any, Callable[..., Any]]:
 
 
 def has_batching_rule(operator: Any) -> bool:
-    """Whether ``torch.func.vmap`` runs an operator on all lanes at once; True where torch does not say."""
+    """Whether ``torch.func.vmap`` runs an operator on all lanes at once; True if torch does not tell."""
     has_kernel = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", None)
     if not isinstance(operator, OpOverload) or has_kernel is None:
         return True

@@ -1,8 +1,8 @@
 """A graph over one more axis, by ``torch.func.vmap``.
 
-Owns what must be done so that no operator is run lane by lane: operators for which torch has no batching
-rule are first taken apart into ones that have, and fused attention, which cannot be, folds the new axis
-into its own batch axis. What is left over torch runs lane by lane: right, and slow.
+Owns the steps that keep operators from running lane by lane. Operators for which torch has no batching rule
+are decomposed into ones that have. Fused attention cannot be decomposed; it folds the new axis into its own
+batch axis. torch runs any other operator lane by lane: correct, but slow.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ._graph import Graph, Spec, trace
+from ._graph import Graph, Spec
 from ._torch_internals import OpOverload, decompositions, has_batching_rule
+from ._trace import trace
 
 __all__ = ["vmap_graph"]
 
@@ -23,27 +24,27 @@ def vmap_graph(
     """The graph of ``torch.func.vmap`` of a graph.
 
     Args:
-        graph: What one lane does.
-        in_dims: The mapped axis of each input, None where all lanes share it.
-        out_dims: The same of each output.
-        specs: Shape and dtype of each input with its mapped axis.
+        graph: The computation of one lane.
+        in_dims: The mapped axis of each input; None for an input that all lanes share.
+        out_dims: The mapped axis of each output, likewise.
+        specs: Shape and dtype of each input, mapped axis included.
 
     Raises:
         NeedsValues: An operator asks for values.
     """
     one_lane = [Spec.of(node.meta["val"]) for node in graph.inputs]
-    taken_apart: set[Any] = set(_FOLDED)
-    while table := _decompositions(graph, taken_apart):
-        taken_apart |= set(table)
+    decomposed: set[Any] = set(_FOLDED)
+    while table := _decompositions(graph, decomposed):
+        decomposed |= set(table)
         graph = trace(graph, one_lane, graph.device, table)
-    graph = graph.cut(graph.inputs, graph.outputs)  # a copy, to be changed
+    graph = graph.cut(graph.inputs, graph.outputs)  # a copy, because graphs are shared
     for node in graph.nodes.nodes:
         if node.target in _FOLDED:
             node.args = (node.target, *_positional(node))
             node.kwargs = {}
             node.target = _fold
     for node in graph.nodes.nodes:
-        # A layout in memory is no value, and formats like channels-last are bound to a number of axes.
+        # A memory format does not change values, and one like channels-last needs a certain number of axes.
         node.kwargs = {key: value for key, value in node.kwargs.items() if key != "memory_format"}
     batched: Callable[..., Any] = torch.func.vmap(
         lambda *tensors: tuple(graph(*tensors)),
@@ -54,7 +55,7 @@ def vmap_graph(
 
 
 def _decompositions(graph: Graph, known: set[Any]) -> dict[Any, Callable[..., Any]]:
-    """How to take apart the operators without a batching rule, but for the known ones."""
+    """Decompositions of the operators without a batching rule, except the known ones."""
     missing = {node.target for node in graph.nodes.nodes if not has_batching_rule(node.target)}
     return decompositions(missing - known)
 
@@ -69,7 +70,7 @@ def _positional(node: fx.Node) -> list[Any]:
 
 # --- fused attention -----------------------------------------------------------------------------------
 
-# Every tensor that these take or return has the batch axis first, but for the mask, which broadcasts.
+# These take and return tensors with the batch axis first. Only the mask may lack it; it broadcasts.
 _FOLDED = (
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default,
@@ -77,11 +78,11 @@ _FOLDED = (
 
 
 def _fold(op: OpOverload, *args: Any) -> Any:
-    return _Fold.apply(op, *args)
+    return _FoldedVmap.apply(op, *args)
 
 
-class _Fold(torch.autograd.Function):
-    """An operator with the batching rule that torch lacks."""
+class _FoldedVmap(torch.autograd.Function):
+    """An operator, with the batching rule that torch lacks."""
 
     @staticmethod
     def forward(op: OpOverload, *args: Any) -> Any:
@@ -91,7 +92,7 @@ class _Fold(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing to keep: graphs are differentiated before they are batched."""
+        """Save nothing: graphs are differentiated before they are batched."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, op: OpOverload, *args: Any) -> tuple[Any, Any]:
@@ -103,8 +104,8 @@ class _Fold(torch.autograd.Function):
             _folded(arg, dim, lanes, count, name == "attn_mask") if isinstance(arg, torch.Tensor) else arg
             for arg, dim, name in zip(args, in_dims[1:], names, strict=True)
         ]
-        results = _Fold.apply(op, *folded)
-        unfolded = tuple(r.unflatten(0, (lanes, count)) for r in _each(results))
+        results = _FoldedVmap.apply(op, *folded)
+        unfolded = tuple(r.unflatten(0, (lanes, count)) for r in _as_tuple(results))
         return unfolded, tuple(0 for _ in unfolded)
 
 
@@ -115,5 +116,5 @@ def _folded(tensor: torch.Tensor, dim: int | None, lanes: int, count: int, mask:
     return tensor.expand(lanes, count, *tensor.shape[2:]).flatten(0, 1)
 
 
-def _each(results: Any) -> Iterable[torch.Tensor]:
+def _as_tuple(results: Any) -> Iterable[torch.Tensor]:
     return results if isinstance(results, tuple | list) else (results,)

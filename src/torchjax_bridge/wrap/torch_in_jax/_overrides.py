@@ -1,18 +1,17 @@
-"""What stands in for torch functions: in a trace for those that cannot be traced truly as they are.
+"""Overrides of torch functions that a trace would get wrong.
 
-* Recurrent layers with dropout between them: the decomposition that a trace takes loses the dropout
-  (``_rnn_helper`` in ``torch/_decomp/decompositions.py`` compares the number of layers the wrong way
-  round), so the layers are run one by one.
-* The checks of ``torch.distributions``: whether all values are valid is not known without values, and is
-  taken to be so.
-* Embeddings with sparse gradients: JAX has dense ones.
-* Operators that demand int64 indices, where they are given others: these are widened, in the trace and at run time.
+* Recurrent layers with dropout between them run one by one. The decomposition that a trace takes loses the
+  dropout: ``_rnn_helper`` in ``torch/_decomp/decompositions.py`` compares the number of layers the wrong way
+  round.
+* The checks of ``torch.distributions`` pass, because a trace does not know whether values are valid.
+* Embeddings with sparse gradients get dense ones, as JAX has no others.
+* Operators that demand int64 indices get them, in the trace and at run time.
 
-Attention modules must not give other values in a call for the value alone than in one that is differentiated: the
-fast path of torch without gradients fills what a padding mask hides with zeros. It is not taken under a function
-mode, so such code is run under one.
+Attention must give the same values with and without a derivative. Without gradients torch takes a fast path
+that fills what a padding mask hides with zeros. torch does not take it under a function mode, so code that
+calls attention runs under one at run time, too.
 
-Owns these alone; what is traced, and when, is in ``_graph``.
+Tracing itself is in ``_trace``.
 """
 
 from collections.abc import Callable
@@ -22,50 +21,50 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from ._indices import widened
+from ._indices import widen_indices
 from ._torch_internals import NEEDS_VALUES
 
-__all__ = ["AsTraced", "StandIns"]
+__all__ = ["RuntimeOverrides", "TraceOverrides"]
 
 
-class StandIns(TorchFunctionMode):
-    """While active, calls of these functions go to what stands in for them.
+class TraceOverrides(TorchFunctionMode):
+    """The overrides in a trace.
 
     Attributes:
-        matter: Whether one was met without which the code would fail, or give other values, at run time.
+        needed_at_run_time: Whether the code would fail, or give other values, without `RuntimeOverrides`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.matter = False
+        self.needed_at_run_time = False
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        wide = widened(func, args, kwargs)
+        wide = widen_indices(func, args, kwargs)
         if wide is not None:
-            self.matter = True
+            self.needed_at_run_time = True
             args, kwargs = wide
         elif func is F.multi_head_attention_forward:
-            self.matter = True
+            self.needed_at_run_time = True
         if func in _SPARSE:
             args, kwargs = _dense(_SPARSE[func], args, kwargs)
-        stand_in = _STAND_INS.get(func)
-        return func(*args, **kwargs) if stand_in is None else stand_in(func, *args, **kwargs)
+        override = _OVERRIDES.get(func)
+        return func(*args, **kwargs) if override is None else override(func, *args, **kwargs)
 
 
-class AsTraced(TorchFunctionMode):
-    """While active, code that is run for its value does what it did in its trace, where that matters."""
+class RuntimeOverrides(TorchFunctionMode):
+    """The overrides that code needs when it runs: int64 indices, and no fast path of attention."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = widened(func, args, kwargs or {}) or (args, kwargs or {})
+        args, kwargs = widen_indices(func, args, kwargs or {}) or (args, kwargs or {})
         return func(*args, **kwargs)
 
 
-# Functions that may give sparse gradients: the argument that says so, and its position.
+# Functions that may give sparse gradients: the argument that asks for them, and its position.
 _SPARSE: dict[Any, tuple[str, int]] = {
     F.embedding: ("sparse", 6),
     F.embedding_bag: ("sparse", 7),
@@ -79,7 +78,7 @@ _SPARSE: dict[Any, tuple[str, int]] = {
 def _dense(
     flag: tuple[str, int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The call, asked for a dense gradient."""
+    """The arguments, with the flag for sparse gradients off."""
     name, place = flag
     if len(args) > place:
         args = (*args[:place], False, *args[place + 1 :])
@@ -88,7 +87,7 @@ def _dense(
 
 def _recurrent(func: Callable[..., Any], *args: Any) -> Any:
     """A stack of recurrent layers, one by one, with dropout on the output of each but the last."""
-    if not isinstance(args[3], bool):  # packed sequences, whose lengths are values: these are never traced
+    if not isinstance(args[3], bool):  # packed sequences are never traced, because their lengths are values
         return func(*args)
     output, hidden, weights, biased, layers, dropout, train, both_ways, batch_first = args
     if layers < 2 or not train or dropout == 0:
@@ -113,12 +112,12 @@ def _all_true(func: Callable[..., Any], values: torch.Tensor) -> Any:
         return True
 
 
-_STAND_INS: dict[Any, Callable[..., Any]] = {
+_OVERRIDES: dict[Any, Callable[..., Any]] = {
     torch.lstm: _recurrent,
     torch.gru: _recurrent,
     torch.rnn_tanh: _recurrent,
     torch.rnn_relu: _recurrent,
 }
-# What torch.distributions calls; private, so it may go: then its checks ask for values, as before.
+# torch.distributions calls this private function. Without it, its checks ask for values.
 if hasattr(torch, "_is_all_true"):
-    _STAND_INS[torch._is_all_true] = _all_true
+    _OVERRIDES[torch._is_all_true] = _all_true
