@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -322,6 +323,59 @@ def test_a_file_that_only_running_it_opens_comes_with_the_line_that_takes_its_te
         found = load_state_dict("out.safetensors")
         assert found.keys() == state.keys()
         assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (lambda net, args: {"run": {"model": net.state_dict(), "args": args}}, "run.model"),
+        (lambda net, args: (net, args), "0"),
+        (lambda net, args: {"models": [net.state_dict(), args]}, "models.0"),
+        (lambda net, args: argparse.Namespace(net=net, args=args), None),
+        (lambda net, args: {"state_dict": {**net.state_dict(), "step": 3}, "args": args}, None),
+    ],
+    ids=["nested", "tuple", "list", "namespace", "a number between tensors"],
+)
+def test_the_line_finds_the_tensors_wherever_they_are(content: Any, key: str | None, run_line: Any) -> None:
+    net = torch.nn.Linear(2, 3)
+    torch.save(content(net, argparse.Namespace(lr=0.1)), "run.pt")
+    run_line(run("convert", "run.pt", "out.safetensors", "--to", "torch", code=1).stderr)
+    options = ("--key", key) if key else ()
+    run("convert", "run-tensors.pt", "out.safetensors", "--to", "torch", *options)
+    found = load_state_dict("out.safetensors")
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(found[name], value) for name, value in net.state_dict().items())
+
+
+def test_the_line_says_that_there_is_no_tensor_and_writes_no_file(run_line: Any) -> None:
+    torch.save({"args": argparse.Namespace(lr=0.1)}, "run.pt")
+    with pytest.raises(SystemExit, match="no tensor"):
+        run_line(run("convert", "run.pt", "out.safetensors", "--to", "torch", code=1).stderr)
+    assert not pathlib.Path("run-tensors.pt").exists()
+
+
+def test_a_pickle_of_a_later_protocol_is_no_damaged_file(run_line: Any) -> None:
+    net = torch.nn.Linear(2, 3)
+    torch.save(net.state_dict(), "run.pt", pickle_protocol=4)
+    said = run("convert", "run.pt", "out.safetensors", "--to", "torch", code=1).stderr
+    assert "protocol 4" in said
+    assert "damaged" not in said
+    run_line(said)
+    assert load_state_dict("run-tensors.pt").keys() == net.state_dict().keys()
+
+
+@pytest.fixture
+def run_line(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the line of Python that a message proposes, without paying for a process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(said: str) -> None:
+        (line,) = (line.strip() for line in said.splitlines() if line.startswith("  python -c "))
+        _, _, code, source, target = shlex.split(line)
+        monkeypatch.setattr(sys, "argv", ["-c", source, target])
+        exec(code, {})
+
+    return run_it
 
 
 def test_a_refused_flatten_comes_with_the_line_for_the_rules_file(

@@ -22,7 +22,7 @@ from ._entries import find_state
 from ._leaf import Checkpoint, Leaf, place_of, segments
 from ._mapped import Window
 from ._pipeline import Pump
-from ._untrusted import extracting, program_in, resaving
+from ._untrusted import extracting, pickle_protocol, program_in, resaving
 
 __all__ = ["ZIP", "read_torch_file", "write_torch_file"]
 
@@ -44,6 +44,8 @@ _DAMAGE = (
     NotImplementedError,
     RecursionError,
 )
+# torch.load(weights_only=True) reads no later one (torch 2.13).
+_SAFE_PROTOCOL = 2
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -166,7 +168,15 @@ def _load(path: pathlib.Path) -> Any:
     except pickle.UnpicklingError as err:
         refused = _REFUSED.search(str(err))
         if refused is None:
-            raise CheckpointError(f"{path}: it is damaged, or no file of torch.save.") from err
+            protocol = pickle_protocol(path)
+            if protocol <= _SAFE_PROTOCOL:
+                raise CheckpointError(f"{path}: it is damaged, or no file of torch.save.") from err
+            refusal = CheckpointError(
+                f"{path}: it is pickled with protocol {protocol}, which torch cannot read without running what is "
+                f"in it. Save it with pickle_protocol={_SAFE_PROTOCOL}, the default."
+            )
+            refusal.add_note(resaving(path))
+            raise refusal from err
         refusal = CheckpointError(
             f"{path}: it holds a pickled {refused[1]}, and unpickling that could run code. Save its state_dict "
             f"alone (in Python, torch.serialization.add_safe_globals admits {refused[1]} by name, if you trust it)."

@@ -8,15 +8,30 @@ import shlex
 import struct
 import zipfile
 
-__all__ = ["extracting", "program_in", "resaving"]
+__all__ = ["extracting", "pickle_protocol", "program_in", "resaving"]
 
+# What zipfile raises on a file that is no archive, or a damaged one, depends on where.
+_NO_ARCHIVE = (
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+# Walks mappings, sequences, namespaces and what has a state_dict, and keeps the tensors under the names they have.
 _TENSORS = (
-    "import sys, torch; T = torch.Tensor; "
-    'm = torch.load(sys.argv[1], map_location="cpu", weights_only=False); '
-    'm = m if isinstance(m, dict) else {"model": m}; '
-    'm = {k: getattr(v, "state_dict", lambda: v)() for k, v in m.items()}; '
-    "torch.save({k: v for k, v in m.items() if isinstance(v, T) or isinstance(v, dict) and v and "
-    "all(isinstance(x, T) for x in v.values())}, sys.argv[2])"
+    "import sys, torch; "
+    "T = lambda x: x.detach() if isinstance(x, torch.Tensor) else "
+    'T(x.state_dict()) if hasattr(x, "state_dict") else '
+    'T(vars(x)) if type(x).__name__.endswith("Namespace") else '
+    "T(dict(enumerate(x))) if isinstance(x, (list, tuple)) else "
+    "{str(k): y for k, v in x.items() if (y := T(v)) is not None} or None "
+    "if isinstance(x, dict) else None; "
+    't = T(torch.load(sys.argv[1], map_location="cpu", weights_only=False)); '
+    'torch.save(t, sys.argv[2]) if t is not None else sys.exit("there is no tensor in it")'
 )
 _PROGRAMS = {
     "a TorchScript archive": (
@@ -45,19 +60,23 @@ def program_in(path: pathlib.Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        ArithmeticError,
-        RuntimeError,
-        struct.error,
-        zipfile.BadZipFile,
-    ):
+    except _NO_ARCHIVE:
         return None
     if "constants.pkl" in names:
         return "a TorchScript archive"
     return "a program of torch.export" if "models/model.json" in names else None
+
+
+def pickle_protocol(path: pathlib.Path) -> int:
+    """The protocol of the pickle in a file of ``torch.save``; 0 where it does not say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as file:
+                start = file.read(2)
+    except (*_NO_ARCHIVE, StopIteration):
+        return 0
+    return start[1] if start[:1] == b"\x80" else 0
 
 
 def _line(code: str, path: pathlib.Path) -> str:
