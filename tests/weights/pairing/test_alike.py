@@ -243,7 +243,7 @@ def test_one_doubt_in_every_block_is_one_line_with_the_rules_that_settle_all_of_
     lines = str(report).splitlines()
     assert len(lines) == 2  # norms, and linear layers
     options = '"FlaxTwoNorms_*.LayerNorm_0" or "FlaxTwoNorms_*.LayerNorm_1"'
-    wanted = f'rules=[Rename("blocks.*.first", <{options}>), ...] speaks of them all'
+    wanted = f'rules=[Rename("blocks.*.first", <{options}>), ...] matches all of them'
     assert f"the same in 2 more blocks up to 'blocks.2.first', and {wanted}" in lines[0]
     with pytest.raises(PlanError, match=r"6 faults\n  ambiguous: .*\n  ambiguous: .*$"):
         report.raise_unless_ok("convert", strict=True)
@@ -282,7 +282,7 @@ def test_advice_for_numbered_names_leads_to_a_plan_step_by_step():
     blocks_by_number = Rename("layers.*", "block*")
     report = str(plan(module, template, rules=[blocks_by_number]).report)
     options = '"block*.norm_a" or "block*.norm_b"'
-    advice = f'rules=[Rename("layers.*.first", <{options}>), ...] speaks of them all'
+    advice = f'rules=[Rename("layers.*.first", <{options}>), ...] matches all of them'
     assert f"the same in 2 more blocks up to 'layers.12.first', and {advice}" in report
     norms = Rename("layers.*.first", "block*.norm_a")
     late = str(plan(module, template, rules=[blocks_by_number, norms]).report)
@@ -321,7 +321,7 @@ def test_the_rules_for_a_renamed_state_dict_speak_of_its_own_names():
     (line,) = str(plan(state, template, rules=[moved]).report).splitlines()
     advised = Rename("layers.*.first", "enc.blocks.*.norm_a")
     options = '"enc.blocks.*.norm_a" or "enc.blocks.*.norm_b"'
-    assert f'rules=[Rename("layers.*.first", <{options}>), ...] speaks of them all' in line
+    assert f'rules=[Rename("layers.*.first", <{options}>), ...] matches all of them' in line
     assert plan(state, template, rules=[advised, moved]).ok
 
 
@@ -346,7 +346,7 @@ def test_no_one_pattern_is_advised_for_blocks_that_are_doubted_in_two_ways():
     moved = [Rename("st.*.0", "st.s*.b0"), Rename("st.*", "st.s*")]
     found = plan(module, template, rules=moved)
     assert len(found.faults) == 4
-    assert "speaks of them all" not in str(found.report)
+    assert "matches all of them" not in str(found.report)
     told = [
         Rename(f"st.{i}.{j}.first", f"st.s{i}.{b}.norm_a") for i in range(2) for j, b in ((0, "b0"), (1, 1))
     ]
@@ -382,7 +382,7 @@ def test_a_pattern_is_advised_for_all_but_what_the_caller_has_renamed():
     own = Rename("layers.0.first", "layers.0.norm_b")
     report = plan(module, template, rules=[told, own]).report
     options = '"layers.*.norm_a" or "layers.*.norm_b"'
-    assert f'rules=[Rename("layers.*.first", <{options}>), ...] speaks of them all' in str(report)
+    assert f'rules=[Rename("layers.*.first", <{options}>), ...] matches all of them' in str(report)
     found = plan(module, template, rules=[told, own, advised])
     assert found.ok
     place = {move.torch_keys[0]: move.flax_paths[0] for move in found.moves}

@@ -273,7 +273,7 @@ def test_one_line_asks_for_all_blocks() -> None:
     module = nn.ModuleDict({"blocks": nn.ModuleList([FusedInTorch("blocks") for _ in range(12)])})
     template = nnx.Dict(blocks=nnx.List([FlaxApart("heads", nnx.Rngs(0)) for _ in range(12)]))
     (line,) = str(plan(module, template).report).splitlines()
-    assert 'rules=[Fused("blocks.*", "qkv", (<first>, <second>, <third>)), ...] speaks of them all' in line
+    assert 'rules=[Fused("blocks.*", "qkv", (<first>, <second>, <third>)), ...] matches all of them' in line
 
 
 WRONG: list[tuple[Any, str]] = [

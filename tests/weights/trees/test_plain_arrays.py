@@ -155,7 +155,7 @@ def test_a_plain_array_without_value_is_named_before_anything_is_filled() -> Non
         template = nnx.eval_shape(make)
         found = plan(TorchNet(), template)
         assert found.ok
-        assert "has no value of it" in str(found)
+        assert "has no value for it" in str(found)
         with pytest.raises(PlanError, match="no value to keep; pass a concrete template") as raised:
             to_flax(TorchNet(), template)
         assert "scale" in str(raised.value)
