@@ -22,6 +22,7 @@ from torchjax_bridge.weights import (
     save_flax,
     save_state_dict,
     to_flax,
+    to_state_dict,
 )
 from torchjax_bridge.weights.files import _pipeline as _pump
 
@@ -354,3 +355,36 @@ def test_values_that_contradict_a_tie_of_the_model_are_refused_on_the_way_to_tor
     back = load_state_dict(tmp_path / "m.pt")
     assert back["embed.weight"].data_ptr() == back["head.weight"].data_ptr()
     assert torch.equal(back["head.weight"], embed)
+
+
+@pytest.mark.parametrize("prefix", ["model", "module", "_orig_mod", "student.net"])
+def test_a_level_around_the_whole_file_is_looked_through_with_a_note(tmp_path: Folder, prefix: str) -> None:
+    module = net()
+    torch.save(
+        {f"{prefix}.{key}": value for key, value in module.state_dict().items()}, tmp_path / "wrapped.pt"
+    )
+    done = convert(
+        tmp_path / "wrapped.pt",
+        tmp_path / "out",
+        to="flax",
+        model=_meta_net(),
+        template=_nnx_net(),
+        rules=HEAD,
+    )
+    assert f"looked through the prefix '{prefix}.' of the keys" in done.plan.notes
+    back = to_state_dict(load_flax(tmp_path / "out", _nnx_net()), module, rules=HEAD)
+    assert_same(back, module.state_dict())
+
+
+def test_a_file_in_which_another_tensor_stands_beside_the_prefix_is_refused(tmp_path: Folder) -> None:
+    state = {f"model.{key}": value for key, value in net().state_dict().items()}
+    torch.save({**state, "loss.weight": torch.ones(3)}, tmp_path / "wrapped.pt")
+    with pytest.raises(CheckpointError, match=r"unexpected: \(3,\) @ loss\.weight"):
+        convert(
+            tmp_path / "wrapped.pt",
+            tmp_path / "out",
+            to="flax",
+            model=_meta_net(),
+            template=_nnx_net(),
+            rules=HEAD,
+        )

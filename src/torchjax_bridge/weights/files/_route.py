@@ -5,6 +5,7 @@ the Flax side from a template of ``jax.ShapeDtypeStruct`` or the file. What come
 read their sources and lay them out.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -225,8 +226,11 @@ def _torch_side(
     if model is None:
         return replace(file, ties=twins), dict(source.leaves)
     tree = read_torch(model, _renames(rules))
-    by_path = _by_path(file, source.leaves)
+    by_path, looked_through = _by_path(file, source.leaves), file.notes
     keys = _by_path(tree, {key: key for key, value in tree.state.items() if isinstance(value, torch.Tensor)})
+    if prefix := _prefix(by_path, keys):
+        by_path = {path[len(prefix) :]: leaf for path, leaf in by_path.items()}
+        looked_through = (*looked_through, f"looked through the prefix '{join_path(prefix)}.' of the keys")
     ties = {key: first for key, first in ties_of(model).items() if key in tree.state}
     paths = {key: path for path, key in keys.items()}
     files: dict[str, Leaf] = {}
@@ -260,7 +264,19 @@ def _torch_side(
         }
     others = {key: value for key, value in tree.state.items() if key not in files}
     full = {key: files[key].meta if key in files else others[key] for key in tree.state}
-    return replace(tree, state=full, ties=ties), files
+    notes = tuple(dict.fromkeys((*looked_through, *tree.notes)))
+    return replace(tree, state=full, ties=ties, notes=notes), files
+
+
+def _prefix(names: Iterable[Path], wanted: Iterable[Path]) -> Path:
+    """The segments before all names of a file without which they are those of a model; empty if there are none."""
+    names, wanted = set(names), set(wanted)
+    common = tuple(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False)))
+    if names.isdisjoint(wanted):
+        for depth in range(1, len(common) + 1):
+            if not wanted.isdisjoint(path[depth:] for path in names):
+                return tuple(column[0] for column in common[:depth])
+    return ()
 
 
 def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
