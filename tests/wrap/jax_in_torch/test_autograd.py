@@ -167,7 +167,7 @@ def test_complex_gradients_follow_torchs_convention(name, x64_on):
     (first,) = grad(a, z, cotangent, create_graph=True)
     (expected,) = grad(b, z, cotangent, create_graph=True)
     torch.testing.assert_close(first, expected)
-    torch.testing.assert_close(grad(f(z), z, cotangent), (expected,))  # the residuals' road
+    torch.testing.assert_close(grad(f(z), z, cotangent), (expected,))  # through the residuals
     second = grad(first, z, cotangent.sum() * torch.ones_like(first))
     torch.testing.assert_close(second, grad(expected, z, cotangent.sum() * torch.ones_like(first)))
     assert gradcheck(f, (z,), check_forward_ad=True)

@@ -122,8 +122,8 @@ class _LinenDefinition(Definition):
     def pure(self, training: bool, apart: frozenset[str] = frozenset()) -> Pure:
         if apart:
             raise TransformError(
-                f"{self.title} is a linen module, whose mode is an argument of its method and one for all its "
-                f"parts; '{min(apart)}' is in another. Call train() or eval() on the whole module, or give the "
+                f"{self.title} is a linen module: its mode is an argument of its method and the same for all its "
+                f"parts, but '{min(apart)}' is in another mode. Call train() or eval() on the whole module, or give the "
                 "method an argument for that part."
             )
         module, slots = self._module, self._slots

@@ -56,7 +56,7 @@ def as_torch_module(
         A `TorchModule`. Its ``forward`` takes the arguments of the Flax method, with tensors for arrays, in
         Flax's layout (images are ``(N, H, W, C)``). A ``bool`` argument is static, because Flax branches on it.
 
-        * Parameters and buffers carry the Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
+        * Parameters and buffers are named by their Flax path, joined with dots: ``layer1.0.conv1.kernel``. In nnx a
           parameter is an ``nnx.Param``, in linen what is in ``params``; everything else is a buffer.
         * ``train()`` and ``eval()`` do what they do in nnx, also on a part of the module. They set the arguments
           ``train``, ``training``, ``is_training``, ``deterministic`` and ``use_running_average`` of the method, if

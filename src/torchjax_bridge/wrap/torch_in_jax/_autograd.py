@@ -37,7 +37,7 @@ def vjp(
 def run_with_graph(
     fn: Callable[..., _Tensors], inputs: _Tensors, wrt: tuple[int, ...]
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The inputs, of which those ``wrt`` require grad, and the outputs of ``fn`` with their autograd graph."""
+    """The inputs, requiring grad at ``wrt``, and the outputs of ``fn`` with their autograd graph."""
     with torch.enable_grad(), explaining_numpy():
         # An input of an outer derivative stays connected to it. Any other input starts a graph of its own.
         primals = [

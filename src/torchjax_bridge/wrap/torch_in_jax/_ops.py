@@ -1,8 +1,8 @@
 """The operations that the primitive runs: functions of tensors, with the encoding of every operand.
 
 There are four. `Apply` is the function; `Save` also returns its residuals; `LinearMap` is its Jacobian, or
-the transpose of that, at given residuals; `Vmapped` is any of these over one more axis. ``_primitive`` says
-which operation a transform makes of which.
+the transpose of that, at given residuals; `Vmapped` is any of these over one more axis. The rules in
+``_primitive`` turn one operation into another.
 """
 
 from collections.abc import Callable, Sequence
