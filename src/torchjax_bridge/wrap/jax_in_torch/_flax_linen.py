@@ -122,9 +122,9 @@ class _LinenDefinition(Definition):
     def pure(self, training: bool, apart: frozenset[str] = frozenset()) -> Pure:
         if apart:
             raise TransformError(
-                f"{self.title} is a linen module: its mode is an argument of its method and the same for all its "
-                f"parts, but '{min(apart)}' is in another mode. Call train() or eval() on the whole module, or give the "
-                "method an argument for that part."
+                f"{self.title} is a linen module: its mode is an argument of its method and the same for "
+                f"all its parts, but '{min(apart)}' is in another mode. Call train() or eval() on the whole "
+                "module, or give the method an argument for that part."
             )
         module, slots = self._module, self._slots
         function = getattr(type(module), self._method)

@@ -38,9 +38,9 @@ def bind(op: Op, operands: Sequence[Any]) -> list[Any]:
 def _weak_key() -> Jaxpr:
     """A parameter that lets JAX forget the operation.
 
-    JAX caches abstract evaluation by the equation's parameters. It never drops most of them, but holds jaxprs weakly,
-    and drops an entry when its jaxpr is gone. Only the equation holds this empty jaxpr, so the entry dies with the
-    equation, and with it the operation and the user's function.
+    JAX caches abstract evaluation by the equation's parameters. It never drops most of them, but it holds jaxprs
+    weakly and drops an entry when its jaxpr is gone. Only the equation holds this empty jaxpr, so the entry dies
+    with the equation, and with it the operation and the user's function.
     """
     return Jaxpr((), (), (), (), debug_info=_debug_info())
 
