@@ -13,7 +13,16 @@ from flax import linen as ln
 from flax import nnx
 from torch import nn
 
-from torchjax_bridge import as_jax_module, errors, to_flax, to_optax, to_optimizer_state, to_state_dict
+from torchjax_bridge import (
+    as_jax_module,
+    errors,
+    to_flax,
+    to_jax,
+    to_optax,
+    to_optimizer_state,
+    to_state_dict,
+)
+from torchjax_bridge.weights import FrozenWarning
 
 STEPS = 25
 LR = 1e-2
@@ -483,25 +492,52 @@ class UnusedTwin(nnx.Module):
         self.fc, self.head = nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
 
 
-def test_a_parameter_that_is_never_given_a_gradient_is_left_out_of_both_as_the_error_says() -> None:
+def test_a_parameter_that_is_never_given_a_gradient_stays_where_it_is_on_both_sides() -> None:
+    torch.manual_seed(0)
+    module = Unused()
+    adam, x = torch.optim.Adam(module.parameters(), LR), torch.randn(4, 3)
+
+    def step() -> None:
+        adam.zero_grad()
+        module(x).square().sum().backward()
+        adam.step()
+
+    step()
+    twin = to_flax(module, UnusedTwin(nnx.Rngs(0)))
+    state = nnx.Optimizer(twin, optax.adam(LR), wrt=nnx.Param)
+    with pytest.warns(FrozenWarning, match=r"never gave a gradient to 'head\.bias', 'head\.kernel'"):
+        handed = to_optax(adam, state, module=module, template=twin)
+    assert int(handed.step[...]) == 1
+    for _ in range(5):
+        step()
+        handed.update(twin, nnx.grad(lambda model: (model.fc(to_jax(x)) ** 2).sum())(twin))
+    back = to_state_dict(twin, module)
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(back[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_that_is_left_out_of_both_has_no_moment_on_the_way_back() -> None:
     module, twin = Unused(), UnusedTwin(nnx.Rngs(0))
+    adam = torch.optim.Adam(module.fc.parameters(), LR)
+    module(torch.ones(2, 3)).sum().backward()
+    adam.step()
     trained = nnx.All(nnx.Param, nnx.Not(nnx.PathContains("head")))
-
-    def step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        module(torch.ones(2, 3)).sum().backward()
-        optimizer.step()
-        return optimizer
-
-    adam = step(torch.optim.Adam(module.parameters(), LR))
-    state = nnx.Optimizer(twin, optax.adam(optax.constant_schedule(LR)), wrt=nnx.Param)
-    with pytest.raises(errors.OptimizerStateError, match=r"0 for head\.bias.*is left out of both") as caught:
-        to_optax(adam, state, module=module, template=twin)
-    assert "schedule" not in str(caught.value)
-    adam = step(torch.optim.Adam(module.fc.parameters(), LR))
     state = nnx.Optimizer(twin, optax.adam(optax.constant_schedule(LR)), wrt=trained)
     handed = to_optax(adam, state, module=module, template=twin)
     assert int(handed.step[...]) == 1
     assert to_optimizer_state(handed, adam, module=module, template=twin)["state"].keys() == {0, 1}
+
+
+def test_parameters_that_began_at_different_steps_are_refused() -> None:
+    module, twin = Unused(), UnusedTwin(nnx.Rngs(0))
+    adam = torch.optim.Adam(module.parameters(), LR)
+    for run in (module.fc, lambda x: module.head(module.fc(x))):
+        run(torch.ones(2, 3)).sum().backward()
+        adam.step()
+        adam.zero_grad()
+    state = nnx.Optimizer(twin, optax.adam(LR), wrt=nnx.Param)
+    with pytest.raises(errors.OptimizerStateError, match=r"1 for head\.bias.*2 for fc\.bias"):
+        to_optax(adam, state, module=module, template=twin)
 
 
 def test_injected_hyperparameters_that_differ_are_refused_with_both_values() -> None:

@@ -28,7 +28,14 @@ from torchjax_bridge.exchange import Path
 from .._plan import UserRule
 from ..pairing import Move
 from ._classes import OPTIMIZERS, REFUSED, OptimizerClass, Slot, refusals
-from ._frozen import UnmovedLeaf, check_unmoved, try_transformation, unmoved_leaves, untrained_faults
+from ._frozen import (
+    UnmovedLeaf,
+    check_unmoved,
+    try_transformation,
+    unmoved_leaves,
+    untrained_faults,
+    warn_of_late_gradients,
+)
 from ._moments import moments_to_jax, moments_to_torch
 from ._optax_state import check_found, check_hyperparameters, count_in, moments_of, places_of, rewrite
 from ._step_count import check_step, step_of
@@ -95,7 +102,7 @@ def to_optax(
     faults = lost_ties(moves, names)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
     unmoved, uncounted = _unmoved_by_torch(
-        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults
+        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults, counts=kind.has_step
     )
     count = step_of(
         optimizer, kind, {k: name for k, name in names.items() if name not in uncounted}, step, faults
@@ -169,7 +176,7 @@ def to_optimizer_state(
         raise OptimizerStateError(f"step={step} was passed, but the optax state has counted {count}.")
     count = step if count is None else count
     _, uncounted = _unmoved_by_torch(
-        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults
+        optimizer, opt_state, module, template, moves, kind.slots_for(group), tx, faults, counts=False
     )
     indices = {name: place for place, name in enumerate(names.values())}
     entries: dict[int, dict[str, Any]] = {place: {} for place in indices.values()}
@@ -214,8 +221,13 @@ def _unmoved_by_torch(
     slots: Iterable[Slot],
     tx: Any,
     faults: list[str],
+    *,
+    counts: bool,
 ) -> tuple[Mapping[Path, UnmovedLeaf], frozenset[str]]:
-    """The leaves that torch does not move, and the parameters whose steps are not counted; adds faults."""
+    """The leaves that torch does not move, and the parameters whose steps are not counted; adds faults.
+
+    With ``counts``, torch counts the steps of each parameter.
+    """
     known = {path: move for move in moves for path in move.flax_paths}
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
     unmoved = unmoved_leaves(optimizer, module, moves)
@@ -226,10 +238,10 @@ def _unmoved_by_torch(
     faults += untrained_faults(
         tried, {path for path in known if path not in unmoved and not places.get(path)}
     )
-    # What never had a gradient may still get one; its moment then follows the count of the others.
-    uncounted = (path for path in settled if unmoved[path].frozen or not places.get(path))
+    if counts:
+        warn_of_late_gradients([path for path in settled if not unmoved[path].frozen and places.get(path)])
     kept = _kept_in_torch(names_of(optimizer, module), moves)
-    return unmoved, frozenset(key for path in uncounted for key in known[path].torch_keys) | kept
+    return unmoved, frozenset(key for path in settled for key in known[path].torch_keys) | kept
 
 
 def _kept_in_torch(names: Mapping[int, str], moves: Iterable[Move]) -> frozenset[str]:

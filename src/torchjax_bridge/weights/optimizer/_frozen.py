@@ -30,6 +30,7 @@ __all__ = [
     "try_transformation",
     "unmoved_leaves",
     "untrained_faults",
+    "warn_of_late_gradients",
 ]
 
 FREEZE = (
@@ -227,8 +228,7 @@ def check_unmoved(
         faults += [f"'{join_path(path)}' {unmoved[path].why}" for path in moved]
         faults.append(f"freeze in optax what torch does not train, by {FREEZE}")
     if doubt:
-        names = [f"'{join_path(path)}'" for path in doubt]
-        listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        listed = _listed(doubt)
         warnings.warn(
             f"torch does not train {listed}, and the optax state does not show whether optax does. Pass tx=, the "
             "transformation of the state, to have it tried. Freeze in optax what torch does not train, by "
@@ -237,6 +237,22 @@ def check_unmoved(
             stacklevel=4,
         )
     return frozenset(unmoved) - frozenset(moved)
+
+
+def warn_of_late_gradients(unused: Collection[Path]) -> None:
+    """Warn of leaves with a moment in optax that never had a gradient in torch, which counts steps for each."""
+    if unused:
+        warnings.warn(
+            f"torch never gave a gradient to {_listed(sorted(unused, key=join_path))}. Should one come later, "
+            "torch counts the steps of a parameter from its first gradient, and optax from the first of all.",
+            FrozenWarning,
+            stacklevel=4,
+        )
+
+
+def _listed(paths: Collection[Path]) -> str:
+    names = [f"'{join_path(path)}'" for path in paths]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def untrained_faults(tried: Mapping[Path, bool] | None, trained: Collection[Path]) -> list[str]:
