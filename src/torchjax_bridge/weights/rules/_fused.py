@@ -28,7 +28,7 @@ class Fused:
         torch: What torch calls the layer, or the layers in the order of their rows, relative to the module; the
             packed weights of an ``nn.MultiheadAttention`` are ``"in_proj"``.
         flax: What Flax calls the layer, or the layers in the order of torch's rows. If both sides have one
-        layer, its rows are in the same order.
+            layer, its rows are in the same order.
         heads: The number of heads, if rows come head by head. By default one layer comes whole after the other.
 
     Raises:
