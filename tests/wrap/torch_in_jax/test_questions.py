@@ -1,5 +1,7 @@
 """Code that asks a tensor for a value in a trace: answered where the answer cannot matter, refused elsewhere."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,7 +140,8 @@ def test_a_constraint_that_is_asked_for_itself_is_not_answered():
 
 
 def checked(x):
-    assert not (x >= 100).any(), "too large"
+    if (x >= 100).any():  # pytest would have an assertion show its values, and ask for them
+        raise AssertionError("too large")
     if torch.isnan(x).any():
         raise ValueError("not a number")
     torch._assert((x > -100).all(), "too small")
@@ -195,10 +198,42 @@ def compared(x):
     return x * 2 if torch.equal(x, torch.zeros(2)) else x * 3
 
 
+def an_error_for_want_of_another_value(x):
+    if (x > 0).all():
+        return x * 2
+    try:
+        scale = x.max().item()
+    except RuntimeError as err:
+        raise ValueError("no scale") from err
+    return x * scale
+
+
+def an_error_after_the_want_of_another_value(x):
+    scale = None
+    if (x > 0).all():
+        return x * 2
+    with contextlib.suppress(RuntimeError):
+        scale = float(x.max())
+    if scale is None:
+        raise ValueError("no scale")
+    return x * scale
+
+
+def an_error_for_compilers(x):
+    if (x > 0).all():
+        return x * 2
+    if torch.compiler.is_compiling():
+        raise NotImplementedError("this branch runs eagerly alone")
+    return x * 3
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         between,
+        an_error_for_want_of_another_value,
+        an_error_after_the_want_of_another_value,
+        an_error_for_compilers,
         one_raises_later,
         only_one_can_be_traced,
         an_error_that_is_caught,
@@ -210,6 +245,49 @@ def compared(x):
 def test_a_choice_between_results_is_never_guessed(fn):
     with pytest.raises(errors.OutputError, match="depend on values"):
         as_jax_function(fn)(jnp.ones(2))
+
+
+def or_else(read, otherwise):
+    """Code that takes another number where a value cannot be read."""
+
+    def fn(x):
+        try:
+            scale = read(x)
+        except (RuntimeError, ValueError):
+            scale = otherwise
+        return x * scale
+
+    return fn
+
+
+CAUGHT = {
+    "item": or_else(lambda x: x.max().item(), 1.0),
+    "float": or_else(float, 1.0),
+    "bool": or_else(lambda x: 2.0 if (x > 0).all() else 3.0, 1.0),
+    "tolist": or_else(lambda x: sum(x.tolist()), 1.0),
+    "numpy": or_else(lambda x: float(x.numpy().sum()), 1.0),
+    "array": or_else(lambda x: float(np.asarray(x).sum()), 1.0),
+    "nonzero": or_else(lambda x: x[x.nonzero()[:, 0]].sum(), 1.0),
+    "mask": or_else(lambda x: x[x > 0].sum(), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CAUGHT)
+def test_what_code_does_for_want_of_a_value_is_not_what_it_does_with_values(name):
+    f = as_jax_function(CAUGHT[name])
+    with pytest.raises(errors.OutputError, match="depend on values"):
+        jax.grad(lambda x: f(x).sum())(jnp.full(1, 3.0))
+
+
+def test_a_question_that_has_an_answer_may_be_asked_in_a_try():
+    def fn(x):
+        try:
+            assert (x > 0).all()
+        except TypeError:
+            return x * 3
+        return x * 2
+
+    assert jax.grad(lambda x: as_jax_function(fn)(x).sum())(jnp.ones(2)).tolist() == [2, 2]
 
 
 def test_a_missing_key_is_still_what_is_missed():
@@ -238,6 +316,22 @@ def test_code_is_traced_as_it_wants_to_be_compiled():
         assert f(x, mask) == (x * mask).sum()
         assert jax.jit(jax.grad(f))(x, mask).tolist() == mask.astype(float).tolist()
     assert not torch.compiler.is_compiling()
+
+
+def test_code_that_knows_of_compilers_may_check_besides():
+    def fn(x, mask):
+        assert (x < 100).all()
+        if torch.isnan(x).any():
+            raise ValueError("not a number")
+        y = faster_without_a_mask(x, mask)
+        assert torch.isfinite(y)
+        return y
+
+    f = as_jax_function(fn)
+    x, mask = jnp.arange(3.0), jnp.array([True, False, True])
+    assert jax.grad(f)(x, mask).tolist() == [1, 0, 1]
+    with pytest.raises(AssertionError):
+        f(x + 1000, mask)
 
 
 def test_the_flag_of_compilers_is_reset_after_an_error():

@@ -4,7 +4,8 @@ Owns the questions and their answers. A question is answered only where the answ
 
 * One of the two answers ends in an error. In ``if not x.all(): raise ...``, and in an assertion, only one
   branch has a result. Both are tried; one that raises in the very function that asked is not taken. Where
-  neither raises, the answer would choose between results, and is not given.
+  neither raises, the answer would choose between results, and is not given. A branch that raises because it is
+  traced does not count: it asked for another value, or knows of compilers.
 * torch asks whether a mask is causal, which only chooses a faster kernel, or ``torch.distributions`` ask
   whether their arguments are valid.
 
@@ -17,7 +18,8 @@ Code that runs for its value has the values, so there it asks and checks as alwa
 import dis
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -30,6 +32,7 @@ from torchjax_bridge.errors import WrapError
 
 from ._torch_internals import NEEDS_VALUES, compiling
 from ._trace import NeedsValues, is_fake
+from ._unanswered import forget
 
 __all__ = ["answer_questions"]
 
@@ -86,10 +89,11 @@ class _Trial:
 
 
 def _find_answers(call: _Call, inspect: Callable[[_Call], Any], as_compiled: bool) -> _Trial | None:
-    def attempt(given: tuple[_Answer, ...]) -> _Trial:
+    def attempt(given: tuple[_Answer, ...], compiled_to_the_end: bool = True) -> _Trial:
         answers = _Answers(given)
+        once = _with_answers(call, given, as_compiled, answers, compiled_to_the_end)
         try:
-            return _Trial(given, found=inspect(_with_answers(call, given, as_compiled, answers)))
+            return _Trial(given, found=inspect(once))
         except NeedsValues:
             return _Trial(given, open=answers.open)
         except BaseException as err:
@@ -97,10 +101,16 @@ def _find_answers(call: _Call, inspect: Callable[[_Call], Any], as_compiled: boo
                 raise
             return _Trial(given, error=err)
 
+    def ends_in_an_error(trial: _Trial, place: _Place) -> bool:
+        """Whether code with values raises too, and not because it takes the trace for a compiler's."""
+        return _raises_at(trial, place) and (
+            not as_compiled or _raises_at(attempt(trial.given, compiled_to_the_end=False), place)
+        )
+
     trial = attempt(())
     while trial.open and len(trial.given) < _MAX_QUESTIONS:
         tried = [attempt((*trial.given, _Answer(trial.open, value))) for value in (True, False)]
-        possible = [other for other in tried if not _raises_at(other, trial.open)]
+        possible = [other for other in tried if not ends_in_an_error(other, trial.open)]
         if len(possible) != 1:
             return None
         (trial,) = possible
@@ -119,13 +129,25 @@ def _raises_at(trial: _Trial, place: _Place) -> bool:
     return place.code.co_code[trace.tb_lasti] == _RAISE
 
 
-def _with_answers(call: _Call, given: Sequence[_Answer], as_compiled: bool, answers: Any = None) -> _Call:
-    """The call with these answers, if it runs in a trace."""
+def _with_answers(
+    call: _Call,
+    given: Sequence[_Answer],
+    as_compiled: bool,
+    answers: Any = None,
+    compiled_to_the_end: bool = True,
+) -> _Call:
+    """The call with these answers, if it runs in a trace.
+
+    Without ``compiled_to_the_end``, ``is_compiling()`` is false again once the last answer is given.
+    """
 
     def answered(*tensors: torch.Tensor) -> Any:
         if not is_fake(torch.empty(0)):
             return call(*tensors)
-        with answers or _Answers(given), compiling() if as_compiled else nullcontext():
+        given_now = answers or _Answers(given)
+        with given_now, compiling() if as_compiled else nullcontext() as stop_compiling:
+            if not compiled_to_the_end:
+                given_now.after_the_last = stop_compiling
             return call(*tensors)
 
     return answered
@@ -136,12 +158,14 @@ class _Answers(TorchFunctionMode):
 
     Attributes:
         open: The first question without an answer.
+        after_the_last: Called when the last answer is given.
     """
 
     def __init__(self, given: Sequence[_Answer]) -> None:
         super().__init__()
         self.open: _Place | None = None
-        self._given: Iterator[_Answer] = iter(given)
+        self.after_the_last: Callable[[], None] | None = None
+        self._given = deque(given)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -150,19 +174,30 @@ class _Answers(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         except _UNANSWERED as err:
             if func is torch._assert and isinstance(err, NEEDS_VALUES):
+                forget(err)
                 return None
             if func not in _QUESTIONS or (func in _OF_ONE_VALUE and not _is_bit(args[0])):
                 raise
             frame = sys._getframe(1)
-            known = _known(frame)
-            if known is not None:
-                return known
-            place, answer = _Place(frame.f_code, frame.f_lasti), next(self._given, None)
+            answer = _known(frame)
             if answer is None:
-                self.open = self.open or place
-            if answer is None or answer.place != place:
+                answer = self._next(_Place(frame.f_code, frame.f_lasti))
+            if answer is None:
                 raise
-            return answer.value
+            forget(err)
+            return answer
+
+    def _next(self, place: _Place) -> bool | None:
+        """The next given answer; None where there is none, or where it is for another question."""
+        if not self._given:
+            self.open = self.open or place
+            return None
+        answer = self._given.popleft()
+        if answer.place != place:
+            return None
+        if not self._given and self.after_the_last is not None:
+            self.after_the_last()
+        return answer.value
 
 
 _OF_ONE_VALUE = (torch.Tensor.__bool__, torch.Tensor.item)

@@ -83,17 +83,23 @@ def through_compiled_functions() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def compiling() -> Iterator[None]:
-    """``torch.compiler.is_compiling()`` is true inside, as when torch traces for a compiler; if that can be set."""
+def compiling() -> Iterator[Callable[[], None]]:
+    """``torch.compiler.is_compiling()`` is true inside, as when torch traces for a compiler; if that can be set.
+
+    Yields a function that makes it false again before the end.
+    """
     before = getattr(torch.compiler, "_is_compiling_flag", None)
-    if before is None:
-        yield
-        return
-    torch.compiler._is_compiling_flag = True
+
+    def stop() -> None:
+        if before is not None:
+            torch.compiler._is_compiling_flag = before
+
+    if before is not None:
+        torch.compiler._is_compiling_flag = True
     try:
-        yield
+        yield stop
     finally:
-        torch.compiler._is_compiling_flag = before
+        stop()
 
 
 def outside_transforms() -> AbstractContextManager[Any]:

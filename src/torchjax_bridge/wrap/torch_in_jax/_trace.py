@@ -22,7 +22,6 @@ from . import _torch_internals
 from ._graph import Graph, Spec
 from ._overrides import TraceOverrides
 from ._torch_internals import (
-    NEEDS_VALUES,
     FakeTensor,
     OpOverload,
     fake_tensors,
@@ -31,6 +30,7 @@ from ._torch_internals import (
     through_compiled_functions,
     truthful_schemas,
 )
+from ._unanswered import UnansweredQuestions, asks_for_values
 
 __all__ = ["NeedsValues", "PackedWeights", "fakes", "is_fake", "trace", "tracing"]
 
@@ -60,7 +60,7 @@ def tracing(device: torch.device, cached: bool = True) -> Iterator[TraceOverride
     Yields the overrides, which tell whether they are needed at run time. ``cached``: as for `fake_tensors`.
 
     Raises:
-        NeedsValues: The code inside asked a fake tensor for its values.
+        NeedsValues: The code inside asked a fake tensor for its values, also if it caught the error.
         TransformError: It called an operator that takes functions.
         PackedWeights: It called an operator on packed weights, and ``cached`` is true.
     """
@@ -76,12 +76,19 @@ def tracing(device: torch.device, cached: bool = True) -> Iterator[TraceOverride
         truthful_schemas(),
         fake_tensors(cached),
         TraceOverrides() as overrides,
+        UnansweredQuestions() as unanswered,
     ):
         try:
             yield overrides
-        except NEEDS_VALUES as err:
-            raise NeedsValues from err
-        except NotImplementedError as err:
+        except BaseException as err:
+            if not isinstance(err, Exception):
+                raise
+            if unanswered.first is not None:  # the error may be what the code makes of it
+                raise NeedsValues from unanswered.first
+            if asks_for_values(err):
+                raise NeedsValues from err
+            if not isinstance(err, NotImplementedError):
+                raise
             if _PACKED in str(err):
                 raise PackedWeights from err
             if "HigherOrderOperator" not in str(err):
@@ -91,10 +98,8 @@ def tracing(device: torch.device, cached: bool = True) -> Iterator[TraceOverride
                 "traced here. Use jax.lax.cond and the like around wrapped functions, or plain Python with "
                 "output_shape=."
             ) from err
-        except RuntimeError as err:
-            if ".numpy() is not supported for tensor subclasses" in str(err):
-                raise NeedsValues from err
-            raise
+        if unanswered.first is not None:
+            raise NeedsValues from unanswered.first
 
 
 def _autograd_allowed() -> AbstractContextManager[Any]:
