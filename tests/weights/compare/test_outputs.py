@@ -158,6 +158,16 @@ def test_what_only_one_model_gives_is_noted() -> None:
     assert "only the Flax model gives 'x': not compared" in _compare(*ALIKE["more in Flax"]).notes
 
 
+def test_that_an_output_without_a_partner_or_a_name_was_not_compared_is_noted() -> None:
+    module = Heads(lambda one, two: (one, two))
+    twin = to_flax(module, NnxHeads(lambda one, two: one))
+    found = parity(module, twin, torch.randn(3, 4))
+    assert found.ok
+    assert any("2 arrays and Flax 1" in note and "only torch's first" in note for note in found.notes)
+    second = parity(module, to_flax(module, NnxHeads(lambda one, two: two)), torch.randn(3, 4))
+    assert not second.ok
+
+
 def test_a_model_output_of_transformers_is_compared_by_name() -> None:
     outputs = pytest.importorskip("transformers.modeling_outputs")
     kind = outputs.BaseModelOutputWithPooling

@@ -78,6 +78,9 @@ def notes_of(twins: Twins, steps: Sequence[Step], last: Moves, ours: Record, the
 def _only_in_one(ours: Record, theirs: Record) -> Iterator[str]:
     """What only one of the models returns."""
     pairs = pair_arrays(ours.output, theirs.output) if theirs.output else []
+    if pairs is None:
+        counts = f"torch gives {len(ours.output)} arrays and Flax {len(theirs.output)}"
+        yield f"{counts}, and no names pair them: only torch's first was compared, with the nearest of Flax's"
     compared = {id(value) for pair in pairs or () for value in pair}
     for name, record in (("torch", ours), ("Flax", theirs)) if pairs else ():
         alone = [value for value in record.output if id(value) not in compared]
