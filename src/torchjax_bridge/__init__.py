@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The room that holds each name which is loaded on first touch (PEP 562).
+# The package that holds each name; it is imported when the name is first used (PEP 562).
 _LAZY = {
     "jax_device": "exchange",
     "jax_dtype": "exchange",

@@ -1,4 +1,4 @@
-"""The pages that lead through the code name files that exist, and the picture is drawn from the code."""
+"""The pages about the code name files that exist, and the picture of imports is up to date."""
 
 import importlib.util
 import re
@@ -20,25 +20,25 @@ def test_every_file_and_folder_that_is_named_exists(page: str) -> None:
         assert any(place.exists() for place in places) or name in ("to_jax/", "to_torch/", "site/"), name
 
 
-def test_every_room_has_its_place_in_the_table() -> None:
+def test_the_table_names_every_package() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    for door in (ROOT / "src/torchjax_bridge").rglob("__init__.py"):
-        room = str(door.parent.relative_to(ROOT / "src/torchjax_bridge"))
-        assert room in (".", "weights/layers") or f"{room}/" in text, room
+    for init in (ROOT / "src/torchjax_bridge").rglob("__init__.py"):
+        package = str(init.parent.relative_to(ROOT / "src/torchjax_bridge"))
+        assert package in (".", "weights/layers") or f"{package}/" in text, package
 
 
-def test_the_floor_plan_is_what_its_maker_draws() -> None:
-    maker = _maker()
-    assert maker.PICTURE.read_text() == maker.picture(), "run python docs/make_floor_plan.py"
+def test_the_picture_of_imports_is_what_its_script_draws() -> None:
+    script = _script()
+    assert script.PICTURE.read_text() == script.picture(), "run python docs/make_import_graph.py"
 
 
-def test_an_arrow_that_a_chain_of_others_implies_is_left_out() -> None:
+def test_an_arrow_that_follows_from_others_is_left_out() -> None:
     graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
-    assert _maker().thinned(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert _script().transitive_reduction(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-def _maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_floor_plan", ROOT / "docs" / "make_floor_plan.py")
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_import_graph", ROOT / "docs" / "make_import_graph.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

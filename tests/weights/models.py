@@ -1,4 +1,4 @@
-"""One small convolutional network in torch, nnx and linen, for the tests of the weights room."""
+"""One small convolutional network in torch, nnx and linen, for the tests of `weights`."""
 
 import flax.linen as ln
 import jax

@@ -1,10 +1,9 @@
-"""THE COMMAND LINE: ``torchjax-bridge``, also ``python -m torchjax_bridge``.
+"""The command line: ``torchjax-bridge``, also ``python -m torchjax_bridge``.
 
-One file a command; what they do is done in the other rooms. Those are imported by the functions that need them:
+Each command has a file, and calls the other packages for its work. It imports them inside its functions:
 torch and jax take seconds to import, and ``--help`` and a shell's completion should answer at once.
 
-Exit codes are the same everywhere: 0 it is done, or the same; 1 it failed, or differs; 2 the command line itself is
-wrong.
+Exit codes, for every command: 0 it is done, or the same; 1 it failed, or differs; 2 the command line is wrong.
 """
 
 import sys

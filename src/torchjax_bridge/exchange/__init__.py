@@ -1,6 +1,6 @@
-"""DATA CROSSES: tensors and pytrees of tensors, between torch and JAX, through DLPack.
+"""Data: tensors and pytrees of tensors, between torch and JAX, through DLPack.
 
-Depends on torch, jax and numpy alone. Other rooms import from here and not from the files below.
+Depends on torch, jax and numpy alone. Other packages import from here, not from the files below.
 """
 
 from ._devices import jax_device, torch_device

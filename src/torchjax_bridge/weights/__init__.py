@@ -1,6 +1,6 @@
-"""PARAMETERS CROSS: weight trees between torch modules and Flax, both ways, exactly.
+"""Parameters: weight trees between torch modules and Flax, both ways, exactly.
 
-Needs flax (the ``flax`` extra). Other rooms import from here and not from the files below.
+Needs flax (the ``flax`` extra). Other packages import from here, not from the files below.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""CODE CROSSES: functions and modules of one framework, called from the other.
+"""Code: functions and modules of one framework, called from the other.
 
-Each direction has a sub-room: `jax_in_torch` and `torch_in_jax`, which do not import each other. Both use the
+Each direction has a sub-package: `jax_in_torch` and `torch_in_jax`, which do not import each other. Both use the
 files here: the structure of a call (`_call`), the cache of compiled programs (`_cache`), and the settings of
 JAX on which programs depend (`_settings`). Every name loads its file on first use, so that one direction does
 not load the other, and only the wrapping of Flax modules imports flax.
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .torch_in_jax import as_jax_function as as_jax_function
     from .torch_in_jax import as_jax_module as as_jax_module
 
-# The sub-room that holds each name.
+# The sub-package that holds each name.
 _LAZY = {
     "as_jax_function": "torch_in_jax",
     "as_jax_module": "torch_in_jax",

@@ -247,7 +247,7 @@ def _trained(flavour: str, momentum: float, *, ours: bool) -> Any:
     torch.manual_seed(0)
     module = nn.BatchNorm2d(4)
     module.running_mean.normal_()
-    room = (
+    library = (
         layers.nnx if ours and flavour == "nnx" else layers.linen if ours else nnx if flavour == "nnx" else ln
     )
     settings = {
@@ -257,9 +257,9 @@ def _trained(flavour: str, momentum: float, *, ours: bool) -> Any:
         "use_fast_variance": False,
     }
     if flavour == "nnx":
-        model = to_flax(module, nnx.eval_shape(lambda: room.BatchNorm(4, **settings, rngs=nnx.Rngs(0))))
+        model = to_flax(module, nnx.eval_shape(lambda: library.BatchNorm(4, **settings, rngs=nnx.Rngs(0))))
     else:
-        linen = room.BatchNorm(**settings)
+        linen = library.BatchNorm(**settings)
         model = linen, to_flax(module, jax.eval_shape(linen.init, jax.random.key(0), jnp.zeros((1, 5, 5, 4))))
     return parity(module, model, torch.randn(3, 4, 5, 5))
 

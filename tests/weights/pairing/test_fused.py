@@ -331,7 +331,7 @@ def test_a_rule_of_the_wrong_parts_is_refused_where_it_is_written(make: Callable
         make()
 
 
-# --- beside other rules and doors ------------------------------------------------------------------------------
+# --- with other rules, optimizers and parity ---------------------------------------------------------------
 
 
 def test_a_kernel_with_an_axis_for_the_three_is_filled_once_its_order_is_said() -> None:

@@ -2,7 +2,7 @@
 
 Owns the table of torch's optimizers (`_classes`), the reading and filling of an optax state (`_optax_state`),
 and the check that both sides train the same parameters (`_frozen`). Refuses an optimizer whose formulas differ,
-with the reason. Needs optax. Gives `to_optax` and `to_optimizer_state` to users; no other room uses it.
+with the reason. Needs optax. Gives `to_optax` and `to_optimizer_state` to users; no other package uses it.
 """
 
 from ._convert import to_optax as to_optax

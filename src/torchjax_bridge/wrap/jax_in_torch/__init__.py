@@ -3,7 +3,7 @@
 Owns the programs: a JAX function at fixed shapes, its derivatives and its vmap, each compiled once
 (`_program`). Owns how they run on tensors (`_run`), and how autograd, ``torch.func`` and ``torch.compile``
 see them. Refuses leaves that are neither values nor hashable, and dtypes that torch does not have. Gives
-`as_torch_function` and `as_torch_module` to users; no other room uses it. Only `_module` and the files that
+`as_torch_function` and `as_torch_module` to users; no other package uses it. Only `_module` and the files that
 begin with ``_flax`` need flax.
 """
 

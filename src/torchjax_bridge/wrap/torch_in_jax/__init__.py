@@ -2,7 +2,7 @@
 
 Owns one primitive (`_primitive`), the torch programs that it runs (`_program`, `_graph`), and how one JAX
 array holds one tensor with x64 on or off (`_encoding`). Refuses torch code with output shapes that depend on
-values, unless the caller announces them. Gives `as_jax_function` and `as_jax_module` to users; no other room
+values, unless the caller announces them. Gives `as_jax_function` and `as_jax_module` to users; no other package
 uses it.
 """
 

@@ -42,7 +42,7 @@ _COPY = torch.ops.aten.copy_.default
 _MKLDNN_RNN = torch.ops.aten.mkldnn_rnn_layer.default
 
 
-class NeedsValues(Exception):  # noqa: N818 - a signal between files of this room, never seen by a caller
+class NeedsValues(Exception):  # noqa: N818 - a signal between files of this package, never seen by a caller
     """The code asked a fake tensor for its values; ``__cause__`` is torch's error."""
 
 

@@ -1,4 +1,4 @@
-"""The laws of the house: which way imports point, what importing costs, and what it must not change."""
+"""How the library is built: which way imports point, what importing costs, and what it must not change."""
 
 import ast
 import json
@@ -13,10 +13,10 @@ import pytest
 import torchjax_bridge
 from torchjax_bridge import errors
 
-PACKAGE = Path(torchjax_bridge.__file__).resolve().parent
+LIBRARY = Path(torchjax_bridge.__file__).resolve().parent
 
-# A file may import from its own column and from those before it.
-ROOMS = {
+# What the files of each package may import, besides their own package.
+ALLOWED_IMPORTS = {
     "errors": (),
     "_lazy": (),
     "exchange": ("errors",),
@@ -24,8 +24,8 @@ ROOMS = {
     "wrap": ("errors", "_lazy", "exchange"),
     "cli": ("errors", "exchange", "weights", "wrap"),
 }
-# Inside a room, in this order: files and sub-rooms of one line do not know each other.
-INSIDE = {
+# Inside a package: each line may import from the lines above it, and not from itself.
+LAYERS = {
     "weights": (
         ("_nearest", "_report", "layers", "layouts"),
         ("moving", "rules"),
@@ -43,14 +43,14 @@ INSIDE = {
 }
 
 
-def _files(room: str) -> list[Path]:
-    single = PACKAGE / f"{room}.py"
-    return [single] if single.exists() else sorted((PACKAGE / room).rglob("*.py"))
+def _files(package: str) -> list[Path]:
+    single = LIBRARY / f"{package}.py"
+    return [single] if single.exists() else sorted((LIBRARY / package).rglob("*.py"))
 
 
 def _imports(file: Path) -> list[str]:
     """Every module that a file imports, as an absolute name."""
-    package = ["torchjax_bridge", *file.relative_to(PACKAGE).parts[:-1]]
+    package = ["torchjax_bridge", *file.relative_to(LIBRARY).parts[:-1]]
     found = []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -67,46 +67,46 @@ def _ours(name: str) -> list[str]:
     return parts[1:] if parts[0] == "torchjax_bridge" else []
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if _files(room)])
-def test_rooms_import_only_from_the_rooms_below(room: str) -> None:
-    for file in _files(room):
+@pytest.mark.parametrize("package", [package for package in ALLOWED_IMPORTS if _files(package)])
+def test_a_package_imports_only_from_the_packages_below_it(package: str) -> None:
+    for file in _files(package):
         for name in _imports(file):
             parts = _ours(name)
-            if parts and parts[0] != room:
-                assert parts[0] in ROOMS[room], f"{file.name} imports {name}"
+            if parts and parts[0] != package:
+                assert parts[0] in ALLOWED_IMPORTS[package], f"{file.name} imports {name}"
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if _files(room)])
-def test_across_rooms_only_names_of_a_rooms_door_are_imported(room: str) -> None:
-    for file in _files(room):
+@pytest.mark.parametrize("package", [package for package in ALLOWED_IMPORTS if _files(package)])
+def test_packages_import_only_the_public_names_of_other_packages(package: str) -> None:
+    for file in _files(package):
         for name in _imports(file):
             parts = _ours(name)
-            if parts and parts[0] in ROOMS and parts[0] not in (room, "errors", "_lazy"):
-                assert len(parts) == 2, f"{file.name} reaches behind the door: {name}"
+            if parts and parts[0] in ALLOWED_IMPORTS and parts[0] not in (package, "errors", "_lazy"):
+                assert len(parts) == 2, f"{file.name} imports past an __init__: {name}"
                 assert not parts[1].startswith("_"), f"{file.name} imports the private {name}"
 
 
-@pytest.mark.parametrize("room", INSIDE)
-def test_inside_a_room_imports_point_one_way_and_to_the_doors_of_sub_rooms(room: str) -> None:
-    rank = {name: place for place, group in enumerate(INSIDE[room]) for name in group}
-    for file in _files(room):
-        own = file.relative_to(PACKAGE / room).parts[0].removesuffix(".py")
+@pytest.mark.parametrize("package", LAYERS)
+def test_inside_a_package_imports_point_one_way_and_to_the_public_names_of_sub_packages(package: str) -> None:
+    rank = {name: place for place, group in enumerate(LAYERS[package]) for name in group}
+    for file in _files(package):
+        own = file.relative_to(LIBRARY / package).parts[0].removesuffix(".py")
         for name in _imports(file) if own != "__init__" else ():
             parts = _ours(name)
-            if parts[:1] == [room] and len(parts) > 1 and parts[1] != own:
+            if parts[:1] == [package] and len(parts) > 1 and parts[1] != own:
                 assert rank[parts[1]] < rank[own], f"{file.name} imports {name}"
-                if (PACKAGE / room / parts[1]).is_dir():
-                    assert len(parts) == 3, f"{file.name} reaches behind the door: {name}"
+                if (LIBRARY / package / parts[1]).is_dir():
+                    assert len(parts) == 3, f"{file.name} imports past an __init__: {name}"
                     assert not parts[2].startswith("_"), f"{file.name} imports the private {name}"
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
-    imports = {file: set(map(_file_of, _imports(file))) - {None, file} for file in PACKAGE.rglob("*.py")}
+def test_there_are_no_circular_imports() -> None:
+    imports = {file: set(map(_file_of, _imports(file))) - {None, file} for file in LIBRARY.rglob("*.py")}
     open_files: list[Path] = []
     done: set[Path] = set()
 
     def visit(file: Path) -> None:
-        assert file not in open_files, " -> ".join(str(f.relative_to(PACKAGE)) for f in [*open_files, file])
+        assert file not in open_files, " -> ".join(str(f.relative_to(LIBRARY)) for f in [*open_files, file])
         if file not in done:
             open_files.append(file)
             for other in imports[file]:
@@ -121,7 +121,7 @@ def _file_of(name: str) -> Path | None:
     """The file that an imported name is in."""
     parts = _ours(name)
     for depth in range(len(parts), 0, -1):
-        place = PACKAGE.joinpath(*parts[:depth])
+        place = LIBRARY.joinpath(*parts[:depth])
         if place.with_suffix(".py").exists():
             return place.with_suffix(".py")
         if (place / "__init__.py").exists():
@@ -129,23 +129,23 @@ def _file_of(name: str) -> Path | None:
     return None
 
 
-def test_every_sub_room_says_what_it_owns_refuses_and_gives() -> None:
-    for room in INSIDE:
-        for door in (PACKAGE / room).glob("*/__init__.py"):
-            text = ast.get_docstring(ast.parse(door.read_text())) or ""
+def test_every_sub_package_says_what_it_owns_refuses_and_gives() -> None:
+    for package in LAYERS:
+        for init in (LIBRARY / package).glob("*/__init__.py"):
+            text = ast.get_docstring(ast.parse(init.read_text())) or ""
             for word in ("Owns", "Refuses", "Gives"):
-                assert re.search(rf"\b{word}\b", text), f"{door} does not say what it {word.lower()}"
+                assert re.search(rf"\b{word}\b", text), f"{init} does not say what it {word.lower()}"
 
 
 def test_errors_imports_nothing_of_ours() -> None:
-    assert not [name for name in _imports(PACKAGE / "errors.py") if _ours(name)]
+    assert not [name for name in _imports(LIBRARY / "errors.py") if _ours(name)]
 
 
 def test_only_one_file_touches_capsules() -> None:
     words = ("dlpack_managed_tensor", "_to_dlpack", "_from_dlpack", "from_dlpack(", "to_dlpack(")
     # The buffers of a callback are no arrays and never were capsules: their adapter may use the public call.
     allowed = {"_dlpack.py": set(words), "_callback.py": {"from_dlpack("}}
-    for file in PACKAGE.rglob("*.py"):
+    for file in LIBRARY.rglob("*.py"):
         code = ast.unparse(_without_docstrings(ast.parse(file.read_text())))
         assert {word for word in words if word in code} <= allowed.get(file.name, set()), file
 
@@ -160,8 +160,8 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def test_nothing_swallows_every_error_and_no_file_is_a_lumber_room() -> None:
-    for file in PACKAGE.rglob("*.py"):
+def test_nothing_swallows_every_error_and_no_file_is_called_utils() -> None:
+    for file in LIBRARY.rglob("*.py"):
         assert file.stem not in {"utils", "util", "common", "helpers", "misc"}
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ExceptHandler):
@@ -171,7 +171,7 @@ def test_nothing_swallows_every_error_and_no_file_is_a_lumber_room() -> None:
 
 
 def test_every_file_says_what_it_owns() -> None:
-    for file in PACKAGE.rglob("*.py"):
+    for file in LIBRARY.rglob("*.py"):
         docstring = ast.get_docstring(ast.parse(file.read_text()))
         assert docstring, file
         assert len(docstring) > 30, file

@@ -1,37 +1,33 @@
-"""Draws docs/assets/floor-plan.svg from the imports. Run ``python docs/make_floor_plan.py`` after moving a file.
+"""Draws docs/assets/import-graph.svg. Run ``python docs/make_import_graph.py`` after moving a file.
 
-A box is a file or a sub-room. An arrow points to what it imports. What a chain of others implies
-is left out.
+A box is a file or a sub-package. An arrow points to what it imports. Arrows that follow from others are left out.
 """
 
 import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "src" / "torchjax_bridge"
-PICTURE = ROOT / "docs" / "assets" / "floor-plan.svg"
+LIBRARY = ROOT / "src" / "torchjax_bridge"
+PICTURE = ROOT / "docs" / "assets" / "import-graph.svg"
 
-WIDTH, HEIGHT, GAP, RISE, MARGIN = 124, 30, 14, 44, 16
+WIDTH, HEIGHT, GAP, ROW_GAP, MARGIN = 124, 30, 14, 44, 16
 Graph = dict[str, set[str]]
 
 
-def imports(room: pathlib.Path, depth: int) -> Graph:
-    """Which boxes of a room import which others; a box is what stands ``depth`` segments below the package."""
+def imports(root: pathlib.Path, depth: int) -> Graph:
+    """What each box of a package imports. A box is named by segment ``depth`` of a file's path in the library."""
     found: Graph = {}
-    for file in sorted(room.rglob("*.py")):
-        own = _box(file.relative_to(PACKAGE).with_suffix("").parts, depth)
+    for file in sorted(root.rglob("*.py")):
+        own = _box(file.relative_to(LIBRARY).with_suffix("").parts, depth)
         if own is None:
             continue
         targets = found.setdefault(own, set())
-        package = file.relative_to(PACKAGE).parts[:-1]
+        package = file.relative_to(LIBRARY).parts[:-1]
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom):
                 for parts in _targets(node, package):
                     target = _box(parts, depth)
-                    if (
-                        target not in (None, own)
-                        and (room / target).with_suffix(".py").exists() | (room / target).is_dir()
-                    ):
+                    if target is not None and target != own and _exists(root / target):
                         targets.add(target)
     return found
 
@@ -41,7 +37,7 @@ def _exists(box: pathlib.Path) -> bool:
 
 
 def _targets(node: ast.ImportFrom, package: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """What an import names, as segments below the package of the library."""
+    """What an import names, as segments below the library."""
     module = tuple(node.module.split(".")) if node.module else ()
     if node.level:
         base = package[: len(package) - node.level + 1]
@@ -58,8 +54,8 @@ def _box(parts: tuple[str, ...], depth: int) -> str | None:
     return parts[depth]
 
 
-def thinned(graph: Graph) -> Graph:
-    """The graph without arrows that a chain of others implies."""
+def transitive_reduction(graph: Graph) -> Graph:
+    """The graph without arrows that follow from others."""
 
     def reach(node: str) -> set[str]:
         return graph.get(node, set()).union(*(reach(other) for other in graph.get(node, ())))
@@ -71,7 +67,7 @@ def thinned(graph: Graph) -> Graph:
 
 
 def levels(graph: Graph) -> dict[str, int]:
-    """How far each box is above those that import nothing."""
+    """The row of each box; row 0 imports nothing, and each box is above all that it imports."""
     found: dict[str, int] = {}
 
     def level(node: str) -> int:
@@ -85,24 +81,24 @@ def levels(graph: Graph) -> dict[str, int]:
 
 
 def draw(title: str, graph: Graph, left: int, top: int) -> tuple[str, int, int]:
-    """One room as a framed picture: the text of it, its width and its height."""
+    """One package in a frame: its SVG, its width and its height."""
     rows: dict[int, list[str]] = {}
     for node, level in levels(graph).items():
         rows.setdefault(level, []).append(node)
     count = max(map(len, rows.values()))
     width = count * WIDTH + (count + 1) * GAP
-    height = len(rows) * HEIGHT + (len(rows) + 1) * RISE - GAP
+    height = len(rows) * HEIGHT + (len(rows) + 1) * ROW_GAP - GAP
     places = {}
     for level, row in rows.items():
         used = len(row) * WIDTH + (len(row) - 1) * GAP
         for number, node in enumerate(sorted(row)):
             x = left + (width - used) / 2 + number * (WIDTH + GAP)
-            places[node] = (x, top + height - (level + 1) * (HEIGHT + RISE) + GAP)
+            places[node] = (x, top + height - (level + 1) * (HEIGHT + ROW_GAP) + GAP)
     parts = [
-        f'<rect class="room" x="{left}" y="{top}" width="{width}" height="{height}" rx="8"/>',
+        f'<rect class="package" x="{left}" y="{top}" width="{width}" height="{height}" rx="8"/>',
         f'<text class="title" x="{left + 12}" y="{top + 22}">{title}</text>',
     ]
-    for node, others in thinned(graph).items():
+    for node, others in transitive_reduction(graph).items():
         for other in sorted(others):
             (x1, y1), (x2, y2) = places[node], places[other]
             x1, x2, y1 = x1 + WIDTH / 2, x2 + WIDTH / 2, y1 + HEIGHT
@@ -112,7 +108,7 @@ def draw(title: str, graph: Graph, left: int, top: int) -> tuple[str, int, int]:
                 f'd="M{x1:.0f},{y1:.0f} C{x1:.0f},{y1 + bend:.0f} {x2:.0f},{y2 - bend:.0f} {x2:.0f},{y2 - 4:.0f}"/>'
             )
     for node, (x, y) in places.items():
-        folder = any((room / node).is_dir() for room in (PACKAGE, PACKAGE / title))
+        folder = any((parent / node).is_dir() for parent in (LIBRARY, LIBRARY / title))
         parts.append(
             f'<rect class="{"folder" if folder else "file"}" x="{x:.0f}" y="{y:.0f}" width="{WIDTH}" '
             f'height="{HEIGHT}" rx="4"/><text x="{x + WIDTH / 2:.0f}" y="{y + 20:.0f}">{node}</text>'
@@ -123,7 +119,7 @@ def draw(title: str, graph: Graph, left: int, top: int) -> tuple[str, int, int]:
 STYLE = """<style>
 text { font: 13px ui-monospace, monospace; text-anchor: middle; fill: #1f2937 }
 .title { font: bold 15px system-ui, sans-serif; text-anchor: start }
-.room { fill: #f8fafc; stroke: #94a3b8 }
+.package { fill: #f8fafc; stroke: #94a3b8 }
 .file { fill: #ffffff; stroke: #64748b }
 .folder { fill: #e0e7ff; stroke: #4338ca }
 .arrow { fill: none; stroke: #64748b; stroke-width: 1.2 }
@@ -134,22 +130,18 @@ text { font: 13px ui-monospace, monospace; text-anchor: middle; fill: #1f2937 }
 
 def picture() -> str:
     """The whole picture."""
-    house = {
-        name: {o for o in others if o != "_lazy"}
-        for name, others in imports(PACKAGE, 0).items()
-        if name != "_lazy"
-    }
+    top = {name: others - {"_lazy"} for name, others in imports(LIBRARY, 0).items() if name != "_lazy"}
     drawn, y, widest = [], MARGIN, 0
     for title, graph in [
-        ("torchjax_bridge", house),
-        ("weights", imports(PACKAGE / "weights", 1)),
-        ("wrap", imports(PACKAGE / "wrap", 1)),
-        ("exchange", imports(PACKAGE / "exchange", 1)),
+        ("torchjax_bridge", top),
+        ("weights", imports(LIBRARY / "weights", 1)),
+        ("wrap", imports(LIBRARY / "wrap", 1)),
+        ("exchange", imports(LIBRARY / "exchange", 1)),
     ]:
         text, width, height = draw(title, graph, MARGIN, y)
         drawn.append(text)
         y, widest = y + height + MARGIN, max(widest, width + 2 * MARGIN)
-    box = f'viewBox="0 0 {widest} {y}" role="img" aria-label="The floor plan"'
+    box = f'viewBox="0 0 {widest} {y}" role="img" aria-label="What imports what"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>'
     return "\n".join([head, STYLE, *drawn, "</svg>\n"])
 
