@@ -30,7 +30,7 @@ LAYERS = {
         ("_nearest", "_report", "layers", "layouts"),
         ("moving", "rules"),
         ("settings",),
-        ("trees",),
+        ("_audit_report", "trees"),
         ("pairing",),
         ("flatten",),
         ("_plan_checks", "_plan_hints"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from torchjax_bridge._lazy import on_first_touch
 
 from ._apply import to_flax, to_state_dict
-from ._audit import Audit, SettingFault, SettingsWarning, audit
+from ._audit import audit
+from ._audit_report import Audit, SettingFault, SettingsWarning
 from ._plan import PairingWarning, PartialWarning, Plan, UserRule, plan
 from ._report import Fault, Report
 from .compare import Cause, Parity, ParityRow, parity

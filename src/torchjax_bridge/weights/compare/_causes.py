@@ -16,7 +16,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import join_path
 
-from .._audit import SettingFault
+from .._audit_report import SettingFault
 from ..settings import is_compared
 from ._between import between, relation
 from ._compare import ComparedArrays, compare

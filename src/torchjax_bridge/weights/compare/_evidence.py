@@ -8,7 +8,7 @@ import numpy as np
 
 from torchjax_bridge.exchange import Path, join_path
 
-from .._audit import Audit
+from .._audit_report import Audit
 from ..pairing import Move
 from ..settings import FlaxLayer
 from ._compare import Bounds

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import isnan
 
-from .._audit import SettingFault
+from .._audit_report import SettingFault
 from ._evidence import Cause
 
 __all__ = ["Parity", "ParityRow"]

@@ -13,7 +13,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path, join_path
 
-from .._audit import SettingFault
+from .._audit_report import SettingFault
 from ..pairing import Move
 from ._compare import Bounds
 from ._evidence import Cause

@@ -16,7 +16,8 @@ from torch import nn
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path
 
-from .._audit import Audit, compare_settings
+from .._audit import compare_settings
+from .._audit_report import Audit
 from .._plan import Plan, UserRule, make_plan, read_sides
 from ..flatten import output_order
 from ..pairing import Move

@@ -12,7 +12,8 @@ from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
 
-from .._audit import Audit, compare_settings
+from .._audit import compare_settings
+from .._audit_report import Audit
 from .._plan import Plan, UserRule, read_sides
 from ..trees import live_nnx
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
