@@ -1,4 +1,4 @@
-"""What several test files of the weights look at."""
+"""Fixtures for several test files of the weights."""
 
 import pytest
 import torch
@@ -8,16 +8,16 @@ from torchjax_bridge.weights.moving import _xla_copy
 
 @pytest.fixture
 def laid_out(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """The shapes that XLA lays out; it does so whatever the size."""
+    """The shapes that XLA copies, which it does at any size here."""
     shapes: list[torch.Size] = []
-    lay_out = _xla_copy.lay_out
+    row_major_copy = _xla_copy.row_major_copy
 
-    def look(tensor: torch.Tensor) -> torch.Tensor:
+    def record(tensor: torch.Tensor) -> torch.Tensor:
         shapes.append(tensor.shape)
-        return lay_out(tensor)
+        return row_major_copy(tensor)
 
-    monkeypatch.setattr(_xla_copy, "lay_out", look)
+    monkeypatch.setattr(_xla_copy, "row_major_copy", record)
     monkeypatch.setattr(_xla_copy, "_LARGE_BYTES", 64)
     monkeypatch.setattr(_xla_copy, "_LARGE_BYTES_IN_SHORT_RUNS", 64)
-    monkeypatch.setattr(_xla_copy, "_SHORTEST_RUN", 2)
+    monkeypatch.setattr(_xla_copy, "_MIN_RUN", 2)
     return shapes

@@ -1,4 +1,4 @@
-"""Runs a plan in either direction. The only file that moves weights."""
+"""`to_flax` and `to_state_dict`: run a plan in either direction, from memory to memory."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,7 +15,7 @@ from ._audit import compare_settings
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
 from .layouts import same_bits
-from .moving import crossing, fresh
+from .moving import as_exchangeable, row_major_copies
 from .pairing import Move
 from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, place_on_sharding, sharding_of
 
@@ -35,14 +35,14 @@ def to_flax(
     """The template, filled with the weights of a torch model.
 
     Args:
-        source: An ``nn.Module`` or its ``state_dict`` (``module.`` and ``_orig_mod.`` are looked through).
-            With a module the layers' classes are known. With bare keys they are inferred from the template,
-            and what stays ambiguous is refused.
+        source: An ``nn.Module`` or its ``state_dict``; the prefixes ``module.`` and ``_orig_mod.`` are ignored.
+            A module shows the classes of its layers. For a ``state_dict`` they are inferred from the template,
+            and an ambiguous one is refused.
         template: An ``nnx.Module`` (concrete, or abstract from ``nnx.eval_shape``), an ``nnx.State``, or
-            linen variables (arrays, or the structs of ``jax.eval_shape``). It is left untouched. A plain array
-            of an nnx module that is no variable is filled if torch has a tensor of its name, and else kept.
-        rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Fused`, `Keep` and `Fill` objects for what the models
-            do not show.
+            linen variables (arrays, or the structs of ``jax.eval_shape``). It is not changed. An array of an nnx
+            module that is not in a variable is filled if torch has a tensor of its name, and otherwise kept.
+        rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Fused`, `Keep` and `Fill` objects, which say what the
+            models do not show.
         strict: With ``False``, a torch tensor without a place is left out, and a leaf without a source keeps the
             template's value. A mismatch or an ambiguity still raises.
         copy: ``True`` gives row-major arrays in new memory; ``False`` gives views of the torch memory and
@@ -51,29 +51,29 @@ def to_flax(
     Returns:
         A new object of the template's kind: a ready-to-call ``nnx.Module``, an ``nnx.State``, or
         variables. Arrays have the shapes of the template and the dtypes of the source. Random streams continue
-        from the template's; those of an abstract template start from ``jax.random.key(0)``. An array has the
-        sharding of the template, if it gives one: the sharding of a struct, an array over several devices, or
-        names of axes (``nnx.with_partitioning``, linen's boxes) under ``jax.set_mesh``. Otherwise it is where
-        the source is.
+        those of the template; those of an abstract template start from ``jax.random.key(0)``. An array gets the
+        sharding of the template, if that has one: a struct with a sharding, an array over several devices, or
+        names of axes (``nnx.with_partitioning``, linen's boxes) under ``jax.set_mesh``. Otherwise it stays on the
+        device of the source.
 
     Raises:
         PlanError: Source and template do not fit; the message lists every fault.
-        ExchangeError: A tensor cannot cross (its values do not fit in 32 bits with x64 off, it has no memory,
-            ``copy=False`` is impossible).
+        ExchangeError: A tensor cannot become an array: its values do not fit in 32 bits with x64 off, it has no
+            memory, or ``copy=False`` is impossible.
         TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
         PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
         PartialWarning: ``strict=False`` left something out; the message lists it, and so does `Plan.left_out`.
         SettingsWarning: An nnx template has settings (epsilon, padding, ...) that differ from the ``nn.Module``'s
-            and change its output; `audit` gives them as data. linen variables and an ``nnx.State`` have no
-            settings to compare, not even the groups of a convolution: call `audit` with the live linen module.
+            and change its output; `audit` returns them as data. linen variables and an ``nnx.State`` have no
+            settings to compare, not even the groups of a convolution; call `audit` with the live linen module.
 
     Memory:
         ``copy=True``: the result plus, for the few layouts that stack or sum, one leaf. ``copy=False``:
         no bytes; kernels have permuted layouts, which slow every matmul, and further training of the torch model
-        changes them. A leaf that the template has on other devices goes there part by part from the host, one
-        leaf at a time, never whole to one device. That is a copy, so ``copy=False`` raises.
+        changes them. A leaf with the sharding of a template goes to its devices shard by shard from the host, one
+        leaf at a time. That is a copy, so ``copy=False`` raises.
 
     >>> import torch
     >>> from flax import nnx
@@ -92,18 +92,18 @@ def to_flax(
     plan.warn_of_what_is_left(stacklevel=2)
     laid_out: dict[Path, torch.Tensor] = {}
     views: list[Path] = []
-    elsewhere: dict[Path, jax.Array] = {}
+    sharded: dict[Path, jax.Array] = {}
     shardings = {leaf.path: sharding_of(leaf) for leaf in flax_tree.root.flat().values()}
     for move in plan.moves:
         tensors = [_detached(torch_tree.state[key]) for key in move.torch_keys]
-        # A tensor without a source is made on the device of the sources.
+        # A constant, which has no source, is made on the device of the torch model.
         with nullcontext() if tensors else torch_tree.device:
             results = move.layout.forward(tensors)
         for path, tensor in zip(move.flax_paths, results, strict=True):
             if (sharding := shardings[path]) is not None:
                 if copy is False and not _shares(tensor, tensors):
                     _copied_by_layout(tensor, path, copy)
-                elsewhere[path] = place_on_sharding(tensor, sharding, join_path(path), copy)
+                sharded[path] = place_on_sharding(tensor, sharding, join_path(path), copy)
                 continue
             if _shares(tensor, tensors):
                 views.append(path)
@@ -112,7 +112,7 @@ def to_flax(
             laid_out[path] = tensor
     if copy:
         _copy_views(laid_out, views)
-    filled = flax_tree.fill(elsewhere | _to_arrays(laid_out, None if copy else copy))
+    filled = flax_tree.fill(sharded | _to_arrays(laid_out, None if copy else copy))
     if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
         compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
     return filled
@@ -129,10 +129,10 @@ def to_state_dict(
     """A ``state_dict`` with the weights of a Flax model, for ``template.load_state_dict``.
 
     Args:
-        source: An ``nnx.Module``, an ``nnx.State`` or linen variables, with arrays in them.
-        template: The ``nn.Module`` to fill (it is only read), or a ``state_dict`` with its keys. It also
-            gives what Flax does not hold: ``num_batches_tracked`` and a module's extra state.
-        rules: As for `to_flax`; the same rules serve both ways.
+        source: An ``nnx.Module``, an ``nnx.State`` or linen variables, all concrete.
+        template: The ``nn.Module`` to fill (it is not changed), or a ``state_dict`` with its keys. It also
+            provides what Flax does not have: ``num_batches_tracked`` and a module's extra state.
+        rules: As for `to_flax`; the same rules work in both directions.
         strict: With ``False``, a Flax leaf without a place is left out, and a key without a source keeps the
             template's value. A mismatch or an ambiguity still raises.
         copy: ``True`` gives row-major tensors in new memory; ``False`` gives views of JAX's memory (do not write to
@@ -140,12 +140,12 @@ def to_state_dict(
 
     Returns:
         The keys of the template, in its order, with tensors of its shapes and of the source's dtypes. Tied
-        keys share one tensor. `to_state_dict` of `to_flax` is bitwise the original.
+        keys share one tensor. `to_state_dict` of `to_flax` returns the original to the bit.
 
     Raises:
         PlanError: Source and template do not fit, two different leaves would fill one tied tensor, or the
             source holds no arrays; the message lists every fault.
-        ExchangeError: An array cannot cross.
+        ExchangeError: An array cannot become a tensor.
         TypeError: ``copy`` or ``strict`` is none of the values above.
 
     Warns:
@@ -184,16 +184,16 @@ def to_state_dict(
         tensors = [arrays[name] for name in names]  # by name, since a dict comes back sorted from a pytree
         before = [_detached(torch_tree.state[key]) for key in move.torch_keys]
         try:
-            back = _invert(move, tensors, _previous_values(before))
+            restored = _invert(move, tensors, _previous_values(before))
         except PlanError as err:
             if strict or move.torch_keys:
                 raise
             lost.append(f"lost: {err}")
             continue
-        for key, tensor, old in zip(move.torch_keys, back, before, strict=True):
+        for key, tensor, old in zip(move.torch_keys, restored, before, strict=True):
             if _WIDER.get(tensor.dtype) == old.dtype:
-                tensor = tensor.to(old.dtype)  # JAX keeps 64-bit integers in 32 bits with x64 off
-            # The inverse of a sum may give views of the template's own terms.
+                tensor = tensor.to(old.dtype)  # with x64 off, JAX stores 64-bit integers in 32 bits
+            # The inverse of a sum may return views of the template's own terms.
             if _shares(tensor, tensors) or (copy and _shares(tensor, before)):
                 views.append(key)
             else:
@@ -202,7 +202,7 @@ def to_state_dict(
     plan.warn_of_what_is_left(lost, stacklevel=2)
     if copy:
         _copy_views(filled, views)
-    _settle_ties(filled, torch_tree)
+    _check_ties(filled, torch_tree)
     for key, twin in plan.ties:
         filled[key] = filled[twin]
     return {
@@ -215,18 +215,18 @@ _WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 
 
 def _invert(
-    move: Move, tensors: Sequence[torch.Tensor], was: Sequence[torch.Tensor] | None
+    move: Move, tensors: Sequence[torch.Tensor], previous: Sequence[torch.Tensor] | None
 ) -> tuple[torch.Tensor, ...]:
     """The torch tensors of a move; an error names its Flax paths."""
     try:
-        return move.layout.inverse(tensors, was)
+        return move.layout.inverse(tensors, previous)
     except ValueError as err:
         paths = "', '".join(join_path(path) for path in move.flax_paths)
         raise PlanError(f"'{paths}' cannot go back to torch: {err}.") from err
 
 
 def _check_options(strict: object, copy: object) -> None:
-    """Raise for values that Python would only convert to a bool, such as ``copy="no"``."""
+    """Refuse values that Python would silently take for a bool, such as ``copy="no"``."""
     check_copy(copy)
     if not isinstance(strict, bool):
         raise TypeError(f"strict must be True or False; got {strict!r}.")
@@ -239,29 +239,29 @@ def _to_arrays(tensors: Mapping[Path, torch.Tensor], copy: bool | None) -> dict[
     """All tensors as arrays; an error names the path."""
     try:
         return dict(zip(tensors, to_jax(list(tensors.values()), copy=copy), strict=True))
-    except ExchangeError:  # again, with names for the error
+    except ExchangeError:  # repeated with names, for the message
         to_jax({join_path(path): tensor for path, tensor in tensors.items()}, copy=copy)
         raise
 
 
 def _detached(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor without autograd."""
+    """The tensor, detached from autograd."""
     return tensor.detach() if tensor.requires_grad else tensor
 
 
 def _copied_by_layout(tensor: torch.Tensor, path: Path, copy: bool | None) -> torch.Tensor:
-    """A tensor that its layout has copied: raises under ``copy=False``, and is row-major under ``copy=True``."""
+    """A tensor that its layout has copied, made row-major under ``copy=True``; raises under ``copy=False``."""
     if copy is False:
         raise ShareError(
-            f"cannot share '{join_path(path)}' under copy=False: its layout moves bytes. "
-            "Pass copy=None to let it be copied."
+            f"cannot share '{join_path(path)}' under copy=False: its layout needs a copy. "
+            "Pass copy=None to allow it."
         )
-    return fresh([tensor])[0] if copy and not tensor.is_contiguous() else tensor
+    return row_major_copies([tensor])[0] if copy and not tensor.is_contiguous() else tensor
 
 
 def _copy_views(tensors: dict[Key, torch.Tensor], views: Sequence[Key]) -> None:
     """Replace views by copies in new row-major memory, all in one call."""
-    tensors.update(zip(views, fresh([tensors[key] for key in views]), strict=True))
+    tensors.update(zip(views, row_major_copies([tensors[key] for key in views]), strict=True))
 
 
 def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:
@@ -271,30 +271,30 @@ def _shares(tensor: torch.Tensor, sources: Sequence[torch.Tensor]) -> bool:
     return any(block == source.untyped_storage().data_ptr() for source in sources)
 
 
-# --- values that one side has alone -----------------------------------------------------------------------
+# --- values that only one side has ------------------------------------------------------------------------
 
 
 _HOLE = (
-    "it has no source in torch, and the abstract template has no value to keep; pass a concrete template, which "
-    "keeps its own"
+    "it has no source in torch, and the abstract template has no value to keep; pass a concrete template, whose "
+    "value is kept"
 )
 
 
 def _refuse_holes(plan: Plan, tree: FlaxTree) -> None:
-    """Raise for leaves that would keep the value of an abstract template: it has none."""
+    """Refuse leaves that would keep a value of an abstract template, which has none."""
     filled = {path for move in plan.moves for path in move.flax_paths}
     holes = [Fault("missing", _HOLE, join_path(path)) for path in tree.holes(filled)]
     Report(tuple(holes)).raise_unless_ok("fill the template", strict=True)
 
 
 def _values(leaf: FlaxLeaf, copy: bool | None) -> Any:
-    """The array of a leaf, in a form that crosses to torch."""
+    """The array of a leaf, in a form that ``to_torch`` takes."""
     if isinstance(leaf.value, jax.ShapeDtypeStruct):
         raise PlanError(
             f"'{join_path(leaf.path)}' of the source is a jax.ShapeDtypeStruct, with a shape but no values: "
             "pass a concrete module or concrete variables."
         )
-    return crossing(leaf.value, copy)
+    return as_exchangeable(leaf.value, copy)
 
 
 def _previous_values(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
@@ -302,8 +302,8 @@ def _previous_values(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] 
     return None if any(tensor.is_meta for tensor in tensors) else tensors
 
 
-def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
-    """Raise if two keys of one torch tensor got different values from Flax."""
+def _check_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
+    """Refuse two keys of one torch tensor with different values from Flax."""
     faults = [
         Fault("ambiguous", f"it is the same tensor as '{first}' in torch, but Flax holds two values", key)
         for key, first in tree.ties.items()
@@ -313,7 +313,7 @@ def _settle_ties(filled: Mapping[str, torch.Tensor], tree: TorchTree) -> None:
 
 
 def _kept_value(key: str, value: Any, copy: bool | None) -> Any:
-    """The template's value for a key that Flax does not hold."""
+    """The template's value for a key that Flax does not have."""
     if not isinstance(value, torch.Tensor):
         return value
     if not value.is_meta:

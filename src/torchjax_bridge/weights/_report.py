@@ -1,7 +1,4 @@
-"""Every fault at once: what does not fit, where, and what to type.
-
-A `Fault` is a message about one place. A `Report` is all of them, printed together and raised once.
-"""
+"""A `Fault` says what does not fit, where, and how to fix it. A `Report` is all of them, raised as one error."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,19 +10,19 @@ __all__ = ["Choice", "Fault", "FaultKind", "Report", "Series", "what_it_is"]
 
 FaultKind = Literal["missing", "unexpected", "mismatch", "ambiguous", "no rule", "dtype", "rules"]
 
-# strict=False lets these pass: the rest of the tree still converts without a guess.
+# strict=False ignores these, because the rest of the tree still converts without a guess.
 _LENIENT: frozenset[str] = frozenset({"missing", "unexpected"})
 
 
 @dataclass(frozen=True)
 class Series:
-    """What the same fault in many equal blocks has in common.
+    """What the same fault has in common in many equal blocks.
 
     Attributes:
-        rule: The rule that settles all of them, with the possible names.
-        pattern: The pattern of that rule on the torch side, with a ``*`` for the number of the block.
-        torch: The candidates on the torch side, by names relative to the block.
-        flax: The candidates in Flax.
+        rule: The rule that fixes all of them, with the possible names.
+        pattern: The torch pattern of that rule, with a ``*`` for the number of the block.
+        torch: The torch candidates, by names relative to the block.
+        flax: The Flax candidates.
         what: The plural noun for the blocks.
     """
 
@@ -59,15 +56,15 @@ class Fault:
 
     Attributes:
         kind: ``missing`` (a template leaf without a source), ``unexpected`` (a source tensor without a place),
-            ``mismatch`` (both exist and do not fit), ``ambiguous`` (more than one answer), ``no rule``
+            ``mismatch`` (both exist and do not fit), ``ambiguous`` (more than one candidate), ``no rule``
             (a layer without a counterpart), ``dtype`` or ``rules`` (a rule of the caller that does nothing
             or contradicts another).
         message: What does not fit, why, and the fix.
         path: The dotted path of the place.
-        subject: The key or dotted path of the tensor concerned, or empty.
-        even: Whether both sides have equally many candidates, so that an answer would leave none over.
+        subject: The key or dotted path of the tensor, or empty.
+        even: Whether both sides have the same number of candidates, so that an answer would pair all of them.
         series: What it shares with the same fault of equal blocks; such faults are printed as one.
-        choice: The rules that would settle it, for a layer whose class has none.
+        choice: The rules that would fix it, for a layer whose class has none.
     """
 
     kind: FaultKind
@@ -84,7 +81,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class Report:
-    """All the faults of one plan, in the order of the source. Equal faults of equal blocks are printed as one."""
+    """All faults of one plan, in the order of the source. Equal faults of equal blocks are printed as one."""
 
     faults: tuple[Fault, ...] = ()
 
@@ -106,7 +103,7 @@ class Report:
 
     @property
     def lenient(self) -> tuple[Fault, ...]:
-        """The faults that ``strict=False`` lets pass."""
+        """The faults that ``strict=False`` ignores."""
         return tuple(fault for fault in self.faults if fault.kind in _LENIENT)
 
     def lenient_lines(self) -> Iterator[str]:
@@ -117,28 +114,27 @@ class Report:
         """Raise one `PlanError` that lists every fault.
 
         Args:
-            what: What the caller asked for, to start the message.
-            strict: With ``False``, missing and unexpected entries do not raise.
+            what: What the caller asked for, as the start of the message.
+            strict: With ``False``, ``missing`` and ``unexpected`` faults do not raise.
         """
-        grave = self.faults if strict else tuple(f for f in self.faults if f.kind not in _LENIENT)
-        if not grave:
+        faults = self.faults if strict else tuple(f for f in self.faults if f.kind not in _LENIENT)
+        if not faults:
             return
-        count = "1 fault" if len(grave) == 1 else f"{len(grave)} faults"
-        raise PlanError("\n  ".join([f"cannot {what}: {count}", *_lines(grave)]))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise PlanError("\n  ".join([f"cannot {what}: {count}", *_lines(faults)]))
 
 
 def _lines(faults: Iterable[Fault]) -> Iterator[str]:
-    alike: dict[object, list[Fault]] = {}
+    groups: dict[object, list[Fault]] = {}
     for fault in faults:
-        alike.setdefault(fault.series or id(fault), []).append(fault)
-    for first, *more in alike.values():
-        if more and first.series:
+        groups.setdefault(fault.series or id(fault), []).append(fault)
+    for first, *others in groups.values():
+        if others and first.series:
             series = first.series
-            many = f"{len(more)} more {series.what} up to '{more[-1].path}'"
-            rest = f"'{more[-1].path}'" if len(more) == 1 else many
-            all_of_them = f", and rules=[{series.rule}, ...] matches all of them" if series.rule else ""
-            words = f"{first.message}; the same in {rest}{all_of_them}"
-            first = replace(first, message=words)
+            many = f"{len(others)} more {series.what} up to '{others[-1].path}'"
+            rest = f"'{others[-1].path}'" if len(others) == 1 else many
+            advice = f", and rules=[{series.rule}, ...] matches all of them" if series.rule else ""
+            first = replace(first, message=f"{first.message}; the same in {rest}{advice}")
         yield str(first)
 
 

@@ -37,18 +37,18 @@ def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
     monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     tensor = torch.rand(4096, 2048).t()
-    assert _xla_copy.pays(tensor)
+    assert _xla_copy.is_fastest_for(tensor)
     disk, made, most, lock = _Disk(room), 0, 0, threading.Lock()
-    lay_out = _xla_copy.lay_out
+    row_major_copy = _xla_copy.row_major_copy
 
     def count(piece: torch.Tensor) -> torch.Tensor:
         nonlocal made, most
         with lock:
             made += piece.nbytes
             most = max(most, made - disk.written)
-        return lay_out(piece)
+        return row_major_copy(piece)
 
-    monkeypatch.setattr(_xla_copy, "lay_out", count)
+    monkeypatch.setattr(_xla_copy, "row_major_copy", count)
     memory = 12 << 20
     try:
         with _pump.Pump(memory).running() as pump:
@@ -62,7 +62,7 @@ def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
 
 def test_a_guard_on_transfers_in_the_configuration_is_not_about_files() -> None:
     tensor = torch.rand(2048, 1024).t()
-    assert _xla_copy.pays(tensor)
+    assert _xla_copy.is_fastest_for(tensor)
     file = io.BytesIO()
     before = jax.config.jax_transfer_guard
     jax.config.update("jax_transfer_guard", "disallow_explicit")

@@ -1,4 +1,4 @@
-"""A permuted copy is the same bits whichever way they are moved."""
+"""A row-major copy of a permuted tensor has the same bits, in slabs or not."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ DTYPES = (
 
 @pytest.fixture
 def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything goes slab by slab, and a slab is a few rows."""
+    """Every tensor is copied in slabs, of a few rows each."""
     monkeypatch.setattr(_relayout, "_SMALL_BYTES", 64)
     monkeypatch.setattr(_relayout, "_LARGE_BYTES", 0)
     monkeypatch.setattr(_relayout, "_SLAB_BYTES", 1 << 11)
@@ -35,7 +35,7 @@ def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def two_threads() -> Iterator[None]:
-    """One thread alone would be left to ``copy_``."""
+    """With one thread, every tensor would be left to ``copy_``."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -80,7 +80,9 @@ def test_every_order_of_axes_of_every_dtype_is_copied_to_the_bit(data: st.DataOb
 @pytest.mark.usefixtures("small_slabs")
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(4))), ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_both_ways_of_a_kernel_meet_every_kind_of_slab(axes: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_every_order_of_axes_of_a_kernel_is_copied_to_the_bit(
+    axes: tuple[int, ...], dtype: torch.dtype
+) -> None:
     _check(_random_bits((40, 24, 3, 5), dtype, 0).permute(axes))
 
 
@@ -104,7 +106,7 @@ def test_slabs_of_full_size(shape: tuple[int, ...], axes: tuple[int, ...], dtype
 
 
 @pytest.mark.usefixtures("small_slabs")
-def test_what_is_no_permutation_of_a_block_is_copied_all_the_same() -> None:
+def test_a_view_that_is_not_a_permuted_block_is_copied_too() -> None:
     block = torch.arange(64 * 96, dtype=torch.float32).reshape(64, 96)
     _check(block[:, ::2].t())
     _check(block[::3].t())
@@ -114,15 +116,15 @@ def test_what_is_no_permutation_of_a_block_is_copied_all_the_same() -> None:
     _check(torch.empty(0, 40).t())
 
 
-def test_the_slabs_are_used_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_are_used_only_if_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[int] = []
     transposed = _relayout._transposed
 
-    def look(block: torch.Tensor, count: int, rows: int, columns: int) -> torch.Tensor:
+    def record(block: torch.Tensor, count: int, rows: int, columns: int) -> torch.Tensor:
         used.append(count * rows * columns)
         return transposed(block, count, rows, columns)
 
-    monkeypatch.setattr(_relayout, "_transposed", look)
+    monkeypatch.setattr(_relayout, "_transposed", record)
     _check(torch.rand(1024, 1030).t())
     assert sum(used) == 1024 * 1030
     used.clear()

@@ -11,7 +11,7 @@ from torch import nn
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_torch
 
-from ..moving import crossing
+from ..moving import as_exchangeable
 from ..trees import place_on_sharding, read_flax, sharding_of
 from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
@@ -194,7 +194,7 @@ def save_flax(
         One array beside the source; Orbax holds its own copy of the tree.
     """
     tree = read_flax(source)
-    arrays = {leaf.path: crossing(leaf.value) for leaf in tree.root.flat().values()}
+    arrays = {leaf.path: as_exchangeable(leaf.value) for leaf in tree.root.flat().values()}
     tensors = to_torch({join_path(where): array for where, array in arrays.items()})
     if len(tensors) < len(arrays):
         raise CheckpointError("two leaves have the same dotted name.")

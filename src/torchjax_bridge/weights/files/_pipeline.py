@@ -108,7 +108,7 @@ class Pump:
         if tensor.is_contiguous():
             self._pending.append(writer.submit(_write, tensor, file, at, progress))
             return
-        if xla_copy.pays(tensor):
+        if xla_copy.is_fastest_for(tensor):
             tensor = tensor.squeeze()  # the same bytes, cut along an axis that can be
             size = min(_PIECE, max(self._share, _WRITE))
             rows = max(size * tensor.shape[0] // tensor.nbytes, 1)
@@ -116,7 +116,7 @@ class Pump:
             ahead = max(self._memory // (2 * size), self._in_flight)
             for piece in tensor.split(rows):
                 self._wait(ahead - 1)
-                made = layouts.submit(xla_copy.lay_out, piece)
+                made = layouts.submit(xla_copy.row_major_copy, piece)
                 self._pending.append(writer.submit(_write_made, made, file, at, progress))
                 at = None  # the others follow it
             return

@@ -1,13 +1,12 @@
-"""Bytes into row-major memory: the copies that a conversion makes.
+"""Copies into row-major memory: every copy that a conversion makes.
 
-Owns where a copied leaf lies and which of three ways copies it: XLA's own transposition (`xla_copy`), slabs in the
-cache (`_relayout`), or one plain copy (`_fresh`). Refuses nothing: layouts were checked before. Knows no
-layers and no rules. Gives `fresh` to the conversion and to the optimizer state, and `xla_copy` to the writing of
-files.
+Owns where a copy lies and what makes it: XLA's transposition (`xla_copy`), slabs in the cache (`_relayout`), or one
+plain copy (`_row_major`). Refuses nothing: layouts were checked before. Knows no layers and no rules. Gives
+`row_major_copies` to the conversion and to the optimizer state, and `xla_copy` to the writing of files.
 """
 
 from . import _xla_copy as xla_copy
-from ._fresh import fresh as fresh
-from ._numpy_leaf import crossing as crossing
+from ._exchangeable import as_exchangeable
+from ._row_major import row_major_copies
 
-__all__ = ["fresh", "xla_copy"]
+__all__ = ["as_exchangeable", "row_major_copies", "xla_copy"]

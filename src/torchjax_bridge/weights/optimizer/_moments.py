@@ -11,7 +11,7 @@ import torch
 
 from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch
 
-from ..moving import fresh
+from ..moving import row_major_copies
 from ..pairing import Move
 from ._classes import Slot
 
@@ -46,7 +46,7 @@ def moments_to_jax(
             moment = optimizer.state.get(parameter, {}).get(slot.name)
             moment = torch.zeros_like(parameter) if moment is None else moment
             tensors.append(moment.detach() * slot.factor(group))
-        laid_out.update(zip(move.flax_paths, fresh(move.layout.forward(tensors)), strict=True))
+        laid_out.update(zip(move.flax_paths, row_major_copies(move.layout.forward(tensors)), strict=True))
     arrays = to_jax({join_path(path): tensor for path, tensor in laid_out.items()})
     return {path: arrays[join_path(path)] for path in laid_out}
 
@@ -71,7 +71,7 @@ def moments_to_torch(
         return
     tensors = list(to_torch(dict(enumerate(found))).values())
     factor = slot.factor(group)
-    for key, tensor in zip(move.torch_keys, fresh(move.layout.inverse(tensors)), strict=True):
+    for key, tensor in zip(move.torch_keys, row_major_copies(move.layout.inverse(tensors)), strict=True):
         yield key, tensor if factor == 1 else tensor / factor
 
 

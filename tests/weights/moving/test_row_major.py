@@ -1,4 +1,4 @@
-"""Fresh memory holds the same bits, whoever laid them out, and belongs to nobody else."""
+"""A row-major copy has the same bits, whatever made it, and memory of its own."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from torchjax_bridge import to_flax, to_state_dict
 from torchjax_bridge.weights.moving import _xla_copy
-from torchjax_bridge.weights.moving._fresh import fresh
+from torchjax_bridge.weights.moving._row_major import row_major_copies
 
 DTYPES = (
     torch.bool,
@@ -42,7 +42,7 @@ def _bytes(tensor: torch.Tensor) -> bytes:
 
 
 def _check(sources: list[torch.Tensor]) -> None:
-    for copy, source in zip(fresh(sources), sources, strict=True):
+    for copy, source in zip(row_major_copies(sources), sources, strict=True):
         assert (copy.dtype, copy.shape) == (source.dtype, source.shape)
         assert copy.is_contiguous()
         assert _bytes(copy) == _bytes(source)
@@ -66,7 +66,7 @@ def test_every_dtype_and_order_of_axes_keeps_its_bits_whatever_x64_is(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_xla_lays_out_what_is_large_and_strided(laid_out: list[torch.Size], dtype: torch.dtype) -> None:
+def test_xla_copies_large_strided_tensors(laid_out: list[torch.Size], dtype: torch.dtype) -> None:
     _check(
         [_random_bits((24, 40), dtype).t(), _random_bits((24, 40), dtype), _random_bits((9, 40), dtype).t()]
     )
@@ -80,14 +80,14 @@ def test_leaves_of_full_size_are_shared_among_threads() -> None:
         _random_bits((1024, 512, 1, 1), torch.bfloat16).permute(2, 3, 1, 0),
         _random_bits((512, 256, 3, 3), torch.float32).permute(2, 3, 1, 0),
     ]
-    assert all(map(_xla_copy.pays, kernels))
-    assert not _xla_copy.pays(_random_bits((256, 256, 3, 3), torch.float32).permute(2, 3, 1, 0))
-    assert not _xla_copy.pays(_random_bits((64, 64), torch.float32).t())
-    assert not _xla_copy.pays(_random_bits((3, 3, 512, 512), torch.float32).permute(3, 2, 0, 1))
+    assert all(map(_xla_copy.is_fastest_for, kernels))
+    assert not _xla_copy.is_fastest_for(_random_bits((256, 256, 3, 3), torch.float32).permute(2, 3, 1, 0))
+    assert not _xla_copy.is_fastest_for(_random_bits((64, 64), torch.float32).t())
+    assert not _xla_copy.is_fastest_for(_random_bits((3, 3, 512, 512), torch.float32).permute(3, 2, 0, 1))
     _check(kernels)
 
 
-def test_what_is_no_permutation_of_a_block_is_copied_all_the_same(laid_out: list[torch.Size]) -> None:
+def test_a_view_that_is_not_a_permuted_block_is_copied_too(laid_out: list[torch.Size]) -> None:
     block = _random_bits((64, 96), torch.float32)
     _check(
         [block[:, ::2].t(), block[::3].t(), block[:, 5:71].t(), block[:1].expand(50, 96).t(), block[3:40].t()]
@@ -98,14 +98,14 @@ def test_what_is_no_permutation_of_a_block_is_copied_all_the_same(laid_out: list
 def test_a_neg_or_conj_bit_is_resolved(laid_out: list[torch.Size]) -> None:
     values = torch.randn(48, 64)
     pair = torch.complex(values, values.roll(1, 0))
-    negative, conjugate, _ = fresh([torch._neg_view(values).t(), pair.t().conj(), values.t()])
+    negative, conjugate, _ = row_major_copies([torch._neg_view(values).t(), pair.t().conj(), values.t()])
     assert torch.equal(negative, -values.t())
     assert torch.equal(conjugate, pair.t().conj().resolve_conj())
     assert not negative.is_neg()
     assert not conjugate.is_conj()
 
 
-def test_what_stands_around_the_call_in_jax_changes_nothing(laid_out: list[torch.Size]) -> None:
+def test_a_trace_a_guard_and_a_default_device_of_jax_change_nothing(laid_out: list[torch.Size]) -> None:
     sources = [_random_bits((24, 40), torch.float32, n).t() for n in range(2)]
 
     @jax.jit
@@ -119,7 +119,7 @@ def test_what_stands_around_the_call_in_jax_changes_nothing(laid_out: list[torch
     assert len(laid_out) == 4
 
 
-def test_a_guard_on_all_transfers_is_about_the_users_own(laid_out: list[torch.Size]) -> None:
+def test_a_transfer_guard_of_the_configuration_does_not_forbid_the_copy(laid_out: list[torch.Size]) -> None:
     before = jax.config.jax_transfer_guard
     jax.config.update("jax_transfer_guard", "disallow_explicit")  # a setting that every thread sees
     try:
@@ -129,7 +129,7 @@ def test_a_guard_on_all_transfers_is_about_the_users_own(laid_out: list[torch.Si
     assert len(laid_out) == 2
 
 
-def test_one_thread_of_torch_is_enough(laid_out: list[torch.Size]) -> None:
+def test_xla_copies_with_one_thread_of_torch_too(laid_out: list[torch.Size]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -139,15 +139,13 @@ def test_one_thread_of_torch_is_enough(laid_out: list[torch.Size]) -> None:
     assert laid_out == [torch.Size([40, 24])]
 
 
-def test_without_a_host_in_jax_torch_copies(
-    laid_out: list[torch.Size], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_xla_copy, "_host", lambda: None)
+def test_torch_copies_if_jax_has_no_cpu(laid_out: list[torch.Size], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_xla_copy, "_cpu_device", lambda: None)
     _check([_random_bits((24, 40), torch.float32, n).t() for n in range(2)])
     assert not laid_out
 
 
-def test_weights_laid_out_by_xla_go_there_and_back_and_are_nobody_elses(laid_out: list[torch.Size]) -> None:
+def test_weights_copied_by_xla_survive_a_round_trip_and_share_no_memory(laid_out: list[torch.Size]) -> None:
     module = nn.Sequential(*(nn.Linear(20, 30) if n % 2 else nn.Linear(30, 20) for n in range(4)))
     before = {key: _bytes(value) for key, value in module.state_dict().items()}
     layers = [nnx.Linear(*((20, 30) if n % 2 else (30, 20)), rngs=nnx.Rngs(0)) for n in range(4)]
@@ -165,7 +163,7 @@ def test_weights_laid_out_by_xla_go_there_and_back_and_are_nobody_elses(laid_out
         assert kernel.any()
 
 
-def test_the_terms_of_a_sum_come_back_in_memory_that_the_template_does_not_hold() -> None:
+def test_the_terms_of_a_sum_do_not_share_memory_with_the_template() -> None:
     module = nn.LSTM(3, 4, batch_first=True)
     twin = to_flax(module, nnx.RNN(nnx.LSTMCell(3, 4, rngs=nnx.Rngs(0))))
     back = to_state_dict(twin, module)

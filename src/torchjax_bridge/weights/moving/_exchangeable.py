@@ -1,7 +1,7 @@
-"""A leaf of a Flax model that ``to_torch`` does not take, on its way to torch: a numpy array, one of many devices.
+"""The leaves of a Flax model that ``to_torch`` does not take: NumPy arrays, and arrays over several devices.
 
-A checkpoint reader hands numpy arrays out, and an nnx module may hold one. They are copied: a numpy array may be
-read-only, and torch has no such tensors. An array over several devices is gathered on the host, one leaf at a time.
+A checkpoint reader returns NumPy arrays, and an nnx module may hold one. They are copied, because a NumPy array may
+be read-only and a torch tensor cannot be. An array over several devices is gathered on the host, leaf by leaf.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ import torch
 
 from torchjax_bridge.exchange import torch_dtype
 
-__all__ = ["crossing"]
+__all__ = ["as_exchangeable"]
 
 
-def crossing(value: Any, copy: bool | None = None) -> Any:
-    """The value, as something that crosses to torch; with ``copy=False`` nothing is gathered."""
+def as_exchangeable(value: Any, copy: bool | None = None) -> Any:
+    """The value in a form that ``to_torch`` takes; with ``copy=False`` nothing is gathered."""
     if isinstance(value, jax.Array) and copy is not False and value.is_fully_addressable:
         if len(value.sharding.device_set) == 1:
             return value
