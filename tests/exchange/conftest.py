@@ -15,9 +15,9 @@ hypothesis.settings.register_profile("deep", max_examples=17_000, deadline=None)
 def dlpack_path(request: pytest.FixtureRequest) -> Iterator[str]:
     """The DLPack path that this run of the test crosses on."""
     before = _dlpack.choice().path
-    _dlpack.use(request.param)
+    _dlpack.set_path(request.param)
     yield request.param
-    _dlpack.use(before)
+    _dlpack.set_path(before)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

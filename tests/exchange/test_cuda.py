@@ -10,7 +10,7 @@ import torch
 
 from torchjax_bridge.errors import ShareError
 from torchjax_bridge.exchange import to_jax, to_torch
-from torchjax_bridge.exchange._dtypes import JAX_OF
+from torchjax_bridge.exchange._dtypes import TORCH_TO_JAX
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def long_computation(x):
     return x * y[0, 0]
 
 
-@pytest.mark.parametrize("dtype", JAX_OF, ids=str)
+@pytest.mark.parametrize("dtype", TORCH_TO_JAX, ids=str)
 def test_every_dtype_is_shared_on_the_device(x64_on, dtype):
     tensor = torch.randint(0, 2, (64,), device="cuda").to(dtype)
     array = to_jax(tensor, copy=False)

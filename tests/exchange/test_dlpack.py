@@ -25,11 +25,11 @@ def test_the_path_in_use_is_the_one_that_was_chosen(dlpack_path):
 
 def test_both_directions_share_memory_and_keep_values():
     tensor = torch.arange(64, dtype=torch.float32)
-    array = _dlpack.borrow_cpu(tensor)
+    array = _dlpack.import_cpu(tensor)
     assert isinstance(array, jax.Array)
     assert array.unsafe_buffer_pointer() == tensor.data_ptr()
     assert array.tolist() == tensor.tolist()
-    back = _dlpack.lend(array)
+    back = _dlpack.export(array)
     assert back.data_ptr() == tensor.data_ptr()
     assert torch.equal(back, tensor)
 
@@ -37,7 +37,7 @@ def test_both_directions_share_memory_and_keep_values():
 @pytest.mark.parametrize("name", PRIVATE_NAMES)
 def test_a_jaxlib_without_the_private_functions_takes_the_public_path(monkeypatch, name):
     monkeypatch.delattr(f"jaxlib._jax.{name}")
-    chosen = _dlpack.use("")
+    chosen = _dlpack.set_path("")
     assert chosen.path == "public"
     assert name in chosen.reason
     monkeypatch.undo()  # the public functions call the same ones underneath
@@ -47,7 +47,7 @@ def test_a_jaxlib_without_the_private_functions_takes_the_public_path(monkeypatc
 @pytest.mark.parametrize("name", ["_to_dlpack", "_from_dlpack"])
 def test_a_torch_without_the_private_functions_takes_the_public_path(monkeypatch, name):
     monkeypatch.delattr(torch._C, name)
-    chosen = _dlpack.use("")
+    chosen = _dlpack.set_path("")
     assert chosen.path == "public"
     assert name in chosen.reason
 
@@ -57,7 +57,7 @@ def test_a_private_import_that_copies_is_not_taken(monkeypatch):
         "jaxlib._jax.dlpack_managed_tensor_to_buffer",
         lambda capsule, *_: jnp.array(torch.utils.dlpack.from_dlpack(capsule).numpy(), copy=True),
     )
-    chosen = _dlpack.use("")
+    chosen = _dlpack.set_path("")
     assert chosen.path == "public"
     assert "does not share memory" in chosen.reason
 
@@ -67,12 +67,12 @@ def test_a_private_export_with_wrong_values_is_not_taken(monkeypatch):
 
     real = _jax.buffer_to_dlpack_managed_tensor
     monkeypatch.setattr(_jax, "buffer_to_dlpack_managed_tensor", lambda a, **kw: real(a + 1, **kw))
-    chosen = _dlpack.use("")
+    chosen = _dlpack.set_path("")
     assert chosen.path == "public"
     assert "other values" in chosen.reason
 
 
-def test_a_private_export_of_what_torch_has_not_is_not_taken(monkeypatch):
+def test_a_private_export_of_a_dtype_that_torch_lacks_is_not_taken(monkeypatch):
     real = torch._C._from_dlpack
 
     def eager(capsule):
@@ -82,14 +82,14 @@ def test_a_private_export_of_what_torch_has_not_is_not_taken(monkeypatch):
             return torch.zeros(4, dtype=torch.uint8)
 
     monkeypatch.setattr(torch._C, "_from_dlpack", eager)
-    chosen = _dlpack.use("")
+    chosen = _dlpack.set_path("")
     assert chosen.path == "public"
-    assert "which torch has not, is exported" in chosen.reason
+    assert "which torch lacks, is exported" in chosen.reason
 
 
 def test_a_private_import_of_another_signature_is_not_taken(monkeypatch):
     monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", lambda capsule: None)
-    assert _dlpack.use("").path == "public"
+    assert _dlpack.set_path("").path == "public"
 
 
 def test_a_private_import_that_is_not_told_the_kind_of_memory_is_taken(monkeypatch):
@@ -99,14 +99,14 @@ def test_a_private_import_that_is_not_told_the_kind_of_memory_is_taken(monkeypat
         return now(capsule, device, stream, copy)
 
     monkeypatch.setattr("jaxlib._jax.dlpack_managed_tensor_to_buffer", before_jaxlib_0_10_2)
-    assert _dlpack.use("").path == "fast"
+    assert _dlpack.set_path("").path == "fast"
     tensor = torch.arange(16.0)
     assert to_jax(tensor).unsafe_buffer_pointer() == tensor.data_ptr()
 
 
-def test_a_jaxlib_whose_arrays_cannot_be_cloned_lends_them_all_the_same(monkeypatch):
+def test_a_jaxlib_whose_arrays_cannot_be_cloned_exports_them_all_the_same(monkeypatch):
     monkeypatch.delattr(_jax.ArrayImpl, "clone")
-    assert _dlpack.use("").path == "fast"
+    assert _dlpack.set_path("").path == "fast"
     array = jnp.full(1000, 5.0) + 0
     tensor = to_torch(array)
     assert tensor.data_ptr() == array.unsafe_buffer_pointer()
@@ -121,27 +121,27 @@ def test_arrays_of_an_unknown_class_share_memory_all_the_same(monkeypatch):
     assert to_torch([array])[0].tolist() == array.tolist()
 
 
-def test_lending_a_deleted_array_raises():
+def test_exporting_a_deleted_array_raises():
     array = jnp.arange(3) + 1
     array.delete()
     with pytest.raises((RuntimeError, TypeError)):  # and does not crash, as a clone of it would
-        _dlpack.lend(array)
+        _dlpack.export(array)
 
 
 def test_asking_for_a_fast_path_that_does_not_work_raises(monkeypatch):
     monkeypatch.delattr("jaxlib._jax.dlpack_managed_tensor_to_buffer")
     with pytest.raises(ExchangeError, match=r"TORCHJAX_BRIDGE_DLPACK=fast, but .*Unset it"):
-        _dlpack.use("fast")
+        _dlpack.set_path("fast")
 
 
 def test_an_unknown_word_raises_and_lists_the_known_ones():
     with pytest.raises(ExchangeError, match=r"'quick' is neither 'fast' nor 'public'"):
-        _dlpack.use("quick")
+        _dlpack.set_path("quick")
 
 
-def test_a_wish_that_failed_leaves_the_path_as_it_was(dlpack_path):
+def test_a_failed_choice_leaves_the_path_as_it_was(dlpack_path):
     with pytest.raises(ExchangeError):
-        _dlpack.use("quick")
+        _dlpack.set_path("quick")
     assert choice().path == dlpack_path
 
 
@@ -149,12 +149,12 @@ def test_the_first_crossings_of_many_threads_choose_once(monkeypatch):
     calls = []
     real = _dlpack._choose
 
-    def counting(wish):
-        calls.append(wish)
-        return real(wish)
+    def counting(wanted):
+        calls.append(wanted)
+        return real(wanted)
 
     monkeypatch.setattr(_dlpack, "_choose", counting)
-    _dlpack.forget()
+    _dlpack.reset_path()
     barrier = threading.Barrier(8)
     results = []
 
@@ -184,9 +184,9 @@ print(choice().path)
 
 
 def _run(word: str | None) -> subprocess.CompletedProcess:
-    env = {name: value for name, value in os.environ.items() if name != _dlpack.SWITCH}
+    env = {name: value for name, value in os.environ.items() if name != _dlpack.PATH_VARIABLE}
     if word is not None:
-        env[_dlpack.SWITCH] = word
+        env[_dlpack.PATH_VARIABLE] = word
     return subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=300
     )
@@ -250,7 +250,7 @@ def _on_another_default_device(cross):
     [_in_jit, _under_fake_tensors, _with_meta_as_default, _in_a_torch_transform, _on_another_default_device],
 )
 def test_where_the_first_crossing_happens_does_not_change_the_choice(monkeypatch, context):
-    monkeypatch.delenv(_dlpack.SWITCH, raising=False)
-    _dlpack.forget()
+    monkeypatch.delenv(_dlpack.PATH_VARIABLE, raising=False)
+    _dlpack.reset_path()
     context(_dlpack.choice)
     assert choice().path == "fast", choice().reason

@@ -7,7 +7,7 @@ import torch
 
 from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import jax_dtype, to_jax, to_torch, torch_dtype
-from torchjax_bridge.exchange._dtypes import JAX_OF, NEEDS_X64, TORCH_OF
+from torchjax_bridge.exchange._dtypes import JAX_TO_TORCH, NEEDS_X64, TORCH_TO_JAX
 
 EVERY_TORCH_DTYPE = sorted({d for d in vars(torch).values() if isinstance(d, torch.dtype)}, key=str)
 EVERY_JAX_ONLY_DTYPE = [
@@ -23,7 +23,7 @@ EVERY_JAX_ONLY_DTYPE = [
         "float8_e4m3b11fnuz",
     ]
 ]
-PAIRS = list(JAX_OF.items())
+PAIRS = list(TORCH_TO_JAX.items())
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def dlpack_path():
 def test_the_two_halves_of_the_table_are_inverse(ours, theirs):
     assert jax_dtype(ours) == theirs
     assert torch_dtype(theirs) is ours
-    assert TORCH_OF[JAX_OF[ours]] is ours
+    assert JAX_TO_TORCH[TORCH_TO_JAX[ours]] is ours
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=str)
@@ -46,7 +46,7 @@ def test_paired_dtypes_have_one_width_and_one_name(ours, theirs):
 
 @pytest.mark.parametrize("dtype", EVERY_TORCH_DTYPE, ids=str)
 def test_every_torch_dtype_has_a_counterpart_or_an_error_that_says_what_to_type(dtype):
-    if dtype in JAX_OF:
+    if dtype in TORCH_TO_JAX:
         assert isinstance(jax_dtype(dtype), np.dtype)
     else:
         with pytest.raises(DtypeError, match=r"JAX has no dtype for torch\.\w+\. (Call|Cast|It packs)"):
@@ -67,15 +67,15 @@ def test_a_prng_key_dtype_is_told_how_to_cross():
 def test_the_64_bit_dtypes_are_those_that_need_x64():
     wide = {
         dtype
-        for dtype, theirs in JAX_OF.items()
+        for dtype, theirs in TORCH_TO_JAX.items()
         if dtype.itemsize > (8 if dtype.is_complex else 4) and theirs.kind in "iufc"
     }
     assert set(NEEDS_X64) == wide
     for dtype, narrow in NEEDS_X64.items():
         with jax.enable_x64(False):
-            stays = jax.dtypes.canonicalize_dtype(JAX_OF[dtype])
+            stays = jax.dtypes.canonicalize_dtype(TORCH_TO_JAX[dtype])
         if narrow is not None:
-            assert JAX_OF[narrow] == stays
+            assert TORCH_TO_JAX[narrow] == stays
 
 
 @pytest.mark.parametrize("alias", [jnp.float32, np.float32, "float32", np.dtype("float32"), torch.float32])

@@ -96,7 +96,7 @@ def test_a_first_crossing_in_a_forked_child_takes_the_public_path(started):
     array = started
 
     def work():
-        _dlpack.forget()
+        _dlpack.reset_path()
         assert to_torch(array).tolist() == ARRAY.tolist()
         assert _dlpack.choice().path == "public"
         assert "forked after JAX had started" in _dlpack.choice().reason
@@ -163,9 +163,9 @@ def test_the_parent_goes_on(started):
 
 
 def test_where_jax_does_not_say_that_it_runs_a_crossing_does(started, monkeypatch):
-    monkeypatch.setattr(_fork, "_says", None)
+    monkeypatch.setattr(_fork, "_jax_has_started", None)
     assert in_child(lambda: double(torch.ones(2))).startswith("ForkError")
-    monkeypatch.setattr(_fork, "_started", False)
+    monkeypatch.setattr(_fork, "_jax_used", False)
     assert in_child(lambda: _fork.refuse_in_fork("run")) == "ok"
 
 

@@ -15,11 +15,11 @@ import torch
 
 from torchjax_bridge import as_torch_function, to_jax, to_torch
 from torchjax_bridge.errors import DtypeError, NarrowingError, ShareError, UnsupportedLeafError
-from torchjax_bridge.exchange._dtypes import JAX_OF
+from torchjax_bridge.exchange._dtypes import TORCH_TO_JAX
 
-DOORS = {"to_jax": to_jax, "to_torch": to_torch}
-both = pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
-KIND = {to_jax: jax.Array, to_torch: torch.Tensor}
+BOTH_WAYS = {"to_jax": to_jax, "to_torch": to_torch}
+both = pytest.mark.parametrize("convert", BOTH_WAYS.values(), ids=BOTH_WAYS)
+RESULT_CLASS = {to_jax: jax.Array, to_torch: torch.Tensor}
 
 
 def aligned(*shape, dtype=np.float32, offset=0):
@@ -50,15 +50,15 @@ def x64_on():
 
 
 @both
-@pytest.mark.parametrize("dtype", JAX_OF.values(), ids=str)
+@pytest.mark.parametrize("dtype", TORCH_TO_JAX.values(), ids=str)
 @pytest.mark.parametrize("shape", [(), (8,), (3, 5), (0,), (3, 0)], ids=str)
 @pytest.mark.parametrize("copy", [None, False, True])
-def test_an_array_of_every_dtype_crosses_bit_for_bit(x64_on, door, dtype, shape, copy):
+def test_an_array_of_every_dtype_crosses_bit_for_bit(x64_on, convert, dtype, shape, copy):
     array = aligned(*shape, dtype=dtype)
-    there = door(array, copy=copy)
-    assert isinstance(there, KIND[door])
+    there = convert(array, copy=copy)
+    assert isinstance(there, RESULT_CLASS[convert])
     assert there.shape == shape
-    assert there.dtype == (dtype if door is to_jax else {v: k for k, v in JAX_OF.items()}[dtype])
+    assert there.dtype == (dtype if convert is to_jax else {v: k for k, v in TORCH_TO_JAX.items()}[dtype])
     assert bits(there) == array.tobytes()
     if array.size:
         assert (address(there) == array.ctypes.data) is (copy is not True)
@@ -85,18 +85,18 @@ LAYOUTS = {
 
 @both
 @pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
-def test_an_array_of_every_layout_keeps_its_values_and_the_caller_his_memory(door, make):
+def test_an_array_of_every_layout_keeps_its_values_and_the_caller_his_memory(convert, make):
     array = make()
     before = array.tobytes()
     wanted = np.array(array.astype(array.dtype.newbyteorder("=")), order="C")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shared, copied = door(array), door({"a": array}, copy=True)["a"]
+        shared, copied = convert(array), convert({"a": array}, copy=True)["a"]
     for there in (shared, copied):
         assert there.shape == array.shape
         assert bits(there) == wanted.tobytes()
     assert address(copied) != array.ctypes.data
-    if door is to_torch:
+    if convert is to_torch:
         copied.zero_()
         assert array.tobytes() == before
         assert copied.is_contiguous()
@@ -104,14 +104,14 @@ def test_an_array_of_every_layout_keeps_its_values_and_the_caller_his_memory(doo
 
 @pytest.mark.parametrize("name", ["reversed", "another byte order", "a field of a record"])
 @both
-def test_copy_false_says_why_torch_can_lay_no_tensor_there(door, name):
+def test_copy_false_says_why_torch_can_lay_no_tensor_there(convert, name):
     why = {
         "reversed": "negative",
         "another byte order": "bytes are in another order",
         "a field of a record": "multiples",
     }
     with pytest.raises(ShareError, match=rf"'obs' with (JAX|torch) under copy=False.*{why[name]}"):
-        door({"obs": LAYOUTS[name]()}, copy=False)
+        convert({"obs": LAYOUTS[name]()}, copy=False)
 
 
 def test_a_read_only_array_is_shared_with_jax_and_copied_for_torch(tmp_path):
@@ -179,15 +179,15 @@ NUMBERS = {
 @both
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 @pytest.mark.parametrize("copy", [None, False, True])
-def test_numbers_and_strings_stay_what_they_are(door, number, copy):
-    assert door(number, copy=copy) is number
-    there = door({"n": number, "none": None, "x": [aligned(2), number]}, copy=copy and True, device="cpu")
+def test_numbers_and_strings_stay_what_they_are(convert, number, copy):
+    assert convert(number, copy=copy) is number
+    there = convert({"n": number, "none": None, "x": [aligned(2), number]}, copy=copy and True, device="cpu")
     assert there["n"] is there["x"][1] is number
     assert there["none"] is None
 
 
 @both
-def test_an_environment_s_state_crosses_whole_and_back(door):
+def test_an_environment_s_state_crosses_whole_and_back(convert):
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass
     class State:
@@ -200,8 +200,8 @@ def test_an_environment_s_state_crosses_whole_and_back(door):
     state = State(
         obs, np.float64(1.0), False, {"episode": {"r": 3.5, "l": 7}, "final": [obs, None], "name": "x"}
     )
-    there = door(state)
-    assert isinstance(there.obs, KIND[door])
+    there = convert(state)
+    assert isinstance(there.obs, RESULT_CLASS[convert])
     assert there.obs is there.info["final"][0]
     assert (there.reward, there.done, there.info["episode"], there.info["name"]) == (
         1,
@@ -237,9 +237,9 @@ REFUSED = {
 @both
 @pytest.mark.parametrize("copy", [None, False, True])
 @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_means_more_than_numbers_raises_with_the_leaf_and_the_fix(door, make, words, copy):
+def test_what_means_more_than_numbers_raises_with_the_leaf_and_the_fix(convert, make, words, copy):
     with pytest.raises((DtypeError, UnsupportedLeafError), match=rf"(?s)'info\.k' with (JAX|torch).*{words}"):
-        door({"info": {"k": make()}, "fine": 1}, copy=copy)
+        convert({"info": {"k": make()}, "fine": 1}, copy=copy)
 
 
 def test_a_device_is_honoured_for_arrays():

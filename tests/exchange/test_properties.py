@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from torchjax_bridge.errors import DtypeError, NarrowingError, ShareError
 from torchjax_bridge.exchange import to_jax, to_torch
-from torchjax_bridge.exchange._dtypes import JAX_OF
+from torchjax_bridge.exchange._dtypes import TORCH_TO_JAX
 
-DTYPES = sorted(JAX_OF, key=str)
+DTYPES = sorted(TORCH_TO_JAX, key=str)
 ALIGNMENTS = (0, 4, 8, 16, 32)
 COPIES = (None, False, True)
 EXAMPLES = 700  # of 30 cases each; 21,000 cases on each path
@@ -219,7 +219,7 @@ def cross(view, offset, copy, x64):
     array = to_jax(tensor, copy=copy)
     witness = to_jax(tensor, copy=copy) if shares else None  # JAX keeps what np.asarray read of `array`
     assert array.shape == view.shape
-    assert array.dtype == JAX_OF[dtype]
+    assert array.dtype == TORCH_TO_JAX[dtype]
     assert bytes_of(array) == expected
     back = to_torch(array, copy=copy)
     assert back.dtype is dtype

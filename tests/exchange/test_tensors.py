@@ -22,7 +22,7 @@ from torchjax_bridge.errors import (
     UnsupportedLeafError,
 )
 from torchjax_bridge.exchange import _dlpack, array_to_torch, tensor_to_jax, to_jax, to_torch
-from torchjax_bridge.exchange._dtypes import JAX_OF, NEEDS_X64
+from torchjax_bridge.exchange._dtypes import NEEDS_X64, TORCH_TO_JAX
 
 
 def aligned(*shape, dtype=torch.float32, offset=0):
@@ -55,13 +55,13 @@ def shares(tensor, array):
 # --- values and memory -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", JAX_OF, ids=str)
+@pytest.mark.parametrize("dtype", TORCH_TO_JAX, ids=str)
 @pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 4), (2, 1, 3)], ids=str)
 def test_every_dtype_is_shared_bit_for_bit_both_ways(x64_on, dtype, shape):
     tensor = aligned(*shape, dtype=dtype)
     array = to_jax(tensor)
     assert array.shape == shape
-    assert array.dtype == JAX_OF[dtype]
+    assert array.dtype == TORCH_TO_JAX[dtype]
     assert array_bits(array) == bits(tensor)
     assert shares(tensor, array)
     back = to_torch(array)
@@ -71,13 +71,13 @@ def test_every_dtype_is_shared_bit_for_bit_both_ways(x64_on, dtype, shape):
     assert back.data_ptr() == tensor.data_ptr()
 
 
-@pytest.mark.parametrize("dtype", JAX_OF, ids=str)
+@pytest.mark.parametrize("dtype", TORCH_TO_JAX, ids=str)
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 1)], ids=str)
 @pytest.mark.parametrize("copy", [None, False, True])
 def test_an_empty_tensor_keeps_its_shape_and_dtype(x64_on, dtype, shape, copy):
     tensor = torch.empty(shape, dtype=dtype)
     array = to_jax(tensor, copy=copy)
-    assert (array.shape, array.dtype) == (shape, JAX_OF[dtype])
+    assert (array.shape, array.dtype) == (shape, TORCH_TO_JAX[dtype])
     back = to_torch(array, copy=copy)
     assert (back.shape, back.dtype) == (tensor.shape, dtype)
 
@@ -330,7 +330,7 @@ def test_wide_floats_raise_with_x64_off_and_say_both_ways_out(x64_off, dtype, co
 def test_64_bit_dtypes_cross_as_they_are_with_x64_on(x64_on, dtype):
     tensor = aligned(8, dtype=dtype)
     array = to_jax(tensor)
-    assert array.dtype == JAX_OF[dtype]
+    assert array.dtype == TORCH_TO_JAX[dtype]
     assert array_bits(array) == bits(tensor)
     assert shares(tensor, array)
 
@@ -1029,7 +1029,7 @@ def test_what_jax_raises_below_is_told_with_the_leaf(monkeypatch):
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device's own words")
 
-    monkeypatch.setattr(_dlpack, "lend", fail)
+    monkeypatch.setattr(_dlpack, "export", fail)
     with pytest.raises(ExchangeError, match=r"'w\.0' with torch.*the device's own words") as caught:
         to_torch({"w": [jnp.ones(3)]})
     assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
@@ -1039,7 +1039,7 @@ def test_what_torch_or_jax_raise_on_import_is_told_with_the_leaf(monkeypatch):
     def fail(_):
         raise BufferError("the protocol's own words")
 
-    monkeypatch.setattr(_dlpack, "borrow_cpu", fail)
+    monkeypatch.setattr(_dlpack, "import_cpu", fail)
     with pytest.raises(ExchangeError, match=r"'w\.0' with JAX.*the protocol's own words"):
         to_jax({"w": [torch.ones(16)]})
 

@@ -1,23 +1,22 @@
-"""Whether a tensor carries a forward-mode tangent, which DLPack would drop without a word.
+"""Whether a tensor has a forward-mode tangent, which DLPack would drop silently.
 
-Reverse mode needs no help: ``requires_grad`` says it. For forward mode the public question
-(``forward_ad.unpack_dual``) costs as much as a third of a crossing, while torch's own module keeps the number
-of the open dual level in a private variable; so that is read first, where it exists.
+For reverse mode ``requires_grad`` is enough. For forward mode the public ``forward_ad.unpack_dual`` costs a third
+of a crossing. torch keeps the current dual level in a private variable, so that is read first where it exists.
 """
 
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["carries_tangent"]
+__all__ = ["has_tangent"]
 
 
-def carries_tangent(tensor: torch.Tensor) -> bool:
-    """Whether this is a dual tensor of the ``forward_ad.dual_level`` that is open."""
-    if getattr(forward_ad, "_current_level", 0) < 0:  # none is open
+def has_tangent(tensor: torch.Tensor) -> bool:
+    """Whether this is a dual tensor of the current ``forward_ad.dual_level``."""
+    if getattr(forward_ad, "_current_level", 0) < 0:  # no dual level is active
         return False
     try:
         return forward_ad.unpack_dual(tensor).tangent is not None
     except RuntimeError:
-        # torch does not look for tangents below autograd, in the kernel of an operator: there a tensor is a
-        # primal. It does not look into a wrapper either, which is refused for having no memory.
+        # Inside an operator's kernel, below autograd, torch cannot look for tangents: tensors there are primals.
+        # Nor can it look into wrapper tensors, but those are refused because they have no memory.
         return False

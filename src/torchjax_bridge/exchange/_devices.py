@@ -1,9 +1,8 @@
 """The device map: ``torch.device`` <-> ``jax.Device``, for devices that hold the same memory.
 
-``cuda:i`` is JAX's GPU whose ``local_hardware_id`` is ``i`` (the same numbering that DLPack uses). The CPU is
-one device to torch and may be several to JAX (``jax_num_cpu_devices``), all on the same memory: torch's CPU
-is the first of them, and ``"cpu:i"`` names the ``i``-th. Refuses to guess: a device that the other
-framework does not see is a `DeviceError`.
+``cuda:i`` is the JAX GPU whose ``local_hardware_id`` is ``i``; DLPack numbers devices in the same way. The CPU is
+one device to torch. To JAX it may be several (``jax_num_cpu_devices``) on the same memory. torch's CPU maps to the
+first of them; ``"cpu:i"`` names the ``i``-th. A device that the other framework does not see is a `DeviceError`.
 """
 
 from typing import Any
@@ -34,21 +33,21 @@ def jax_device(device: Any) -> jax.Device:
     """
     if isinstance(device, jax.Device):
         return device
-    torch_side = _parse(device)
-    if torch_side.type == "cpu":
-        return _host(torch_side.index or 0)
-    if torch_side.type != "cuda":
+    wanted = _parse(device)
+    if wanted.type == "cpu":
+        return _host_device(wanted.index or 0)
+    if wanted.type != "cuda":
         raise DeviceError(
-            f"JAX shares no memory with torch device '{torch_side}'; only cpu and cuda cross. "
+            f"JAX shares no memory with torch device '{wanted}'; only cpu and cuda cross. "
             "Move the tensor to the CPU first."
         )
-    index = _with_index(torch_side).index
+    index = _with_tensor_index(wanted).index
     for candidate in _jax_gpus():
         if candidate.local_hardware_id == index:
             return candidate
     raise DeviceError(
-        f"JAX does not see torch device 'cuda:{index}'; it sees {_seen()}. Install the CUDA build of JAX "
-        '(pip install "jax[cuda13]") and let CUDA_VISIBLE_DEVICES and JAX_PLATFORMS admit the device, or '
+        f"JAX does not see torch device 'cuda:{index}'; it sees {_visible_devices()}. Install the CUDA build of "
+        'JAX (pip install "jax[cuda13]") and let CUDA_VISIBLE_DEVICES and JAX_PLATFORMS admit the device, or '
         "move the tensor to the CPU first."
     )
 
@@ -60,8 +59,7 @@ def torch_device(device: Any) -> torch.device:
         device: A ``jax.Device``; or a ``torch.device`` or its name, returned as a ``torch.device``.
 
     Returns:
-        A ``torch.device``, with an index if it is a CUDA device and without one if it is the CPU, so that
-        it equals the ``.device`` of the tensors there.
+        A ``torch.device``, equal to the ``.device`` of the tensors there: CUDA has an index, the CPU has none.
 
     Raises:
         DeviceError: torch has no such device (a TPU), or was built without CUDA.
@@ -71,7 +69,7 @@ def torch_device(device: Any) -> torch.device:
     device(type='cpu')
     """
     if not isinstance(device, jax.Device):
-        return _with_index(_parse(device))
+        return _with_tensor_index(_parse(device))
     if device.platform == "cpu":
         return torch.device("cpu")
     if device.platform in ("gpu", "cuda") and device.local_hardware_id is not None:
@@ -98,8 +96,8 @@ def _parse(device: Any) -> torch.device:
         raise DeviceError(f"{device!r} is no device: pass 'cpu', 'cuda' or 'cuda:0'.") from err
 
 
-def _with_index(device: torch.device) -> torch.device:
-    """The device as tensors spell it: the CPU without an index, CUDA with one."""
+def _with_tensor_index(device: torch.device) -> torch.device:
+    """The device as ``tensor.device`` gives it: the CPU without an index, CUDA with one."""
     if device.type == "cpu":
         return torch.device("cpu")
     if device.type != "cuda" or device.index is not None:
@@ -108,23 +106,24 @@ def _with_index(device: torch.device) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError) as err:  # AssertionError: torch was built without CUDA
         raise DeviceError(
-            f"torch has no current device for 'cuda': {err}. JAX sees {_seen()}. Install a CUDA build "
+            f"torch has no current device for 'cuda': {err}. JAX sees {_visible_devices()}. Install a CUDA build "
             "of torch, or name another device."
         ) from err
 
 
-# What JAX raises where there is no such backend; it asserts where JAX_PLATFORMS names only what is not installed.
+# What JAX raises for a missing backend. AssertionError: JAX_PLATFORMS names only backends that are not installed.
 _NO_BACKEND = (RuntimeError, AssertionError)
 
 
-def _host(index: int) -> jax.Device:
+def _host_device(index: int) -> jax.Device:
     try:
         hosts = jax.local_devices(backend="cpu")
     except _NO_BACKEND as err:  # JAX_PLATFORMS leaves the CPU out
         raise DeviceError(
-            f"JAX does not see the CPU; it sees {_seen()}. Add cpu to JAX_PLATFORMS (JAX_PLATFORMS=cuda,cpu)."
+            f"JAX does not see the CPU; it sees {_visible_devices()}. Add cpu to JAX_PLATFORMS "
+            "(JAX_PLATFORMS=cuda,cpu)."
         ) from err
-    index %= 256  # torch keeps 8 bits and a sign: 'cpu:255' arrives as -1
+    index %= 256  # torch keeps a signed 8-bit index: 'cpu:255' arrives as -1
     if index < len(hosts):
         return hosts[index]
     raise DeviceError(
@@ -140,7 +139,7 @@ def _jax_gpus() -> list[jax.Device]:
         return []
 
 
-def _seen() -> str:
+def _visible_devices() -> str:
     try:
         return ", ".join(sorted({str(device) for device in jax.local_devices()}))
     except _NO_BACKEND:

@@ -1,7 +1,6 @@
-"""The dtype table: which torch dtype is which JAX dtype, and who cannot hold what.
+"""The dtype table: which torch dtype is which JAX dtype, and what to do about a dtype without counterpart.
 
-One half is written (`_PAIRS`); the other half, and the sets of dtypes without counterpart, are derived.
-Owns no policy: whether a 64-bit dtype may cross with x64 off is decided in ``_tensors``.
+Both maps are derived from `_PAIRS`. ``_tensors`` decides whether a 64-bit dtype may cross with x64 off.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from torchjax_bridge.errors import DtypeError
 
-__all__ = ["JAX_OF", "NEEDS_X64", "TORCH_OF", "jax_dtype", "torch_dtype"]
+__all__ = ["JAX_TO_TORCH", "NEEDS_X64", "TORCH_TO_JAX", "jax_dtype", "torch_dtype"]
 
 _PAIRS = (
     (torch.bool, jnp.bool_),
@@ -37,10 +36,10 @@ _PAIRS = (
     (torch.complex128, jnp.complex128),
 )
 
-JAX_OF: dict[torch.dtype, np.dtype] = {ours: np.dtype(theirs) for ours, theirs in _PAIRS}
-TORCH_OF: dict[np.dtype, torch.dtype] = {theirs: ours for ours, theirs in JAX_OF.items()}
+TORCH_TO_JAX: dict[torch.dtype, np.dtype] = {of_torch: np.dtype(of_jax) for of_torch, of_jax in _PAIRS}
+JAX_TO_TORCH: dict[np.dtype, torch.dtype] = {of_jax: of_torch for of_torch, of_jax in TORCH_TO_JAX.items()}
 
-# What each 64-bit dtype becomes with x64 off, when the values allow it; None where they never do.
+# What each 64-bit dtype becomes with x64 off if all values fit; None for floats, which are never narrowed.
 NEEDS_X64: dict[torch.dtype, torch.dtype | None] = {
     torch.int64: torch.int32,
     torch.uint64: torch.uint32,
@@ -57,8 +56,7 @@ def jax_dtype(dtype: Any) -> np.dtype:
             when torch has a counterpart for it.
 
     Returns:
-        An ``np.dtype``. 64-bit dtypes are returned as they are, whether or not x64 is on: this is a
-        table, not a policy.
+        An ``np.dtype``. 64-bit dtypes are returned as they are, whether or not x64 is on.
 
     Raises:
         DtypeError: The dtype has no counterpart (``torch.complex32``, quantized and sub-byte dtypes).
@@ -68,13 +66,13 @@ def jax_dtype(dtype: Any) -> np.dtype:
     dtype(bfloat16)
     """
     if isinstance(dtype, torch.dtype):
-        if dtype in JAX_OF:
-            return JAX_OF[dtype]
+        if dtype in TORCH_TO_JAX:
+            return TORCH_TO_JAX[dtype]
         raise DtypeError(f"JAX has no dtype for {dtype}. {torch_dtype_fix(dtype)}")
     known = _as_numpy_dtype(dtype)
-    if known in TORCH_OF:
+    if known in JAX_TO_TORCH:
         return known
-    raise DtypeError(f"torch has no dtype for {known}, so it is not one of the dtypes that cross.")
+    raise DtypeError(f"torch has no dtype for {known}, so it cannot cross.")
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
@@ -98,16 +96,16 @@ def torch_dtype(dtype: Any) -> torch.dtype:
         jax_dtype(dtype)
         return dtype
     known = _as_numpy_dtype(dtype)
-    if known in TORCH_OF:
-        return TORCH_OF[known]
+    if known in JAX_TO_TORCH:
+        return JAX_TO_TORCH[known]
     raise DtypeError(f"torch has no dtype for {known}. {jax_dtype_fix(known)}")
 
 
 def torch_dtype_fix(dtype: torch.dtype) -> str:
-    """What to type when a torch dtype has no JAX counterpart."""
+    """Advice for a torch dtype without JAX counterpart."""
     name = str(dtype).removeprefix("torch.")
     if name.startswith(("qint", "quint")):
-        return "Call .dequantize() first, or send .int_repr() with its scale and zero point."
+        return "Call .dequantize() first, or pass .int_repr() with its scale and zero point."
     if name == "complex32":
         return "Cast it to torch.complex64 first."
     if name.startswith(("int", "uint", "bits", "float4")):
@@ -116,10 +114,10 @@ def torch_dtype_fix(dtype: torch.dtype) -> str:
 
 
 def jax_dtype_fix(dtype: Any) -> str:
-    """What to type when a JAX dtype has no torch counterpart."""
+    """Advice for a JAX dtype without torch counterpart."""
     name = str(dtype)
     if name.startswith("key<"):
-        return "Send jax.random.key_data(key), and jax.random.wrap_key_data what comes back."
+        return "Pass jax.random.key_data(key), and call jax.random.wrap_key_data on the result."
     if name.startswith(("int", "uint")):
         return "Cast it to jnp.int8 first."
     if name.startswith("float"):
@@ -130,9 +128,9 @@ def jax_dtype_fix(dtype: Any) -> str:
 def _as_numpy_dtype(dtype: Any) -> np.dtype:
     try:
         if dtype is None:
-            raise TypeError("numpy reads None as float64, which nobody means here")
+            raise TypeError("numpy would read None as float64")
         return jnp.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError) as err:  # numpy reads some strings as formats of records
+    except (TypeError, ValueError, SyntaxError) as err:  # numpy parses some strings as record formats
         if str(dtype).startswith("key<"):
             raise DtypeError(f"torch has no dtype for {dtype}. {jax_dtype_fix(dtype)}") from err
         raise DtypeError(f"{dtype!r} is not a dtype that torch, JAX or numpy knows.") from err

@@ -1,7 +1,7 @@
-"""A process that was forked after JAX had started: what would wait there for ever raises.
+"""In a process that was forked after JAX started, calls that would wait forever raise.
 
-XLA compiles, computes and copies in threads of its own, and a forked child has none of them. Sharing memory needs
-none, so it goes on. A child forked before JAX started is a process like any other, as is one that was spawned.
+XLA compiles, computes and copies in its own threads, which a forked child lacks. Sharing memory needs no thread and
+still works. A child forked before JAX started has no such limits, nor has a spawned one.
 """
 
 import os
@@ -10,40 +10,40 @@ from typing import Any
 
 from torchjax_bridge.errors import ForkError
 
-__all__ = ["at_fork", "forked", "note_start", "refuse_in_fork"]
+__all__ = ["at_fork", "forked", "note_jax_started", "refuse_in_fork"]
 
-_forked = False
-_started = False
+_forked_after_jax = False
+_jax_used = False
 
 
 def forked() -> bool:
-    """Whether JAX had started in the process that this one was forked from."""
-    return _forked
+    """Whether this process was forked after JAX had started."""
+    return _forked_after_jax
 
 
 def refuse_in_fork(what: str) -> None:
-    """Raise in a forked child, before JAX is asked for what its threads would do.
+    """Raise in a forked child; call this before any work that needs JAX's threads.
 
     Raises:
         ForkError: JAX had started before the fork.
     """
-    if _forked:
+    if _forked_after_jax:
         raise ForkError(
-            f"cannot {what} in a process that was forked after JAX had started: JAX's threads are not in it, and "
-            "the call might wait for them for ever. Start the process by spawn (DataLoader(..., "
+            f"cannot {what} in a process that was forked after JAX had started: JAX's threads are missing in it, "
+            "and the call might wait for them forever. Start the process by spawn (DataLoader(..., "
             'multiprocessing_context="spawn"), multiprocessing.get_context("spawn")), fork it before JAX is first '
             "used, or keep to torch and NumPy in it and cross in the main process."
         )
 
 
-def note_start() -> None:
-    """Say that JAX has been used here; needed where JAX does not tell itself."""
-    global _started
-    _started = True
+def note_jax_started() -> None:
+    """Record that JAX has started; needed where `_backends_query` finds nothing."""
+    global _jax_used
+    _jax_used = True
 
 
-def _jax_says() -> Callable[[], bool] | None:
-    """JAX's own word on whether it has started a backend, which no public function gives without starting one."""
+def _backends_query() -> Callable[[], bool] | None:
+    """JAX's private function that tells whether a backend has started; every public function would start one."""
     try:
         from jax._src.xla_bridge import backends_are_initialized
 
@@ -52,19 +52,19 @@ def _jax_says() -> Callable[[], bool] | None:
         return None
 
 
-_says: Callable[[], Any] | None = _jax_says()
+_jax_has_started: Callable[[], Any] | None = _backends_query()
 
 
-def _in_child() -> None:
-    global _forked
-    if _started or (_says is not None and _says()):
-        _forked = True
+def _note_fork() -> None:
+    global _forked_after_jax
+    if _jax_used or (_jax_has_started is not None and _jax_has_started()):
+        _forked_after_jax = True
 
 
 def at_fork(function: Callable[[], None]) -> None:
-    """Have a function called in every child that is forked, after those that were registered before it."""
+    """Call a function in every forked child, in the order of registration."""
     if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
         os.register_at_fork(after_in_child=function)
 
 
-at_fork(_in_child)
+at_fork(_note_fork)

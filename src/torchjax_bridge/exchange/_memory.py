@@ -1,6 +1,6 @@
-"""A tensor's memory: whether XLA can read it as it lies, and the copy that it can read.
+"""Whether XLA can read a tensor's memory in place, and the copy for when it cannot.
 
-Owns layout, alignment, conj and neg bits and the narrowing of integers. A copy is always row-major.
+Handles layout, alignment, conj and neg bits, and the narrowing of integers. A copy is always row-major.
 """
 
 import torch
@@ -11,13 +11,13 @@ from ._dlpack import ALIGNMENT
 from ._paths import Path
 from ._refusals import leaf_name
 
-__all__ = ["is_dense", "narrow", "row_major_copy", "why_copy", "with_row_major_strides"]
+__all__ = ["is_dense", "narrow", "row_major_copy", "why_not_shareable", "with_row_major_strides"]
 
 _row_major = torch.contiguous_format
 
 
-def why_copy(tensor: torch.Tensor) -> str:
-    """Why this tensor's memory cannot be read by XLA as it lies; empty when it can."""
+def why_not_shareable(tensor: torch.Tensor) -> str:
+    """Why XLA cannot read this tensor's memory in place; empty when it can."""
     if tensor.is_conj():
         return "its conjugate bit is set, and JAX would read the unconjugated memory"
     if tensor.is_neg():
@@ -42,7 +42,7 @@ def is_dense(tensor: torch.Tensor) -> bool:
     if tensor.is_contiguous():
         return True
     strides, shape = tensor.stride(), tensor.shape
-    if 0 in strides and 1 not in shape:  # expanded, as the gradient of every sum is: told at once
+    if 0 in strides and 1 not in shape:  # expanded, as the gradient of every sum is: a shortcut
         return False
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
@@ -56,8 +56,8 @@ def is_dense(tensor: torch.Tensor) -> bool:
 def with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
     """The same memory, with the strides of size-1 axes set as in a row-major array.
 
-    torch ignores the stride of an axis of size 1; XLA would read it as a permuted layout, and every new
-    layout costs a compilation (https://github.com/jax-ml/jax/issues/24680).
+    torch ignores the stride of an axis of size 1. XLA would read a permuted layout from it, and every new layout
+    costs a compilation (https://github.com/jax-ml/jax/issues/24680).
     """
     strides, step = [], 1
     for size in reversed(tensor.shape):
@@ -68,7 +68,7 @@ def with_row_major_strides(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Fresh row-major memory with the tensor's values, its conj and neg bits resolved."""
+    """A row-major copy of the tensor, its conj and neg bits resolved."""
     if tensor.is_complex():
         if tensor.data_ptr() % tensor.element_size():
             return _copy_by_parts(tensor)
@@ -79,10 +79,10 @@ def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _copy_by_parts(tensor: torch.Tensor) -> torch.Tensor:
-    """The same for a complex tensor whose address is not a multiple of its element size.
+    """`row_major_copy` of a complex tensor whose address is not a multiple of its element size.
 
-    Only memory that torch did not allocate (a mapped file) lies so. Some of torch's complex128 loops, clone
-    among them, read 16 aligned bytes at once and end in a segmentation fault there; its float64 loops do not.
+    torch does not allocate such memory, but a mapped file may have it. Some of torch's complex128 loops (clone is
+    one) read 16 aligned bytes at once and would end in a segmentation fault. Its float64 loops do not.
     """
     conj = tensor.is_conj()
     parts = torch.view_as_real(tensor.conj() if conj else tensor)

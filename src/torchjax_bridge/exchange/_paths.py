@@ -1,8 +1,8 @@
 """The path of a leaf: ``"encoder.0.weight"`` <-> ``("encoder", 0, "weight")``.
 
-The only place where keys are split or joined. Integers are positions (``nn.Sequential``,
-``nnx.List``, list items); everything else is a name. Refuses nothing: a name that itself holds a dot
-survives ``join_path`` but is split by ``split_path``, as in torch's own ``state_dict``.
+The only place where keys are split or joined. Integers are positions (``nn.Sequential``, ``nnx.List``, list
+items); everything else is a name. Never raises. `split_path` splits a name that contains a dot, so such a name does
+not survive the round trip; torch's ``state_dict`` has the same ambiguity.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ def split_path(key: str) -> Path:
     >>> split_path("")
     ()
 
-    A segment with a leading zero (``"007"``) stays a name, so that ``join_path`` gives the key back.
+    A segment with a leading zero (``"007"``) is a name, so that ``join_path`` restores the key.
     """
     if not key:
         return ()
@@ -49,7 +49,7 @@ def from_jax_keypath(keypath: tuple[Any, ...]) -> Path:
 
 
 def _is_index(part: str) -> bool:
-    """Whether digits are a position: as ``str`` would write it."""
+    """Whether digits are spelled as ``str`` spells an integer."""
     return part.isascii() and (part == "0" or not part.startswith("0"))
 
 

@@ -1,7 +1,7 @@
-"""What cannot cross, and the words for it: every error names the leaf, what it is, and what to type.
+"""Errors for what cannot cross: each names the leaf, what it is, and the fix.
 
-Decides only whether a leaf is a plain tensor or array at all; whether its memory can be shared is ``_memory``'s
-business, and what then happens ``_tensors``'s.
+Checks only whether a leaf is a plain tensor or array. ``_memory`` decides whether its memory can be shared, and
+``_tensors`` what then happens.
 """
 
 import dataclasses
@@ -15,65 +15,64 @@ import torch
 
 from torchjax_bridge.errors import DtypeError, ExchangeError, ShareError, UnsupportedLeafError
 
-from ._autograd import carries_tangent
-from ._dtypes import JAX_OF, TORCH_OF, jax_dtype_fix, torch_dtype_fix
+from ._autograd import has_tangent
+from ._dtypes import JAX_TO_TORCH, TORCH_TO_JAX, jax_dtype_fix, torch_dtype_fix
 from ._paths import Path, join_path
 
 __all__ = [
-    "FOREIGN",
+    "FRAMEWORK_ERRORS",
     "cannot_share",
+    "check_array",
     "check_copy",
-    "explain",
+    "check_tensor",
     "leaf_name",
-    "refuse_array",
+    "raise_with_leaf",
+    "refuse_64_bit",
     "refuse_deleted",
-    "refuse_tensor",
-    "refuse_wide",
 ]
 
-# What torch and JAX raise for what they cannot do; AssertionError comes from fake tensors and torch.compile.
-FOREIGN = (RuntimeError, ValueError, TypeError, BufferError, AssertionError)
+# What torch and JAX raise when an operation fails; AssertionError comes from fake tensors and torch.compile.
+FRAMEWORK_ERRORS = (RuntimeError, ValueError, TypeError, BufferError, AssertionError)
 
-_HAZARDS = "See docs/sharing-memory.md."
-_LEAVES = "Every leaf must be a torch.Tensor, a jax.Array, a numpy.ndarray, a number or a string."
-_PLAIN_KINDS = (torch.Tensor, torch.nn.Parameter)
+_SEE_DOCS = "See docs/sharing-memory.md."
+_ALLOWED_LEAVES = "Every leaf must be a torch.Tensor, a jax.Array, a numpy.ndarray, a number or a string."
+_PLAIN_CLASSES = (torch.Tensor, torch.nn.Parameter)
 
 
 def check_copy(copy: Any) -> None:
-    """Raise for what Python would take for true or false: ``copy="no"`` asks for no copy."""
+    """Raise for any other value, such as ``copy="no"``, which Python would treat as true."""
     if copy is not None and copy is not True and copy is not False:
         raise TypeError(f"copy must be None, True or False; got {copy!r}.")
 
 
-def refuse_tensor(tensor: Any, path: Path) -> None:
-    """Raise unless this is a tensor whose whole meaning is a dtype, a shape and a block of memory."""
+def check_tensor(tensor: Any, path: Path) -> None:
+    """Raise unless this is a plain tensor: a dtype, a shape and a block of memory, without gradient."""
     if not isinstance(tensor, torch.Tensor):
-        _refuse(path, "JAX", _what(tensor), _fix_for_no_tensor(tensor))
-    kind = type(tensor)
+        _refuse(path, "JAX", _article_and_class(tensor), _fix_for_non_tensor(tensor))
+    cls = type(tensor)
     if tensor.is_nested:
         _refuse(
             path,
             "JAX",
-            f"a nested tensor ({kind.__qualname__})",
+            f"a nested tensor ({cls.__qualname__})",
             "Call .to_padded_tensor(0.0), or pass the list that .unbind() gives.",
         )
-    if kind not in _PLAIN_KINDS:
+    if cls not in _PLAIN_CLASSES:
         if torch.nn.parameter.is_lazy(tensor):
             _refuse(
                 path,
                 "JAX",
-                f"a {kind.__qualname__} of a lazy module, which has no shape yet",
+                f"a {cls.__qualname__} of a lazy module, which has no shape yet",
                 "Call the module once on an example input first.",
             )
-        if tensor.is_meta or "Fake" in kind.__name__:
-            _refuse(path, "JAX", f"a {kind.__name__}, with a shape but no values", "Pass a real tensor.")
+        if tensor.is_meta or "Fake" in cls.__name__:
+            _refuse(path, "JAX", f"a {cls.__name__}, with a shape but no values", "Pass a real tensor.")
         _refuse(
             path,
             "JAX",
-            f"a {kind.__module__}.{kind.__qualname__}, a torch.Tensor subclass that may mean more "
+            f"a {cls.__module__}.{cls.__qualname__}, a torch.Tensor subclass that may mean more "
             "than its memory",
-            "If its data is all that matters, pass .as_subclass(torch.Tensor); "
-            "else convert it to a plain tensor.",
+            "If only its data matters, pass .as_subclass(torch.Tensor). Otherwise convert it to a plain tensor.",
         )
     if tensor.is_meta:
         _refuse(path, "JAX", "a meta tensor, which holds a shape but no values", "Pass a real tensor.")
@@ -88,14 +87,14 @@ def refuse_tensor(tensor: Any, path: Path) -> None:
             "a tensor that requires grad, and a shared array would drop the gradient",
             "Call .detach() first; or wrap the JAX function with as_torch_function, which keeps gradients.",
         )
-    if carries_tangent(tensor):
+    if has_tangent(tensor):
         _refuse(
             path,
             "JAX",
             "a dual tensor of forward-mode autograd, and a shared array would drop the tangent",
             "Pass forward_ad.unpack_dual(tensor).primal; or wrap the JAX function with as_torch_function.",
         )
-    if tensor.dtype not in JAX_OF:
+    if tensor.dtype not in TORCH_TO_JAX:
         raise DtypeError(
             f"cannot share {leaf_name(path)} with JAX: JAX has no dtype for {tensor.dtype}. "
             f"{torch_dtype_fix(tensor.dtype)}"
@@ -112,12 +111,12 @@ def refuse_tensor(tensor: Any, path: Path) -> None:
 def _has_storage(tensor: torch.Tensor) -> bool:
     try:
         return tensor.data_ptr() != 0 or tensor.numel() == 0
-    except RuntimeError:  # functorch's and functionalization's wrappers have none
+    except RuntimeError:  # a wrapper of functorch or functionalization, which has no storage
         return False
 
 
-def refuse_array(array: Any, path: Path) -> None:
-    """Raise unless this is an array whose values lie in the memory of one device."""
+def check_array(array: Any, path: Path) -> None:
+    """Raise unless this is an array with values in the memory of one device."""
     if isinstance(array, jax.core.Tracer):
         _refuse(
             path,
@@ -126,10 +125,10 @@ def refuse_array(array: Any, path: Path) -> None:
             "Cross outside jit, grad and vmap; or wrap the torch function with as_jax_function.",
         )
     if not isinstance(array, jax.Array):
-        _refuse(path, "torch", _what(array), _fix_for_no_pytree(array) or _LEAVES)
+        _refuse(path, "torch", _article_and_class(array), _fix_for_non_leaf(array) or _ALLOWED_LEAVES)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         _refuse(path, "torch", f"a PRNG key array ({array.dtype})", jax_dtype_fix(array.dtype))
-    if array.dtype not in TORCH_OF:
+    if array.dtype not in JAX_TO_TORCH:
         raise DtypeError(
             f"cannot share {leaf_name(path)} with torch: torch has no dtype for {array.dtype}. "
             f"{jax_dtype_fix(array.dtype)}"
@@ -141,20 +140,20 @@ def refuse_array(array: Any, path: Path) -> None:
             path,
             "torch",
             f"an array on {count} devices ({array.sharding})",
-            "Gather it with jax.device_put(array, jax.devices()[0]), or send array.addressable_data(i).",
+            "Gather it with jax.device_put(array, jax.devices()[0]), or pass array.addressable_data(i).",
         )
 
 
-def refuse_deleted(path: Path, other: str) -> NoReturn:
+def refuse_deleted(path: Path, framework: str) -> NoReturn:
     _refuse(
         path,
-        other,
+        framework,
         "a deleted array (its buffer was donated, or .delete() was called)",
         "Cross before the donation, or do not donate the argument.",
     )
 
 
-def refuse_wide(dtype: torch.dtype | np.dtype, path: Path) -> NoReturn:
+def refuse_64_bit(dtype: torch.dtype | np.dtype, path: Path) -> NoReturn:
     half = str(dtype).replace("64", "32").replace("128", "64")
     raise DtypeError(
         f"cannot share {leaf_name(path)} with JAX: dtype {dtype} needs x64, which is off. Cast it to {half} "
@@ -162,50 +161,55 @@ def refuse_wide(dtype: torch.dtype | np.dtype, path: Path) -> NoReturn:
     )
 
 
-def cannot_share(path: Path, other: str, why: str) -> NoReturn:
+def cannot_share(path: Path, framework: str, why: str) -> NoReturn:
     raise ShareError(
-        f"cannot share {leaf_name(path)} with {other} under copy=False: {why}. Pass copy=None to let it be "
-        f"copied. {_HAZARDS}"
+        f"cannot share {leaf_name(path)} with {framework} under copy=False: {why}. Pass copy=None to let it be "
+        f"copied. {_SEE_DOCS}"
     )
 
 
-def explain(err: BaseException, thing: Any, other: str, path: Path) -> NoReturn:
-    """What torch or JAX raised, with the leaf it was about."""
+def raise_with_leaf(err: BaseException, thing: Any, framework: str, path: Path) -> NoReturn:
+    """Raise an `ExchangeError` that names the leaf, caused by an error of torch or JAX."""
     raise ExchangeError(
-        f"cannot share {leaf_name(path)} with {other}: {_what(thing)} was refused below with "
-        f"{type(err).__name__}: {err}. If a torch mode is active here (fake tensors, torch.compile), or the "
-        "array's own computation failed, cross outside the mode or mend the computation."
+        f"cannot share {leaf_name(path)} with {framework}: {_article_and_class(thing)} made torch or JAX raise "
+        f"{type(err).__name__}: {err}. If a torch mode is active here (fake tensors, torch.compile), cross outside "
+        "it. If the array's own computation failed, fix that computation."
     ) from err
 
 
-def _refuse(path: Path, other: str, what: str, fix: str) -> NoReturn:
-    raise UnsupportedLeafError(f"cannot share {leaf_name(path)} with {other}: it is {what}. {fix}")
+def _refuse(path: Path, framework: str, what: str, fix: str) -> NoReturn:
+    raise UnsupportedLeafError(f"cannot share {leaf_name(path)} with {framework}: it is {what}. {fix}")
 
 
 def leaf_name(path: Path) -> str:
     return f"'{join_path(path)}'" if path else "this leaf"
 
 
-def _what(thing: Any) -> str:
-    kind = type(thing)
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+def _article_and_class(thing: Any) -> str:
+    cls = type(thing)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     return f"a {name}"
 
 
-def _fix_for_no_tensor(thing: Any) -> str:
+def _fix_for_non_tensor(thing: Any) -> str:
     if isinstance(thing, torch.nn.Module):
         return "Pass its state_dict(), or use to_flax to convert its weights."
-    return _fix_for_no_pytree(thing) or _LEAVES
+    return _fix_for_non_leaf(thing) or _ALLOWED_LEAVES
 
 
-def _fix_for_no_pytree(thing: Any) -> str:
-    """What to type for something that holds leaves and that JAX does not open; empty for anything else."""
+def _fix_for_non_leaf(thing: Any) -> str:
+    """Advice for a container that JAX does not flatten, or for a function; empty for anything else."""
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        return "JAX does not open it: register its class with jax.tree_util.register_dataclass, or pass vars(it)."
+        return (
+            "JAX does not flatten it: register its class with jax.tree_util.register_dataclass, or pass "
+            "vars(it)."
+        )
     if isinstance(thing, Mapping):
-        return "JAX does not open it: pass dict(it), or register its class with jax.tree_util."
+        return "JAX does not flatten it: pass dict(it), or register its class with jax.tree_util."
     if isinstance(thing, tuple | list | Set | Iterator | MappingView):
-        return "JAX does not open it: pass list(it), or register its class with jax.tree_util."
+        return "JAX does not flatten it: pass list(it), or register its class with jax.tree_util."
     if callable(thing):
-        return f"{_LEAVES} Take functions out first, as equinox.partition(tree, equinox.is_array) does."
+        return (
+            f"{_ALLOWED_LEAVES} Take functions out first, as equinox.partition(tree, equinox.is_array) does."
+        )
     return ""

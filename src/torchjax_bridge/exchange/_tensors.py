@@ -1,8 +1,8 @@
 """One tensor crosses: the ``copy=`` contract, layouts, autograd and conj bits, the x64 policy.
 
-Understand, then act: the first lines of each public function recognise the plain case and cross at
-once; everything else goes to ``_import`` or ``_export``, which learn what the leaf is (``_refusals``) and how its
-memory lies (``_memory``), decide between sharing, copying and refusing, and only then move it.
+The first lines of each public function handle the plain case. Everything else takes the general path, ``_import``
+or ``_export``. They check what the leaf is (``_refusals``) and whether its memory can be shared (``_memory``), then
+share, copy or raise.
 """
 
 from typing import Any
@@ -15,23 +15,23 @@ import torch
 from torchjax_bridge.errors import BridgeError, DeviceError
 
 from . import _dlpack
-from ._autograd import carries_tangent
+from ._autograd import has_tangent
 from ._devices import jax_device, torch_device
-from ._dtypes import JAX_OF, NEEDS_X64
+from ._dtypes import NEEDS_X64, TORCH_TO_JAX
 from ._fork import refuse_in_fork
-from ._memory import is_dense, narrow, row_major_copy, why_copy, with_row_major_strides
-from ._numpy import numpy_as_tensor, stays
+from ._memory import is_dense, narrow, row_major_copy, why_not_shareable, with_row_major_strides
+from ._numpy import is_number_or_string, numpy_as_tensor
 from ._paths import Path
 from ._refusals import (
-    FOREIGN,
+    FRAMEWORK_ERRORS,
     cannot_share,
+    check_array,
     check_copy,
-    explain,
+    check_tensor,
     leaf_name,
-    refuse_array,
+    raise_with_leaf,
+    refuse_64_bit,
     refuse_deleted,
-    refuse_tensor,
-    refuse_wide,
 )
 
 __all__ = ["array_to_torch", "tensor_to_jax"]
@@ -39,8 +39,8 @@ __all__ = ["array_to_torch", "tensor_to_jax"]
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _strided = torch.strided
-# The dtypes that cross whether x64 is on or off and have no conj bit, so that one look is enough.
-_PLAIN_REAL = frozenset(dtype for dtype in JAX_OF if not dtype.is_complex) - frozenset(NEEDS_X64)
+# The dtypes that never need x64 and never have a conj bit, so that no further check is needed.
+_PLAIN_REAL = frozenset(dtype for dtype in TORCH_TO_JAX if not dtype.is_complex) - frozenset(NEEDS_X64)
 
 
 def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, path: Path = ()) -> jax.Array:
@@ -51,7 +51,7 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
             a string, passed through.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False``
             shares or raises; ``True`` always gives fresh, row-major memory.
-        device: Where the result lives: a ``jax.Device``, a ``torch.device`` or a name. ``None`` stays.
+        device: Where the result lives: a ``jax.Device``, a ``torch.device`` or a name. ``None`` moves nothing.
         path: Where the leaf sits in its tree, for error messages.
 
     Returns:
@@ -65,37 +65,37 @@ def tensor_to_jax(tensor: Any, *, copy: bool | None = None, device: Any = None, 
         DeviceError: JAX does not see the device.
 
     Memory:
-        Shares (``copy=None``) when the tensor is dense (any permutation of a row-major layout) and
-        its address a multiple of 64 bytes, on the device asked for, with no conj or neg bit to resolve
-        and no 64-bit integers to narrow; else copies.
+        With ``copy=None``, shares if the tensor is dense (any permutation of a row-major layout), starts at a
+        multiple of 64 bytes, is on the requested device, has no conj or neg bit and needs no narrowing. Otherwise
+        copies.
     """
-    kind = type(tensor)
-    if (kind is _Tensor or kind is _Parameter) and (copy is None or copy is False) and device is None:
+    cls = type(tensor)
+    if (cls is _Tensor or cls is _Parameter) and (copy is None or copy is False) and device is None:
         try:
             dtype = tensor.dtype
             if (
-                (dtype in _PLAIN_REAL or _crosses_now(dtype, tensor))
+                (dtype in _PLAIN_REAL or _is_shareable_dtype(dtype, tensor))
                 and tensor.is_cpu
                 and not tensor.requires_grad
                 and not tensor.is_neg()
-                # 0 without values, an error without memory (sparse, nested and functorch tensors)
+                # data_ptr() is 0 for an empty tensor and raises without memory (sparse, nested, functorch)
                 and (pointer := tensor.data_ptr())
-                and not carries_tangent(tensor)
+                and not has_tangent(tensor)
             ):
                 row_major = tensor.is_contiguous()
                 if not pointer % 64 and (row_major or is_dense(tensor)):
-                    if kind is _Parameter or not row_major:
-                        # module.to() gives this object other memory (parameter.data = ...), which would free
-                        # the old memory under the array; so JAX gets a name of its own. For every tensor
-                        # that would cost a quarter of a crossing; beside looking at strides it costs little.
+                    if cls is _Parameter or not row_major:
+                        # module.to() sets parameter.data, which would free the memory that the array uses. So
+                        # JAX gets its own tensor object. Doing so for every tensor would add a quarter to a
+                        # crossing; for permuted tensors it is cheap next to the check of strides.
                         tensor = tensor.data
                     if row_major and 1 in tensor.shape:
                         tensor = with_row_major_strides(tensor)
-                    return _dlpack.borrow_cpu(tensor)
-                if copy is None:  # as for the gradient of every sum, which is expanded
-                    return _dlpack.borrow_cpu(row_major_copy(tensor))
-        except FOREIGN:
-            pass  # not a plain tensor: the careful way names what it is, or raises the same again
+                    return _dlpack.import_cpu(tensor)
+                if copy is None:  # a common case: the gradient of a sum is expanded
+                    return _dlpack.import_cpu(row_major_copy(tensor))
+        except FRAMEWORK_ERRORS:
+            pass  # not a plain tensor: the general path raises an error that names the leaf
     return _import(tensor, copy, device, path)
 
 
@@ -108,7 +108,7 @@ def array_to_torch(
         array: A ``jax.Array`` of any shape on one device; or a ``torch.Tensor``, passed through.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False``
             shares or raises; ``True`` always gives fresh, row-major memory.
-        device: Where the result lives: a ``torch.device``, a ``jax.Device`` or a name. ``None`` stays.
+        device: Where the result lives: a ``torch.device``, a ``jax.Device`` or a name. ``None`` moves nothing.
         path: Where the leaf sits in its tree, for error messages.
 
     Returns:
@@ -121,47 +121,47 @@ def array_to_torch(
         DeviceError: torch does not see the device.
 
     Memory:
-        Shares (``copy=None``) whenever the device stays. JAX holds its arrays to be immutable and torch
-        cannot mark memory read-only: writing to a shared result changes the JAX array. On the CPU the call
-        waits until the array is computed.
+        With ``copy=None``, shares unless the array changes device. torch cannot mark memory read-only, so writing
+        to a shared result changes the JAX array, which JAX assumes to be immutable. On the CPU the call waits
+        until the array is computed.
     """
     if type(array) is _dlpack.PlainArray and (copy is None or copy is False) and device is None:
         try:
-            return _dlpack.lend(array)
-        except FOREIGN:
-            pass  # not a plain array: the careful way names what it is, or raises the same again
+            return _dlpack.export(array)
+        except FRAMEWORK_ERRORS:
+            pass  # not a plain array: the general path raises an error that names the leaf
     return _export(array, copy, device, path)
 
 
-def _crosses_now(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
-    """Whether a dtype outside `_PLAIN_REAL` crosses as it is: x64 is on if it needs it, no conj bit is set."""
-    return dtype in JAX_OF and (dtype not in NEEDS_X64 or x64()) and not tensor.is_conj()
+def _is_shareable_dtype(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether a tensor of a dtype outside `_PLAIN_REAL` can be shared: x64 is on if needed, no conj bit is set."""
+    return dtype in TORCH_TO_JAX and (dtype not in NEEDS_X64 or x64()) and not tensor.is_conj()
 
 
-# --- torch -> JAX, the careful way -------------------------------------------------------------------
+# --- torch -> JAX, the general path -------------------------------------------------------------------
 
 
 def _import(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
     check_copy(copy)
-    if stays(tensor):
+    if is_number_or_string(tensor):
         return tensor
     try:
         if isinstance(tensor, jax.Array):
-            return _pass_array(tensor, copy, device, path)
+            return _pass_array_through(tensor, copy, device, path)
         if isinstance(tensor, np.ndarray):
-            laid, copied = numpy_as_tensor(tensor, copy, path, "JAX")
-            if NEEDS_X64.get(laid.dtype, laid.dtype) is None and not x64():
-                refuse_wide(tensor.dtype.newbyteorder("="), path)
-            return _import_tensor(laid, None if copied else copy, device, path)
+            as_tensor, copied = numpy_as_tensor(tensor, copy, path, "JAX")
+            if NEEDS_X64.get(as_tensor.dtype, as_tensor.dtype) is None and not x64():
+                refuse_64_bit(tensor.dtype.newbyteorder("="), path)
+            return _import_tensor(as_tensor, None if copied else copy, device, path)
         return _import_tensor(tensor, copy, device, path)
-    except FOREIGN as err:
+    except FRAMEWORK_ERRORS as err:
         if isinstance(err, BridgeError):
             raise
-        explain(err, tensor, "JAX", path)
+        raise_with_leaf(err, tensor, "JAX", path)
 
 
 def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> jax.Array:
-    refuse_tensor(tensor, path)
+    check_tensor(tensor, path)
     target = _device_of(tensor, path) if device is None else jax_device(device)
     if target.platform == "cpu" and not tensor.is_cpu:
         if copy is False:
@@ -175,8 +175,8 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
     if tensor.dtype in NEEDS_X64 and not x64():
         narrower = NEEDS_X64[tensor.dtype]
         if narrower is None:
-            refuse_wide(tensor.dtype, path)
-    reason = why_copy(tensor)
+            refuse_64_bit(tensor.dtype, path)
+    reason = why_not_shareable(tensor)
     if reason and copy is False:
         cannot_share(path, "JAX", reason)
     if narrower is not None:
@@ -188,17 +188,17 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
     elif copy or reason or (target != source and not tensor.is_contiguous()):
         tensor = row_major_copy(tensor)
     else:
-        tensor = tensor.data  # a name of its own, so that `tensor.data = other` frees no memory under JAX
+        tensor = tensor.data  # so that the caller's later `tensor.data = new` frees no memory that JAX uses
         if tensor.is_contiguous():
             tensor = with_row_major_strides(tensor)
 
     if target != source:
         refuse_in_fork(f"copy to {target}")
-    array = _dlpack.borrow_cpu(tensor) if tensor.is_cpu else _dlpack.borrow_cuda(tensor)
+    array = _dlpack.import_cpu(tensor) if tensor.is_cpu else _dlpack.import_cuda(tensor)
     if target == source:
         return array
-    with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
-        # The transfer reads borrowed memory in the background; torch may write to it after we return.
+    with jax.ensure_compile_time_eval():  # copy now, even inside jit
+        # The transfer reads torch's memory in the background. Wait, since torch may write to it after we return.
         return jax.block_until_ready(jax.device_put(array, target))
 
 
@@ -210,14 +210,14 @@ def _device_of(tensor: torch.Tensor, path: Path) -> jax.Device:
 
 
 def x64() -> bool:
-    """Whether x64 is on in this thread: the global setting or an ``enable_x64`` context."""
-    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # made at run time
+    """Whether x64 is on in this thread, by the global setting or an ``enable_x64`` context."""
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]  # created at run time
 
 
-def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) -> jax.Array:
+def _pass_array_through(array: jax.Array, copy: bool | None, device: Any, path: Path) -> jax.Array:
     target = None if device is None else jax_device(device)
     if isinstance(array, jax.core.Tracer):
-        return _pass_tracer(array, copy, target, path)
+        return _pass_tracer_through(array, copy, target, path)
     if target is None and not copy:
         return array
     if array.is_deleted():
@@ -228,81 +228,81 @@ def _pass_array(array: jax.Array, copy: bool | None, device: Any, path: Path) ->
     if moves and copy is False:
         cannot_share(path, "JAX", f"it is not on {target}, which was asked for")
     refuse_in_fork("have JAX copy an array")
-    # Inside jit, too, the copy is made now; and a NaN is a value like any other, also when it is being hunted.
+    # Copy now, even inside jit. A NaN in the array must not raise, even under jax_debug_nans.
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         if not _is_row_major(array):
             copied = jnp.array(array, copy=True)  # row-major, which device_put alone would not make it
             copied = jax.device_put(copied, target) if moves else copied
         elif moves or array.committed:
-            # Also under jax.set_mesh, where a computation would refuse an array that is not on the mesh.
+            # device_put works under jax.set_mesh too; a computation would refuse an array outside the mesh.
             copied = jax.device_put(array, target if moves else array.sharding, may_alias=False)
         else:
             copied = jnp.array(array, copy=True)  # stays uncommitted
-        # The copy runs in the background and may read memory that torch lent us.
+        # The copy runs in the background and may read torch's memory.
         return jax.block_until_ready(copied)
 
 
-def _pass_tracer(tracer: Any, copy: bool | None, target: jax.Device | None, path: Path) -> jax.Array:
-    """A value that JAX has yet to compute: what is asked for becomes a step of the computation."""
+def _pass_tracer_through(tracer: Any, copy: bool | None, target: jax.Device | None, path: Path) -> jax.Array:
+    """Pass a tracer through; a requested move or copy is traced into the computation."""
     if target is not None:
         if copy is False:
             cannot_share(
-                path, "JAX", f"it is a tracer, and where it will lie is not known; {target} was asked for"
+                path, "JAX", f"it is a tracer, so its device is not known yet; {target} was asked for"
             )
         tracer = jax.device_put(tracer, target)
     return jnp.array(tracer, copy=True) if copy else tracer
 
 
 def _is_row_major(array: jax.Array) -> bool:
-    if not hasattr(array, "format"):  # a PRNG key hides how its words lie
+    if not hasattr(array, "format"):  # a PRNG key does not expose its layout
         return False
     layout = array.format.layout
     return layout is None or tuple(layout.major_to_minor) == tuple(range(array.ndim))
 
 
-# --- JAX -> torch, the careful way -------------------------------------------------------------------
+# --- JAX -> torch, the general path -------------------------------------------------------------------
 
 
 def _export(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     check_copy(copy)
-    if stays(array):
+    if is_number_or_string(array):
         return array
     try:
         if isinstance(array, torch.Tensor):
-            return _pass_tensor(array, copy, device, path)
+            return _pass_tensor_through(array, copy, device, path)
         if isinstance(array, np.ndarray):
             tensor, copied = numpy_as_tensor(array, copy, path, "torch")
-            return _pass_tensor(tensor, None if copied else copy, device, path)
+            return _pass_tensor_through(tensor, None if copied else copy, device, path)
         return _export_array(array, copy, device, path)
-    except FOREIGN as err:
+    except FRAMEWORK_ERRORS as err:
         if isinstance(err, BridgeError):
             raise
-        explain(err, array, "torch", path)
+        raise_with_leaf(err, array, "torch", path)
 
 
 def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
-    refuse_array(array, path)
-    (jax_side,) = array.devices()
+    check_array(array, path)
+    (jax_source,) = array.devices()
     try:
-        target = torch_device(jax_side if device is None else device)
+        target = torch_device(jax_source if device is None else device)
     except DeviceError as err:
         raise DeviceError(f"cannot share {leaf_name(path)} with torch: {err}") from err
-    if target.type == "cpu" and jax_side.platform != "cpu":
+    if target.type == "cpu" and jax_source.platform != "cpu":
         if copy is False:
-            cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
-        refuse_in_fork(f"copy from {jax_side}")
-        with jax.ensure_compile_time_eval():  # inside jit, too, the copy is made now
-            array, jax_side = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
-    source = torch_device(jax_side)
+            cannot_share(path, "torch", f"it is on {jax_source} and device='{target}' was asked for")
+        refuse_in_fork(f"copy from {jax_source}")
+        with jax.ensure_compile_time_eval():  # copy now, even inside jit
+            array, jax_source = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
+    source = torch_device(jax_source)
     if target != source:
         if copy is False:
-            cannot_share(path, "torch", f"it is on {jax_side} and device='{target}' was asked for")
-        return _move(_dlpack.lend(array), target, path)
-    tensor = _dlpack.lend(array)
+            cannot_share(path, "torch", f"it is on {jax_source} and device='{target}' was asked for")
+        return _move(_dlpack.export(array), target, path)
+    tensor = _dlpack.export(array)
     return row_major_copy(tensor) if copy else tensor
 
 
-def _pass_tensor(tensor: torch.Tensor, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
+def _pass_tensor_through(tensor: torch.Tensor, copy: bool | None, device: Any, path: Path) -> torch.Tensor:
     target = tensor.device if device is None else torch_device(device)
     if target != tensor.device:
         if copy is False:
@@ -319,7 +319,7 @@ def _move(tensor: torch.Tensor, target: torch.device, path: Path) -> torch.Tenso
     if target.type == "meta":
         raise DeviceError(
             f"cannot move {leaf_name(path)}: device='meta' holds no values. Pass a device with memory, or call "
-            ".to('meta') after."
+            ".to('meta') afterwards."
         )
     try:
         if tensor.layout is _strided:

@@ -1,8 +1,8 @@
-"""The same two verbs over pytrees: `to_jax` and `to_torch`.
+"""The two public functions over pytrees: `to_jax` and `to_torch`.
 
-A tree is a JAX pytree. Each leaf crosses by the rules of ``_tensors``; a leaf that cannot is tagged with its
-path, all such leaves are gathered, and one error names them. Leaves that are one object on one side are one
-object on the other. What JAX cannot flatten or rebuild is refused in ``_pytree``.
+A tree is a JAX pytree. ``_tensors`` converts each leaf. One error names every leaf that cannot cross, with its
+path. A leaf that occurs several times is one object in the result, too. ``_pytree`` raises for what JAX cannot
+flatten or rebuild.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ._devices import jax_device, torch_device
 from ._dlpack import PlainArray
 from ._paths import from_jax_keypath
 from ._pytree import flatten, rebuild
-from ._refusals import FOREIGN, check_copy
+from ._refusals import FRAMEWORK_ERRORS, check_copy
 from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]
@@ -35,9 +35,9 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     """The same pytree with every ``torch.Tensor`` and ``numpy.ndarray`` leaf a ``jax.Array``, bit for bit.
 
     Args:
-        tree: A pytree (dicts, tuples, lists, namedtuples, registered dataclasses, ``None``) whose leaves are
-            ``torch.Tensor``, ``numpy.ndarray`` or ``jax.Array``; a ``jax.Array`` is passed through, and so are
-            Python's and NumPy's numbers, bools and strings, which are the same on both sides. Or one tensor.
+        tree: One tensor, or a pytree (dicts, tuples, lists, namedtuples, registered dataclasses, ``None``) of
+            ``torch.Tensor``, ``numpy.ndarray`` or ``jax.Array`` leaves. A ``jax.Array`` is passed through. So are
+            Python's and NumPy's numbers, bools and strings.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is.
@@ -47,30 +47,30 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
 
     Raises:
         ExchangeError: Some leaves cannot cross. The message lists every such leaf with its path, the reason
-            and the fix; ``err.faults`` holds one error a leaf; the class is that of the first
+            and the fix. ``err.faults`` holds one error per leaf. The class is that of the first error
             (`UnsupportedLeafError`, `DtypeError`, `NarrowingError`, `ShareError`, `DeviceError`).
 
     Memory:
-        With ``copy=None`` an array shares its tensor's memory when the tensor is gap-free (in any
-        permutation of its axes), 64-byte aligned, free of conj and neg bits and not narrowed. Then
-        writing to the tensor in place changes the array, also while JAX still computes with it: write only
-        after ``jax.block_until_ready`` of the results, or pass ``copy=True``. Nor resize a shared tensor or
-        move it to shared memory: that frees what JAX reads. See ``docs/sharing-memory.md``. A NumPy array is
-        treated as the tensor on its memory, read-only ones too; it is copied where torch has no such tensor
-        (negative strides, another byte order).
+        With ``copy=None`` an array shares its tensor's memory if the tensor is gap-free (in any permutation
+        of its axes), 64-byte aligned, free of conj and neg bits and not narrowed. Writing to the tensor in
+        place then changes the array, even while JAX computes with it. So write only after
+        ``jax.block_until_ready`` of the results, or pass ``copy=True``. Do not resize a shared tensor or move it
+        to shared memory: that frees memory that JAX reads. See ``docs/sharing-memory.md``. A NumPy array is
+        treated as a tensor on its memory, even if it is read-only. It is copied where torch allows no such
+        tensor (negative strides, another byte order).
 
-    With x64 off, ``int64`` and ``uint64`` leaves become 32-bit when every value fits and raise otherwise;
-    ``float64`` and ``complex128`` always raise. Nothing is narrowed in silence.
+    With x64 off, ``int64`` and ``uint64`` leaves become 32-bit if every value fits, and raise otherwise.
+    ``float64`` and ``complex128`` always raise. Nothing is narrowed silently.
 
     >>> import torch
     >>> to_jax({"w": torch.ones(2, 3), "b": None})["w"].shape
     (2, 3)
     """
     if isinstance(tree, torch.Tensor):
-        if copy is None and device is None:  # the plain case pays for no keywords
+        if copy is None and device is None:  # skip the cost of keyword arguments
             return tensor_to_jax(tree)
         return tensor_to_jax(tree, copy=copy, device=device)
-    return _cross(tensor_to_jax, tree, copy, device)
+    return _convert_tree(tensor_to_jax, tree, copy, device)
 
 
 @overload
@@ -83,74 +83,74 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     """The same pytree with every ``jax.Array`` and ``numpy.ndarray`` leaf a ``torch.Tensor``, bit for bit.
 
     Args:
-        tree: A pytree whose leaves are ``jax.Array``, ``numpy.ndarray`` or ``torch.Tensor``; a ``torch.Tensor``
-            is passed through, and so are Python's and NumPy's numbers, bools and strings. Or one array.
+        tree: One array, or a pytree of ``jax.Array``, ``numpy.ndarray`` or ``torch.Tensor`` leaves. A
+            ``torch.Tensor`` is passed through. So are Python's and NumPy's numbers, bools and strings.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``torch.device``, a ``jax.Device`` or a name; ``None`` leaves each leaf where it is.
 
     Returns:
-        A pytree of the same structure. A tensor made of an array does not require grad; a tensor passed
-        through keeps what it had. Two leaves that are one array become one tensor.
+        A pytree of the same structure. A new tensor does not require grad; a tensor that is passed through is
+        unchanged. Two leaves that are one array become one tensor.
 
     Raises:
         ExchangeError: As for `to_jax`.
 
     Memory:
-        With ``copy=None`` a tensor shares its array's memory. JAX takes its arrays to be immutable, and
-        torch has no read-only tensors: do not write to the result; pass ``copy=True`` for a tensor to write
-        to. See ``docs/sharing-memory.md``. A NumPy array is shared as ``torch.from_numpy`` shares it; one that is
-        read-only, or laid out as no tensor can be, is copied.
+        With ``copy=None`` a tensor shares its array's memory. JAX assumes that its arrays are immutable, and torch
+        has no read-only tensors. So do not write to the result; pass ``copy=True`` for a tensor to write to. See
+        ``docs/sharing-memory.md``. A NumPy array is shared as by ``torch.from_numpy``. It is copied if it is
+        read-only or has strides that no tensor can have.
 
     >>> import jax.numpy as jnp
     >>> to_torch((jnp.zeros(3), jnp.ones(2, jnp.bfloat16)))[1].dtype
     torch.bfloat16
     """
     if type(tree) is PlainArray and copy is None and device is None:
-        try:  # as array_to_torch begins: to call it would be a twentieth of the whole
-            return _dlpack.lend(tree)
-        except FOREIGN:
+        try:  # inlined from array_to_torch: the call would cost a twentieth of the crossing
+            return _dlpack.export(tree)
+        except FRAMEWORK_ERRORS:
             pass
     if isinstance(tree, jax.Array):
         return array_to_torch(tree, copy=copy, device=device)
-    return _cross(array_to_torch, tree, copy, device)
+    return _convert_tree(array_to_torch, tree, copy, device)
 
 
-def _cross(one: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -> Any:
+def _convert_tree(convert_leaf: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -> Any:
     check_copy(copy)
-    if device is not None:  # a fault of the call, not of a leaf
-        device = jax_device(device) if one is tensor_to_jax else torch_device(device)
+    if device is not None:  # checked here, so that a wrong device is reported once and not per leaf
+        device = jax_device(device) if convert_leaf is tensor_to_jax else torch_device(device)
     leaves, structure = flatten(tree)
-    crossed: dict[int, Any] = {}  # by identity, so that one leaf stays one leaf
+    converted: dict[int, Any] = {}  # by identity, so that a repeated leaf is converted once
     try:
         if copy is None and device is None:
             for leaf in leaves:
                 key = id(leaf)
-                if key not in crossed:
-                    crossed[key] = one(leaf)
+                if key not in converted:
+                    converted[key] = convert_leaf(leaf)
         else:
             for leaf in leaves:
                 key = id(leaf)
-                if key not in crossed:
-                    crossed[key] = one(leaf, copy=copy, device=device)
+                if key not in converted:
+                    converted[key] = convert_leaf(leaf, copy=copy, device=device)
     except ExchangeError as err:
-        _raise_every_fault(one, tree, copy, device, err)
-    return rebuild(structure, [crossed[id(leaf)] for leaf in leaves], tree)
+        _raise_all_faults(convert_leaf, tree, copy, device, err)
+    return rebuild(structure, [converted[id(leaf)] for leaf in leaves], tree)
 
 
-def _raise_every_fault(
-    one: Callable[..., Any], tree: Any, copy: bool | None, device: Any, first: ExchangeError
+def _raise_all_faults(
+    convert_leaf: Callable[..., Any], tree: Any, copy: bool | None, device: Any, first: ExchangeError
 ) -> None:
-    """Cross every leaf once more, now with its path, and raise one error for all that cannot."""
+    """Convert every leaf again, now with its path, and raise one error for all that cannot cross."""
     faults: list[ExchangeError] = []
     for keypath, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         try:
-            one(leaf, copy=copy, device=device, path=from_jax_keypath(keypath))
+            convert_leaf(leaf, copy=copy, device=device, path=from_jax_keypath(keypath))
         except ExchangeError as err:
             faults.append(err)
     if len(faults) == 1:
         raise faults[0] from faults[0].__cause__
-    if not faults:  # a leaf that changed under our hands
+    if not faults:  # another thread changed the leaf between the two passes
         raise first
     lines = "\n".join(f"  {fault}" for fault in faults)
     gathered = type(faults[0])(f"{len(faults)} leaves cannot cross:\n{lines}")
