@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' own --help. Run ``python docs/make_cli.py`` after changing one."""
+"""Writes docs/cli.md from each command's --help. Run ``python docs/make_cli.py`` after changing one."""
 
 import pathlib
 
@@ -19,15 +19,15 @@ HEAD = """<!-- Written by docs/make_cli.py from the commands' own help; do not e
 `python -m torchjax_bridge` is the same.
 
 Results go to stdout, progress and errors to stderr. An error is one message without a traceback (`--debug` shows
-it). Exit codes: **0** it is done, or the same; **1** it failed, or differs; **2** the command line is wrong.
+it). Exit codes: **0** done, or the same; **1** failed, or different; **2** wrong command line.
 
 Shell completion: `torchjax-bridge --install-completion`.
 
 A factory (`package.module:factory`) is called without arguments, on torch's meta device and under JAX's abstract
-evaluation, so that no model takes memory (`parity` builds them as they are, to run them); a class of
+evaluation, so no model takes memory. (`parity` runs the models, so it builds them with memory.) A subclass of
 `flax.nnx.Module` is called with `rngs`. The current folder is searched for the module.
 
-A linen module has no arrays before it is called, so a template is a factory of its variables:
+A linen module has no arrays before it is called. So its template is a factory of its variables:
 
 ```python
 import jax
@@ -44,15 +44,16 @@ def net_variables():
     return Net().init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
 ```
 
-`--template my.nets:net_variables`; `audit` and `parity` run the model, and take `--template my.nets:Net` itself.
+Pass it as `--template my.nets:net_variables`. `audit` and `parity` run the model, so they take the module itself:
+`--template my.nets:Net`.
 """
 
 FOOT = """## What files may do
 
-Nothing in a checkpoint is ever run: torch files are read with `weights_only=True` alone, and headers, indexes and
-offsets are checked before a byte is believed. A file that is not sound is one error and exit code 1, and leaves
-nothing behind. Output is written beside its target and renamed when it is whole: a kill at any moment leaves the
-old state or the new. A killed conversion of shards goes on with `--resume`.
+Nothing in a checkpoint is ever run. torch files are read with `weights_only=True` only, and headers, indexes and
+offsets are checked before they are used. An invalid file gives one error and exit code 1, and nothing is written.
+Output is written next to its target and renamed when it is complete, so a kill leaves the old state or the new one.
+`--resume` continues a killed conversion of shards.
 
 ## Rules
 """
@@ -64,7 +65,7 @@ def page() -> str:
     for name in COMMANDS:
         text = help_of(name)
         parts.append(f"## {name}\n\n```text\n{text}\n```\n")
-    about = (RULES or "").replace("``--rules FILE``: w", "`--rules FILE`: w", 1)
+    about = (RULES or "").replace("``--rules FILE``", "`--rules FILE`", 1)
     first, _, code = about.partition("::\n")
     example = "\n".join(line.removeprefix("    ") for line in code.strip("\n").splitlines())
     parts.append(f"{FOOT}\n{first.strip()}:\n\n```toml\n{example.rstrip()}\n```\n")
@@ -72,7 +73,7 @@ def page() -> str:
 
 
 def help_of(name: str) -> str:
-    """One command's help, as it reads in a pipe of 100 columns."""
+    """The help of a command, without colour and 100 columns wide."""
     done = CliRunner().invoke(app, [name, "--help"], prog_name="torchjax-bridge", env=PLAIN)
     return "\n".join(line.rstrip() for line in done.output.strip().splitlines())
 

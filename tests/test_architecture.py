@@ -266,7 +266,7 @@ def test_every_public_name_can_be_had_and_is_documented() -> None:
         assert thing.__doc__, name
 
 
-def test_every_public_name_but_the_errors_is_loaded_when_it_is_first_touched() -> None:
+def test_every_public_name_but_the_errors_is_loaded_when_it_is_first_used() -> None:
     assert {*torchjax_bridge._LAZY, "errors"} == set(torchjax_bridge.__all__)
     assert set(torchjax_bridge.__all__) <= set(dir(torchjax_bridge))
     with pytest.raises(AttributeError, match="no_such_name"):

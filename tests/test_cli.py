@@ -20,10 +20,10 @@ from typer.testing import CliRunner, Result
 
 from torchjax_bridge import exchange
 from torchjax_bridge.cli._app import app
-from torchjax_bridge.cli._options import as_bytes, as_dtype
+from torchjax_bridge.cli._options import parse_bytes, parse_dtype
+from torchjax_bridge.cli._proposed_rules import proposed_rules
 from torchjax_bridge.cli._rules import read_rules
-from torchjax_bridge.cli._spelling import as_toml
-from torchjax_bridge.cli._terminal import columns, human
+from torchjax_bridge.cli._terminal import align_columns, format_bytes
 from torchjax_bridge.weights import (
     Fill,
     Flatten,
@@ -187,21 +187,24 @@ def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path
     [
         ("[[rename]]\ntorch = 'a'", "lacks the dotted name 'flax'"),
         ("[[rename]]\ntorch = 'a'\nflax = 'b'\neval = 'os'", "not a table of flax, torch"),
-        ("[[exec]]\ntorch = 'a'", "'exec' is no list of rules"),
-        ("[[layer_type]]\ntorch = 'a'\nkind = 'Module.__init__'", "no class of torch.nn"),
+        ("[[exec]]\ntorch = 'a'", "'exec' is not a list of rules"),
+        ("[[layer_type]]\ntorch = 'a'\nkind = 'Module.__init__'", "not a class of torch.nn"),
         ("[[flatten]]\ntorch = 'a'", "needs features"),
-        ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\nchannels_first = true", "stands alone"),
-        ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "stands alone"),
-        ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\noutput = 1", "output is true or false"),
+        (
+            "[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\nchannels_first = true",
+            "must be true, and without features",
+        ),
+        ("[[flatten]]\ntorch = 'a'\nchannels_first = false", "must be true, and without features"),
+        ("[[flatten]]\ntorch = 'a'\nfeatures = [2, 3]\noutput = 1", "output must be true or false"),
         ("[[keep]]\nflax = 'a'", "not a table of torch"),
         ("[[fill]]\nflax = 'a'", "takes a number such as 0.0"),
         ("[[fill]]\nvalue = 0.0", "takes the dotted name of a Flax leaf"),
-        ("rename = 3", "'rename' is no list"),
+        ("rename = 3", "'rename' is not a list"),
         ("[[fused]]\ntorch = 'qkv'", "takes the name of one layer"),
-        ("[[rename", "is no TOML"),
+        ("[[rename", "is not TOML"),
     ],
 )
-def test_a_rules_file_that_says_no_rule_is_a_usage_error(
+def test_an_invalid_rules_file_is_a_usage_error(
     nets: dict[str, torch.Tensor], tmp_path: Folder, text: str, why: str
 ) -> None:
     (tmp_path / "r.toml").write_text(text)
@@ -230,24 +233,26 @@ def test_rules_are_those_of_python(tmp_path: Folder, monkeypatch: pytest.MonkeyP
         assert read_rules("r.toml") == (rule,)
 
 
-def test_every_proposed_rule_is_spelt_as_a_rules_file_has_it(tmp_path: Folder) -> None:
+def test_every_proposed_rule_is_translated_to_a_rules_file(tmp_path: Folder) -> None:
     one = tmp_path / "r.toml"
     rules = [Rename("a.*", 'b "c"'), LayerType("d(1)", torch.nn.Conv1d), Flatten("e", (4, 2), output=True)]
     rules += [Flatten("f", None), Rename("g", "h"), Keep("pooler"), Fill("a.bias", 0.5), Fill("b.bias", 0)]
     rules += [Fused("m", "qkv", ("q", "k", "v"), heads=3), Fused("n", ("q", "k"), "qk")]
-    one.write_text("\n".join(as_toml(f"say rules=[{', '.join(map(_spelt, rules))}], or so (or not)")))
+    one.write_text(
+        "\n".join(proposed_rules(f"say rules=[{', '.join(map(_as_python, rules))}], or so (or not)"))
+    )
     assert set(read_rules(str(one))) == set(rules)
     kinds = {type(rule) for rule in rules}
     assert kinds == set(UserRule.__args__) - {Rule}, "what a caller can say, but for a Rule, which is Python"
     asked = 'Rename("n1", "x") or Rename("n1", "y"); Flatten("p", (C, H, W)), LayerType(<path>, nn.Linear)'
     asked += ', Fused("m", "q", (<first>, <second>))'
-    one.write_text("\n".join(as_toml(asked)))
+    one.write_text("\n".join(proposed_rules(asked)))
     assert read_rules(str(one)) == ()  # a choice is not made, and a question is none
     assert one.read_text().count('# {torch = "n1"') == 2
     assert '# {module = "m", torch = "q", flax = ["<first>", "<second>"]},' in one.read_text()
 
 
-def _spelt(rule: object) -> str:
+def _as_python(rule: object) -> str:
     """As Python has it."""
     return str(rule).replace('"c""', '\\"c\\""') if '"c""' in str(rule) else str(rule)
 
@@ -433,13 +438,13 @@ def test_errors_name_the_options_and_not_the_arguments_of_python(
 
 
 @pytest.mark.parametrize("command", ["convert", "plan"])
-def test_what_the_names_do_not_say_points_to_the_model(
+def test_what_names_do_not_show_points_to_the_model(
     nets: dict[str, torch.Tensor], tmp_path: Folder, command: str
 ) -> None:
     save_state_dict("less.pt", {name: tensor for name, tensor in nets.items() if name != "fc.bias"})
     arguments = ["less.pt", *(["o"] if command == "convert" else []), "--to", "flax"]
     arguments += ["--template", factory("nnx_net")]
-    assert "--model MODULE:FACTORY says what names do not" in run(command, *arguments, code=1).output
+    assert "--model MODULE:FACTORY adds what names do not show" in run(command, *arguments, code=1).output
     assert "--model" not in run(command, *arguments, "--model", factory("Net"), code=1).output
 
 
@@ -475,15 +480,15 @@ def test_on_a_terminal_there_is_a_bar_with_the_name_as_it_is(nets: dict[str, tor
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["--model", "nowhere"], "is no factory"),
+        (["--model", "nowhere"], "is not a factory"),
         (["--model", "no_such_module:Net"], "ModuleNotFoundError"),
         (["--model", factory("nothing")], "AttributeError"),
         (["--model", factory("broken")], "OSError: no such license"),
         (["--model", factory("abstract")], "not a torch.nn.Module"),
         (["--template", factory("Net")], "not an nnx.Module"),
         (["--template", factory("number")], "not an nnx.Module"),
-        (["--dtype", "int8"], "no floating-point dtype"),
-        (["--memory", "much"], "is no size"),
+        (["--dtype", "int8"], "not a floating-point dtype"),
+        (["--memory", "much"], "is not a size"),
         (["--format", "pickle"], "pickle"),
         (["--to", "numpy"], "numpy"),
     ],
@@ -680,7 +685,7 @@ def test_every_command_has_debug(name: str) -> None:
 
 
 def test_a_size_beyond_the_memory_is_one_error() -> None:
-    assert "no memory for tensors of 900.00 TB" in run("bench", "--size", "900TB", code=1).stderr
+    assert "not enough memory for tensors of 900.00 TB" in run("bench", "--size", "900TB", code=1).stderr
 
 
 @pytest.mark.parametrize("platform", ["cuda", "nonsense"])
@@ -724,12 +729,12 @@ def test_what_was_read_and_left_out_of_a_torch_file_is_said(
 
 
 def test_sizes_and_dtypes_are_read_as_people_write_them() -> None:
-    assert [as_bytes(text) for text in ("1GB", "1 GiB", "512mb", "2.5K", "7")] == [
+    assert [parse_bytes(text) for text in ("1GB", "1 GiB", "512mb", "2.5K", "7")] == [
         10**9, 2**30, 512 * 10**6, 2500, 7,
     ]  # fmt: skip
-    assert as_dtype("BF16") is torch.bfloat16
-    assert as_dtype("float8_e5m2") is torch.float8_e5m2
-    assert [human(size) for size in (0, 999, 1000, 4_000_000_000, 5e12, 5e15)] == [
+    assert parse_dtype("BF16") is torch.bfloat16
+    assert parse_dtype("float8_e5m2") is torch.float8_e5m2
+    assert [format_bytes(size) for size in (0, 999, 1000, 4_000_000_000, 5e12, 5e15)] == [
         "0 B", "999 B", "1.00 kB", "4.00 GB", "5.00 TB", "5000.00 TB",
     ]  # fmt: skip
-    assert columns([["a", "b"], ["long", "c"]]) == ["a     b", "long  c"]
+    assert align_columns([["a", "b"], ["long", "c"]]) == ["a     b", "long  c"]

@@ -227,14 +227,14 @@ def test_parity_takes_ids_and_arrays_from_files(models: pathlib.Path) -> None:
     np.save("ids.npy", np.arange(10).reshape(2, 5))
     assert "agree" in run(*model, "--input", "ids.npy", "--input", "random:2x5x4").stdout
     done = run(*model, "--input", "random:2x5:int:50", "--input", "random:2x5x4", code=1)
-    assert done.stderr.startswith("error: a model cannot run on this: IndexError: ")
+    assert done.stderr.startswith("error: a model cannot run: IndexError: ")
     assert "--torch-arg NAME=VALUE" in run(*model, "--input", "random:2x5:int:11", code=1).stderr
 
 
 def test_what_a_model_raises_is_one_line(models: pathlib.Path) -> None:
     command = ("parity", "--model", of("Broken"), "--template", of("Twin"), "--input", "random:2x3x8x8")
     said = run(*command, code=1).stderr
-    assert said == "error: a model cannot run on this: RuntimeError: no such weather (--debug shows where)\n"
+    assert said == "error: a model cannot run: RuntimeError: no such weather (--debug shows where)\n"
     done = CliRunner().invoke(app, [*command, "--debug"])
     assert type(done.exception) is RuntimeError
 
@@ -260,11 +260,11 @@ def test_weights_of_another_model_do_not_fit(models: pathlib.Path) -> None:
         "bad.npz",
     ],
 )
-def test_what_is_no_input_is_a_usage_error(models: pathlib.Path, spec: str) -> None:
+def test_an_invalid_input_is_a_usage_error(models: pathlib.Path, spec: str) -> None:
     pathlib.Path("bad.npz").write_bytes(b"PK no arrays")
     done = run("parity", "--model", of("Net"), "--template", of("Twin"), "--input", spec, code=2)
     assert "Invalid value" in done.stderr
-    assert "--input says" in run("parity", "--model", of("Net"), "--template", of("Twin"), code=2).stderr
+    assert "give --input" in run("parity", "--model", of("Net"), "--template", of("Twin"), code=2).stderr
 
 
 def test_inputs_are_drawn_by_the_seed(models: pathlib.Path) -> None:

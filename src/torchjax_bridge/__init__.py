@@ -1,14 +1,14 @@
 """torchjax-bridge: PyTorch and JAX share tensors, weights and code.
 
-The everyday names. ``to_*`` moves data (the result lives in the other framework), ``as_*`` wraps code (it
-is called from the other framework and still runs in its own). Importing this module changes nothing and is
-cheap: a name brings torch, jax and what else it needs when it is first touched.
+``to_*`` moves data: the result lives in the other framework. ``as_*`` wraps code: it is called from the other
+framework and still runs in its own. Importing this module changes no setting and is cheap: a name imports torch,
+jax and what else it needs when it is first used.
 """
 
 from typing import TYPE_CHECKING
 
 from . import errors
-from ._lazy import on_first_touch
+from ._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .exchange import jax_device as jax_device
@@ -74,4 +74,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
-    __getattr__, __dir__ = on_first_touch(__name__, _LAZY)
+    __getattr__, __dir__ = lazy_attributes(__name__, _LAZY)

@@ -1,7 +1,7 @@
-"""A package's names, each loaded from its own file when it is first touched (PEP 562).
+"""Loads the public names of a package when they are first used (PEP 562).
 
-So that ``import torchjax_bridge`` is cheap, one direction of ``wrap`` does not pay for the other, and flax and
-optax are imported only by what needs them. Knows no names: each package lists its own.
+So ``import torchjax_bridge`` is cheap, one direction of ``wrap`` does not load the other, and flax and optax are
+imported only by what needs them. Each package lists its own names.
 """
 
 import importlib
@@ -9,10 +9,10 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["on_first_touch"]
+__all__ = ["lazy_attributes"]
 
 
-def on_first_touch(
+def lazy_attributes(
     package: str, names: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The ``__getattr__`` and ``__dir__`` of a package.

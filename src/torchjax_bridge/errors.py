@@ -1,29 +1,29 @@
-"""Every exception this library raises, and what each is a kind of.
+"""Every exception that this library raises, with its base classes.
 
 ::
 
     BridgeError
     ├── ExchangeError                          a tensor cannot cross
-    │   ├── UnsupportedLeafError  (TypeError)      the other framework has no such thing
+    │   ├── UnsupportedLeafError  (TypeError)      the other framework has no such object
     │   ├── DtypeError            (TypeError)      no counterpart dtype, or it needs x64
     │   ├── NarrowingError        (OverflowError)  a 64-bit value does not fit in 32 bits
-    │   ├── ShareError            (ValueError, BufferError)  copy=False was asked and cannot be had
+    │   ├── ShareError            (ValueError, BufferError)  copy=False, and the memory cannot be shared
     │   └── DeviceError           (ValueError)     no such device on the other side
     ├── WeightsError                           a weight tree cannot cross
     │   ├── PlanError             (ValueError)     missing, unexpected, mismatched or ambiguous entries
-    │   ├── SettingsError         (ValueError)     two live layers disagree in a setting
-    │   ├── OptimizerStateError   (ValueError)     an optimizer state without counterpart
-    │   └── CheckpointError       (ValueError)     a file is not a sound checkpoint
-    ├── ForkError             (RuntimeError)   JAX is asked to run in a child that was forked after it started
+    │   ├── SettingsError         (ValueError)     two models differ in a setting, or cannot be compared
+    │   ├── OptimizerStateError   (ValueError)     an optimizer state that has no counterpart
+    │   └── CheckpointError       (ValueError)     a file is not a valid checkpoint
+    ├── ForkError             (RuntimeError)   JAX is called in a child that was forked after JAX started
     └── WrapError                              a wrapped function cannot do what was asked
-        ├── ArgumentError         (TypeError)      an argument that cannot be passed across
-        ├── OutputError           (ValueError)     an output that is not what was announced
-        └── TransformError        (RuntimeError)   a transform that cannot be honoured
+        ├── ArgumentError         (TypeError)      an argument that the other framework cannot take
+        ├── OutputError           (ValueError)     an output that cannot be returned, or differs from output_shape
+        └── TransformError        (RuntimeError)   a transform that this call does not support
 
-A class is also the builtin that a caller who does not know this library expects, so
-``except OverflowError`` works. A message says what was asked, why it cannot be, and what to type.
+A class also inherits from the builtins in parentheses, so ``except OverflowError`` works. A message says what was
+asked, why it is impossible, and what to type.
 
-This file imports nothing of ours, so that every other file may import it.
+This file imports nothing of the library, so every other file may import it.
 """
 
 from collections.abc import Sequence
@@ -50,22 +50,22 @@ __all__ = [
 
 
 class BridgeError(Exception):
-    """The root: catches everything this library raises on purpose."""
+    """The base class of every error that this library raises on purpose."""
 
 
 class ExchangeError(BridgeError):
     """A tensor cannot cross between torch and JAX.
 
     Attributes:
-        faults: When a tree was asked to cross, the error of every leaf that could not, in the
-            order of the leaves; empty for a single tensor.
+        faults: For a tree, the error of each leaf that cannot cross, in the order of the leaves; empty for a single
+            tensor.
     """
 
     faults: Sequence["ExchangeError"] = ()
 
 
 class UnsupportedLeafError(ExchangeError, TypeError):
-    """The other framework has nothing that could hold this object."""
+    """The other framework has no counterpart of this object."""
 
 
 class DtypeError(ExchangeError, TypeError):
@@ -77,7 +77,7 @@ class NarrowingError(ExchangeError, OverflowError):
 
 
 class ShareError(ExchangeError, ValueError, BufferError):
-    """``copy=False`` was asked, and the memory cannot be shared."""
+    """The memory cannot be shared, and ``copy=False`` forbids a copy."""
 
 
 class DeviceError(ExchangeError, ValueError):
@@ -93,7 +93,7 @@ class PlanError(WeightsError, ValueError):
 
 
 class SettingsError(WeightsError, ValueError):
-    """Two corresponding layers disagree in a setting that arrays do not carry."""
+    """Two models differ in a setting that arrays do not show, such as epsilon; or one is not a live model."""
 
 
 class OptimizerStateError(WeightsError, ValueError):
@@ -101,11 +101,11 @@ class OptimizerStateError(WeightsError, ValueError):
 
 
 class CheckpointError(WeightsError, ValueError):
-    """A file that is not a sound checkpoint of its format."""
+    """A file that is not a valid checkpoint of its format."""
 
 
 class ForkError(BridgeError, RuntimeError):
-    """JAX is asked to run in a process that was forked after it had started, where it would wait for ever."""
+    """JAX is called in a process that was forked after JAX started, and would hang."""
 
 
 class WrapError(BridgeError):
@@ -113,12 +113,12 @@ class WrapError(BridgeError):
 
 
 class ArgumentError(WrapError, TypeError):
-    """An argument that cannot be passed across."""
+    """An argument that cannot be passed to the other framework."""
 
 
 class OutputError(WrapError, ValueError):
-    """An output that is not what was announced, or cannot be passed back."""
+    """An output that cannot be passed back, or differs from ``output_shape``."""
 
 
 class TransformError(WrapError, RuntimeError):
-    """A transform that this call cannot honour."""
+    """A transform that this call does not support."""

@@ -3,7 +3,7 @@
 Each command has a file, and calls the other packages for its work. It imports them inside its functions:
 torch and jax take seconds to import, and ``--help`` and a shell's completion should answer at once.
 
-Exit codes, for every command: 0 it is done, or the same; 1 it failed, or differs; 2 the command line is wrong.
+Exit codes: 0 done, or the same; 1 failed, or different; 2 wrong command line.
 """
 
 import sys
@@ -20,8 +20,8 @@ def main() -> None:
         from ._app import app
 
         if "--debug" not in sys.argv:
-            sys.excepthook = _in_one_line
-            sys.unraisablehook = _beside_the_point
+            sys.excepthook = _print_unexpected_error
+            sys.unraisablehook = _print_unraisable
         get_command(app)(prog_name="torchjax-bridge")
     except ModuleNotFoundError as err:
         missing = (err.name or "").partition(".")[0]
@@ -34,15 +34,20 @@ def main() -> None:
         raise SystemExit(1) from None
 
 
-def _in_one_line(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
-    """What nobody foresaw: a fault of ours, or of the machine."""
+def _print_unexpected_error(
+    kind: type[BaseException], err: BaseException, trace: TracebackType | None
+) -> None:
+    """An exception hook for unforeseen errors: bugs of ours, or faults of the machine."""
     del trace
     reason = (str(err).splitlines() or [""])[0]
     sys.stderr.write(f"error: {kind.__name__}: {reason} (--debug shows where)\n")
 
 
-def _beside_the_point(fault: "sys.UnraisableHookArgs") -> None:
-    """What a thread could tell nobody: Orbax gives up on a damaged checkpoint while TensorStore still reads it."""
+def _print_unraisable(fault: "sys.UnraisableHookArgs") -> None:
+    """The hook for errors that no caller can catch.
+
+    Silent about one: Orbax gives up on a damaged checkpoint while a thread of TensorStore still reads it.
+    """
     if fault.exc_type is RuntimeError and str(fault.exc_value) == "Event loop is closed":
         return
-    _in_one_line(fault.exc_type, fault.exc_value or fault.exc_type(), fault.exc_traceback)
+    _print_unexpected_error(fault.exc_type, fault.exc_value or fault.exc_type(), fault.exc_traceback)

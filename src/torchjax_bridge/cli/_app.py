@@ -1,4 +1,4 @@
-"""The table of commands, and the options that belong to none of them."""
+"""The table of commands, and the options of the program itself."""
 
 from typing import Annotated
 
@@ -12,7 +12,7 @@ __all__ = ["app"]
 
 _HELP = """PyTorch and JAX share tensors, weights and code: convert, inspect and compare checkpoints.
 
-Exit codes: 0 it is done, or the same; 1 it failed, or differs; 2 the command line is wrong."""
+Exit codes: 0 done, or the same; 1 failed, or different; 2 wrong command line."""
 
 app = typer.Typer(
     name="torchjax-bridge",
@@ -24,8 +24,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"torchjax-bridge {torchjax_bridge.__version__}")
         raise typer.Exit
 
@@ -33,20 +33,21 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Only ``--version`` belongs to no command."""
+    """Holds ``--version``, the only option without a command."""
 
 
 for _command, _help, _short in (
-    (_convert.convert, _convert.HELP, "A checkpoint to the other framework or another format."),
-    (_inspect.inspect, _inspect.HELP, "What a checkpoint or a model holds."),
-    (_plan.plan, _plan.HELP, "How tensors would cross, and every fault."),
-    (_audit.audit, _audit.HELP, "Are two models set up alike?"),
-    (_parity.parity, _parity.HELP, "Do two models compute the same?"),
-    (_verify.verify, _verify.HELP, "Are two checkpoints the same weights?"),
-    (_doctor.doctor, _doctor.HELP, "What is installed, and does it work?"),
-    (_bench.bench, _bench.HELP, "How long a tensor takes to cross here."),
+    (_convert.convert, _convert.HELP, "Convert a checkpoint to the other framework or another format."),
+    (_inspect.inspect, _inspect.HELP, "Show what a checkpoint or a model holds."),
+    (_plan.plan, _plan.HELP, "Show how a checkpoint would be converted, and every fault."),
+    (_audit.audit, _audit.HELP, "Compare the settings of two models."),
+    (_parity.parity, _parity.HELP, "Compare the outputs of two models."),
+    (_verify.verify, _verify.HELP, "Compare the weights of two checkpoints."),
+    (_doctor.doctor, _doctor.HELP, "Check the installation."),
+    (_bench.bench, _bench.HELP, "Time how long a tensor takes to cross on this machine."),
 ):
     app.command(help=_help, short_help=_short)(_command)

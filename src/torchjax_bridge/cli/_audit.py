@@ -1,4 +1,4 @@
-"""``torchjax-bridge audit``: compare the settings of two models and print what differs."""
+"""``torchjax-bridge audit``: compares the settings of two models and prints what differs."""
 
 import json
 import warnings
@@ -8,30 +8,28 @@ import typer
 
 from ._inputs import FlaxArguments, Inputs, Seed, read_arguments, read_inputs
 from ._options import AsJson, Debug, Rules
-from ._settings import settings_as_data
-from ._terminal import in_options, say, spoken
+from ._settings import settings_as_json
+from ._terminal import print_line, report_library_errors, to_cli_wording
 
-HELP = """Are two models set up alike: epsilon, padding, strides, groups, momentum, dropout and their like?
+HELP = """Compare the settings of two models: epsilon, padding, strides, groups, momentum, dropout and the like.
 
-No weights are read and no model takes memory. A linen model exists only while it runs: its --template gives the
-module, and --input what it is called on, as Flax has it (channels last); only shapes and dtypes matter.
+No weights are read, and the models take no memory. A linen model has layers only while it runs, so it needs an
+--input in Flax's layout (channels last). Only the shape and dtype of an input matter.
 
 \b
 Examples:
   torchjax-bridge audit --model my.nets:Net --template my.nets:FlaxNet
   torchjax-bridge audit --model my.nets:Net --template my.nets:LinenNet --input random:1x32x32x3
 
-Exit codes: 0 alike but for rounding; 1 a setting differs that changes outputs or training, or the models have no
-layer in common; 2 usage."""
+Exit codes: 0 the same, but for rounding; 1 a setting that changes outputs or training differs, or the models have
+no layer in common; 2 usage."""
 
 
 def audit(
-    model: Annotated[
-        str, typer.Option("--model", metavar="MODULE:FACTORY", help="What builds the torch module.")
-    ],
+    model: Annotated[str, typer.Option("--model", metavar="MODULE:FACTORY", help="Builds the torch module.")],
     template: Annotated[
         str,
-        typer.Option("--template", metavar="MODULE:FACTORY", help="What builds the nnx or linen module."),
+        typer.Option("--template", metavar="MODULE:FACTORY", help="Builds the nnx or linen module."),
     ],
     inputs: Inputs = None,
     flax_arg: FlaxArguments = None,
@@ -45,27 +43,29 @@ def audit(
     from torchjax_bridge.weights import PairingWarning
     from torchjax_bridge.weights import audit as compare
 
-    from ._factory import flax_model, running, torch_model
+    from ._factory import flax_model, report_model_errors, torch_model
     from ._rules import read_rules
 
-    hints, tensors, words = read_rules(rules), read_inputs(inputs, seed), read_arguments(flax_arg)
-    ours, theirs = torch_model(model, debug), flax_model(template, debug)
-    with spoken(debug), running(debug), warnings.catch_warnings():
-        warnings.simplefilter("ignore", PairingWarning)  # it prints what was assumed
+    hints, tensors, flax_kwargs = read_rules(rules), read_inputs(inputs, seed), read_arguments(flax_arg)
+    torch_module, flax = torch_model(model, debug), flax_model(template, debug)
+    with report_library_errors(debug), report_model_errors(debug), warnings.catch_warnings():
+        warnings.simplefilter("ignore", PairingWarning)  # the printed audit lists what was assumed
         arrays = to_jax(tensors)
-        if not isinstance(theirs, tuple):
-            found = compare(ours, theirs, *arrays, rules=hints, flax_kwargs=words)
-        else:  # linen is in the mode of its call, and torch is compared in the same
+        if not isinstance(flax, tuple):
+            found = compare(torch_module, flax, *arrays, rules=hints, flax_kwargs=flax_kwargs)
+        else:  # the mode of a linen model is that of its call, so torch is tried in both modes
             found, other = (
-                compare(ours.train(mode), theirs[0], *arrays, rules=hints, flax_kwargs=words)
+                compare(torch_module.train(mode), flax[0], *arrays, rules=hints, flax_kwargs=flax_kwargs)
                 for mode in (True, False)
             )
             found = other if len(other.faults) < len(found.faults) else found
     ok = all(fault.effect == "rounding" for fault in found.faults)
     if as_json:
-        content = {"ok": ok, "layers": found.layers, "settings": settings_as_data(found.faults)}
-        say(json.dumps(content | {"assumed": list(found.assumed), "notes": list(found.notes)}, indent=2))
+        content = {"ok": ok, "layers": found.layers, "settings": settings_as_json(found.faults)}
+        print_line(
+            json.dumps(content | {"assumed": list(found.assumed), "notes": list(found.notes)}, indent=2)
+        )
     else:
-        say(in_options(str(found)))
+        print_line(to_cli_wording(str(found)))
     if not ok:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""``torchjax-bridge bench``: time a crossing here, beside the way through NumPy."""
+"""``torchjax-bridge bench``: times a crossing, compared with a copy through NumPy."""
 
 import statistics
 import time
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ._options import Debug, as_bytes
-from ._terminal import columns, fail, human, say
+from ._options import Debug, parse_bytes
+from ._terminal import align_columns, error_exit, format_bytes, print_line
 
-HELP = """Time how long a tensor takes to cross on this machine, beside the way through NumPy.
+HELP = """Time how long a tensor takes to cross on this machine, compared with a copy through NumPy.
 
 A quick look in a few seconds; the project's repository holds the full benchmark (python -m benchmarks).
 
@@ -23,12 +23,14 @@ Exit codes: 0 measured; 1 a value came out wrong; 2 usage."""
 
 def bench(
     size: Annotated[
-        list[str] | None, typer.Option("--size", metavar="SIZE", help="How large; may be given again.")
+        list[str] | None, typer.Option("--size", metavar="SIZE", help="The size of a tensor; repeatable.")
     ] = None,
-    rounds: Annotated[int, typer.Option("--rounds", metavar="N", min=1, help="How often to time each.")] = 30,
+    rounds: Annotated[
+        int, typer.Option("--rounds", metavar="N", min=1, help="How often to time each route.")
+    ] = 30,
     debug: Debug = False,
 ) -> None:
-    """Time each route in turn, so that a busy machine is busy for all."""
+    """Time the routes in turn, so that other load on the machine affects them equally."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -36,7 +38,7 @@ def bench(
 
     from torchjax_bridge.exchange import to_jax, to_torch
 
-    sizes = [as_bytes(text) for text in size or ["4kB", "1MB", "64MB"]]
+    sizes = [parse_bytes(text) for text in size or ["4kB", "1MB", "64MB"]]
     rows = [["size", "route", "median", "against NumPy"]]
     for count in sizes:
         try:
@@ -45,22 +47,24 @@ def bench(
         except (RuntimeError, MemoryError) as err:
             if debug:
                 raise
-            raise fail(f"there is no memory for tensors of {human(count)}.") from err
-        for verb, value, ours, theirs in (
+            raise error_exit(f"there is not enough memory for tensors of {format_bytes(count)}.") from err
+        for route, value, bridge, numpy in (
             ("torch to jax", tensor, to_jax, lambda t: jnp.array(t.numpy())),
             ("jax to torch", array, to_torch, lambda a: torch.tensor(np.asarray(a))),
         ):
-            if not np.array_equal(np.asarray(ours(value)), np.asarray(value)):
-                say(f"error: {verb} gives wrong values")
+            if not np.array_equal(np.asarray(bridge(value)), np.asarray(value)):
+                print_line(f"error: {route} gives wrong values")
                 raise typer.Exit(1)
-            fast, slow = _interleaved([ours, theirs], value, rounds)
-            rows.append([human(count), verb, f"{fast * 1e6:.1f} us", f"{slow / fast:.1f}x faster"])
-    for line in columns(rows):
-        say(line)
-    say(f"medians of {rounds}, on {jax.devices()[0].platform} with {torch.get_num_threads()} torch threads")
+            fast, slow = _interleaved_medians([bridge, numpy], value, rounds)
+            rows.append([format_bytes(count), route, f"{fast * 1e6:.1f} us", f"{slow / fast:.1f}x faster"])
+    for line in align_columns(rows):
+        print_line(line)
+    print_line(
+        f"medians of {rounds}, on {jax.devices()[0].platform} with {torch.get_num_threads()} torch threads"
+    )
 
 
-def _interleaved(calls: list[Callable[[Any], Any]], value: Any, rounds: int) -> list[float]:
+def _interleaved_medians(calls: list[Callable[[Any], Any]], value: Any, rounds: int) -> list[float]:
     """The median seconds of each call."""
     import jax
 

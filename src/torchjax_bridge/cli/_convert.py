@@ -1,4 +1,4 @@
-"""``torchjax-bridge convert``: read the options, build the two sides, convert, say what came out."""
+"""``torchjax-bridge convert``: reads the options, builds the two sides, converts, and prints the result."""
 
 import warnings
 from contextlib import ExitStack
@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes, as_dtype
-from ._settings import say_settings
-from ._terminal import human, progress, say, spoken
+from ._options import Debug, Key, Memory, Model, Rules, Template, parse_bytes, parse_dtype
+from ._settings import print_settings
+from ._terminal import format_bytes, print_line, progress, report_library_errors
 
 HELP = """Convert a checkpoint to the other framework, or to another format, one tensor at a time.
 
 SRC and DST are files or folders: safetensors (also sharded), .pt/.pth/.th/.bin, .msgpack, Orbax. DST appears only
-when it is whole. From torch to Flax, --template says what comes out; from Flax to torch, --model does.
+when it is complete. From torch to Flax, --template defines the result; from Flax to torch, --model does.
 
 \b
 Examples:
@@ -28,12 +28,15 @@ Exit codes: 0 converted; 1 the source is damaged, the two sides do not fit, or D
 def convert(
     src: Annotated[Path, typer.Argument(metavar="SRC", help="What to read.")],
     dst: Annotated[
-        Path, typer.Argument(metavar="DST", help="What to write: a file by its suffix, else a folder.")
+        Path,
+        typer.Argument(
+            metavar="DST", help="What to write: a file if the suffix names a format, else a folder."
+        ),
     ],
     to: Annotated[Literal["flax", "torch"], typer.Option("--to", help="The framework of DST.")],
     format: Annotated[
         Literal["safetensors", "pt", "msgpack", "orbax"] | None,
-        typer.Option("--format", help="By default what the name of DST says, else safetensors."),
+        typer.Option("--format", help="By default chosen by the name of DST, else safetensors."),
     ] = None,
     model: Model = None,
     template: Template = None,
@@ -46,14 +49,16 @@ def convert(
     shard_size: Annotated[
         str | None,
         typer.Option(
-            "--shard-size", metavar="SIZE", help="The size of one file; by default as SRC is sharded."
+            "--shard-size",
+            metavar="SIZE",
+            help="The size of each file; by default the shards of SRC are kept.",
         ),
     ] = None,
     memory: Memory = "1GB",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the shards that a run which was killed had finished.")
+        bool, typer.Option("--resume", help="Keep the shards that an interrupted run finished.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace DST if it exists.")] = False,
     debug: Debug = False,
 ) -> None:
     """Parse, convert, report."""
@@ -62,12 +67,12 @@ def convert(
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
 
-    cast = None if dtype is None else as_dtype(dtype)
-    limit, size = as_bytes(memory), None if shard_size is None else as_bytes(shard_size)
+    cast = None if dtype is None else parse_dtype(dtype)
+    limit, size = parse_bytes(memory), None if shard_size is None else parse_bytes(shard_size)
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug, model), ExitStack() as shown, warnings.catch_warnings():
-        warnings.simplefilter("ignore", PairingWarning)  # said below, in our own way
+    with report_library_errors(debug, model), ExitStack() as bars, warnings.catch_warnings():
+        warnings.simplefilter("ignore", PairingWarning)  # printed below
         done = files.convert(
             src,
             dst,
@@ -82,17 +87,19 @@ def convert(
             key=key,
             resume=resume,
             overwrite=overwrite,
-            progress=lambda route: shown.enter_context(progress(f"converting {src}", route.nbytes)),
+            progress=lambda route: bars.enter_context(progress(f"converting {src}", route.nbytes)),
         )
     if done.note:
-        say(f"note: {src} was read as {done.note}")
+        print_line(f"note: {src} was read as {done.note}")
     if done.left:
-        say(f"note: {dst} has no header for metadata: {', '.join(map(repr, done.left))} stayed behind")
+        print_line(
+            f"note: {dst} has no header for metadata: {', '.join(map(repr, done.left))} were not written"
+        )
     if done.plan is not None:
         for text in done.plan.assumed:
-            say(f"assumed: {text}")
+            print_line(f"assumed: {text}")
         for note in done.plan.notes:
-            say(f"note: {note}")
-    say_settings(done.settings)
+            print_line(f"note: {note}")
+    print_settings(done.settings)
     many = f" in {len(done.files)} files" if len(done.files) > 1 else ""
-    say(f"wrote {done.leaves} tensors, {human(done.nbytes)}, to {dst}{many}")
+    print_line(f"wrote {done.leaves} tensors, {format_bytes(done.nbytes)}, to {dst}{many}")

@@ -1,4 +1,4 @@
-"""``torchjax-bridge doctor``: what is installed here, and does an exchange work as it should?"""
+"""``torchjax-bridge doctor``: shows what is installed, and tries an exchange."""
 
 import importlib.metadata
 import os
@@ -10,9 +10,9 @@ import typer
 from torchjax_bridge.errors import BridgeError
 
 from ._options import Debug
-from ._terminal import columns, say
+from ._terminal import align_columns, print_line
 
-HELP = """Say what is installed, which devices are there, and whether tensors cross as they should.
+HELP = """Show what is installed, which devices there are, and whether tensors cross correctly.
 
 \b
 Example:
@@ -35,8 +35,8 @@ _PACKAGES = (
 
 
 def doctor(debug: Debug = False) -> None:
-    """Look, try, report."""
-    del debug  # nothing is hidden here: what is broken is the report
+    """Print the versions and devices, try an exchange, print the faults."""
+    del debug  # errors are the result here, and always shown
     import jax
 
     from torchjax_bridge.exchange import choice
@@ -49,15 +49,15 @@ def doctor(debug: Debug = False) -> None:
         how = choice()
         rows += [["exchange path", f"{how.path}: {how.reason}"]]
     rows += [["x64 in JAX", "on" if jax.config.read("jax_enable_x64") else "off: 64-bit floats do not cross"]]
-    for line in columns(rows):
-        say(line)
-    faults = list(_trials()) if devices else [f"JAX has no device: {fault}"]
-    say()
+    for line in align_columns(rows):
+        print_line(line)
+    faults = list(_exchange_faults()) if devices else [f"JAX has no device: {fault}"]
+    print_line()
     if not faults:
-        say("all is well: tensors cross both ways, share memory and keep their bits")
+        print_line("all is well: tensors cross both ways, share memory and keep their bits")
         return
     for fault in faults:
-        say(f"broken: {fault}")
+        print_line(f"broken: {fault}")
     raise typer.Exit(1)
 
 
@@ -65,7 +65,7 @@ def _version(name: str) -> str:
     if name == "torch":
         import torch
 
-        return torch.__version__  # with the build behind a plus, which the package may not have in its name
+        return torch.__version__  # with its build (+cpu), which the metadata may lack
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -80,19 +80,19 @@ def _torch_devices() -> str:
 
 
 def _jax_devices() -> tuple[str, str]:
-    """Their names, or why there are none."""
+    """Their names, or the reason why there are none."""
     import jax
 
     try:
         return ", ".join(str(device) for device in jax.devices()), ""
     except (RuntimeError, AssertionError) as err:
-        # JAX asserts where JAX_PLATFORMS names what is not installed.
+        # JAX asserts if JAX_PLATFORMS names a platform that is not installed.
         asked = os.environ.get("JAX_PLATFORMS")
         return "", str(err) or f"JAX_PLATFORMS is {asked!r}, and JAX does not find it"
 
 
-def _trials() -> Iterator[str]:
-    """What does not work, tried on small tensors."""
+def _exchange_faults() -> Iterator[str]:
+    """Every fault of an exchange of small tensors."""
     import jax
     import jax.numpy as jnp
     import torch

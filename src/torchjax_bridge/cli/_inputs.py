@@ -1,6 +1,6 @@
-"""``--input``: what a model is run on, from a file of NumPy or drawn.
+"""``--input``: the inputs of a model, from a NumPy file or drawn at random.
 
-A file gives one input for each of its arrays, in its order. ``random:SHAPE`` draws floats from a normal
+A file gives one input for each of its arrays, in the order of the file. ``random:SHAPE`` draws floats from a normal
 distribution; ``random:SHAPE:DTYPE`` casts them; ``random:SHAPE:int:N`` draws token ids from 0 to N - 1.
 """
 
@@ -11,24 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._options import as_dtype
+from ._options import parse_dtype
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Arguments", "FlaxArguments", "Inputs", "Seed", "read_arguments", "read_inputs"]
+__all__ = ["FlaxArguments", "Inputs", "Seed", "TorchArguments", "read_arguments", "read_inputs"]
 
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
         metavar="FILE.npz|random:SHAPE",
-        help="An input; given again, the next one. FILE.npz gives all its arrays in order, FILE.npy one, "
-        "random:1x3x32x32 floats, random:1x3:f16 of that dtype, random:1x16:int:1000 ids below 1000.",
+        help="An input; repeat it for the next one. FILE.npz gives all its arrays in order, FILE.npy one. "
+        "random:1x3x32x32 draws floats, random:1x3:f16 float16, random:1x16:int:1000 ids below 1000.",
     ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of what is drawn.")]
-Arguments = Annotated[
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, help="The seed of everything that is drawn at random.")
+]
+TorchArguments = Annotated[
     list[str] | None,
     typer.Option(
         "--torch-arg", metavar="NAME=VALUE", help="A keyword argument of the torch model, its value as JSON."
@@ -43,10 +45,10 @@ FlaxArguments = Annotated[
 
 
 def read_inputs(specs: Sequence[str] | None, seed: int) -> "list[torch.Tensor]":
-    """The tensors that the options say, in their order.
+    """The tensors that the options give, in their order.
 
     Raises:
-        typer.BadParameter: A file cannot be read, or a text says no input.
+        typer.BadParameter: A file cannot be read, or a text is not an input.
     """
     import torch
 
@@ -54,14 +56,14 @@ def read_inputs(specs: Sequence[str] | None, seed: int) -> "list[torch.Tensor]":
     found: list[torch.Tensor] = []
     for spec in specs or ():
         if spec.startswith("random:"):
-            found.append(_drawn(spec, generator))
+            found.append(_draw(spec, generator))
         else:
-            found += _read(spec)
+            found += _read_arrays(spec)
     return found
 
 
 def read_arguments(options: Sequence[str] | None) -> dict[str, Any]:
-    """Keyword arguments from ``NAME=VALUE``; a value that is no JSON is a text.
+    """Keyword arguments from ``NAME=VALUE``; a value that is not JSON is a string.
 
     >>> read_arguments(["train=false", "mode=max"])
     {'train': False, 'mode': 'max'}
@@ -70,7 +72,7 @@ def read_arguments(options: Sequence[str] | None) -> dict[str, Any]:
     for option in options or ():
         name, sign, value = option.partition("=")
         if not sign or not name.isidentifier():
-            raise typer.BadParameter(f"{option!r} is no keyword argument: say it like train=false.")
+            raise typer.BadParameter(f"{option!r} is not a keyword argument. Write it like train=false.")
         try:
             found[name] = json.loads(value)
         except ValueError:
@@ -78,32 +80,32 @@ def read_arguments(options: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def _drawn(spec: str, generator: "torch.Generator") -> "torch.Tensor":
+def _draw(spec: str, generator: "torch.Generator") -> "torch.Tensor":
     import torch
 
     _, shape, *kind = spec.split(":")
     sizes = [int(size) for size in shape.split("x") if size.isdecimal()]
     if not sizes or len(sizes) != len(shape.split("x")):
-        raise typer.BadParameter(f"{spec!r}: {shape!r} is no shape: say it like random:1x3x32x32.")
+        raise typer.BadParameter(f"{spec!r}: {shape!r} is not a shape. Write it like random:1x3x32x32.")
     if not kind:
         return torch.randn(sizes, generator=generator)
     if kind[0] not in ("int", "int32", "int64"):
         if len(kind) > 1:
             raise typer.BadParameter(f"{spec!r}: only integers have a bound, as in random:1x16:int:1000.")
-        return torch.randn(sizes, generator=generator).to(as_dtype(kind[0]))
+        return torch.randn(sizes, generator=generator).to(parse_dtype(kind[0]))
     if len(kind) != 2 or not kind[1].isdecimal() or int(kind[1]) < 1:
-        raise typer.BadParameter(f"{spec!r}: say below what the ids are, as in random:1x16:int:1000.")
+        raise typer.BadParameter(f"{spec!r}: an integer input needs a bound, as in random:1x16:int:1000.")
     dtype = torch.int32 if kind[0] == "int32" else torch.int64
     return torch.randint(int(kind[1]), sizes, generator=generator, dtype=dtype)
 
 
-def _read(path: str) -> "list[torch.Tensor]":
+def _read_arrays(path: str) -> "list[torch.Tensor]":
     import numpy as np
     import torch
 
     file = pathlib.Path(path)
     if file.suffix not in (".npz", ".npy"):
-        raise typer.BadParameter(f"{path!r} is no input: say FILE.npz, FILE.npy or random:SHAPE.")
+        raise typer.BadParameter(f"{path!r} is not an input. Write FILE.npz, FILE.npy or random:SHAPE.")
     try:
         with file.open("rb") as stream:
             loaded = np.load(stream, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values mean."""
+"""Options that several commands share, and the parsing of their values."""
 
 import re
 from typing import TYPE_CHECKING, Annotated
@@ -8,43 +8,49 @@ import typer
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["AsJson", "Debug", "Key", "Memory", "Model", "Rules", "Template", "as_bytes", "as_dtype"]
+__all__ = ["AsJson", "Debug", "Key", "Memory", "Model", "Rules", "Template", "parse_bytes", "parse_dtype"]
 
 _UNITS = {"": 1, "B": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}B": size for unit, size in _UNITS.items() if unit not in ("", "B")}
 _UNITS |= {f"{unit}IB": 1024**power for power, unit in enumerate("KMGT", 1)}
 
-_SHORT = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32", "fp32": "float32"}
-_SHORT |= {"f64": "float64", "fp64": "float64", "half": "float16", "float": "float32", "double": "float64"}
+_SHORT_NAMES = {"bf16": "bfloat16", "f16": "float16", "fp16": "float16", "f32": "float32", "fp32": "float32"}
+_SHORT_NAMES |= {
+    "f64": "float64",
+    "fp64": "float64",
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+}
 
 
-def as_bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """Bytes from ``"1GB"``, ``"512MiB"`` or a number.
 
-    >>> as_bytes("1.5GB")
+    >>> parse_bytes("1.5GB")
     1500000000
     """
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([A-Za-z]*)", text.strip())
     if found is None or found[2].upper() not in _UNITS:
-        raise typer.BadParameter(f"{text!r} is no size: say it like 1GB, 512MiB or 1000000.")
+        raise typer.BadParameter(f"{text!r} is not a size. Write it like 1GB, 512MiB or 1000000.")
     size = int(float(found[1]) * _UNITS[found[2].upper()])
     if size < 1:
-        raise typer.BadParameter(f"{text!r} is no size above 0.")
+        raise typer.BadParameter(f"{text!r} is not a size above 0.")
     return size
 
 
-def as_dtype(text: str) -> "torch.dtype":
+def parse_dtype(text: str) -> "torch.dtype":
     """A floating-point dtype from its name or short name.
 
-    >>> as_dtype("bf16")
+    >>> parse_dtype("bf16")
     torch.bfloat16
     """
     import torch
 
-    dtype = getattr(torch, _SHORT.get(text.lower(), text.lower()), None)
+    dtype = getattr(torch, _SHORT_NAMES.get(text.lower(), text.lower()), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise typer.BadParameter(
-            f"{text!r} is no floating-point dtype: say bf16, f16, f32, f64 or torch's name."
+            f"{text!r} is not a floating-point dtype. Write bf16, f16, f32, f64 or torch's name."
         )
     return dtype
 
@@ -54,7 +60,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODULE:FACTORY",
-        help="What builds the torch module, called without arguments on the meta device.",
+        help="Builds the torch module; called without arguments on the meta device.",
     ),
 ]
 Template = Annotated[
@@ -62,7 +68,7 @@ Template = Annotated[
     typer.Option(
         "--template",
         metavar="MODULE:FACTORY",
-        help="What builds the nnx module or linen variables, called without arguments under eval_shape.",
+        help="Builds the nnx module or linen variables; called without arguments under eval_shape.",
     ),
 ]
 Rules = Annotated[
@@ -70,16 +76,16 @@ Rules = Annotated[
     typer.Option(
         "--rules",
         metavar="FILE",
-        help="Renames, layer types, flattenings, what to keep or fill, as TOML or JSON, such as "
+        help="Rules for names and layers, as TOML or JSON, such as "
         'flatten = [{torch = "fc1", features = [16, 5, 5]}].',
     ),
 ]
 Key = Annotated[
     str | None,
-    typer.Option("--key", metavar="NAME", help="Which entry of a torch file is the state_dict."),
+    typer.Option("--key", metavar="NAME", help="The entry of a torch file that is the state_dict."),
 ]
 Memory = Annotated[
-    str, typer.Option("--memory", metavar="SIZE", help="Memory to use beside the largest tensor.")
+    str, typer.Option("--memory", metavar="SIZE", help="Memory to use in addition to the largest tensor.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for errors.")]

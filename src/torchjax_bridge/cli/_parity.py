@@ -1,4 +1,4 @@
-"""``torchjax-bridge parity``: run both models on the same inputs and print where they part."""
+"""``torchjax-bridge parity``: runs both models on the same inputs and prints where they differ."""
 
 import json
 import math
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._inputs import Arguments, FlaxArguments, Inputs, Seed, read_arguments, read_inputs
+from ._inputs import FlaxArguments, Inputs, Seed, TorchArguments, read_arguments, read_inputs
 from ._options import AsJson, Debug, Key, Rules
-from ._settings import settings_as_data
-from ._terminal import in_options, say, spoken
+from ._settings import settings_as_json
+from ._terminal import print_line, report_library_errors, to_cli_wording
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from torchjax_bridge.weights import Parity, UserRule
 
-HELP = """Do two models compute the same? Run both on the same inputs; name the first layer that differs, and why.
+HELP = """Run two models on the same inputs. Name the first layer that differs, and the cause.
 
-The torch model is built with memory, filled from CHECKPOINT (of either framework) if there is one, and converted
-into --template: an nnx module, a linen module, or a linen module with its variables. Both run in evaluation mode.
-Inputs are as the torch model takes them, each one argument; images go into Flax with their channels last.
+The torch model gets the weights of CHECKPOINT (of either framework), if given. They are converted to --template: an
+nnx module, a linen module, or (linen module, variables). Both models run in evaluation mode. Each --input is one
+argument, in torch's layout; Flax gets images with their channels last.
 
 \b
 Examples:
@@ -39,34 +39,37 @@ Exit codes: 0 they agree; 1 they differ, do not fit, or cannot run on these inpu
 def parity(
     model: Annotated[
         str,
-        typer.Option("--model", metavar="MODULE:FACTORY", help="What builds the torch module."),
+        typer.Option("--model", metavar="MODULE:FACTORY", help="Builds the torch module."),
     ],
     template: Annotated[
         str,
         typer.Option(
             "--template",
             metavar="MODULE:FACTORY",
-            help="What builds the nnx module, the linen module, or (linen module, variables).",
+            help="Builds the nnx module, the linen module, or (linen module, variables).",
         ),
     ],
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(metavar="CHECKPOINT", help="The weights; by default what the torch factory draws."),
+        typer.Argument(
+            metavar="CHECKPOINT", help="The weights; by default the initial ones of the torch module."
+        ),
     ] = None,
     inputs: Inputs = None,
-    torch_arg: Arguments = None,
+    torch_arg: TorchArguments = None,
     flax_arg: FlaxArguments = None,
     channels_last: Annotated[
         bool | None,
         typer.Option(
-            "--channels-last/--channels-as-they-are", help="How Flax takes images; by default found out."
+            "--channels-last/--channels-as-they-are",
+            help="Whether Flax takes images with channels last; detected by default.",
         ),
     ] = None,
     atol: Annotated[
-        float | None, typer.Option("--atol", min=0, help="The largest difference that is rounding.")
+        float | None, typer.Option("--atol", min=0, help="The largest difference that counts as rounding.")
     ] = None,
     rtol: Annotated[
-        float | None, typer.Option("--rtol", min=0, help="The same, as a part of the largest value.")
+        float | None, typer.Option("--rtol", min=0, help="The same, relative to the largest value.")
     ] = None,
     rules: Rules = None,
     key: Key = None,
@@ -74,54 +77,54 @@ def parity(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Build, fill, convert, run, print."""
+    """Build both models, convert the weights, run, print."""
     import torch
 
     from torchjax_bridge.weights import PairingWarning, SettingsWarning
     from torchjax_bridge.weights import parity as compare
 
-    from ._factory import flax_model, running, torch_model
+    from ._factory import flax_model, report_model_errors, torch_model
     from ._rules import read_rules
 
     hints, tensors = read_rules(rules), read_inputs(inputs, seed)
-    ours_kwargs, theirs_kwargs = read_arguments(torch_arg), read_arguments(flax_arg)
-    if not tensors and not ours_kwargs:
-        raise typer.BadParameter("--input says what the models are run on, such as random:1x3x32x32.")
+    torch_kwargs, flax_kwargs = read_arguments(torch_arg), read_arguments(flax_arg)
+    if not tensors and not torch_kwargs:
+        raise typer.BadParameter("the models need an input: give --input, such as random:1x3x32x32.")
     torch.manual_seed(seed)
-    ours = torch_model(model, debug, concrete=True)
-    theirs = flax_model(template, debug, concrete=True)
-    with spoken(debug), running(debug), warnings.catch_warnings():
-        for said in (PairingWarning, SettingsWarning):  # what they say is in the table, or shows in it
-            warnings.simplefilter("ignore", said)
-        twin = _filled(ours, theirs, checkpoint, key, hints, tensors, theirs_kwargs, channels_last)
-        ours.eval()
+    torch_module = torch_model(model, debug, concrete=True)
+    flax = flax_model(template, debug, concrete=True)
+    with report_library_errors(debug), report_model_errors(debug), warnings.catch_warnings():
+        for category in (PairingWarning, SettingsWarning):  # the table shows what they say, or its effect
+            warnings.simplefilter("ignore", category)
+        flax = _fill_flax(torch_module, flax, checkpoint, key, hints, tensors, flax_kwargs, channels_last)
+        torch_module.eval()
         found = compare(
-            ours,
-            twin,
+            torch_module,
+            flax,
             *tensors,
             rules=hints,
             atol=atol,
             rtol=rtol,
             channels_last=channels_last,
-            torch_kwargs=ours_kwargs,
-            flax_kwargs=theirs_kwargs,
+            torch_kwargs=torch_kwargs,
+            flax_kwargs=flax_kwargs,
         )
-    say(json.dumps(_as_data(found), indent=2) if as_json else in_options(str(found)))
+    print_line(json.dumps(_as_json(found), indent=2) if as_json else to_cli_wording(str(found)))
     if not found.ok:
         raise typer.Exit(1)
 
 
-def _filled(
-    ours: "nn.Module",
-    theirs: Any,
+def _fill_flax(
+    torch_module: "nn.Module",
+    flax: Any,
     checkpoint: Path | None,
     key: str | None,
     hints: "Sequence[UserRule]",
     tensors: "Sequence[torch.Tensor]",
-    words: Mapping[str, Any],
+    flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
 ) -> Any:
-    """The Flax model with the weights, as `parity` takes it; the torch model has them too."""
+    """Give both models the weights; return the Flax model as `parity` takes it."""
     from flax import nnx
 
     from torchjax_bridge.weights import files, load_flax, to_flax, to_state_dict
@@ -131,22 +134,22 @@ def _filled(
         opened = files.open_checkpoint(checkpoint, key=key)
         flax_weights = files.framework_of(opened) == "flax"
         if not flax_weights:
-            _load(ours, checkpoint, key)
-    module, template = (None, theirs) if isinstance(theirs, nnx.Module) else theirs
+            _load_checkpoint(torch_module, checkpoint, key)
+    module, template = (None, flax) if isinstance(flax, nnx.Module) else flax
     if template is None:
-        template = _variables(ours, module, hints, tensors, words, channels_last)
+        template = _init_linen(torch_module, module, hints, tensors, flax_kwargs, channels_last)
     if flax_weights and checkpoint is not None:
-        full = load_flax(checkpoint, template)
-        ours.load_state_dict(to_state_dict(full, ours, rules=hints))
+        filled = load_flax(checkpoint, template)
+        torch_module.load_state_dict(to_state_dict(filled, torch_module, rules=hints))
     else:
-        full = to_flax(ours, template, rules=hints)
+        filled = to_flax(torch_module, template, rules=hints)
     if module is not None:
-        return module, full
-    full.eval()
-    return full
+        return module, filled
+    filled.eval()
+    return filled
 
 
-def _load(ours: "nn.Module", checkpoint: Path, key: str | None) -> None:
+def _load_checkpoint(torch_module: "nn.Module", checkpoint: Path, key: str | None) -> None:
     from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
     from torchjax_bridge.errors import CheckpointError
@@ -156,20 +159,23 @@ def _load(ours: "nn.Module", checkpoint: Path, key: str | None) -> None:
     for prefix in ("_orig_mod.", "module.", "_orig_mod."):
         consume_prefix_in_state_dict_if_present(state, prefix)
     try:
-        ours.load_state_dict(state)
+        torch_module.load_state_dict(state)
     except RuntimeError as err:
         raise CheckpointError(f"{checkpoint} does not fit the model: {err}") from err
 
 
-def _variables(
-    ours: "nn.Module",
+def _init_linen(
+    torch_module: "nn.Module",
     module: Any,
     hints: "Sequence[UserRule]",
     tensors: "Sequence[torch.Tensor]",
-    words: Mapping[str, Any],
+    flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
 ) -> Any:
-    """What linen's ``init`` gives for these inputs, with images in the order in which the two models fit."""
+    """The variables that linen's ``init`` returns for these inputs.
+
+    Tries images with channels last and, if the models do not fit, with channels first.
+    """
     import jax
 
     from torchjax_bridge.exchange import to_jax
@@ -178,7 +184,7 @@ def _variables(
     orders = [True, False] if channels_last is None else [channels_last]
     if all(tensor.ndim not in (3, 4, 5) or not tensor.is_floating_point() for tensor in tensors):
         orders = orders[:1]
-    made: list[Any] = []
+    candidates: list[Any] = []
     for last in orders:
         arrays = to_jax(
             [
@@ -189,36 +195,36 @@ def _variables(
         streams = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
         def init(arrays: Any, streams: Any = streams) -> Any:
-            return module.init(streams, *arrays, **words)
+            return module.init(streams, *arrays, **flax_kwargs)
 
         try:
-            fits = plan(ours, jax.eval_shape(init, arrays), rules=hints).ok
-        except (TypeError, ValueError):  # a shape that does not fit, if the other order does
+            fits = plan(torch_module, jax.eval_shape(init, arrays), rules=hints).ok
+        except (TypeError, ValueError):  # this order does not fit; the other one may
             if last is orders[-1]:
                 raise
             continue
-        made.append((init, arrays))
+        candidates.append((init, arrays))
         if fits:
             return init(arrays)
-    init, arrays = made[0]
+    init, arrays = candidates[0]
     return init(arrays)
 
 
-def _as_data(found: "Parity") -> dict[str, Any]:
+def _as_json(found: "Parity") -> dict[str, Any]:
     rows = [asdict(row) for row in found.rows]
     for row in rows:
-        row |= {name: _number(row[name]) for name in ("difference", "relative")}
+        row |= {name: _finite_or_none(row[name]) for name in ("difference", "relative")}
     return {
         "ok": found.ok,
-        "max_difference": _number(found.max_difference),
+        "max_difference": _finite_or_none(found.max_difference),
         "first": None if found.first is None else found.first.torch_path,
         "cause": None if found.cause is None else asdict(found.cause),
         "rows": rows,
-        "settings": settings_as_data(found.settings),
+        "settings": settings_as_json(found.settings),
         "notes": list(found.notes),
     }
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
+def _finite_or_none(value: float) -> float | None:
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""``torchjax-bridge plan``: print the route that a conversion would take, and its faults."""
+"""``torchjax-bridge plan``: prints the plan of a conversion, and its faults."""
 
 import json
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ._options import AsJson, Debug, Key, Model, Rules, Template
-from ._settings import say_settings, settings_as_data
-from ._terminal import in_options, say, spoken
+from ._settings import print_settings, settings_as_json
+from ._terminal import print_line, report_library_errors, to_cli_wording
 
 if TYPE_CHECKING:
     from torchjax_bridge.weights import files
 
-HELP = """Print how the tensors of a checkpoint would lie in the other framework, and every fault; convert nothing.
+HELP = """Print how a checkpoint would be converted to the other framework, and every fault. Convert nothing.
 
-With --model and an nnx --template, settings (epsilon, padding, ...) that differ are warned of.
+With --model and an nnx --template, also warn of settings (epsilon, padding, ...) that differ.
 
 \b
 Example:
@@ -25,8 +25,8 @@ Exit codes: 0 it would convert; 1 there are faults; 2 usage."""
 
 
 def plan(
-    src: Annotated[Path, typer.Argument(metavar="SRC", help="What would be read.")],
-    to: Annotated[Literal["flax", "torch"], typer.Option("--to", help="The other framework.")],
+    src: Annotated[Path, typer.Argument(metavar="SRC", help="The checkpoint.")],
+    to: Annotated[Literal["flax", "torch"], typer.Option("--to", help="The framework to convert to.")],
     model: Model = None,
     template: Template = None,
     rules: Rules = None,
@@ -42,21 +42,23 @@ def plan(
 
     hints = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug, model):
+    with report_library_errors(debug, model):
         route = files.find_route(src, to=to, model=sides[0], template=sides[1], rules=hints, key=key)
     plan = route.plan
     if as_json:
-        say(json.dumps(_as_data(route), indent=2))
+        print_line(json.dumps(_as_json(route), indent=2))
     elif plan is None:
-        say(f"{src} holds {to} weights already: {len(route.leaves)} tensors would be copied as they are.")
+        print_line(
+            f"{src} holds {to} weights already: {len(route.leaves)} tensors would be copied unchanged."
+        )
     else:
-        say(in_options(str(plan), model))
-        say_settings(route.settings)
+        print_line(to_cli_wording(str(plan), model))
+        print_settings(route.settings)
     if plan is not None and not plan.ok:
         raise typer.Exit(1)
 
 
-def _as_data(route: "files.Route") -> dict[str, Any]:
+def _as_json(route: "files.Route") -> dict[str, Any]:
     from torchjax_bridge.exchange import join_path
 
     plan = route.plan
@@ -76,5 +78,5 @@ def _as_data(route: "files.Route") -> dict[str, Any]:
     found |= {"stays_in_torch": list(plan.torch_only), "stays_in_flax": list(map(join_path, plan.flax_only))}
     found |= {"assumed": list(plan.assumed), "notes": list(plan.notes)}
     found["faults"] = list(map(str, plan.faults))
-    found["settings"] = settings_as_data(route.settings.faults if route.settings is not None else ())
+    found["settings"] = settings_as_json(route.settings.faults if route.settings is not None else ())
     return found

@@ -1,6 +1,6 @@
-"""``--rules FILE``: what a caller can say about names and layers, as data. Nothing in the file is ever run.
+"""``--rules FILE``: rules for names and layers, as data. Nothing in the file is ever run.
 
-TOML, or JSON of the same shape::
+TOML, or JSON of the same structure::
 
     [[rename]]
     torch = "blocks.*.attn.c_proj"
@@ -13,20 +13,20 @@ TOML, or JSON of the same shape::
     [[flatten]]
     torch = "fc1"
     features = [16, 5, 5]          # (C, H, W); or channels_first = true
-    output = false                 # true: its output is what is viewed as a map
+    output = false                 # true: the output is viewed as a map, not the input
     # on one line: flatten = [{torch = "fc1", features = [16, 5, 5]}]
 
     [[fused]]
     module = "blocks.*.attn"
     torch = "qkv"                  # one layer, or a list of several
     flax = ["query", "key", "value"]
-    heads = 12                     # its rows come head by head; left out: one layer after the other
+    heads = 12                     # the rows are head by head; without it: layer by layer
 
     [[keep]]
     torch = "pooler"               # stays in torch
 
     [[fill]]
-    flax = "attn.key.bias"         # a leaf that torch has not
+    flax = "attn.key.bias"         # a leaf without a tensor in torch
     value = 0.0
 """
 
@@ -59,7 +59,7 @@ def read_rules(path: str | None) -> tuple[FileRule, ...]:
     """The rules of a file, in its order within each kind.
 
     Raises:
-        typer.BadParameter: It cannot be read, or says something that is no rule.
+        typer.BadParameter: It cannot be read, or holds something that is not a rule.
     """
     if path is None:
         return ()
@@ -70,14 +70,16 @@ def read_rules(path: str | None) -> tuple[FileRule, ...]:
         raise typer.BadParameter(f"cannot read {path}: {err.strerror}.") from err
     except (ValueError, RecursionError) as err:  # also what tomllib raises
         raise typer.BadParameter(
-            f"{path} is no {'JSON' if path.endswith('.json') else 'TOML'}: {err}."
+            f"{path} is not {'JSON' if path.endswith('.json') else 'TOML'}: {err}."
         ) from err
     if not isinstance(content, dict):
         raise typer.BadParameter(f"{path}: rules are tables named {', '.join(_FIELDS)}.")
     rules = []
     for kind, entries in content.items():
         if kind not in _FIELDS or not isinstance(entries, list):
-            raise typer.BadParameter(f"{path}: '{kind}' is no list of rules: there are {', '.join(_FIELDS)}.")
+            raise typer.BadParameter(
+                f"{path}: '{kind}' is not a list of rules. The lists are {', '.join(_FIELDS)}."
+            )
         for place, entry in enumerate(entries):
             rules.append(_rule(kind, entry, f"{path}: {kind} {place}"))
     return tuple(rules)
@@ -89,8 +91,8 @@ def _rule(kind: str, entry: Any, where: str) -> FileRule:
     if kind in ("fused", "fill"):
         try:
             if kind == "fill":
-                said: tuple[Any, Any] = entry.get("flax"), entry.get("value")  # which Fill judges
-                return Fill(*said)
+                arguments: tuple[Any, Any] = entry.get("flax"), entry.get("value")  # checked by Fill
+                return Fill(*arguments)
             return Fused(
                 entry.get("module", ""), entry.get("torch", ""), entry.get("flax", ""), entry.get("heads")
             )
@@ -106,16 +108,16 @@ def _rule(kind: str, entry: Any, where: str) -> FileRule:
             raise typer.BadParameter(f"{where} lacks the dotted name 'flax'.")
         return Rename(torch, entry["flax"])
     if kind == "layer_type":
-        found = getattr(nn, str(entry.get("kind")), None)
-        if not isinstance(found, type) or not issubclass(found, nn.Module):
-            raise typer.BadParameter(f"{where}: {entry.get('kind')!r} is no class of torch.nn.")
-        return LayerType(torch, found)
+        cls = getattr(nn, str(entry.get("kind")), None)
+        if not isinstance(cls, type) or not issubclass(cls, nn.Module):
+            raise typer.BadParameter(f"{where}: {entry.get('kind')!r} is not a class of torch.nn.")
+        return LayerType(torch, cls)
     sizes, output = entry.get("features"), entry.get("output", False)
     if not isinstance(output, bool):
-        raise typer.BadParameter(f"{where}: output is true or false.")
+        raise typer.BadParameter(f"{where}: output must be true or false.")
     if "channels_first" in entry:
         if entry["channels_first"] is not True or sizes is not None:
-            raise typer.BadParameter(f"{where}: channels_first is true and stands alone, or is left out.")
+            raise typer.BadParameter(f"{where}: channels_first must be true, and without features.")
         return Flatten(torch, None, output)
     if (
         not isinstance(sizes, list)

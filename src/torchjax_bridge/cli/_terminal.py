@@ -1,7 +1,7 @@
-"""What the commands say and how: errors in one line, sizes for people, columns, progress.
+"""What the commands print: results, errors in one line, readable sizes, columns, progress.
 
 Results go to stdout, everything else to stderr. Nothing depends on colour, and nothing is cut to the width of a
-terminal, so that a pipe and a log hold the same words.
+terminal, so a pipe and a log get the same text.
 """
 
 import re
@@ -24,38 +24,49 @@ from rich.progress import (
 
 from torchjax_bridge.errors import BridgeError
 
-from ._spelling import as_toml
+from ._proposed_rules import proposed_rules
 
-__all__ = ["columns", "fail", "human", "in_options", "progress", "say", "spoken"]
+__all__ = [
+    "align_columns",
+    "error_exit",
+    "format_bytes",
+    "print_line",
+    "progress",
+    "report_library_errors",
+    "to_cli_wording",
+]
 
 
-def say(text: str = "") -> None:
-    """A line of the result."""
+def print_line(text: str = "") -> None:
+    """Print a line of the result."""
     typer.echo(_printable(text, sys.stdout))
 
 
-def fail(text: str, code: int = 1) -> typer.Exit:
-    """Say why it failed, and give what to raise."""
+def error_exit(text: str, code: int = 1) -> typer.Exit:
+    """Print an error, and return the exception that ends the program."""
     typer.echo(f"error: {_printable(text, sys.stderr)}", err=True)
     return typer.Exit(code)
 
 
 def _printable(text: str, stream: TextIO | None) -> str:
-    """Names come from files that nobody vouches for: nothing in them steers a terminal, or stops a stream."""
+    """The text with everything escaped that could control the terminal or that the stream cannot encode.
+
+    Names come from files that nobody vouches for.
+    """
     text = "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
     )
-    kind = getattr(stream, "encoding", None) or "utf-8"  # None: the stream was closed before we began
-    return text.encode(kind, "backslashreplace").decode(kind)
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # None: the stream was closed before we began
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextmanager
-def spoken(debug: bool, model: str | None = "") -> Iterator[None]:
-    """Errors that this library raises on purpose become one line and exit code 1; with ``debug`` a traceback.
+def report_library_errors(debug: bool, model: str | None = "") -> Iterator[None]:
+    """Print errors that this library raises on purpose without a traceback, and exit with code 1.
 
     Args:
-        debug: Let them through.
-        model: What ``--model`` says, None where it could help and says nothing.
+        debug: Raise them instead.
+        model: The value of ``--model``. None: it was left out, and the message may recommend it.
     """
     try:
         yield
@@ -63,33 +74,33 @@ def spoken(debug: bool, model: str | None = "") -> Iterator[None]:
         if debug:
             raise
         text = "\n".join([str(err), *getattr(err, "__notes__", ())])
-        raise fail(in_options(text, model)) from err
+        raise error_exit(to_cli_wording(text, model)) from err
 
 
-def in_options(report: str, model: str | None = "") -> str:
-    """A report that names arguments of Python, in the words of the command line.
+def to_cli_wording(report: str, model: str | None = "") -> str:
+    """A message of the library, with options of the command line for arguments of Python.
 
     Args:
-        report: What the library says.
-        model: What ``--model`` says, None where it could help and says nothing.
+        report: The message.
+        model: The value of ``--model``. None: it was left out, and the message may recommend it.
     """
-    said = re.sub(r" \(in Python, [^)]*\)", "", report)
-    for argument, option in _OPTIONS.items():
-        said = said.replace(argument, option)
-    proposed = as_toml(report)
+    text = re.sub(r" \(in Python, [^)]*\)", "", report)
+    for argument, option in _OPTION_OF_ARGUMENT.items():
+        text = text.replace(argument, option)
+    proposed = proposed_rules(report)
     if "rules=[" in report or proposed:
-        said += "\non the command line, rules=[...] is a file: --rules FILE"
+        text += "\non the command line, rules=[...] is a file: --rules FILE"
         if proposed:
-            what = "such a line as" if len(proposed) == 1 else "such lines as"
-            said += f", with {what}\n" + "\n".join(f"  {line}" for line in proposed)
+            lines = "a line like" if len(proposed) == 1 else "lines like"
+            text += f", with {lines}\n" + "\n".join(f"  {line}" for line in proposed)
     if re.search(r"\bRule\(", report):
-        said += "\na Rule(...) is Python: give it to to_flax, and write what comes out with save_flax"
-    if model is None and any(text in report for text in _A_MODEL_HELPS):
-        said += "\n--model MODULE:FACTORY says what names do not: classes of layers, which tensors are tied"
-    return said
+        text += "\na Rule(...) needs Python: pass it to to_flax, and save the result with save_flax"
+    if model is None and any(part in report for part in _FIXED_BY_MODEL):
+        text += "\n--model MODULE:FACTORY adds what names do not show: classes of layers, and tied tensors"
+    return text
 
 
-_OPTIONS = {
+_OPTION_OF_ARGUMENT = {
     "overwrite=True": "--overwrite",
     "template=...": "--template MODULE:FACTORY",
     "model=...": "--model MODULE:FACTORY",
@@ -99,13 +110,13 @@ _OPTIONS = {
     "flax_kwargs={...}": "--flax-arg NAME=VALUE",
     "channels_last=True": "--channels-last",
 }
-_A_MODEL_HELPS = ("nothing on the torch side fills", "pass the nn.Module")
+_FIXED_BY_MODEL = ("nothing on the torch side fills", "pass the nn.Module")
 
 
-def human(size: float) -> str:
-    """Bytes for people.
+def format_bytes(size: float) -> str:
+    """A readable size.
 
-    >>> human(1_500_000_000)
+    >>> format_bytes(1_500_000_000)
     '1.50 GB'
     """
     if size < 1000:
@@ -119,8 +130,8 @@ def human(size: float) -> str:
 _UNITS = ("kB", "MB", "GB", "TB")
 
 
-def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
-    """Rows as aligned lines; an empty row stays one."""
+def align_columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
+    """Rows as lines with aligned columns; an empty row becomes an empty line."""
     widths = [max(len(row[place]) for row in rows if row) for place in range(max(map(len, rows), default=0))]
     lines = []
     for row in rows:
@@ -131,31 +142,34 @@ def columns(rows: Sequence[Sequence[str]], indent: str = "") -> list[str]:
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with bytes, rate and time left on a terminal; elsewhere a line a tenth, at most one a second."""
+    """A bar with bytes, rate and time left; outside a terminal a line for each tenth, at most one per second."""
     what = _printable(what, sys.stderr)
     if sys.stderr is not None and sys.stderr.isatty():
-        shown = Progress(
-            TextColumn("{task.description}", markup=False),  # a file's name may look like it
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),  # a file's name may look like markup
             BarColumn(),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        with shown:
-            task = shown.add_task(what, total=total)
-            yield lambda size: shown.update(task, advance=size)
+        with bar:
+            task = bar.add_task(what, total=total)
+            yield lambda size: bar.update(task, advance=size)
         return
     start = last = time.monotonic()
     done, tenth = 0, 0
 
-    def tell(size: int) -> None:
+    def print_tenths(size: int) -> None:
         nonlocal done, tenth, last
         done += size
         now = time.monotonic()
         if total and done * 10 // total > tenth and now - last >= 1:
             tenth, last = done * 10 // total, now
-            rate = human(done / (now - start))
-            typer.echo(f"{what}: {human(done)} of {human(total)}, {done * 100 // total}%, {rate}/s", err=True)
+            rate = format_bytes(done / (now - start))
+            typer.echo(
+                f"{what}: {format_bytes(done)} of {format_bytes(total)}, {done * 100 // total}%, {rate}/s",
+                err=True,
+            )
 
-    yield tell
+    yield print_tenths

@@ -1,17 +1,17 @@
-"""``torchjax-bridge verify``: compare two checkpoints and print what differs most."""
+"""``torchjax-bridge verify``: compares two checkpoints and prints what differs most."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ._options import Debug, Key, Memory, Model, Rules, Template, as_bytes
-from ._terminal import columns, say, spoken
+from ._options import Debug, Key, Memory, Model, Rules, Template, parse_bytes
+from ._terminal import align_columns, print_line, report_library_errors
 
-HELP = """Are two checkpoints the same weights, bit for bit, whatever their formats and frameworks?
+HELP = """Compare the weights of two checkpoints bit for bit, across formats and frameworks.
 
-Between frameworks, A is laid out as B is: --template is needed when B is Flax, --model when B is torch or
-weights are tied.
+Between frameworks, A is converted to the framework of B. This needs --template if B is Flax, and --model if B is
+torch or weights are tied.
 
 \b
 Examples:
@@ -23,7 +23,7 @@ Exit codes: 0 the same; 1 they differ, or one is damaged; 2 usage."""
 
 def verify(
     a: Annotated[Path, typer.Argument(metavar="A", help="One checkpoint.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The other.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The other checkpoint.")],
     model: Model = None,
     template: Template = None,
     rules: Rules = None,
@@ -34,28 +34,28 @@ def verify(
     memory: Memory = "1GB",
     debug: Debug = False,
 ) -> None:
-    """Compare and print the worst."""
+    """Compare, and print the largest differences."""
     from torchjax_bridge.weights import files
 
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
 
-    hints, limit = read_rules(rules), as_bytes(memory)
+    hints, limit = read_rules(rules), parse_bytes(memory)
     sides = torch_model(model, debug), flax_template(template, debug)
-    with spoken(debug, model):
+    with report_library_errors(debug, model):
         found = files.compare_checkpoints(
             a, b, model=sides[0], template=sides[1], rules=hints, key=key, memory=limit
         )
     if found.ok:
-        say(f"the same: {found.same} tensors, bit for bit")
+        print_line(f"the same: {found.same} tensors, bit for bit")
         return
-    say(f"they differ: {len(found.differences)} tensors, and {found.same} are the same, bit for bit")
+    print_line(f"they differ: {len(found.differences)} tensors, and {found.same} are the same, bit for bit")
     rows = [
         [one.name, one.what, f"by at most {one.largest:.6g}" if one.elements else ""]
         for one in found.differences[:worst]
     ]
-    for line in columns(rows, "  "):
-        say(line)
+    for line in align_columns(rows, "  "):
+        print_line(line)
     if len(found.differences) > worst:
-        say(f"  ... and {len(found.differences) - worst} more (--worst)")
+        print_line(f"  ... and {len(found.differences) - worst} more (--worst)")
     raise typer.Exit(1)

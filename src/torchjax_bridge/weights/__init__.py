@@ -5,7 +5,7 @@ Needs flax (the ``flax`` extra). Other packages import from here, not from the f
 
 from typing import TYPE_CHECKING
 
-from torchjax_bridge._lazy import on_first_touch
+from torchjax_bridge._lazy import lazy_attributes
 
 from ._apply import to_flax, to_state_dict
 from ._audit import audit
@@ -83,6 +83,6 @@ __all__ = [
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
     # Only these need optax, which takes long to import.
-    __getattr__, __dir__ = on_first_touch(
+    __getattr__, __dir__ = lazy_attributes(
         __name__, dict.fromkeys(("FrozenWarning", "to_optax", "to_optimizer_state"), "optimizer")
     )

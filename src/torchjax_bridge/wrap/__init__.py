@@ -8,7 +8,7 @@ not load the other, and only the wrapping of Flax modules imports flax.
 
 from typing import TYPE_CHECKING
 
-from torchjax_bridge._lazy import on_first_touch
+from torchjax_bridge._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .jax_in_torch import as_torch_function as as_torch_function
@@ -32,4 +32,4 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others
-    __getattr__, __dir__ = on_first_touch(__name__, _LAZY)
+    __getattr__, __dir__ = lazy_attributes(__name__, _LAZY)

@@ -9,7 +9,7 @@ begin with ``_flax`` need flax.
 
 from typing import TYPE_CHECKING
 
-from torchjax_bridge._lazy import on_first_touch
+from torchjax_bridge._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from ._function import as_torch_function as as_torch_function
@@ -18,6 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["as_torch_function", "as_torch_module"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = on_first_touch(
+    __getattr__, __dir__ = lazy_attributes(
         __name__, {"as_torch_function": "_function", "as_torch_module": "_module"}
     )

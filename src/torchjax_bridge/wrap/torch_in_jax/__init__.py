@@ -8,7 +8,7 @@ uses it.
 
 from typing import TYPE_CHECKING
 
-from torchjax_bridge._lazy import on_first_touch
+from torchjax_bridge._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from ._function import as_jax_function as as_jax_function
@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["as_jax_function", "as_jax_module"]
 
 if not TYPE_CHECKING:
-    __getattr__, __dir__ = on_first_touch(
+    __getattr__, __dir__ = lazy_attributes(
         __name__, {"as_jax_function": "_function", "as_jax_module": "_module"}
     )
