@@ -1,1 +1,1 @@
-"""The flagship: a trained CIFAR-10 network goes from PyTorch to Flax and back."""
+"""A trained CIFAR-10 network goes from PyTorch to Flax and back."""

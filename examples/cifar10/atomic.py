@@ -1,4 +1,4 @@
-"""A file appears under its name only when it is whole."""
+"""Writes files that appear under their name only when they are complete."""
 
 import os
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, beside ``path``; it becomes ``path`` at the end, or vanishes on any error.
+def writer(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file next to ``path``; it is renamed to ``path`` at the end, or deleted on any error.
 
     Args:
-        path: Where the content goes; an existing file is replaced at once.
+        path: The name of the complete file; an existing file is replaced.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
             yield file
         os.replace(part, path)
-    except BaseException:  # an interrupt too leaves nothing behind
+    except BaseException:  # also on an interrupt
         part.unlink(missing_ok=True)
         raise

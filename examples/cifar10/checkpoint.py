@@ -1,6 +1,6 @@
-"""Checkpoints in and out: safetensors both ways, torch's own files in.
+"""Reads checkpoints (safetensors and torch files) and writes safetensors.
 
-A torch file is read with ``weights_only=True`` or not at all. Does not check which network a checkpoint fits.
+Reads torch files with ``weights_only=True`` only. Does not check which network a checkpoint fits.
 """
 
 import pickle
@@ -51,22 +51,22 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a ``state_dict`` as safetensors; the file appears only when it is whole.
+    """Write a ``state_dict`` as safetensors; the file appears only when it is complete.
 
     Args:
-        path: Where; an existing file is replaced.
+        path: The file; an existing file is replaced.
         state: The tensors; written row-major.
-        metadata: Notes for the header.
+        metadata: Texts for the header.
     """
     require_folder(path)
     row_major = {name: tensor.contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(row_major, dict(metadata or {}))
-    with atomic.whole(path) as file:
+    with atomic.writer(path) as file:
         file.write(content)
 
 
 def require_folder(path: Path) -> None:
-    """Raise a `CheckpointError` unless ``path`` lies in a folder: worth asking before minutes of work."""
+    """Raise a `CheckpointError` if the folder of ``path`` does not exist; call it before minutes of work."""
     if not path.parent.is_dir():
         raise CheckpointError(f"cannot write {path}: there is no folder {path.parent}")
 
@@ -84,7 +84,7 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as err:
             raise CheckpointError(
-                f"{path} is damaged, or holds more than tensors and is not loaded, because that could run "
+                f"{path} is damaged, or holds more than tensors. It is not loaded, because that could run "
                 "code. Save the state_dict alone, as safetensors."
             ) from err
         except _DAMAGE as err:
@@ -103,5 +103,5 @@ def _from_torch(path: Path) -> dict[str, Tensor]:
         if not (isinstance(name, str) and isinstance(value, Tensor))
     ]
     if others:
-        raise CheckpointError(f"{path} is not a state_dict, which names tensors: see {', '.join(others)}")
+        raise CheckpointError(f"{path} is not a state_dict of named tensors: see {', '.join(others)}")
     return dict(content)

@@ -1,4 +1,4 @@
-"""Two networks on the same images: their logits, their time, and how far they are apart."""
+"""Two networks on the same images: their logits, their times, and their differences."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TOLERANCE = 1e-4  # of a logit: float32 rounding through twenty layers stays well below
+TOLERANCE = 1e-4  # for a logit; float32 rounding through twenty layers is much smaller
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a network made of the images.
+class ForwardResult:
+    """The logits of a network for all images, and its time.
 
     Attributes:
         logits: ``(N, 10)`` float32.
@@ -30,7 +30,7 @@ class Outcome:
         return self.logits.argmax(1)
 
     def accuracy(self, labels: NDArray[np.uint8]) -> float:
-        """The fraction of predictions that are the labels."""
+        """The fraction of correct predictions."""
         return float((self.predictions == labels).mean())
 
     def loss(self, labels: NDArray[np.uint8]) -> float:
@@ -41,42 +41,44 @@ class Outcome:
         return float((np.log(np.exp(logits).sum(1)) - right).mean())
 
 
-def observe(forward: Callable[[Any], Any], batches: Sequence[Any]) -> Outcome:
-    """Run ``forward`` on every batch, repeatedly, until its time is known.
+def run_timed(forward: Callable[[Any], Any], batches: Sequence[Any]) -> ForwardResult:
+    """Run ``forward`` on all batches, repeatedly, and take the median time.
 
     Args:
-        forward: A batch to its logits; what it returns is on the CPU and can be read as a numpy array.
+        forward: Returns the logits of a batch, on the CPU and readable as a numpy array.
         batches: The images, in the form that ``forward`` takes.
     """
     for batch in {batch.shape: batch for batch in batches}.values():
-        forward(batch)  # compiles what must be compiled, once for each shape
+        forward(batch)  # compile once for each shape
     times: list[float] = []
     while sum(times) < 0.5 and len(times) < 50:
         start = time.perf_counter()
         logits = [np.asarray(forward(batch)) for batch in batches]  # reading a result waits for it
         times.append(time.perf_counter() - start)
-    return Outcome(np.concatenate(logits), median(times))
+    return ForwardResult(np.concatenate(logits), median(times))
 
 
-def difference(one: Outcome, other: Outcome) -> float:
-    """The largest absolute difference of two logits; NaN where one of them is."""
+def max_difference(one: ForwardResult, other: ForwardResult) -> float:
+    """The largest absolute difference between two logits; NaN if any logit is NaN."""
     return float(np.abs(one.logits - other.logits).max())
 
 
-def agreeing(one: Outcome, other: Outcome) -> int:
-    """The number of images that both put into the same class."""
+def count_agreeing(one: ForwardResult, other: ForwardResult) -> int:
+    """The number of images for which both predict the same class."""
     return int((one.predictions == other.predictions).sum())
 
 
-def disagreements(name: str, reference: Outcome, outcome: Outcome, labels: NDArray[np.uint8]) -> list[str]:
-    """Every difference of ``outcome`` from ``reference``, in words; empty when they agree."""
+def disagreements(
+    name: str, reference: ForwardResult, result: ForwardResult, labels: NDArray[np.uint8]
+) -> list[str]:
+    """Every difference of ``result`` from ``reference``, in words; empty when they agree."""
     faults = []
-    apart, agree = difference(reference, outcome), agreeing(reference, outcome)
+    apart, agree = max_difference(reference, result), count_agreeing(reference, result)
     if not apart <= TOLERANCE:  # also true of NaN
         faults.append(f"{name}: max |difference of logits| is {apart:.2g}, more than {TOLERANCE:g}")
     if agree < len(labels):
         faults.append(f"{name}: {len(labels) - agree} of {len(labels)} predictions differ")
-    theirs, ours = reference.accuracy(labels), outcome.accuracy(labels)
-    if theirs != ours:
-        faults.append(f"{name}: accuracy is {ours:.2%}, not {theirs:.2%}")
+    want, got = reference.accuracy(labels), result.accuracy(labels)
+    if want != got:
+        faults.append(f"{name}: accuracy is {got:.2%}, not {want:.2%}")
     return faults

@@ -1,7 +1,7 @@
 """Real CIFAR-10 images: from the installed package, from a path, or from the official site.
 
 Reads the official binary version (a folder, its ``.tar.gz``, or one ``.bin`` batch) and ``.npz`` files with
-``images`` and ``labels``. Refuses pickles (the "python version") and never invents an image.
+``images`` and ``labels``. Refuses pickles (the "python version"). Never makes up an image.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ _BATCHES: dict[Split, Sequence[str]] = {
 }
 _RECORD = 1 + 3 * 32 * 32  # a label, then the red, the green and the blue plane, row by row
 
-# The statistics that the third-party ResNet-20 was trained with (ImageNet's, as it happens); Net shares them.
+# The statistics (of ImageNet) with which the third-party ResNet-20 was trained; Net uses the same.
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -53,7 +53,7 @@ class Images:
     Attributes:
         pixels: ``(N, 32, 32, 3)`` uint8.
         labels: ``(N,)`` uint8, each below 10.
-        source: Where they came from, for people.
+        source: Where they came from, as text.
     """
 
     pixels: NDArray[np.uint8]
@@ -95,10 +95,10 @@ def read(path: Path, split: Split = "test") -> Images:
         path: A folder or archive with the official binary version, one of its ``.bin`` batches, an ``.npz``
             with ``images`` ``(N, 32, 32, 3)`` uint8 and ``labels`` ``(N,)``, or a folder with ``train.npz``
             and ``test.npz``.
-        split: Which half, where ``path`` holds both.
+        split: Which part to read, if ``path`` holds both.
 
     Raises:
-        DataError: There is nothing there, or not what was expected.
+        DataError: Nothing is there, or something else.
     """
     try:
         if path.is_dir():
@@ -119,10 +119,10 @@ def read(path: Path, split: Split = "test") -> Images:
 def download(folder: Path = CACHE, *, url: str = URL, sha256: str = SHA256) -> Path:
     """The official archive (162 MiB), fetched into ``folder`` unless it is there already.
 
-    The archive appears under its name only when it is whole and its checksum is right.
+    The archive appears under its name only when it is complete and its checksum is correct.
 
     Args:
-        folder: Where to keep it; made if need be.
+        folder: Where to keep it; created if it does not exist.
         url: Where to fetch it.
         sha256: Its checksum, as a hex digest.
 
@@ -138,12 +138,10 @@ def download(folder: Path = CACHE, *, url: str = URL, sha256: str = SHA256) -> P
             if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                 return target
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic.whole(target) as file:
+    with atomic.writer(target) as file:
         found = _fetch(url, file)
         if found != sha256:
-            raise DataError(
-                f"{url} is not the archive that was expected: its SHA-256 is {found}, not {sha256}"
-            )
+            raise DataError(f"{url} is not the expected archive: its SHA-256 is {found}, not {sha256}")
     return target
 
 
@@ -178,8 +176,8 @@ def _from_folder(folder: Path, split: Split) -> Images:
         return _from_npz(folder / f"{split}.npz")
     if (folder / "batches.meta").is_file():
         raise DataError(
-            f"{folder} holds the python version of CIFAR-10, which is pickled and not read; "
-            "take the binary version instead"
+            f"{folder} holds the python version of CIFAR-10, which consists of pickles; "
+            "use the binary version instead"
         )
     raise DataError(f"{folder} holds neither {names[0]} nor {split}.npz")
 
@@ -188,13 +186,13 @@ def _from_archive(path: Path, split: Split) -> Images:
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path) as archive:
-            for member in archive:  # read in place: nothing is unpacked
+            for member in archive:  # read in memory: nothing is unpacked to disk
                 name = member.name.rsplit("/", 1)[-1]
                 if name in _BATCHES[split] and (file := archive.extractfile(member)):
                     found[name] = file.read()
     except (tarfile.TarError, EOFError, zlib.error) as err:
-        reason = str(err).split("\n")[0].rstrip(":")  # tarfile lists every compression it tried below
-        raise DataError(f"{path} is not a sound tar archive: {reason}") from err
+        reason = str(err).split("\n")[0].rstrip(":")  # the other lines list every compression that was tried
+        raise DataError(f"{path} is not a valid tar archive: {reason}") from err
     missing = [name for name in _BATCHES[split] if name not in found]
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: not the binary version of CIFAR-10")
@@ -205,7 +203,7 @@ def _from_batches(batches: Sequence[tuple[str, bytes]], source: str) -> Images:
     for name, content in batches:
         if not content or len(content) % _RECORD:
             raise DataError(
-                f"{name} in {source} is cut short: {len(content)} bytes are no multiple of {_RECORD}"
+                f"{name} in {source} is cut short: {len(content)} bytes are not a multiple of {_RECORD}"
             )
     records = np.frombuffer(b"".join(content for _, content in batches), np.uint8).reshape(-1, _RECORD)
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
@@ -214,14 +212,14 @@ def _from_batches(batches: Sequence[tuple[str, bytes]], source: str) -> Images:
 
 def _from_npz(path: Path) -> Images:
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is not a sound .npz archive")
+        raise DataError(f"{path} is not a valid .npz archive")
     try:
         with np.load(path, allow_pickle=False) as archive:
             pixels, labels = archive["images"], archive["labels"]
     except KeyError:
         raise DataError(f"{path} must hold the arrays 'images' and 'labels'") from None
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as err:
-        raise DataError(f"{path} is not a sound .npz archive: {err}") from err
+        raise DataError(f"{path} is not a valid .npz archive: {err}") from err
     return _checked(pixels, labels, str(path))
 
 

@@ -1,4 +1,4 @@
-"""A ported network trains on: nnx and optax."""
+"""Fine-tunes a converted network, with nnx and optax."""
 
 from functools import cache, partial
 
@@ -18,12 +18,12 @@ def finetune(
     """Train ``model`` in place on ``images`` with SGD and momentum, and leave it in evaluation mode.
 
     Args:
-        model: Takes ``(N, 32, 32, 3)`` float32, gives ``(N, 10)`` logits.
+        model: Takes ``(N, 32, 32, 3)`` float32, returns ``(N, 10)`` logits.
         images: What to train on.
         steps: Gradient steps.
         lr: The learning rate.
-        batch_size: Images a step, drawn without replacement; all of them where there are fewer.
-        seed: Of the draws.
+        batch_size: Images per step, drawn without replacement; at most all of them.
+        seed: The seed of the draws.
 
     Returns:
         The loss of each step.
@@ -31,7 +31,7 @@ def finetune(
     pixels, labels = images.normalised(), images.labels.astype(np.int32)
     draws = np.random.default_rng(seed)
     optimizer = nnx.Optimizer(model, _sgd(lr), wrt=nnx.Param)
-    # Weights from torch are committed to their device, fresh momenta are not. After the first step all are, so
+    # Weights from torch are committed to their device, new momenta are not. After the first step all are. So
     # without this the second step would compile again.
     (device,) = jax.tree.leaves(nnx.state(model))[0].devices()
     for part in (model, optimizer):
@@ -50,7 +50,7 @@ def finetune(
     return losses
 
 
-@cache  # nnx.jit compiles anew for every new transformation, so the same one is handed out again
+@cache  # nnx.jit compiles again for each new transformation, so return the same one
 def _sgd(lr: float) -> optax.GradientTransformation:
     return optax.sgd(lr, momentum=0.9)
 

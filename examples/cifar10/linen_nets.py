@@ -1,7 +1,7 @@
 """The twins of ``torch_nets`` in Flax linen; images are ``(N, 32, 32, 3)``, logits ``(N, 10)``.
 
 Submodules carry the names that torch gives them (a list ``layer1`` in `setup` becomes ``layer1_0``,
-``layer1_1``, ...), so weights find their place by name. Settings are torch's, as in ``nnx_nets``.
+``layer1_1``, ...), so weights are paired by name. Settings are torch's, as in ``nnx_nets``.
 """
 
 import jax

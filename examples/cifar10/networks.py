@@ -1,4 +1,4 @@
-"""Each network with its twins, the rules its weights cross by, and how to recognise its weights."""
+"""Each network with its Flax twins and conversion rules, and how to recognise its weights."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Network:
     """One architecture in three frameworks.
 
     Attributes:
-        name: What people call it.
+        name: Its usual name.
         make_torch: Makes the torch module.
         make_nnx: Makes the nnx module, given ``rngs=``.
         make_linen: Makes the linen module.
-        rules: The hints that a conversion needs beside the names and types of the layers.
+        rules: The rules that a conversion needs in addition to the names and types of the layers.
     """
 
     name: str
@@ -49,8 +49,8 @@ class Network:
                 faults.append(f"mismatch: {name} is {got}, not {want}")
         if faults:
             lines = "".join(f"\n  {fault}" for fault in sorted(faults))
-            raise CheckpointError(f"the checkpoint is no {self.name}:{lines}")
-        # Counters of training steps, which old files lack, keep their zero.
+            raise CheckpointError(f"the checkpoint does not fit {self.name}:{lines}")
+        # Old files lack the counters of training steps; these stay zero.
         module.load_state_dict({**wanted, **state})
         return module.eval()
 
@@ -65,10 +65,10 @@ NETWORKS = (
 
 
 def recognise(state: Mapping[str, Tensor]) -> Network:
-    """The network that shares most names with ``state``; `Network.load` checks whether all fit.
+    """The network that shares the most names with ``state``; `Network.load` checks whether all fit.
 
     Raises:
-        CheckpointError: It shares no name with any.
+        CheckpointError: No network shares a name.
     """
     shared = {network.name: _names(network) & state.keys() for network in NETWORKS}
     best = max(NETWORKS, key=lambda network: len(shared[network.name]) / len(_names(network)))

@@ -1,8 +1,8 @@
 """The twins of ``torch_nets`` in Flax nnx; images are ``(N, 32, 32, 3)``, logits ``(N, 10)``.
 
-Attributes carry the names that torch gives them, so weights find their place by name. Settings are torch's,
-spelled out, because Flax's defaults are others: padding in numbers (``"SAME"`` pads a strided convolution on
-other sides than torch does), and BatchNorm's momentum, which torch counts from the other end.
+Attributes have torch's names, so weights are paired by name. Settings are torch's and explicit, because Flax's
+defaults differ: padding in numbers (``"SAME"`` pads a strided convolution on other sides than torch), and
+BatchNorm's momentum, which is 1 minus torch's.
 """
 
 import jax

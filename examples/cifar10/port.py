@@ -1,8 +1,7 @@
-"""The main job: a trained network goes from torch to Flax, trains on in JAX, and comes back.
+"""The command of the example: a trained network goes from torch to Flax, is fine-tuned in JAX, and comes back.
 
-Every claim is checked, and the exit code says whether all held: the twins compute the same logits,
-the round trip is exact to the bit, fine-tuning lowers the loss, and torch computes what the fine-tuned
-network computes.
+Checks that the twins compute the same logits, that the round trip is exact to the bit, that fine-tuning lowers the
+loss, and that torch computes the same as the fine-tuned network. The exit code says whether all checks held.
 """
 
 import argparse
@@ -21,13 +20,13 @@ from torchjax_bridge import plan, to_jax, to_state_dict
 from torchjax_bridge.errors import BridgeError
 
 from . import checkpoint, data, tables, terminal
-from .compare import Outcome, disagreements, observe
-from .crossing import nnx_forward, to_linen, to_nnx
+from .compare import ForwardResult, disagreements, run_timed
+from .conversion import nnx_forward, to_linen, to_nnx
 from .finetune import finetune
 from .networks import recognise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "net.safetensors"
-_BATCH = 500  # images a forward pass, so that memory stays small
+_BATCH = 500  # images per forward pass, to limit memory
 
 
 class CheckError(Exception):
@@ -75,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=terminal.at_least(1), default=100, metavar="N", help="steps of fine-tuning (100)"
     )
     parser.add_argument(
-        "--seed", type=terminal.at_least(0), default=0, metavar="N", help="of the fine-tuning's batches (0)"
+        "--seed",
+        type=terminal.at_least(0),
+        default=0,
+        metavar="N",
+        help="the seed of the batches (0)",
     )
     parser.add_argument("--plan", action="store_true", help="also print where each weight goes")
     parser.add_argument(
@@ -92,8 +95,8 @@ def _run(options: argparse.Namespace) -> None:
     else:
         images = data.read(options.data) if options.data else data.packaged()
     state = checkpoint.read(options.checkpoint)
-    console = terminal.results()
-    # Both frameworks on the CPU and in full float32, so that logits and times compare like with like.
+    console = terminal.results_console()
+    # Both frameworks on the CPU and in full float32, so logits and times are comparable.
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         tuned = port(
             state, images, steps=options.steps, seed=options.seed, show_plan=options.plan, console=console
@@ -112,45 +115,45 @@ def port(
     show_plan: bool = False,
     console: Console,
 ) -> Mapping[str, Tensor]:
-    """The whole way: across, compared, trained on, and back.
+    """Convert the network, compare, fine-tune, and convert it back.
 
     Args:
         state: The trained weights, by their torch names.
-        images: What the networks are compared and fine-tuned on.
+        images: The images for the comparison and the fine-tuning.
         steps: Steps of fine-tuning.
-        seed: Of the fine-tuning's batches.
+        seed: The seed of the fine-tuning's batches.
         show_plan: Also print where each weight goes.
-        console: Where the results go.
+        console: Where to print the results.
 
     Returns:
         The fine-tuned weights, by their torch names.
 
     Raises:
-        BridgeError: ``state`` is no network that this example knows; the message lists every fault.
-        CheckError: Some check failed; the message lists every one that did.
+        BridgeError: ``state`` does not fit a network of this example; the message lists every fault.
+        CheckError: Checks failed; the message lists them.
     """
     network = recognise(state)
     net = network.load(state)
-    # One memory for both: torch wants the channels first, which is a strided view of the same pixels.
+    # Both share one memory: torch's channels-first batches are strided views of the same pixels.
     batches = torch.from_numpy(images.normalised()).split(_BATCH)
     torch_batches = [batch.permute(0, 3, 1, 2) for batch in batches]
     jax_batches = [to_jax(batch) for batch in batches]
 
     console.print(f"[bold]{network.name}[/], from torch to Flax, on {images.source}", soft_wrap=True)
     twins = [to_nnx(net, network), to_linen(net, network)]
-    reference, *outcomes = _observe(
+    reference, *results = _run_all(
         "comparing",
         [
             (partial(_forward, net), torch_batches),
             *((twin.forward, jax_batches) for twin in twins),
         ],
     )
-    console.print(tables.across(images, net, reference, twins, outcomes))
+    console.print(tables.comparison_table(images, net, reference, twins, results))
     if show_plan:
         console.print(str(plan(net, twins[0].model, rules=network.rules)), soft_wrap=True, markup=False)
     faults = []
-    for twin, outcome in zip(twins, outcomes, strict=True):
-        faults += disagreements(twin.kind, reference, outcome, images.labels)
+    for twin, result in zip(twins, results, strict=True):
+        faults += disagreements(twin.kind, reference, result, images.labels)
         if not twin.round_trip:
             faults.append(f"{twin.kind}: torch -> Flax -> torch is not bitwise equal")
     _require(faults)
@@ -161,16 +164,16 @@ def port(
     model = twins[0].model
     losses = finetune(model, images, steps=steps, seed=seed)
     weights = to_state_dict(model, net, rules=network.rules)
-    tuned, back = _observe(
+    tuned, back = _run_all(
         "comparing",
         [
             (nnx_forward(model), jax_batches),
             (partial(_forward, network.load(weights)), torch_batches),
         ],
     )
-    console.print(tables.and_back(images, losses, outcomes[0], tuned, back))
+    console.print(tables.finetuning_table(images, losses, results[0], tuned, back))
     faults = disagreements("back in torch", tuned, back, images.labels)
-    before, after = (outcome.loss(images.labels) for outcome in (outcomes[0], tuned))
+    before, after = (result.loss(images.labels) for result in (results[0], tuned))
     if not after < before:
         faults.append(f"fine-tuning: the loss did not fall, it went from {before:.4f} to {after:.4f}")
     _require(faults)
@@ -183,10 +186,10 @@ def _forward(net: nn.Module, pixels: Tensor) -> Tensor:
     return net(pixels)
 
 
-def _observe(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[Outcome]:
-    """The outcome of each forward pass on its batches, under one progress bar."""
+def _run_all(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[ForwardResult]:
+    """The result of each forward pass on its batches, under one progress bar."""
     with terminal.progress(transient=True) as bar:
-        return [observe(forward, batches) for forward, batches in bar.track(runs, description=title)]
+        return [run_timed(forward, batches) for forward, batches in bar.track(runs, description=title)]
 
 
 def _require(faults: Sequence[str]) -> None:

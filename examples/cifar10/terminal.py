@@ -1,7 +1,7 @@
 """The terminal output of the example: one-line errors, exit codes and progress bars.
 
 Results go to stdout; progress bars and errors go to stderr. Exit codes: 0 done, 1 the job failed, 2 the
-command line was wrong, 130 interrupted. Knows nothing of networks.
+command line was wrong, 130 interrupted.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from rich.progress import (
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` with one-line errors: what is wrong, and where help is."""
+    """An ``ArgumentParser`` with one-line errors, which refer to --help."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the complaint and exit with 2."""
+        """Print the error and exit with code 2."""
         self.exit(2, f"error: {message} (try --help)\n")
 
 
 def at_least(low: int, kind: type[int] | type[float] = int) -> Callable[[str], float]:
-    """The ``type=`` of an option that is a finite number from ``low`` on."""
+    """The ``type=`` of an option: a finite number that is at least ``low``."""
 
     def number(text: str) -> float:
         value = kind(text)
@@ -38,11 +38,11 @@ def at_least(low: int, kind: type[int] | type[float] = int) -> Callable[[str], f
             raise argparse.ArgumentTypeError(f"must be at least {low}, not {text}")
         return value
 
-    return number
+    return number  # argparse puts its name into errors
 
 
-def results() -> Console:
-    """The console that results are printed to; plain text when it is not a terminal."""
+def results_console() -> Console:
+    """The console for results; it prints plain text if it is not a terminal."""
     return Console(highlight=False)
 
 
@@ -50,8 +50,8 @@ def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
     """A progress bar on stderr; if that is not a terminal, only its final state is printed.
 
     Args:
-        *columns: What to show between the bar and the time that remains; by default how many of how many.
-        transient: Leave no trace at the end.
+        *columns: What to show between the bar and the remaining time; by default a count.
+        transient: Remove the bar at the end.
     """
     console = Console(stderr=True)
     return Progress(
@@ -66,12 +66,11 @@ def progress(*columns: ProgressColumn, transient: bool = False) -> Progress:
 
 
 def exit_code(job: Callable[[], None], *faults: type[Exception]) -> int:
-    """Run ``job``; turn its expected errors, and those of the file system, into one clear error.
+    """Run ``job``; print an expected error, or one of the file system, without a traceback.
 
     Args:
-        job: What to do.
-        *faults: The errors that are about the user's input, not about a defect of the code; any other error
-            keeps its traceback.
+        job: The work.
+        *faults: The errors that the user's input causes; any other error keeps its traceback.
 
     Returns:
         The exit code for ``sys.exit``.

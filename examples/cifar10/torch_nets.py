@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Net(nn.Module):
-    """The small LeNet-like network of many a first tutorial: two convolutions, three linear layers."""
+    """A small LeNet-like network, known from tutorials: two convolutions, three linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class Net(nn.Module):
         """``(N, 3, 32, 32)`` float32 -> ``(N, 10)`` logits."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
-        x = torch.flatten(x, 1)  # the 400 features come out in the order (channel, row, column)
+        x = torch.flatten(x, 1)  # 400 features in the order (channel, row, column)
         x = F.relu(self.fc1(x))
         x = F.relu(self.fc2(x))
         return self.fc3(x)
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
         """``(N, I, H, W)`` -> ``(N, O, H / stride, W / stride)``."""
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        # Every stride-th pixel, and zeros for the channels that x lacks, half of them on either side.
+        # Every stride-th pixel; zeros for the missing channels, half of them on either side.
         shortcut = x[:, :, :: self.stride, :: self.stride]
         shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
         return F.relu(y + shortcut)

@@ -1,8 +1,8 @@
 """Train the small network in torch and write its weights as safetensors.
 
-SGD with momentum under a one-cycle learning rate; images are flipped and shifted at random. Everything random
-comes from the seed. The accuracy that is reported is that of the last epoch: no epoch is chosen by looking at
-the test images.
+SGD with momentum under a one-cycle learning rate; images are flipped and shifted at random. The seed
+determines everything random. Reports the accuracy of the last epoch: no epoch is chosen by its result on the
+test images.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "--epochs", type=terminal.at_least(1), default=80, metavar="N", help="passes over the images"
     )
     parser.add_argument(
-        "--batch-size", type=terminal.at_least(1), default=64, metavar="N", help="images a step"
+        "--batch-size", type=terminal.at_least(1), default=64, metavar="N", help="images per step"
     )
     parser.add_argument(
         "--lr", type=terminal.at_least(0, float), default=0.02, metavar="X", help="the highest learning rate"
@@ -67,7 +67,11 @@ def _parser() -> argparse.ArgumentParser:
         "--weight-decay", type=terminal.at_least(0, float), default=3e-3, metavar="X", help="SGD's L2 penalty"
     )
     parser.add_argument(
-        "--seed", type=terminal.at_least(0), default=0, metavar="N", help="of weights, order and augmentation"
+        "--seed",
+        type=terminal.at_least(0),
+        default=0,
+        metavar="N",
+        help="the seed of everything random",
     )
     return parser
 
@@ -91,7 +95,7 @@ def _run(options: argparse.Namespace) -> None:
         net.state_dict(),
         {"network": "Net", "test_accuracy": f"{reached:.4f}", "seed": str(options.seed)},
     )
-    terminal.results().print(
+    terminal.results_console().print(
         f"{reached:.2%} of {len(held_out):,} test images ({accuracy(net, images):.2%} of {len(images):,} "
         f"training images); weights in {options.out}",
         soft_wrap=True,
@@ -113,11 +117,11 @@ def train(
     Args:
         images: What to train on.
         epochs: Passes over the images.
-        batch_size: Images a step; the last step of an epoch takes what is left.
+        batch_size: Images per step; the last step of an epoch takes the rest.
         lr: The highest learning rate of the one-cycle schedule.
         momentum: SGD's momentum.
         weight_decay: SGD's L2 penalty.
-        seed: Of the initial weights, the order and the augmentation.
+        seed: The seed of the initial weights, the order and the augmentation.
     """
     torch.manual_seed(seed)
     net = Net()
@@ -155,7 +159,7 @@ def accuracy(net: torch.nn.Module, images: data.Images) -> float:
 
 
 def _augmented(pixels: Tensor, reach: int = 2) -> Tensor:
-    """Images mirrored or not and moved by up to ``reach`` pixels; ``(N, H, W, C)`` -> ``(N, C, H, W)``."""
+    """Images mirrored and shifted by up to ``reach`` pixels at random; ``(N, H, W, C)`` -> ``(N, C, H, W)``."""
     n, height, width, _ = pixels.shape
     padded = F.pad(pixels.permute(0, 3, 1, 2), (reach,) * 4, mode="reflect")
     rows = torch.randint(2 * reach + 1, (n, 1)) + torch.arange(height)

@@ -191,16 +191,16 @@ def _npz_with_flipped_bits(folder: Path) -> Path:
         (lambda folder: folder / "nowhere.npz", r"^cannot read .*nowhere.npz: No such file or directory$"),
         (_empty_folder, r"^.*empty holds neither test_batch.bin nor test.npz$"),
         (_without_a_batch, r"holds neither test_batch.bin nor test.npz$"),
-        (_cut, r"^test_batch.bin in .* is cut short: 6145 bytes are no multiple of 3073$"),
+        (_cut, r"^test_batch.bin in .* is cut short: 6145 bytes are not a multiple of 3073$"),
         (_nothing_in_it, r"^test_batch.bin in .* is cut short: 0 bytes"),
         (_label_ten, r"must lie in 0..9, but reach from 10 to 10$"),
-        (_python_version, r"pickled and not read; take the binary version instead$"),
-        (_cut_archive, r"cut.tar.gz is not a sound tar archive: "),
+        (_python_version, r"consists of pickles; use the binary version instead$"),
+        (_cut_archive, r"cut.tar.gz is not a valid tar archive: "),
         (_other_archive, r"other.tar lacks test_batch.bin: not the binary version of CIFAR-10$"),
-        (_archive_of_noise, r"noise.tgz is not a sound tar archive: "),
+        (_archive_of_noise, r"noise.tgz is not a valid tar archive: "),
         (_text, r"batches.meta.txt is neither a folder nor a .tar.gz, .bin or .npz file$"),
-        (_cut_npz, r"cut.npz is not a sound .npz archive"),
-        (_npz_with_flipped_bits, r"flipped.npz is not a sound .npz archive: "),
+        (_cut_npz, r"cut.npz is not a valid .npz archive"),
+        (_npz_with_flipped_bits, r"flipped.npz is not a valid .npz archive: "),
         (lambda f: npz(f / "a.npz", labels=None), r"must hold the arrays 'images' and 'labels'$"),
         (lambda f: npz(f / "a.npz", images=np.zeros((3, 3, 32, 32), "u1")), r"uint8, not \(3, 3, 32, 32\)"),
         (lambda f: npz(f / "a.npz", images=np.zeros((3, 32, 32, 3))), r"not \(3, 32, 32, 3\) float64$"),
@@ -230,7 +230,7 @@ def test_a_pickle_in_an_npz_is_not_opened(tmp_path: Path) -> None:
             return exec, (f"open({str(tmp_path / 'sprung')!r}, 'w')",)
 
     path = npz(tmp_path / "a.npz", images=np.array([Trap()], dtype=object))
-    with pytest.raises(DataError, match=r"not a sound .npz archive: Object arrays cannot be loaded"):
+    with pytest.raises(DataError, match=r"not a valid .npz archive: Object arrays cannot be loaded"):
         data.read(path)
     assert not (tmp_path / "sprung").exists()
 

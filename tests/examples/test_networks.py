@@ -62,7 +62,7 @@ def test_loading_lists_every_fault_at_once() -> None:
     with pytest.raises(CheckpointError) as caught:
         NET.load(state)
     assert str(caught.value).split("\n") == [
-        "the checkpoint is no Net:",
+        "the checkpoint does not fit Net:",
         "  mismatch: fc1.bias is (120,) torch.float64, not (120,) torch.float32",
         "  mismatch: fc3.bias is (11,) torch.float32, not (10,) torch.float32",
         "  missing: conv1.weight",

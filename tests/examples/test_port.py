@@ -13,7 +13,7 @@ import pytest
 import torch
 from flax import nnx
 
-from examples.cifar10 import checkpoint, crossing, data, networks, nnx_nets, port
+from examples.cifar10 import checkpoint, conversion, data, networks, nnx_nets, port
 from examples.cifar10.networks import NETWORKS
 
 NET, RESNET20 = NETWORKS
@@ -202,7 +202,7 @@ def test_one_bit_that_changes_on_the_round_trip_is_a_failure(
         state["conv1.bias"].view(torch.int32)[3] ^= 1
         return state
 
-    monkeypatch.setattr(crossing, "to_state_dict", one_bit_off)
+    monkeypatch.setattr(conversion, "to_state_dict", one_bit_off)
     assert run() == 1
     out, err = capsys.readouterr()
     assert row(out, "back in torch") == ["CHANGED"] * 2
@@ -304,7 +304,7 @@ def test_a_dropped_key_a_foreign_one_and_a_wrong_shape_are_listed_together(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.split("\n") == [
-        "error: the checkpoint is no Net:",
+        "error: the checkpoint does not fit Net:",
         "  mismatch: fc3.bias is (100,) torch.float32, not (10,) torch.float32",
         "  missing: fc2.weight",
         "  unexpected: fc9.weight",

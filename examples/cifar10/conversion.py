@@ -1,4 +1,4 @@
-"""A torch network crosses to Flax: once as an nnx module, once as linen variables."""
+"""Converts a torch network to Flax: to an nnx module, and to linen variables."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,17 +18,17 @@ from .networks import Network
 
 
 @dataclass(frozen=True)
-class Crossed:
-    """A network on the Flax side.
+class FlaxTwin:
+    """A converted network.
 
     Attributes:
         kind: ``"nnx"`` or ``"linen"``.
         model: The nnx module, or the linen variables.
         forward: Images ``(N, 32, 32, 3)`` to logits ``(N, 10)``, compiled.
-        parameters: How many trained numbers crossed.
-        statistics: How many measured numbers crossed (BatchNorm's running mean and variance).
+        parameters: The number of converted parameters.
+        statistics: The number of converted statistics (BatchNorm's running mean and variance).
         seconds: The median time of the conversion.
-        round_trip: Whether the weights, brought back to torch, are the same to the bit.
+        round_trip: Whether the weights come back to torch bit for bit.
     """
 
     kind: str
@@ -40,14 +40,14 @@ class Crossed:
     round_trip: bool
 
 
-def to_nnx(net: nn.Module, network: Network) -> Crossed:
+def to_nnx(net: nn.Module, network: Network) -> FlaxTwin:
     """The nnx twin of ``net``, with its weights, in evaluation mode."""
     template = nnx.eval_shape(
         lambda: network.make_nnx(rngs=nnx.Rngs(0))
     )  # shapes only: nothing is initialised
     model, seconds = _timed(lambda: to_flax(net, template, rules=network.rules))
-    model.eval()  # BatchNorm uses the statistics that crossed
-    return Crossed(
+    model.eval()  # BatchNorm uses the converted statistics
+    return FlaxTwin(
         kind="nnx",
         model=model,
         forward=nnx_forward(model),
@@ -58,13 +58,13 @@ def to_nnx(net: nn.Module, network: Network) -> Crossed:
     )
 
 
-def to_linen(net: nn.Module, network: Network) -> Crossed:
-    """The variables of the linen twin of ``net``."""
+def to_linen(net: nn.Module, network: Network) -> FlaxTwin:
+    """The linen twin of ``net``, with its weights as variables."""
     module = network.make_linen()
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     template = jax.eval_shape(module.init, jax.random.key(0), image)
     variables, seconds = _timed(lambda: to_flax(net, template, rules=network.rules))
-    return Crossed(
+    return FlaxTwin(
         kind="linen",
         model=variables,
         forward=partial(_apply_linen, module, variables),
