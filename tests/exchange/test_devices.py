@@ -24,7 +24,7 @@ def test_every_host_device_is_torchs_one_cpu(index):
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu:0", torch.device("cpu", 0), torch.device("cpu")])
-def test_torchs_cpu_carries_no_index(name):
+def test_the_torch_cpu_has_no_index(name):
     assert torch_device(name) == torch.device("cpu")
 
 

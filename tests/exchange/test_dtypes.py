@@ -31,21 +31,21 @@ def dlpack_path():
     """The table is the same on both paths."""
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=str)
-def test_the_two_halves_of_the_table_are_inverse(ours, theirs):
-    assert jax_dtype(ours) == theirs
-    assert torch_dtype(theirs) is ours
-    assert JAX_TO_TORCH[TORCH_TO_JAX[ours]] is ours
+@pytest.mark.parametrize(("of_torch", "of_jax"), PAIRS, ids=str)
+def test_the_two_halves_of_the_table_are_inverse(of_torch, of_jax):
+    assert jax_dtype(of_torch) == of_jax
+    assert torch_dtype(of_jax) is of_torch
+    assert JAX_TO_TORCH[TORCH_TO_JAX[of_torch]] is of_torch
 
 
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS, ids=str)
-def test_paired_dtypes_have_one_width_and_one_name(ours, theirs):
-    assert ours.itemsize == theirs.itemsize
-    assert str(ours) == f"torch.{theirs.name}"
+@pytest.mark.parametrize(("of_torch", "of_jax"), PAIRS, ids=str)
+def test_paired_dtypes_have_one_width_and_one_name(of_torch, of_jax):
+    assert of_torch.itemsize == of_jax.itemsize
+    assert str(of_torch) == f"torch.{of_jax.name}"
 
 
 @pytest.mark.parametrize("dtype", EVERY_TORCH_DTYPE, ids=str)
-def test_every_torch_dtype_has_a_counterpart_or_an_error_that_says_what_to_type(dtype):
+def test_every_torch_dtype_has_a_counterpart_or_an_error_with_advice(dtype):
     if dtype in TORCH_TO_JAX:
         assert isinstance(jax_dtype(dtype), np.dtype)
     else:
@@ -54,12 +54,12 @@ def test_every_torch_dtype_has_a_counterpart_or_an_error_that_says_what_to_type(
 
 
 @pytest.mark.parametrize("dtype", EVERY_JAX_ONLY_DTYPE, ids=str)
-def test_a_dtype_that_only_jax_has_raises_and_says_what_to_cast_to(dtype):
+def test_a_dtype_that_only_jax_has_raises_and_advises_a_cast(dtype):
     with pytest.raises(DtypeError, match=rf"torch has no dtype for {dtype}. Cast it to jnp\.\w+"):
         torch_dtype(dtype)
 
 
-def test_a_prng_key_dtype_is_told_how_to_cross():
+def test_the_error_for_a_prng_key_dtype_advises_key_data():
     with pytest.raises(DtypeError, match=r"jax\.random\.key_data"):
         torch_dtype(jax.random.key(0).dtype)
 
@@ -67,8 +67,8 @@ def test_a_prng_key_dtype_is_told_how_to_cross():
 def test_the_64_bit_dtypes_are_those_that_need_x64():
     wide = {
         dtype
-        for dtype, theirs in TORCH_TO_JAX.items()
-        if dtype.itemsize > (8 if dtype.is_complex else 4) and theirs.kind in "iufc"
+        for dtype, of_jax in TORCH_TO_JAX.items()
+        if dtype.itemsize > (8 if dtype.is_complex else 4) and of_jax.kind in "iufc"
     }
     assert set(NEEDS_X64) == wide
     for dtype, narrow in NEEDS_X64.items():
@@ -93,10 +93,10 @@ def test_what_is_no_dtype_raises_a_dtype_error(junk):
 
 
 def test_a_dtype_that_crosses_is_the_dtype_of_the_crossed_tensor(x64_on):
-    for ours, theirs in PAIRS:
-        array = to_jax(torch.zeros(16, dtype=ours))
-        assert array.dtype == theirs
-        assert to_torch(array).dtype is ours
+    for of_torch, of_jax in PAIRS:
+        array = to_jax(torch.zeros(16, dtype=of_torch))
+        assert array.dtype == of_jax
+        assert to_torch(array).dtype is of_torch
 
 
 def test_an_np_dtype_without_counterpart_raises_in_both_directions():
@@ -115,7 +115,7 @@ def test_none_is_no_dtype():
 
 
 @pytest.mark.parametrize("text", ["fl,32", "float32,(", "(2,", "i4,,", ",", "no such"])
-def test_a_string_that_is_no_dtype_raises_ours(text: str) -> None:
+def test_a_string_that_is_no_dtype_raises_a_dtype_error(text: str) -> None:
     for read in (jax_dtype, torch_dtype):
         with pytest.raises(DtypeError):
             read(text)

@@ -34,7 +34,7 @@ def growth(turn, warm_up, turns):
 
 @needs_proc
 @pytest.mark.slow
-def test_a_million_crossings_leave_the_process_as_large_as_it_was(dlpack_path):
+def test_a_million_crossings_do_not_grow_the_process(dlpack_path):
     tensor = torch.ones(64, 64)
     # Each turn is two crossings; the public path takes ten times as long, and gets a tenth.
     turns = 500_000 if dlpack_path == "fast" else 50_000
@@ -42,13 +42,13 @@ def test_a_million_crossings_leave_the_process_as_large_as_it_was(dlpack_path):
 
 
 @needs_proc
-def test_shared_crossings_hold_on_to_nothing():
+def test_shared_crossings_leak_nothing():
     tensor, array = torch.ones(64, 64), jnp.ones((64, 64))
     assert growth(lambda: (to_jax(tensor), to_torch(array)), 500, 2_000) < 2 * MEGABYTE
 
 
 @needs_proc
-def test_copies_refusals_and_trees_hold_on_to_nothing():
+def test_copies_refusals_and_trees_leak_nothing():
     unaligned, graph = torch.ones(1025)[1:], torch.ones(3, requires_grad=True)
 
     def turn():
@@ -71,7 +71,7 @@ def test_sharing_a_large_tensor_takes_no_memory():
 
 
 @needs_proc
-def test_a_large_tensor_is_freed_with_its_last_name():
+def test_a_large_tensor_is_freed_with_its_last_reference():
     before = resident()
     array = to_jax(torch.ones(64 * MEGABYTE // 4))
     back = to_torch(array)

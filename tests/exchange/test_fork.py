@@ -1,4 +1,4 @@
-"""A process forked after JAX started: what needs JAX's threads raises, and what shares memory goes on."""
+"""A process forked after JAX started: calls that need JAX's threads raise, and sharing memory still works."""
 
 import os
 import signal
@@ -34,26 +34,26 @@ pytestmark = [
 
 
 def in_child(call, seconds=20):
-    """What a forked child says of a call: ``"ok"``, the class of what it raises, or ``"hangs"``."""
+    """The outcome of a call in a forked child: ``"ok"``, the error, or ``"hangs"``."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        said = "ok"
+        outcome = "ok"
         try:
             signal.alarm(seconds)
             torch.set_num_threads(1)  # as in a DataLoader's worker; torch's own threads are not there either
             call()
         except errors.ForkError as err:
-            said = f"ForkError: {err}"
+            outcome = f"ForkError: {err}"
         except BaseException:
-            said = traceback.format_exc()
-        os.write(write, said.encode())
+            outcome = traceback.format_exc()
+        os.write(write, outcome.encode())
         os._exit(0)
     os.close(write)
     _, status = os.waitpid(child, 0)
     with os.fdopen(read) as pipe:
-        said = pipe.read()
-    return "hangs" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else said
+        outcome = pipe.read()
+    return "hangs" if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM else outcome
 
 
 ARRAY = np.arange(12, dtype=np.float32)
@@ -122,11 +122,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
-def test_what_jax_would_do_in_its_threads_raises(started, call):
-    said = in_child(lambda: call(started))
-    assert said.startswith("ForkError: cannot ")
-    assert "forked after JAX had started" in said
-    assert "spawn" in said
+def test_a_call_that_needs_the_threads_of_jax_raises(started, call):
+    outcome = in_child(lambda: call(started))
+    assert outcome.startswith("ForkError: cannot ")
+    assert "forked after JAX had started" in outcome
+    assert "spawn" in outcome
 
 
 def test_a_backward_pass_of_a_forward_pass_before_the_fork_raises(started):
@@ -142,16 +142,16 @@ def test_an_array_that_was_being_computed_is_not_waited_for():
     work = jax.jit(lambda x: jax.lax.fori_loop(0, 30, lambda _, y: y @ x / 1200, x))
     jax.block_until_ready(work(big))
     unfinished = work(big)
-    said = in_child(lambda: to_torch(unfinished))
-    assert "an array that was being computed" in said
-    assert in_child(lambda: to_torch([unfinished])) in (said, "ok")  # it may have been finished since
+    outcome = in_child(lambda: to_torch(unfinished))
+    assert "an array that was being computed" in outcome
+    assert in_child(lambda: to_torch([unfinished])) in (outcome, "ok")  # it may have been finished since
     assert to_torch(unfinished).shape == big.shape
 
 
-def test_grandchildren_know_it_too(started):
+def test_grandchildren_raise_too(started):
     def fork_again():
-        said = in_child(lambda: double(torch.ones(2)))
-        assert said.startswith("ForkError"), said
+        outcome = in_child(lambda: double(torch.ones(2)))
+        assert outcome.startswith("ForkError"), outcome
 
     assert in_child(fork_again) == "ok"
 
@@ -162,7 +162,7 @@ def test_the_parent_goes_on(started):
     assert double(torch.ones(9)).tolist() == [2.0] * 9
 
 
-def test_where_jax_does_not_say_that_it_runs_a_crossing_does(started, monkeypatch):
+def test_without_the_private_query_a_crossing_records_that_jax_started(started, monkeypatch):
     monkeypatch.setattr(_fork, "_jax_has_started", None)
     assert in_child(lambda: double(torch.ones(2))).startswith("ForkError")
     monkeypatch.setattr(_fork, "_jax_used", False)

@@ -1,4 +1,4 @@
-"""NumPy arrays, numbers and strings in what crosses: what is shared, what is copied, what stays, what raises."""
+"""NumPy arrays, numbers and strings: what is shared, copied, passed through and refused."""
 
 import dataclasses
 import decimal
@@ -85,7 +85,7 @@ LAYOUTS = {
 
 @both
 @pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
-def test_an_array_of_every_layout_keeps_its_values_and_the_caller_his_memory(convert, make):
+def test_an_array_of_every_layout_keeps_its_values_and_leaves_the_input_alone(convert, make):
     array = make()
     before = array.tobytes()
     wanted = np.array(array.astype(array.dtype.newbyteorder("=")), order="C")
@@ -104,7 +104,7 @@ def test_an_array_of_every_layout_keeps_its_values_and_the_caller_his_memory(con
 
 @pytest.mark.parametrize("name", ["reversed", "another byte order", "a field of a record"])
 @both
-def test_copy_false_says_why_torch_can_lay_no_tensor_there(convert, name):
+def test_copy_false_names_why_torch_cannot_view_the_array(convert, name):
     why = {
         "reversed": "negative",
         "another byte order": "bytes are in another order",
@@ -150,7 +150,7 @@ def test_unaligned_memory_is_copied_for_jax_and_refused_under_copy_false():
     assert address(to_torch(array, copy=False)) == array.ctypes.data
 
 
-def test_nothing_is_narrowed_in_silence_with_x64_off():
+def test_nothing_is_narrowed_silently_with_x64_off():
     assert to_jax(np.arange(3)).dtype == jnp.int32
     assert to_jax(np.arange(3, dtype=">i8")).tolist() == [0, 1, 2]
     with pytest.raises(NarrowingError, match=r"'k'.*cannot hold 1099511627776"):
@@ -179,7 +179,7 @@ NUMBERS = {
 @both
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 @pytest.mark.parametrize("copy", [None, False, True])
-def test_numbers_and_strings_stay_what_they_are(convert, number, copy):
+def test_numbers_and_strings_pass_through(convert, number, copy):
     assert convert(number, copy=copy) is number
     there = convert({"n": number, "none": None, "x": [aligned(2), number]}, copy=copy and True, device="cpu")
     assert there["n"] is there["x"][1] is number
@@ -187,7 +187,7 @@ def test_numbers_and_strings_stay_what_they_are(convert, number, copy):
 
 
 @both
-def test_an_environment_s_state_crosses_whole_and_back(convert):
+def test_the_state_of_an_environment_crosses_there_and_back(convert):
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass
     class State:
@@ -237,18 +237,18 @@ REFUSED = {
 @both
 @pytest.mark.parametrize("copy", [None, False, True])
 @pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_means_more_than_numbers_raises_with_the_leaf_and_the_fix(convert, make, words, copy):
+def test_an_array_that_cannot_cross_raises_with_the_leaf_and_the_fix(convert, make, words, copy):
     with pytest.raises((DtypeError, UnsupportedLeafError), match=rf"(?s)'info\.k' with (JAX|torch).*{words}"):
         convert({"info": {"k": make()}, "fine": 1}, copy=copy)
 
 
-def test_a_device_is_honoured_for_arrays():
+def test_device_applies_to_arrays():
     array = aligned(4)
     assert to_jax(array, device="cpu").devices() == {jax.devices("cpu")[0]}
     assert to_torch(array, device="cpu").device == torch.device("cpu")
 
 
-def test_what_a_wrapped_function_keeps_of_an_array_is_not_the_caller_s_memory():
+def test_residuals_of_an_array_are_not_the_callers_memory():
     f = as_torch_function(lambda x, a: x * a.astype(jnp.float32))
     for dtype in (np.float32, ml_dtypes.bfloat16, ">f4"):
         array = np.full(64, 3).astype(dtype)

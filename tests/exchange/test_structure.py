@@ -1,4 +1,4 @@
-"""Trees that JAX cannot take apart or put together: one error that names the place, and no harm done."""
+"""Trees that JAX cannot flatten or rebuild: one error names the container, and the process stays sound."""
 
 import collections
 
@@ -131,7 +131,7 @@ def _through_a_custom_node():
     inner = [tensor()]
     inner.append(Bag({"again": inner}))
     tree = inner
-    for _ in range(40):  # beyond the quick look
+    for _ in range(40):  # deeper than the quick check
         tree = [tree]
     return tree, r"the list at '[0.]+\.1\.0\.again'", "again"
 
@@ -147,8 +147,8 @@ def test_a_container_that_contains_itself_is_refused_with_both_places(make):
             cross(tree)
 
 
-def test_what_is_refused_leaves_python_as_much_room_as_before():
-    # jaxlib's flattening, tried on these, would leave less of it, or none at all.
+def test_a_refusal_leaves_the_recursion_depth_as_it_was():
+    # jaxlib's flattening of these trees would leave fewer levels, or none.
     before = levels_left()
     for tree in (_list()[0], _dict()[0], {"x": [MIXED["str and int"]]}):
         for _ in range(20):
@@ -191,7 +191,7 @@ def test_a_fault_inside_a_custom_node_is_named_by_its_path():
         to_jax({"b": [Bag({"q": MIXED["str and int"]})]})
 
 
-def test_a_class_whose_own_flattening_fails_is_named_with_its_words():
+def test_a_class_whose_own_flattening_fails_is_named_with_its_error():
     with pytest.raises(
         UnsupportedLeafError, match=r"the Shut at 'b\.1' .*LookupError: shut for good"
     ) as caught:
@@ -199,7 +199,7 @@ def test_a_class_whose_own_flattening_fails_is_named_with_its_words():
     assert isinstance(caught.value.__cause__, LookupError)
 
 
-def test_a_class_that_does_not_take_the_new_leaves_is_named_with_its_words():
+def test_a_class_that_does_not_take_the_new_leaves_is_named_with_its_error():
     tree = {"a": tensor(), "b": [Bag(tensor()), TensorBag(tensor())]}
     with pytest.raises(
         UnsupportedLeafError, match=r"rebuild the TensorBag at 'b\.1'.*own words about ArrayImpl"

@@ -490,7 +490,7 @@ def test_a_tensor_inside_a_torch_func_transform_raises(copy):
 
 
 @FORWARD_AD
-def test_a_tensor_that_carries_a_forward_mode_tangent_raises():
+def test_a_tensor_with_a_forward_mode_tangent_raises():
     import torch.autograd.forward_ad as forward_ad
 
     with forward_ad.dual_level():
@@ -654,14 +654,14 @@ def test_an_array_on_any_host_device_is_shared(index):
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)])
-def test_asking_torch_for_the_cpu_is_no_move(name):
+def test_requesting_the_cpu_from_torch_moves_nothing(name):
     array = jnp.arange(16.0)
     assert shares(to_torch(array, device=name, copy=False), array)
     tensor = torch.ones(3)
     assert to_torch(tensor, device=name, copy=False) is tensor
 
 
-def test_asking_torch_for_the_arrays_own_device_is_no_move():
+def test_requesting_the_arrays_own_device_moves_nothing():
     array = jax.device_put(jnp.arange(16.0), jax.devices()[2])
     assert shares(to_torch(array, device=jax.devices()[2], copy=False), array)
 
@@ -698,7 +698,7 @@ def test_a_device_without_values_or_meaning_raises(device):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
-def test_asking_for_cuda_without_one_raises(device):
+def test_requesting_cuda_without_a_gpu_raises(device):
     for value in (jnp.ones(3), torch.ones(3)):
         for cross in (to_jax, to_torch):
             with pytest.raises(DeviceError, match="cuda"):
@@ -726,7 +726,7 @@ def test_copy_true_copies_a_leaf_already_there():
 
 
 @pytest.mark.parametrize("copy", [None, True])
-def test_what_is_moved_arrives_row_major(copy):
+def test_a_moved_tensor_is_row_major(copy):
     tensor = aligned(6, 10).t()
     for leaf in (tensor, to_jax(tensor)):
         moved = to_jax(leaf, device=jax.devices()[1], copy=copy)
@@ -742,8 +742,8 @@ def test_every_memory_of_the_host_is_shared(memory):
     assert to_torch(array).tolist() == list(range(16))
 
 
-def test_copying_a_borrowed_array_is_done_when_the_call_returns():
-    # The copy runs in the background; torch may write to the source as soon as to_jax returns.
+def test_copying_a_imported_array_is_done_when_the_call_returns():
+    # The copy runs in the background, but torch may write to the source as soon as to_jax returns.
     for _ in range(20):
         tensor = torch.ones(1_000_000)
         array = to_jax(to_jax(tensor), copy=True)
@@ -758,9 +758,9 @@ def test_copying_a_borrowed_array_is_done_when_the_call_returns():
         lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[2]),
         lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[3], copy=True),
     ],
-    ids=["tensor", "borrowed array", "borrowed array, copy=True"],
+    ids=["tensor", "imported array", "imported array, copy=True"],
 )
-def test_moving_borrowed_memory_is_done_when_the_call_returns(move):
+def test_moving_imported_memory_is_done_when_the_call_returns(move):
     for _ in range(20):
         tensor = torch.ones(2_000_000)
         array = move(tensor)
@@ -769,13 +769,13 @@ def test_moving_borrowed_memory_is_done_when_the_call_returns(move):
         assert float(array.min()) == 1.0
 
 
-def test_copy_true_of_a_tracer_in_to_jax_passes_it_on():
-    # to_jax may stand inside a jitted function that is handed JAX values only.
+def test_copy_true_passes_a_tracer_through():
+    # to_jax may be called in a jitted function that gets only JAX values.
     assert jax.jit(lambda x: to_jax(x, copy=True) * 2)(jnp.ones(3)).tolist() == [2.0] * 3
     assert jax.jit(lambda x: to_jax({"a": x})["a"] * 2)(jnp.ones(3)).tolist() == [2.0] * 3
 
 
-def test_a_device_asked_for_a_tracer_is_honoured():
+def test_a_tracer_goes_to_the_requested_device():
     device = jax.devices()[1]
     seen = jax.vmap(lambda x: to_jax(x, device=device))(jnp.ones(3))
     assert seen.devices() == {device}
@@ -784,18 +784,18 @@ def test_a_device_asked_for_a_tracer_is_honoured():
 
 
 ASKED_INSIDE_JIT = {
-    "copy=True of a borrowed array": lambda tensor: to_jax(to_jax(tensor), copy=True),
+    "copy=True of a imported array": lambda tensor: to_jax(to_jax(tensor), copy=True),
     "copy=True of a permuted one": lambda tensor: to_jax(to_jax(tensor.view(4, 4).t()), copy=True),
     "device= for a tensor": lambda tensor: to_jax(tensor, device=jax.devices()[1]),
-    "device= for a borrowed array": lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[1]),
+    "device= for a imported array": lambda tensor: to_jax(to_jax(tensor), device=jax.devices()[1]),
     "unaligned tensor": lambda tensor: to_jax(tensor[1:]),
     "out and in again": lambda tensor: to_jax(to_torch(to_jax(tensor), copy=True)),
 }
 
 
 @pytest.mark.parametrize("cross", ASKED_INSIDE_JIT.values(), ids=ASKED_INSIDE_JIT)
-def test_a_copy_asked_for_inside_jit_is_made_there_and_then(cross):
-    # A copy that were staged as a step of the function would read what torch writes later.
+def test_a_copy_inside_jit_is_made_during_tracing(cross):
+    # A copy traced into the function would read what torch writes later.
     tensor, made = aligned(16).fill_(1), []
     jaxpr = jax.make_jaxpr(lambda x: (made.append(cross(tensor)), x)[1])(1.0)
     assert not isinstance(made[0], jax.core.Tracer)
@@ -804,7 +804,7 @@ def test_a_copy_asked_for_inside_jit_is_made_there_and_then(cross):
     assert set(np.asarray(made[0]).reshape(-1).tolist()) == {1.0}
 
 
-def test_a_borrowed_array_is_copied_under_a_mesh_that_it_is_not_on():
+def test_a_imported_array_is_copied_under_a_mesh_that_it_is_not_on():
     tensor = aligned(16)
     before = tensor.tolist()
     array = to_jax(tensor)
@@ -816,7 +816,7 @@ def test_a_borrowed_array_is_copied_under_a_mesh_that_it_is_not_on():
 
 
 @pytest.mark.parametrize("copy", [None, True])
-def test_nans_and_infinities_cross_while_jax_hunts_them(copy):
+def test_nans_and_infinities_cross_while_jax_checks_for_them(copy):
     tensor = torch.tensor([float("nan"), float("inf"), -float("inf"), 1.0]).repeat(16).view(8, 8)
     loose = jax.device_put(tensor.numpy())
     with jax.debug_nans(True), jax.debug_infs(True):
@@ -903,7 +903,7 @@ def test_a_tensor_keeps_the_arrays_memory_alive():
     assert len(junk) == 20
 
 
-def test_memory_is_given_back_when_the_last_holder_goes():
+def test_memory_is_freed_with_its_last_reference():
     class Owner:
         pass
 
@@ -934,7 +934,7 @@ def test_deleting_an_array_leaves_the_tensor_sound():
     assert len(junk) == 20
 
 
-def test_deleting_a_borrowed_array_leaves_the_tensor_sound():
+def test_deleting_a_imported_array_leaves_the_tensor_sound():
     tensor = torch.full((1000,), 5.0)
     array = to_jax(tensor)
     array.delete()
@@ -944,7 +944,7 @@ def test_deleting_a_borrowed_array_leaves_the_tensor_sound():
 
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")
-def test_donating_a_borrowed_array_leaves_the_tensor_as_it_was():
+def test_donating_a_imported_array_leaves_the_tensor_as_it_was():
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
     tensor = torch.full((1000,), 5.0)
     result = step(to_jax(tensor))
@@ -978,7 +978,7 @@ NEW_MEMORY = {
 
 @pytest.mark.parametrize("replace", NEW_MEMORY.values(), ids=NEW_MEMORY)
 @pytest.mark.parametrize("shape", [(64, 64), (4096, 1)], ids=str)
-def test_a_parameter_that_gets_other_memory_leaves_the_old_to_jax(replace, shape):
+def test_a_parameter_that_gets_new_memory_leaves_the_old_memory_to_jax(replace, shape):
     tensor, memory = watched()
     module = torch.nn.Module()
     module.weight = torch.nn.Parameter(tensor.view(shape), requires_grad=False)
@@ -994,7 +994,7 @@ def test_a_parameter_that_gets_other_memory_leaves_the_old_to_jax(replace, shape
     assert not memory.alive
 
 
-def test_a_permuted_tensor_that_gets_other_memory_leaves_the_old_to_jax():
+def test_a_permuted_tensor_that_gets_new_memory_leaves_the_old_memory_to_jax():
     tensor, memory = watched()
     tensor = tensor.view(64, 64).t().data  # no view, whose base would keep the memory
     array = to_jax(tensor)
@@ -1005,7 +1005,7 @@ def test_a_permuted_tensor_that_gets_other_memory_leaves_the_old_to_jax():
     assert set(np.asarray(array).reshape(-1).tolist()) == {5.0}
 
 
-def test_resizing_the_storage_behind_an_array_is_not_ours_to_stop():
+def test_torch_refuses_to_resize_storage_behind_an_array():
     # torch forbids it for memory that DLPack handed out; were that to change, the docs must too.
     tensor = to_torch(jnp.ones(16))
     with pytest.raises(RuntimeError, match="not resizable"):
@@ -1024,7 +1024,7 @@ def test_an_unfinished_array_is_waited_for():
         assert tensor.sum().item() == 160_000.0
 
 
-def test_what_jax_raises_below_is_told_with_the_leaf(monkeypatch):
+def test_an_error_of_jax_names_the_leaf(monkeypatch):
     # As for an array whose computation failed in the background.
     def fail(_):
         raise jax.errors.JaxRuntimeError("INTERNAL: the device's own words")
@@ -1035,7 +1035,7 @@ def test_what_jax_raises_below_is_told_with_the_leaf(monkeypatch):
     assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
 
 
-def test_what_torch_or_jax_raise_on_import_is_told_with_the_leaf(monkeypatch):
+def test_an_error_of_torch_or_jax_on_import_names_the_leaf(monkeypatch):
     def fail(_):
         raise BufferError("the protocol's own words")
 

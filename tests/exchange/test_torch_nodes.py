@@ -1,4 +1,4 @@
-"""Classes that torch knows as pytrees and JAX does not: they cross as nodes, and come back as what they were."""
+"""Classes that only torch knows as pytrees: they cross as nodes and come back as their own class."""
 
 import collections
 import dataclasses
@@ -23,7 +23,7 @@ def test_a_return_type_crosses_and_comes_back():
     assert back.indices.tolist() == [2, 2]
 
 
-def test_jax_takes_a_crossed_return_type_apart():
+def test_jax_flattens_a_crossed_return_type():
     there = to_jax(torch.tensor([3.0, 1.0, 2.0]).sort())
     out = jax.jit(lambda found: jax.tree.map(lambda x: x + 1, found))(there)
     assert type(out) is torch.return_types.sort
@@ -35,7 +35,7 @@ def test_a_fault_inside_a_return_type_is_named():
         to_jax({"top": torch.ones(2, dtype=torch.float64).sort()})
 
 
-def test_a_size_without_entries_says_nothing_of_others():
+def test_an_empty_size_does_not_decide_for_others():
     to_jax((torch.Size([]), torch.ones(1)))
     made = jax.tree.map(jnp.asarray, to_jax((torch.Size([2, 3]), torch.ones(1)))[0])
     assert type(made) is tuple  # a Size would make numbers of its arrays
@@ -63,7 +63,7 @@ class OnlyTensors:
 
 
 class ByName(OnlyTensors):
-    """The same, whose entries are attributes to torch."""
+    """The same, but torch names its entries as attributes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +80,7 @@ def registered():
         )
 
 
-def test_what_cannot_hold_arrays_is_named_in_jax_as_torch_names_it():
+def test_a_class_that_cannot_hold_arrays_keeps_the_names_of_its_children():
     entries = {"b": torch.ones(2), "a": torch.zeros(1)}
     mapping = to_jax(OnlyTensors(entries))
     assert type(mapping) is collections.OrderedDict
@@ -90,12 +90,12 @@ def test_what_cannot_hold_arrays_is_named_in_jax_as_torch_names_it():
     assert named.b.tolist() == [1, 1]
 
 
-def test_what_cannot_hold_arrays_is_itself_again_around_tensors():
+def test_a_class_that_cannot_hold_arrays_comes_back_around_tensors():
     doubled = to_torch(OnlyTensors({"a": torch.ones(2)}))
     assert type(doubled) is OnlyTensors
 
 
-def test_a_class_that_loses_a_child_gives_way():
+def test_a_class_that_drops_a_child_is_replaced_by_a_builtin():
     """As a ModelOutput does with its only field, where that is an empty array."""
 
     @dataclasses.dataclass

@@ -91,7 +91,7 @@ def test_defaultdicts_keep_their_factory():
     assert out["new"] == []
 
 
-def test_dict_keys_that_do_not_sort_raise_and_say_so():
+def test_dict_keys_that_do_not_sort_raise():
     with pytest.raises(UnsupportedLeafError, match=r"flatten this dict.*keys must sort"):
         to_jax({"a": torch.ones(2), 1: torch.ones(2)})
     with pytest.raises(UnsupportedLeafError, match=r"flatten this dict.*keys must sort"):
@@ -119,7 +119,7 @@ NO_PYTREES = {
 
 @pytest.mark.filterwarnings("ignore:Python iterable type:DeprecationWarning")
 @pytest.mark.parametrize(("container", "fix"), NO_PYTREES.values(), ids=NO_PYTREES)
-def test_a_container_that_jax_does_not_open_is_refused_with_what_to_pass(container, fix):
+def test_a_container_that_jax_does_not_flatten_is_refused_with_advice(container, fix):
     for cross in (to_jax, to_torch):
         with pytest.raises(UnsupportedLeafError, match=rf"'x\.0'.*{fix}"):
             cross({"x": [container]})
@@ -267,7 +267,7 @@ def test_a_pytree_with_a_custom_node_crosses():
     assert isinstance(out.items[0], jax.Array)
 
 
-def test_the_tree_handed_in_is_not_changed():
+def test_the_input_tree_is_not_changed():
     tensor = torch.ones(2)
     tree = {"a": [tensor]}
     to_jax(tree)
@@ -275,7 +275,7 @@ def test_the_tree_handed_in_is_not_changed():
 
 
 @pytest.mark.parametrize("tree", [{}, None, {"a": torch.ones(2), "b": [torch.ones(2)]}], ids=str)
-def test_wrong_options_are_told_once_whatever_the_tree_holds(tree):
+def test_wrong_options_raise_once_for_any_tree(tree):
     for cross in (to_jax, to_torch):
         with pytest.raises(DeviceError, match=r"^'nope' is no device"):
             cross(tree, device="nope")
@@ -283,7 +283,7 @@ def test_wrong_options_are_told_once_whatever_the_tree_holds(tree):
             cross(tree, copy="nope")
 
 
-def test_a_device_that_cannot_take_the_values_is_told_with_the_leaf():
+def test_a_device_that_cannot_hold_values_raises_with_the_leaf():
     with pytest.raises(DeviceError, match=r"'w\.0'.*meta"):
         to_torch({"w": [jnp.ones(3)]}, device="meta")
 
