@@ -6,6 +6,7 @@ same rules fill them:
 - ``BatchNorm`` feeds its running variance with the unbiased variance of the batch, so training goes on as in
   torch and not only evaluation agrees;
 - ``GRUCell`` (nnx) has the bias on the state that ``nnx.GRUCell`` lacks;
+- ``LayerNorm`` and ``RMSNorm`` (nnx) have a scale of several axes;
 - ``PReLU`` has one slope a channel.
 
 Owns these layers; has no rules and moves no weights. Refuses a layer that Flax's own settings can express:

@@ -1,6 +1,7 @@
-"""nnx layers with torch's semantics: `BatchNorm`, `GRUCell`, `PReLU`."""
+"""nnx layers with torch's semantics: `BatchNorm`, `GRUCell`, `LayerNorm`, `PReLU`, `RMSNorm`."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 
 from ._variance import running_variance
 
-__all__ = ["BatchNorm", "GRUCell", "PReLU"]
+__all__ = ["BatchNorm", "GRUCell", "LayerNorm", "PReLU", "RMSNorm"]
 
 _orthogonal = nnx.initializers.orthogonal()
 _zeros = nnx.initializers.zeros_init()
@@ -84,6 +85,43 @@ class GRUCell(nnx.GRUCell):
             promote_dtype=self.promote_dtype,
             rngs=rngs,
         )
+
+
+class LayerNorm(nnx.LayerNorm):
+    """``nnx.LayerNorm`` over several axes, with a scale and a bias of their shape.
+
+    ``nnx.LayerNorm`` makes them flat, whatever its axes.
+
+    Args:
+        num_features: The sizes of the axes.
+        settings: As for ``nnx.LayerNorm``, ``reduction_axes`` and ``feature_axes`` among them.
+
+    >>> LayerNorm((4, 5), reduction_axes=(-2, -1), feature_axes=(-2, -1), rngs=nnx.Rngs(0)).scale.shape
+    (4, 5)
+    """
+
+    def __init__(self, num_features: tuple[int, ...], **settings: Any) -> None:
+        super().__init__(prod(num_features), **settings)
+        for flat in (self.scale, self.bias):
+            if flat is not None:
+                flat.set_value(flat[...].reshape(num_features))
+
+
+class RMSNorm(nnx.RMSNorm):
+    """``nnx.RMSNorm`` over several axes, with a scale of their shape.
+
+    Args:
+        num_features: The sizes of the axes.
+        settings: As for ``nnx.RMSNorm``, ``reduction_axes`` and ``feature_axes`` among them.
+
+    >>> RMSNorm((4, 5), reduction_axes=(-2, -1), feature_axes=(-2, -1), rngs=nnx.Rngs(0)).scale.shape
+    (4, 5)
+    """
+
+    def __init__(self, num_features: tuple[int, ...], **settings: Any) -> None:
+        super().__init__(prod(num_features), **settings)
+        if self.scale is not None:
+            self.scale.set_value(self.scale[...].reshape(num_features))
 
 
 class PReLU(nnx.PReLU):

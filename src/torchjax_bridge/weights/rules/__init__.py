@@ -9,15 +9,20 @@ To add a family: write ``_family.py`` with a ``RULES`` tuple, list it below, add
 parametrized layer is tried before the plain one.
 """
 
-from . import _activation, _attention, _conv, _embedding, _linear, _norm, _recurrent
+from torch import nn
+
+from . import _activation, _attention, _conv, _dropout, _embedding, _linear, _norm, _recurrent
 from ._attention import PARTS
 from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
 from ._fused import Fused
 from ._hints import Fill, Flatten, Keep, LayerType, Rename
 from ._linear import in_input_order
+from ._padding import Convolution, Pads, Transposed, kernel_reach, same_pads, torch_pads, transposed_pads
 from ._parametrized import parametrized
 from ._recurrent import CELL_MARKS
 from ._rule import Entry, Layer, Rule
+from ._twin import Initializer, Named, Pad, Twin
+from ._twin_of import find_twin, own_methods
 
 __all__ = [
     "CELL_MARKS",
@@ -25,19 +30,33 @@ __all__ = [
     "PARTS",
     "PLAIN",
     "RULES",
+    "WEIGHTLESS",
+    "Convolution",
     "Entry",
     "Fill",
     "Flatten",
     "Fused",
+    "Initializer",
     "Keep",
     "Layer",
     "LayerType",
+    "Named",
+    "Pad",
+    "Pads",
     "Rename",
     "Rule",
+    "Transposed",
+    "Twin",
     "axes_of_equation",
     "dense_kernel",
     "in_input_order",
+    "kernel_reach",
+    "own_methods",
     "possible_axes",
+    "same_pads",
+    "torch_pads",
+    "transposed_pads",
+    "twin_of",
 ]
 
 # The layers as torch.nn has them.
@@ -53,4 +72,29 @@ PLAIN: tuple[Rule, ...] = (
 
 RULES: tuple[Rule, ...] = (*map(parametrized, PLAIN), *PLAIN)
 
+# Layers without weights: they have twins, and nothing to pair.
+WEIGHTLESS: tuple[Rule, ...] = _dropout.RULES
+
 LOOKALIKES: tuple[Rule, ...] = _linear.LOOKALIKES
+
+
+def twin_of(module: nn.Module, *, exact_statistics: bool = False) -> Twin:
+    """The Flax layer that computes what a torch layer computes, with the settings of that layer.
+
+    Args:
+        module: A live torch layer. Only settings and shapes are read, so it may be on the meta device.
+        exact_statistics: Make ``BatchNorm`` the one of `torchjax_bridge.weights.layers`, which feeds its running
+            variance with the unbiased variance of the batch, as torch does; Flax's takes the biased one.
+
+    Returns:
+        The twin, which holds no weights; `to_flax` fills what it builds.
+
+    Raises:
+        SettingsError: Flax has no such layer, or none with these settings, or the class has a ``forward`` of its
+            own; the message names the setting.
+
+    >>> print(twin_of(nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)).in_linen())
+    linen.Conv(8, (3, 3), strides=2, padding=1, use_bias=False, \
+kernel_init=initializers.variance_scaling(1 / 3, "fan_in", "uniform"))
+    """
+    return find_twin((*PLAIN, *WEIGHTLESS), module, exact_statistics)

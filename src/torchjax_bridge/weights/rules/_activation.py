@@ -14,6 +14,7 @@ from torch import nn
 from ..layouts import Identity, Layout, Reshape
 from ._flattened import per_feature
 from ._rule import Entry, Layer, Rule
+from ._twin import Twin
 
 __all__ = ["RULES"]
 
@@ -34,6 +35,12 @@ def _slope(layer: Layer) -> Iterable[Entry]:
     return (Entry("weight", "negative_slope", layout),)
 
 
+def _twin(module: nn.PReLU) -> Twin:
+    if module.num_parameters == 1:
+        return Twin("PReLU", settings={"negative_slope_init": 0.25})
+    return Twin("PReLU", {"features": module.num_parameters}, own=True)
+
+
 RULES = (
     Rule(
         nn.PReLU,
@@ -41,5 +48,6 @@ RULES = (
         flax_types=("PReLU",),
         required=frozenset({"weight"}),
         settings="one slope; for one a channel weights.layers.nnx.PReLU or weights.layers.linen.PReLU",
+        twin=_twin,
     ),
 )

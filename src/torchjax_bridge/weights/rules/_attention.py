@@ -24,6 +24,7 @@ from torchjax_bridge.exchange import Path
 
 from ..layouts import Each, Layout, Permute, Reshape, Split, then
 from ._rule import Entry, Layer, Rule
+from ._twin import Initializer, Twin, changed, torch_uniform
 
 __all__ = ["PARTS", "RULES"]
 
@@ -33,7 +34,7 @@ _PROJECTIONS = ("query", "key", "value")
 
 
 def _attention(layer: Layer) -> Iterable[Entry]:
-    _refuse_longer_keys(layer)
+    _refuse_longer_keys(layer.module, "bias_k" in layer.torch)
     heads = {name: _heads(layer, (name, "kernel")) for name in _PROJECTIONS}
     if "in_proj_weight" in layer.torch:
         size, width = layer.torch["in_proj_weight"].shape
@@ -81,11 +82,38 @@ def _heads(layer: Layer, path: Path) -> tuple[int, ...]:
     return shape[1:]
 
 
-def _refuse_longer_keys(layer: Layer) -> None:
-    if "bias_k" in layer.torch:
+def _refuse_longer_keys(module: nn.Module | None, learned: bool) -> None:
+    if learned:
         raise ValueError("add_bias_kv=True appends a learned key and value, which Flax's attention cannot")
-    if getattr(layer.module, "add_zero_attn", False):
+    if getattr(module, "add_zero_attn", False):
         raise ValueError("add_zero_attn=True appends a zero key and value, which Flax's attention cannot")
+
+
+def _twin(module: nn.MultiheadAttention) -> Twin:
+    _refuse_longer_keys(module, module.bias_k is not None)
+    width, kdim, vdim = module.embed_dim, module.kdim, module.vdim
+    if kdim != vdim:
+        raise ValueError(f"kdim={kdim} and vdim={vdim}: nnx's attention has one in_kv_features for both")
+    sizes = {"num_heads": module.num_heads, "in_features": width}
+    # xavier_uniform, of the (3 * width, width) that torch stacks, or of each matrix by itself.
+    packed = module.in_proj_weight is not None
+    start = (
+        Initializer("variance_scaling", (0.5, "fan_in", "uniform"))
+        if packed
+        else Initializer("xavier_uniform")
+    )
+    return Twin(
+        "MultiHeadAttention",
+        sizes,
+        changed(
+            in_kv_features=(kdim, width),
+            use_bias=(module.in_proj_bias is not None, True),
+            dropout_rate=(module.dropout, 0.0),
+            broadcast_dropout=(not module.dropout, True),
+            decode=(False, None),
+        ),
+        {"kernel_init": start, "out_kernel_init": torch_uniform()},
+    )
 
 
 def _is_attention(names: frozenset[str]) -> bool:
@@ -103,5 +131,6 @@ RULES = (
             "num_heads, use_bias=bias, dropout_rate=dropout, decode=False (nnx), and inputs of "
             "(batch, length, features); a Flax mask is True where torch's is False"
         ),
+        twin=_twin,
     ),
 )

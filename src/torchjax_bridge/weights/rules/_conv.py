@@ -21,13 +21,15 @@ and convolve with ``"VALID"``. ``ConvTranspose``: ``padding=((a, a + output_padd
 ``input_dilation=stride`` and ``feature_group_count=groups`` on a ``Conv``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from torch import nn
 
 from ..layouts import Flip, Layout, Permute, Reshape, then
+from ._padding import Convolution, Pads, Transposed, kernel_reach, same_pads, torch_pads, transposed_pads
 from ._rule import Entry, Layer, Rule
+from ._twin import Pad, Twin, changed, torch_uniform
 
 __all__ = ["RULES"]
 
@@ -147,6 +149,76 @@ def _which_kernel(rank: int, kind: str) -> str:
     )
 
 
+# --- the twins ---------------------------------------------------------------------------------------
+
+_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}  # of jnp.pad
+
+
+def _convolution_twin(module: Convolution) -> Twin:
+    mode, pads = torch_pads(module)
+    by_hand = None
+    if mode != "zeros":
+        if mode != "replicate" and pads == same_pads(kernel_reach(module)):
+            padding: object = mode.upper()
+        else:
+            by_hand = Pad(((0, 0), *pads, (0, 0)), _MODES[mode])
+            padding = "VALID"
+    else:
+        padding = "SAME" if module.padding == "same" else _shortest(pads) or "VALID"
+    return Twin(
+        "Conv",
+        _sizes(module),
+        changed(
+            strides=(_shortest_steps(module.stride), 1),
+            padding=(padding, "SAME"),
+            kernel_dilation=(_shortest_steps(module.dilation), 1),
+            feature_group_count=(module.groups, 1),
+            use_bias=(module.bias is not None, True),
+        ),
+        {"kernel_init": torch_uniform()},
+        pad=by_hand,
+    )
+
+
+def _transposed_twin(module: Transposed) -> Twin:
+    sizes, padding = _sizes(module), _shortest(transposed_pads(module))  # where "VALID" means another thing
+    dilation = (_shortest_steps(module.dilation), 1)
+    bias = (module.bias is not None, True)
+    stride = _shortest_steps(module.stride)
+    if module.groups == 1:
+        settings = changed(
+            strides=(stride, 1), padding=(padding, "SAME"), kernel_dilation=dilation, use_bias=bias
+        )
+        return Twin("ConvTranspose", sizes, settings, {"kernel_init": torch_uniform("fan_out")})
+    settings = changed(
+        padding=(padding, "SAME"),
+        input_dilation=(stride, 1),
+        kernel_dilation=dilation,
+        feature_group_count=(module.groups, 1),
+        use_bias=bias,
+    )
+    return Twin("Conv", sizes, settings, {"kernel_init": torch_uniform("fan_out", module.groups)})
+
+
+def _sizes(module: Convolution | Transposed) -> dict[str, object]:
+    return {
+        "in_features": module.in_channels,
+        "out_features": module.out_channels,
+        "kernel_size": tuple(module.kernel_size),
+    }
+
+
+def _shortest(pads: Pads) -> object:
+    """Paddings as one number, or one an axis, where that says the same."""
+    if any(before != after for before, after in pads):
+        return pads
+    return _shortest_steps([before for before, _ in pads])
+
+
+def _shortest_steps(steps: Sequence[int]) -> int | tuple[int, ...]:
+    return steps[0] if len(set(steps)) == 1 else tuple(steps)
+
+
 RULES = (
     Rule(
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -158,6 +230,7 @@ RULES = (
             "'SAME' for a number, kernel_dilation, feature_group_count=groups (linen's variables do not tell it: "
             "audit compares it), use_bias; a kernel of 1 fills a Dense too"
         ),
+        twin=_convolution_twin,
     ),
     Rule(
         (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
@@ -169,5 +242,6 @@ RULES = (
             "a = dilation * (kernel - 1) - padding, use_bias; with groups a Conv with strides=1, "
             "input_dilation=stride, feature_group_count=groups and the same padding"
         ),
+        twin=_transposed_twin,
     ),
 )

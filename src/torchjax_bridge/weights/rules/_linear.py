@@ -26,6 +26,7 @@ from ..layouts import Layout, Permute, Reshape, then
 from ._dense_axes import DenseAxes, axes_of_equation, dense_kernel, possible_axes
 from ._flattened import channels_last
 from ._rule import Entry, Layer, Rule
+from ._twin import Twin, changed, torch_uniform
 
 __all__ = ["LOOKALIKES", "RULES", "in_input_order", "kernel_after_flatten"]
 
@@ -212,6 +213,19 @@ def _bilinear(layer: Layer) -> Iterable[Entry]:
     return (Entry("weight", "weight"), _BIAS)
 
 
+def _linear_twin(module: nn.Linear) -> Twin:
+    return Twin(
+        "Linear",
+        {"in_features": module.in_features, "out_features": module.out_features},
+        changed(use_bias=(module.bias is not None, True)),
+        {"kernel_init": torch_uniform()},
+    )
+
+
+def _bilinear_twin(module: nn.Bilinear) -> Twin:
+    raise ValueError('Flax has no such layer; write jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias')
+
+
 RULES = (
     Rule(
         nn.Linear,
@@ -223,12 +237,14 @@ RULES = (
             "where a map is made of its output; several axes in the order in which torch flattens them; as a Conv "
             "padding='VALID', with strides of 1 at every position"
         ),
+        twin=_linear_twin,
     ),
     Rule(
         nn.Bilinear,
         _bilinear,
         required=frozenset({"weight"}),
         settings='parameters weight and bias, and jnp.einsum("...i,oij,...j->...o", x1, weight, x2) + bias',
+        twin=_bilinear_twin,
     ),
 )
 

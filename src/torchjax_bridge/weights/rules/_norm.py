@@ -28,6 +28,7 @@ from torch import nn
 from ..layouts import Constant, Identity, Layout, Permute
 from ._flattened import per_feature
 from ._rule import Entry, Layer, Rule
+from ._twin import Twin, changed
 
 __all__ = ["RULES"]
 
@@ -111,6 +112,80 @@ def _name(layer: Layer) -> str:
     return type(layer.module).__name__ if layer.module is not None else "LayerNorm"
 
 
+# --- the twins ---------------------------------------------------------------------------------------
+
+_BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+_InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
+_Norm = _BatchNorm | _InstanceNorm | nn.GroupNorm | nn.LayerNorm
+
+
+def _batch_norm_twin(module: _BatchNorm) -> Twin:
+    if module.momentum is None:
+        raise ValueError("momentum=None averages over all batches, which Flax cannot; give it a momentum")
+    keeps = module.running_mean is not None
+    if keeps and not module.track_running_stats:
+        raise ValueError(
+            "track_running_stats=False of a layer that has running statistics: it evaluates with them and does not "
+            "update them in training, which no Flax layer does"
+        )
+    settings = changed(momentum=(round(1 - module.momentum, 12), 0.99)) | _settings(module, 1e-5)
+    if keeps:
+        return Twin("BatchNorm", {"num_features": module.num_features}, settings)
+    return Twin(
+        "BatchNorm",
+        {"num_features": module.num_features},
+        settings,
+        call={"use_running_average": False},  # where .eval() would turn it on
+    )
+
+
+def _instance_norm_twin(module: _InstanceNorm) -> Twin:
+    if module.track_running_stats:
+        raise ValueError(
+            "track_running_stats=True: Flax's InstanceNorm keeps no running statistics. For evaluation alone, "
+            "BatchNorm(use_running_average=True) computes the same"
+        )
+    return Twin("InstanceNorm", {"num_features": module.num_features}, _settings(module))
+
+
+def _group_norm_twin(module: nn.GroupNorm) -> Twin:
+    sizes = {"num_features": module.num_channels, "num_groups": module.num_groups}
+    return Twin("GroupNorm", sizes, _settings(module))
+
+
+def _layer_norm_twin(module: nn.LayerNorm) -> Twin:
+    return _over_shape("LayerNorm", module, _settings(module))
+
+
+def _rms_norm_twin(module: nn.RMSNorm) -> Twin:
+    eps = module.eps
+    if eps is None:
+        dtype = torch.get_default_dtype() if module.weight is None else module.weight.dtype
+        eps = torch.finfo(dtype).eps
+    settings = changed(epsilon=(eps, 1e-6), use_scale=(module.weight is not None, True))
+    return _over_shape("RMSNorm", module, settings)
+
+
+def _over_shape(name: str, module: nn.LayerNorm | nn.RMSNorm, settings: dict[str, object]) -> Twin:
+    """The twin of a norm over the last axes. nnx's own makes a flat scale, whatever the number of axes."""
+    shape = tuple(module.normalized_shape)
+    if len(shape) == 1:
+        return Twin(name, {"num_features": shape[0]}, settings)
+    axes = tuple(range(-len(shape), 0))
+    settings = {"reduction_axes": axes, "feature_axes": axes} | settings
+    return Twin(name, {"num_features": shape}, settings, own=True)
+
+
+def _settings(module: _Norm, epsilon: float = 1e-6) -> dict[str, object]:
+    """What norms have in common, where it is not Flax's default. torch's variance is never the fast one."""
+    return changed(
+        epsilon=(module.eps, epsilon),
+        use_scale=(module.weight is not None, True),
+        use_bias=(module.bias is not None, True),
+        use_fast_variance=(False, True),
+    )
+
+
 RULES = (
     Rule(
         (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
@@ -123,6 +198,7 @@ RULES = (
             "use_scale=use_bias=affine; SyncBatchNorm also axis_name. Flax feeds its running variance with "
             "the biased variance: to train on as torch does, use weights.layers' BatchNorm"
         ),
+        twin=_batch_norm_twin,
     ),
     Rule(
         nn.LayerNorm,
@@ -133,6 +209,7 @@ RULES = (
             "epsilon=eps, use_fast_variance=False, use_scale=elementwise_affine, use_bias=bias; over several "
             "axes reduction_axes=feature_axes"
         ),
+        twin=_layer_norm_twin,
     ),
     Rule(
         nn.GroupNorm,
@@ -140,6 +217,7 @@ RULES = (
         flax_types=("GroupNorm",),
         required=frozenset({"weight", "bias"}),
         settings="num_groups, epsilon=eps, use_fast_variance=False, use_scale=use_bias=affine",
+        twin=_group_norm_twin,
     ),
     Rule(
         (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
@@ -151,6 +229,7 @@ RULES = (
             "epsilon=eps, use_fast_variance=False, use_scale=use_bias=affine (torch's default is False); with "
             "track_running_stats a BatchNorm, for evaluation"
         ),
+        twin=_instance_norm_twin,
     ),
     Rule(
         nn.RMSNorm,
@@ -158,5 +237,6 @@ RULES = (
         flax_types=("RMSNorm",),
         required=frozenset({"weight"}),
         settings="epsilon=eps, which is torch.finfo(dtype).eps where torch says None, use_scale",
+        twin=_rms_norm_twin,
     ),
 )

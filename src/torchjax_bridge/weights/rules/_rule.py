@@ -15,6 +15,7 @@ from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
 from ..layouts import Identity, Layout
+from ._twin import Twin
 
 __all__ = ["Entry", "Layer", "Rule"]
 
@@ -116,6 +117,7 @@ class Rule:
             parametrization).
         settings: The settings that the Flax layer needs for parity, for the documentation.
         label: A name for messages, by default that of the classes.
+        twin: The Flax layer of a live torch layer; raises ``ValueError`` with the reason where there is none.
 
     Raises:
         PlanError: The arguments are not classes and entries.
@@ -137,6 +139,7 @@ class Rule:
     applies: Callable[[frozenset[str]], bool] | None = None
     settings: str = ""
     label: str = ""
+    twin: Callable[[Any], Twin] | None = None
 
     def __post_init__(self) -> None:
         for kind in self.types:

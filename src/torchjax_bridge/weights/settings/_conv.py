@@ -9,16 +9,11 @@ numbers here where they mean numbers, so that two ways to say the same thing are
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
-
+from ..rules import Convolution, Pads, Transposed, kernel_reach, same_pads, torch_pads, transposed_pads
 from ._difference import Difference, differs
 from ._layer import FlaxLayer
 
 __all__ = ["convolution", "transposed_convolution"]
-
-Pads = tuple[tuple[int, int], ...]
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
-Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def convolution(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
@@ -54,12 +49,7 @@ def transposed_convolution(module: Transposed, layer: FlaxLayer) -> Iterator[Dif
         yield from _per_axis("strides", ("stride", module.stride), layer, rank)
     yield from _per_axis("kernel_dilation", ("dilation", module.dilation), layer, rank)
     yield from _groups_and_mask(module, layer)
-    wanted = tuple(
-        (d * (k - 1) - _number(p), d * (k - 1) - _number(p) + _number(o))
-        for d, k, p, o in zip(
-            module.dilation, module.kernel_size, module.padding, module.output_padding, strict=True
-        )
-    )
+    wanted = transposed_pads(module)
     value = _Unquoted(f"{module.padding}, output_padding={module.output_padding}")
     pads = _transposed_pads(module, layer, rank)
     yield from differs("padding", wanted, layer["padding"], torch=("padding", value), have=pads)
@@ -88,23 +78,18 @@ def _spread(value: Any, rank: int) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _number(value: Any) -> int:
-    # torch's stubs allow a word here, which it refuses for a transposed convolution.
-    return int(value)
-
-
 # --- padding -----------------------------------------------------------------------------------------
 
 
 def _padding(module: Convolution, layer: FlaxLayer) -> Iterator[Difference]:
-    mode, pads = _torch_pads(module)
+    mode, pads = torch_pads(module)
     shown = repr(module.padding) if mode == "zeros" else f"{module.padding!r}, padding_mode={mode!r}"
     theirs = _flax_pads(module, layer)
     if theirs == (mode, pads):
         return
     if mode != "zeros" and theirs == ("zeros", ((0, 0),) * len(pads)):
         return  # Flax has no such mode, so its code pads by hand in front of the layer
-    if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, _reach(module)):
+    if layer["padding"] == "CAUSAL" and mode == "zeros" and _is_causal_by_hand(pads, kernel_reach(module)):
         return
     wanted, fix = _wanted(module, mode, pads)
     alike = _sizes_that_agree(module, mode, pads, layer) or _by_hand(mode, pads, theirs)
@@ -143,44 +128,22 @@ def _wanted(module: Convolution, mode: str, pads: Pads) -> tuple[Any, str]:
     if mode == "zeros":
         return pads, f"padding={pads!r}"
     word = {"circular": "CIRCULAR", "reflect": "REFLECT"}.get(mode)
-    if word is not None and pads == _same_pads(_reach(module)):
+    if word is not None and pads == same_pads(kernel_reach(module)):
         return word, f"padding={word!r}"
     how = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}[mode]
     return None, f"padding='VALID', behind jnp.pad(x, ..., mode={how!r})"
 
 
-def _torch_pads(module: Convolution) -> tuple[str, Pads]:
-    """The mode, and the numbers before and after on each axis."""
-    reach = _reach(module)
-    if module.padding == "same":
-        pads: Pads = tuple((total // 2, total - total // 2) for total in reach)
-    elif isinstance(module.padding, str):
-        pads = ((0, 0),) * len(reach)
-    else:
-        pads = tuple((_number(size), _number(size)) for size in module.padding)
-    return (module.padding_mode if any(map(any, pads)) else "zeros"), pads
-
-
-def _reach(module: Convolution | Transposed) -> tuple[int, ...]:
-    """How far the kernel reaches beyond its first element, on each axis."""
-    return tuple(d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True))
-
-
-def _same_pads(reach: Sequence[int]) -> Pads:
-    """What Flax's "CIRCULAR" and "REFLECT" pad, and "SAME" at stride 1."""
-    return tuple((total // 2, total - total // 2) for total in reach)
-
-
 def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]:
     """The mode and the numbers of the Flax layer; None for numbers that depend on the size of the input."""
-    padding, reach = layer["padding"], _reach(module)
+    padding, reach = layer["padding"], kernel_reach(module)
     none: Pads = ((0, 0),) * len(reach)
     if not isinstance(padding, str):
         return "zeros", _pairs(padding, len(reach))
     if padding == "VALID":
         return "zeros", none
     if padding in ("CIRCULAR", "REFLECT"):
-        return (padding.lower() if any(reach) else "zeros"), _same_pads(reach)
+        return (padding.lower() if any(reach) else "zeros"), same_pads(reach)
     if padding == "CAUSAL":
         return "zeros", tuple((total, 0) for total in reach)
     if _spread(layer["input_dilation"], len(reach)) != (1,) * len(reach):
@@ -188,7 +151,7 @@ def _flax_pads(module: Convolution, layer: FlaxLayer) -> tuple[str, Pads | None]
     strides = _spread(layer["strides"], len(reach))
     if any(stride > 1 and total for stride, total in zip(strides, reach, strict=True)):
         return "zeros", None
-    pads = _same_pads(reach)
+    pads = same_pads(reach)
     return "zeros", tuple((b, a) for a, b in pads) if padding == "SAME_LOWER" else pads
 
 
@@ -198,7 +161,7 @@ def _sizes_that_agree(module: Convolution, mode: str, pads: Pads, layer: FlaxLay
     If the stride divides the size, it pads ``max(reach + 1 - stride, 0)``, else ``max(reach + 1 - remainder,
     0)`` (``jax.lax.padtype_to_pads``).
     """
-    reach, strides = _reach(module), tuple(module.stride)
+    reach, strides = kernel_reach(module), tuple(module.stride)
     plain = _spread(layer["input_dilation"], len(reach)) == (1,) * len(reach)
     if layer["padding"] not in ("SAME", "SAME_LOWER") or mode != "zeros" or not plain:
         return ""
@@ -244,7 +207,7 @@ def _transposed_pads(module: Transposed, layer: FlaxLayer, rank: int) -> Pads | 
         return None
     return tuple(
         _transposed_pads_of_word(padding, total + 1, stride)
-        for total, stride in zip(_reach(module), _spread(layer["strides"], rank), strict=True)
+        for total, stride in zip(kernel_reach(module), _spread(layer["strides"], rank), strict=True)
     )
 
 

@@ -13,7 +13,7 @@ from flax import linen
 from torchjax_bridge.exchange import Path
 
 from ..layers import linen as ours
-from ..rules import RULES, Rule
+from ..rules import RULES, Rule, own_methods
 from ..settings import is_flaxs_layer, overridden_call
 from ._flax_tree import FlaxNode
 from ._torch_tree import TorchNode
@@ -26,9 +26,6 @@ __all__ = [
     "torch_assumptions",
 ]
 
-# What a subclass of one of torch's layers overrides to compute something else.
-_METHODS = ("forward", "_conv_forward", "__call__")
-
 
 def torch_assumptions(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     """The assumptions about a torch layer that may compute something else than its rule's class."""
@@ -36,9 +33,7 @@ def torch_assumptions(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     if kind is None or node.declared:
         return ()
     base = kind if kind in rule.types else next((one for one in kind.__mro__ if one in rule.types), kind)
-    own = base is not kind and any(
-        getattr(kind, name, None) is not getattr(base, name, None) for name in _METHODS
-    )
+    own = base is not kind and own_methods(kind, base)
     # torch keeps a patched method and hooks in these attributes and offers no other way to ask for them.
     state = getattr(node.module, "__dict__", {})
     hooks = [hook for name in _HOOKS if name in state for hook in state[name].values()]

@@ -1,0 +1,62 @@
+"""Finds the twin of a live torch layer in the table of rules, and says why a layer has none."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from torchjax_bridge.errors import SettingsError
+
+from ._rule import Rule
+from ._twin import Named, Twin
+
+__all__ = ["find_twin", "own_methods"]
+
+# What a subclass of one of torch's layers overrides to compute something else.
+_METHODS = ("forward", "_conv_forward", "__call__")
+
+
+def own_methods(kind: type, base: type) -> bool:
+    """Whether a subclass may compute something else than its base."""
+    return any(getattr(kind, name, None) is not getattr(base, name, None) for name in _METHODS)
+
+
+def find_twin(rules: Iterable[Rule], module: nn.Module, exact_statistics: bool) -> Twin:
+    """The twin by the rule of the nearest class; see `twin_of`."""
+    kind = type(module)
+    found = {base: rule for rule in rules if rule.twin is not None for base in rule.types}
+    base = next((base for base in kind.__mro__ if base in found), None)
+    if base is None:
+        raise SettingsError(f"{_name(kind)} has no Flax twin: no rule knows one for its class.")
+    if own_methods(kind, base) or "forward" in vars(module):
+        raise SettingsError(
+            f"{_name(kind)} has no Flax twin: it has a forward of its own, which need not compute what "
+            f"{_name(base)} does."
+        )
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
+        raise SettingsError(f"{_name(kind)} has no Flax twin yet: it knows its sizes after its first call.")
+    make = found[base].twin
+    try:
+        twin = make(module) if make is not None else None
+    except ValueError as why:
+        raise SettingsError(f"{_name(kind)} has no Flax twin: {why}.") from None
+    if twin is None:
+        raise SettingsError(f"{_name(kind)} has no Flax twin.")
+    if exact_statistics and twin.flax == "BatchNorm":
+        twin = replace(twin, own=True)
+    return _in_its_dtype(twin, module)
+
+
+def _in_its_dtype(twin: Twin, module: nn.Module) -> Twin:
+    """The twin with the dtype of the torch layer's weights, where that is not the default of both."""
+    dtypes = {weight.dtype for weight in module.parameters() if weight.is_floating_point()}
+    if len(dtypes) != 1 or dtypes == {torch.float32}:
+        return twin
+    (dtype,) = dtypes
+    return replace(twin, settings={**twin.settings, "param_dtype": Named(str(dtype).replace("torch", "jnp"))})
+
+
+def _name(kind: type) -> str:
+    return f"nn.{kind.__name__}" if kind.__module__.startswith("torch.nn.") else kind.__name__
