@@ -14,11 +14,11 @@ from ._record import RecordError, Suite
 from ._tables import Table
 from ._timing import Spread
 
-__all__ = ["Change", "Comparison", "compare"]
+__all__ = ["RatioChange", "RunComparison", "compare"]
 
 
 @dataclass(frozen=True)
-class Change:
+class RatioChange:
     """One measurement of ours in both runs, as a ratio to its run's baseline."""
 
     what: str
@@ -32,11 +32,11 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What became of the measurements and promises that both runs hold."""
+class RunComparison:
+    """How the measurements and promises of two runs differ."""
 
-    regressions: tuple[Change, ...]
-    improvements: tuple[Change, ...]
+    regressions: tuple[RatioChange, ...]
+    improvements: tuple[RatioChange, ...]
     unchanged: int
     broken: tuple[str, ...]
     """Promises held in the old run and missed in the new one."""
@@ -69,7 +69,7 @@ class Comparison:
         )
 
 
-def compare(old: Sequence[Suite], new: Sequence[Suite], tolerance: float) -> Comparison:
+def compare(old: Sequence[Suite], new: Sequence[Suite], tolerance: float) -> RunComparison:
     """Compare the suites that both runs hold.
 
     Args:
@@ -87,7 +87,7 @@ def compare(old: Sequence[Suite], new: Sequence[Suite], tolerance: float) -> Com
     common = [what for what in after if what in before]
     if not common:
         raise RecordError("cannot compare: the two runs hold no measurement in common")
-    changes = [Change(what, before[what], after[what]) for what in common]
+    changes = [RatioChange(what, before[what], after[what]) for what in common]
     worse = [one for one in changes if one.factor > tolerance and one.new.q1 > one.old.q3]
     better = [one for one in changes if one.factor < 1 / tolerance and one.new.q3 < one.old.q1]
     verdicts = {promise.text: promise.held for suite in old for promise in suite.promises}
@@ -97,7 +97,7 @@ def compare(old: Sequence[Suite], new: Sequence[Suite], tolerance: float) -> Com
         for promise in suite.promises
         if promise.clearly_missed and verdicts.get(promise.text)
     ]
-    return Comparison(
+    return RunComparison(
         tuple(sorted(worse, key=lambda one: -one.factor)),
         tuple(sorted(better, key=lambda one: one.factor)),
         len(changes) - len(worse) - len(better),

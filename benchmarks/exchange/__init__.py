@@ -1,6 +1,6 @@
-"""The ``exchange`` suite: what a tensor, and a tree of tensors, costs to cross.
+"""The ``exchange`` suite: the cost of converting a tensor and a tree of tensors.
 
-``_routes`` holds every way across and checks each result; every other file asks one question.
+``_routes`` holds every conversion and checks each result; every other file asks one question.
 """
 
 from torchjax_bridge import exchange
@@ -11,7 +11,7 @@ from ._dispatch import dispatch, results
 from ._expanded import expanded
 from ._flat import flatness
 from ._headline import headline
-from ._order import no_host_wait
+from ._host_wait import no_host_wait
 from ._routes import both_directions
 from ._sweep import sweep
 from ._trees import state_dict, tree
@@ -20,13 +20,13 @@ __all__ = ["run"]
 
 
 def run(setting: Setting) -> Findings:
-    """Every question of the suite; the promises first, while the process is young."""
+    """Every question of the suite; those with promises first, while the process is fresh."""
     directions, missing = both_directions(setting)
     chosen = exchange.choice()
     found = Findings(facts=[f"The bridge took its {chosen.path} path: {chosen.reason}", *missing])
-    for part in (headline, tree, state_dict, flatness):
+    for ask_question in (headline, tree, state_dict, flatness):
         for direction in directions:
-            found += part(direction, setting)
+            found += ask_question(direction, setting)
     found += expanded(directions[0], setting)
     found += dispatch(directions[0], setting)
     found += results(directions[1], setting)

@@ -4,7 +4,7 @@ from .. import _units as units
 from .._case import Candidate, Findings, ask
 from .._record import Promise
 from .._setting import Setting
-from ._routes import OURS, Direction, check_crossed
+from ._routes import OURS, Direction, check_result
 
 __all__ = ["flatness"]
 
@@ -13,16 +13,16 @@ _QUICK = (4 * 1024, 1024**2)
 
 
 def flatness(direction: Direction, setting: Setting) -> Findings:
-    """Ours alone, one operand a size, the smallest as baseline."""
+    """Ours at each size, with the smallest as baseline."""
     sizes = _QUICK if setting.quick else _FULL
 
     def candidate(nbytes: int) -> Candidate:
-        operand = direction.make((nbytes // 4,))
+        operand = direction.make_operand((nbytes // 4,))
         return Candidate(
             f"{OURS}, {units.size(nbytes)}",
             direction.ours,
             operand,
-            lambda result: check_crossed(operand, result, must_share=True),
+            lambda result: check_result(operand, result, must_share=True),
             ours=True,
         )
 
@@ -30,7 +30,7 @@ def flatness(direction: Direction, setting: Setting) -> Findings:
     least, most = candidates[0].name, candidates[-1].name
     case, rounds = ask(
         f"{direction.name}/flat",
-        f"Does sharing cost the same up to {units.size(sizes[-1])}, {direction.words}?",
+        f"Does sharing cost the same up to {units.size(sizes[-1])}, {direction.label}?",
         candidates,
         setting,
         effort=2,

@@ -8,7 +8,7 @@ from ._routes import OURS, RAW, STOCK, Direction
 __all__ = ["headline"]
 
 _SHAPE = (64, 64)
-# Direction -> at most this many times the raw capsules; at least this many times faster than stock.
+# Direction -> (at most this many times the cost of raw capsules, at least this many times faster than stock).
 _LIMITS = {"to_jax": (1.6, 4.5), "to_torch": (2.0, 2.5)}
 
 
@@ -16,13 +16,13 @@ def headline(direction: Direction, setting: Setting) -> Findings:
     """One 64x64 float32 tensor through every route, with many rounds."""
     case, rounds = ask(
         f"{direction.name}/headline",
-        f"What does one 64x64 float32 tensor cost to share, {direction.words}?",
-        direction.sharing(direction.make(_SHAPE)),
+        f"What does one 64x64 float32 tensor cost to share, {direction.label}?",
+        direction.sharing(direction.make_operand(_SHAPE)),
         setting,
         nbytes=_SHAPE[0] * _SHAPE[1] * 4,
         effort=4,
     )
-    # The limits are the CPU's: on a GPU every route also records and awaits an event.
+    # The limits apply to the CPU. On a GPU every route also records an event and waits for it.
     above, below = _LIMITS[direction.name] if setting.device == "cpu" else (None, None)
     promises = []
     if RAW in rounds.seconds:

@@ -1,6 +1,6 @@
-"""Every way across, in each direction: ours, the frameworks' own, the raw capsules, numpy, peers.
+"""Every conversion, in each direction: ours, the frameworks' own, the raw capsules, numpy, peers.
 
-Owns the candidates and the check that each gave the right bits; times nothing.
+Makes the candidates and checks that each gives the right bits; times nothing.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ __all__ = [
     "WARM",
     "Direction",
     "both_directions",
-    "check_crossed",
+    "check_result",
     "pointer",
 ]
 
@@ -43,24 +43,24 @@ COLD = "memcpy, fresh pages"
 
 @dataclass(frozen=True)
 class Direction:
-    """One direction: how to make an operand of it and every way to cross."""
+    """One direction: how to make an operand, and every way to convert it."""
 
     name: str
     """``"to_jax"`` or ``"to_torch"``, after the function."""
-    words: str
+    label: str
     """For headings: ``"torch → JAX"``."""
-    make: Callable[[tuple[int, ...]], Any]
-    """A float32 operand of a given shape, with random values, on the device, that nothing else holds."""
+    make_operand: Callable[[tuple[int, ...]], Any]
+    """A float32 operand of a given shape, with random values, on the device; nothing else holds its memory."""
     ours: Callable[..., Any]
     routes: dict[str, Callable[[Any], Any]]
-    """Name -> crossing that may share memory; the stock one first."""
+    """Name -> conversion that may share memory; the stock one first."""
     copies: dict[str, Callable[[Any], Any]]
-    """Name -> crossing into fresh memory; ours first."""
+    """Name -> conversion into fresh memory; ours first."""
 
     def sharing(self, operand: Any) -> list[Candidate]:
-        """Candidates for one operand, the stock route as baseline; ours must share.
+        """Candidates for one operand, with the stock route as baseline; ours must share.
 
-        The last is a warm memcpy: what any route that copies must cost.
+        The last is a warm memcpy: the least that a copying route can cost.
         """
         source = operand if isinstance(operand, torch.Tensor) else to_torch(operand)
         candidates = [
@@ -68,7 +68,7 @@ class Direction:
                 name,
                 call,
                 operand,
-                lambda result, ours=name == OURS: check_crossed(  # type: ignore[misc]
+                lambda result, ours=name == OURS: check_result(  # type: ignore[misc]
                     operand, result, must_share=True if ours else None
                 ),
                 ours=name == OURS,
@@ -79,7 +79,7 @@ class Direction:
         return [*candidates, Candidate(WARM, warm_copy(source), operand, _copied(source), limit=True)]
 
     def copying(self, operand: Any) -> list[Candidate]:
-        """Candidates for one operand, a warm memcpy as baseline; none may share."""
+        """Candidates for one operand, with a warm memcpy as baseline; none may share."""
         source = operand if isinstance(operand, torch.Tensor) else to_torch(operand)
         copied = _copied(source)
         limits = [Candidate(WARM, warm_copy(source), operand, copied, limit=True)]
@@ -91,7 +91,7 @@ class Direction:
 
 
 def both_directions(setting: Setting) -> tuple[tuple[Direction, Direction], list[str]]:
-    """The two directions on one device, and what could not be had there, in sentences."""
+    """The two directions on one device, and sentences on what is not available there."""
     raw = raw_pair(setting)
     return (_towards_jax(setting, raw), _towards_torch(setting, raw)), [raw] if isinstance(raw, str) else []
 
@@ -124,16 +124,16 @@ def _towards_jax(setting: Setting, raw: Any) -> Direction:
 def _towards_torch(setting: Setting, raw: Any) -> Direction:
     def make(shape: tuple[int, ...]) -> jax.Array:
         values = np.random.default_rng(0).random(shape, dtype=np.float32)
-        # A copy, since what device_put returns may still be numpy's memory.
+        # A copy, since the result of device_put may still use NumPy's memory.
         return jax.block_until_ready(jnp.array(jax.device_put(values, setting.jax_device), copy=True))
 
     def through_numpy(array: jax.Array) -> torch.Tensor:
         return torch.tensor(np.asarray(array))
 
     def through_host(array: jax.Array) -> torch.Tensor:
-        # Not np.asarray(array): it keeps the host copy, and every later call would find it there.
-        here = jax.device_put(array, jax.devices("cpu")[0])
-        return torch.tensor(np.asarray(here), device=setting.torch_device)
+        # Not np.asarray(array): it caches the host copy, and every later call would reuse it.
+        on_host = jax.device_put(array, jax.devices("cpu")[0])
+        return torch.tensor(np.asarray(on_host), device=setting.torch_device)
 
     routes: dict[str, Callable[[Any], Any]] = {STOCK: torch.from_dlpack}
     if not isinstance(raw, str):
@@ -156,11 +156,11 @@ def _peer_routes(setting: Setting, names: dict[str, str]) -> dict[str, Callable[
 
 
 def _copied(source: Any) -> Callable[[Any], bool]:
-    return lambda result: check_crossed(source, result, must_share=False)
+    return lambda result: check_result(source, result, must_share=False)
 
 
-def check_crossed(operand: Any, result: Any, *, must_share: bool | None) -> bool:
-    """Raise unless a result holds the operand's bits, and shares its memory or not as it must."""
+def check_result(operand: Any, result: Any, *, must_share: bool | None) -> bool:
+    """Raise unless a result has the operand's bits and shares its memory if, and only if, it must."""
     if not isinstance(result, torch.Tensor | jax.Array):
         raise WrongResultError(f"the result is a {type(result).__name__}")
     shares = pointer(result) == pointer(operand)
@@ -174,7 +174,7 @@ def check_crossed(operand: Any, result: Any, *, must_share: bool | None) -> bool
 
 
 def pointer(thing: Any) -> int:
-    """The address of the first element, on the device."""
+    """The device address of the first element."""
     return thing.data_ptr() if isinstance(thing, torch.Tensor) else thing.unsafe_buffer_pointer()
 
 

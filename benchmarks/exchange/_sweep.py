@@ -16,19 +16,19 @@ def sweep(direction: Direction, setting: Setting) -> Findings:
     """Two cases for every size: sharing against the stock route, copying against a memcpy."""
     found = Findings()
     for nbytes in _QUICK if setting.quick else _FULL:
-        # A scalar, as losses are; else a vector, since a matrix of so few elements is no usual thing.
-        operand = direction.make(() if nbytes == 4 else (nbytes // 4,))
+        # A scalar, like a loss; otherwise a vector.
+        operand = direction.make_operand(() if nbytes == 4 else (nbytes // 4,))
         for verb, candidates in (
             ("share", direction.sharing(operand)),
             ("copy", direction.copying(operand)),
         ):
             case, _ = ask(
                 f"{direction.name}/{verb}/{nbytes}",
-                f"What does it cost to {verb} {units.size(nbytes)} of float32, {direction.words}?",
+                f"What does it cost to {verb} {units.size(nbytes)} of float32, {direction.label}?",
                 candidates,
                 setting,
                 nbytes=nbytes,
-                panel=f"{direction.words}, {_PANEL[verb]}",
+                panel=f"{direction.label}, {_PANEL[verb]}",
             )
             found.cases.append(case)
     return found

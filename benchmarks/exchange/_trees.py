@@ -11,12 +11,12 @@ from .._case import Candidate, Findings, WrongResultError, ask
 from .._peers import load_peer
 from .._record import Promise
 from .._setting import Setting
-from ._routes import NUMPY, OURS, RAW, STOCK, Direction, check_crossed
+from ._routes import NUMPY, OURS, RAW, STOCK, Direction, check_result
 
 __all__ = ["state_dict", "tree"]
 
 _LEAVES = 500
-_LEAF = (8, 8)
+_LEAF_SHAPE = (8, 8)
 _SINGLES = "single calls of ours"
 
 # Peer -> its function over trees, in each direction.
@@ -27,18 +27,18 @@ _PEER_TREES = {
 
 
 def tree(direction: Direction, setting: Setting) -> Findings:
-    """A dict of 500 leaves at once, against 500 calls, one a leaf."""
+    """One call on a dict of 500 leaves, against 500 calls on single leaves."""
     count = _leaves(setting)
-    operand = {f"block_{index}.weight": direction.make(_LEAF) for index in range(count)}
-    one = direction.ours
+    operand = {f"block_{index}.weight": direction.make_operand(_LEAF_SHAPE) for index in range(count)}
+    convert = direction.ours
 
     def singles(leaves: dict[str, Any]) -> dict[str, Any]:
-        return {name: one(leaf) for name, leaf in leaves.items()}
+        return {name: convert(leaf) for name, leaf in leaves.items()}
 
-    calls: dict[str, Callable[[Any], Any]] = {_SINGLES: singles, OURS: one}
+    calls: dict[str, Callable[[Any], Any]] = {_SINGLES: singles, OURS: convert}
     for name in (STOCK, RAW, NUMPY):
         if route := direction.routes.get(name):
-            calls[f"jax.tree.map, {name}"] = _mapped(route)
+            calls[f"jax.tree.map, {name}"] = _over_tree(route)
     if direction.name == "to_jax" and setting.device == "cpu":
         calls["jax.device_put of numpy views"] = lambda leaves: jax.device_put(
             {name: leaf.numpy() for name, leaf in leaves.items()}, setting.jax_device
@@ -49,13 +49,13 @@ def tree(direction: Direction, setting: Setting) -> Findings:
                 calls[name] = getattr(module, function)
     case, rounds = ask(
         f"{direction.name}/tree",
-        f"What does a dict of {count} float32 leaves of 8x8 cost to share, {direction.words}?",
+        f"What does a dict of {count} float32 leaves of 8x8 cost to share, {direction.label}?",
         [
             Candidate(
                 name,
                 call,
                 operand,
-                _checked(operand, share=True if name in (OURS, _SINGLES) else None),
+                _check_tree(operand, share=True if name in (OURS, _SINGLES) else None),
                 ours=name == OURS,
                 limit=RAW in name,
             )
@@ -80,27 +80,29 @@ def state_dict(direction: Direction, setting: Setting) -> Findings:
     layers = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(count))).to(setting.torch_device)
     operand: Any = dict(layers.state_dict())
     if direction.name == "to_torch":
-        operand = {name: direction.make(tuple(leaf.shape)) for name, leaf in operand.items()}
+        operand = {name: direction.make_operand(tuple(leaf.shape)) for name, leaf in operand.items()}
     baseline, floor = f"jax.tree.map, {STOCK}", f"jax.tree.map, {RAW}"
     case, rounds = ask(
         f"{direction.name}/state_dict",
-        f"What does a state_dict of {2 * count} leaves cost to share, {direction.words}?",
+        f"What does a state_dict of {2 * count} leaves cost to share, {direction.label}?",
         [
-            Candidate(baseline, _mapped(direction.routes[STOCK]), operand, _checked(operand, share=None)),
+            Candidate(
+                baseline, _over_tree(direction.routes[STOCK]), operand, _check_tree(operand, share=None)
+            ),
             *(
                 [
                     Candidate(
                         floor,
-                        _mapped(direction.routes[RAW]),
+                        _over_tree(direction.routes[RAW]),
                         operand,
-                        _checked(operand, share=None),
+                        _check_tree(operand, share=None),
                         limit=True,
                     )
                 ]
                 if RAW in direction.routes
                 else []
             ),
-            Candidate(OURS, direction.ours, operand, _checked(operand, share=True), ours=True),
+            Candidate(OURS, direction.ours, operand, _check_tree(operand, share=True), ours=True),
         ],
         setting,
         effort=2,
@@ -114,7 +116,7 @@ def state_dict(direction: Direction, setting: Setting) -> Findings:
     )
     promises = [promise]
     if floor in rounds.seconds:
-        # Milliseconds belong to a machine; the floor on the same machine says what they are worth.
+        # Milliseconds depend on the machine; the ratio to the raw capsules does not.
         text = f"{direction.name} of a state_dict of {2 * count} leaves / {RAW}"
         promises.append(Promise(text, "reported", None, "x", rounds.ratio(OURS, floor)))
     return Findings([case], promises)
@@ -124,16 +126,16 @@ def _leaves(setting: Setting) -> int:
     return _LEAVES // 10 if setting.quick else _LEAVES
 
 
-def _mapped(route: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _over_tree(route: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda leaves: jax.tree.map(route, leaves)
 
 
-def _checked(operand: dict[str, Any], *, share: bool | None) -> Callable[[Any], bool]:
+def _check_tree(operand: dict[str, Any], *, share: bool | None) -> Callable[[Any], bool]:
     def check(result: Any) -> bool:
         if list(result) != sorted(operand) and list(result) != list(operand):
             raise WrongResultError("the keys differ")
         return bool(
-            np.all([check_crossed(leaf, result[name], must_share=share) for name, leaf in operand.items()])
+            np.all([check_result(leaf, result[name], must_share=share) for name, leaf in operand.items()])
         )
 
     return check

@@ -12,8 +12,8 @@ from benchmarks._case import WrongResultError
 from benchmarks._record import Suite, load
 from benchmarks._setting import Setting
 from benchmarks.exchange import _headline, _routes
-from benchmarks.exchange._order import no_host_wait
-from benchmarks.exchange._routes import COLD, OURS, RAW, STOCK, WARM, both_directions, check_crossed
+from benchmarks.exchange._host_wait import no_host_wait
+from benchmarks.exchange._routes import COLD, OURS, RAW, STOCK, WARM, both_directions, check_result
 from torchjax_bridge import to_jax, to_torch
 
 QUICK = Setting("cpu", quick=True)
@@ -104,13 +104,13 @@ def test_a_bridge_that_shares_in_spite_of_copy_stops_the_run(monkeypatch: pytest
 )
 def test_a_result_of_another_kind_shape_dtype_or_value_is_wrong(result: object, said: str):
     with pytest.raises(WrongResultError, match=said):
-        check_crossed(torch.ones(3), result, must_share=None)
+        check_result(torch.ones(3), result, must_share=None)
 
 
 def test_a_copy_of_equal_bits_is_right_and_told_from_a_view():
     tensor = torch.full((3,), float("nan"))
-    assert check_crossed(tensor, to_jax(tensor, copy=True), must_share=None) is False
-    assert check_crossed(tensor, to_jax(tensor), must_share=None) is True
+    assert check_result(tensor, to_jax(tensor, copy=True), must_share=None) is False
+    assert check_result(tensor, to_jax(tensor), must_share=None) is True
 
 
 def test_the_memcpy_that_is_the_limit_does_copy():
@@ -136,7 +136,7 @@ def test_fresh_pages_are_timed_only_where_an_allocator_would_ask_for_them():
 
 def test_operands_hold_random_values_on_one_device_of_the_framework_they_leave():
     (towards_jax, towards_torch), _ = both_directions(QUICK)
-    tensor, array = towards_jax.make((4, 5)), towards_torch.make((4, 5))
+    tensor, array = towards_jax.make_operand((4, 5)), towards_torch.make_operand((4, 5))
     assert isinstance(tensor, torch.Tensor)
     assert isinstance(array, jax.Array)
     assert tensor.std() > 0

@@ -1,8 +1,8 @@
-"""Proof, on a GPU, that a crossing never makes the host wait for the device.
+"""Checks, on a GPU, that a conversion never makes the host wait for the device.
 
-Two independent witnesses. A value crosses while the device is still computing it, and it is still
-unfinished when the crossing has returned. And torch's profiler sees no synchronising call meanwhile (it
-records the CUDA runtime's calls; of the driver's, which XLA uses, it knows some; hence the first witness).
+Two independent checks. A value is converted while the device still computes it, and it is still unfinished when
+the conversion returns. And torch's profiler records no synchronising call meanwhile. The profiler sees the calls
+of the CUDA runtime but only some of the driver's, which XLA uses; hence the first check.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from .._case import Findings
 from .._record import Promise
 from .._setting import Setting
 from .._timing import Spread
-from ._routes import Direction, check_crossed
+from ._routes import Direction, check_result
 
 __all__ = ["no_host_wait"]
 
 _CROSSINGS = 20
-# Some tens of milliseconds of matrix products on the fastest cards of today, more on others.
+# Matrix products that take tens of milliseconds on the fastest GPUs of 2026, and longer on others.
 _WIDTH, _STEPS = 8192, 5
 _REGION = "crossings under the profiler"
 # CUDA calls that block the host until the device, a stream or an event is done.
@@ -40,15 +40,15 @@ _WAITS = (
 )
 
 
-class _TooFast(Exception):  # noqa: N818 (it is no error of the user's)
-    """The device had finished its work before the crossing began, so nothing can be shown."""
+class _TooFast(Exception):  # noqa: N818 (not a user's error)
+    """The device finished its work before the conversion began, so the check shows nothing."""
 
 
 def no_host_wait(direction: Direction, setting: Setting) -> Findings:
-    """Cross values that the device is still computing; count how often the host waited for them."""
+    """Convert values that the device is still computing; count how often the host waited for them."""
     setting.progress(f"Does {direction.name} ever wait for the device?")
     begin = _torch_work(setting) if direction.name == "to_jax" else _jax_work(setting)
-    direction.ours(begin().value)  # chooses the path, makes streams and events
+    direction.ours(begin().value)  # chooses the path and creates streams and events
     torch.cuda.synchronize()
     try:
         waited = sum(_waited(direction, begin) for _ in range(_CROSSINGS))
@@ -58,20 +58,22 @@ def no_host_wait(direction: Direction, setting: Setting) -> Findings:
     seen = f" ({', '.join(sorted(set(calls)))})" if calls else ""
     return Findings(
         promises=[
-            _none(f"{direction.name}: of {_CROSSINGS} unfinished values, those waited for", waited),
-            _none(f"{direction.name}: synchronising CUDA calls in {_CROSSINGS} crossings{seen}", len(calls)),
+            _at_most_zero(f"{direction.name}: of {_CROSSINGS} unfinished values, those waited for", waited),
+            _at_most_zero(
+                f"{direction.name}: synchronising CUDA calls in {_CROSSINGS} crossings{seen}", len(calls)
+            ),
         ]
     )
 
 
-def _none(text: str, count: int) -> Promise:
+def _at_most_zero(text: str, count: int) -> Promise:
     value = float(count)
     return Promise(text, "at most", 0.0, "", Spread(value, value, value, value))
 
 
 @dataclass(frozen=True)
 class _Pending:
-    """A value whose computation has been queued, and a look at whether it has ended."""
+    """A value whose computation has been queued, and a function that tells whether it has finished."""
 
     value: Any
     done: Callable[[], bool]
@@ -84,9 +86,9 @@ def _torch_work(setting: Setting) -> Callable[[], _Pending]:
         value = start
         for _ in range(_STEPS):
             value = value @ start / _WIDTH
-        behind = torch.cuda.Event()
-        behind.record()
-        return _Pending(value, behind.query)
+        done_event = torch.cuda.Event()
+        done_event.record()
+        return _Pending(value, done_event.query)
 
     begin()  # cuBLAS starts, kernels load
     torch.cuda.synchronize()
@@ -109,14 +111,14 @@ def _jax_work(setting: Setting) -> Callable[[], _Pending]:
 
 
 def _waited(direction: Direction, begin: Callable[[], _Pending]) -> bool:
-    """Whether the value was ready when the crossing returned: then the crossing must have waited."""
+    """Whether the value was ready when the conversion returned, which means that the conversion waited."""
     pending = begin()
     if pending.done():
         raise _TooFast("its work ended before the crossing began.")
     crossed = direction.ours(pending.value)
     ready = pending.done()
     torch.cuda.synchronize()
-    check_crossed(pending.value, crossed, must_share=True)
+    check_result(pending.value, crossed, must_share=True)
     return ready
 
 
@@ -128,8 +130,8 @@ def _synchronising_calls(direction: Direction, begin: Callable[[], _Pending]) ->
                 direction.ours(value)
         torch.cuda.synchronize()
     events: Any = seen.events()
-    # The profiler synchronises when it starts and stops, and so do we: count inside the region alone. The
-    # region is recorded a second time on the device's own clock.
+    # The profiler synchronises when it starts and stops, and so does this function. So count only inside the
+    # region. The profiler records the region a second time on the device's clock.
     host = torch.autograd.DeviceType.CPU
     region = next((e.time_range for e in events if e.name == _REGION and e.device_type == host), None)
     if region is None:
