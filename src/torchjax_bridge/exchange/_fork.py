@@ -29,7 +29,7 @@ def refuse_in_fork(what: str) -> None:
     """
     if _forked_after_jax:
         raise ForkError(
-            f"cannot {what} in a process that was forked after JAX had started: JAX's threads are missing in it, "
+            f"cannot {what} in a process that was forked after JAX had started: it lacks JAX's threads, "
             "and the call might wait for them forever. Start the process by spawn (DataLoader(..., "
             'multiprocessing_context="spawn"), multiprocessing.get_context("spawn")), fork it before JAX is first '
             "used, or keep to torch and NumPy in it and cross in the main process."

@@ -44,7 +44,7 @@ _OWN_FRAMES = 30
 def flatten(tree: Any) -> tuple[list[Any], Any]:
     """The leaves and the structure of a pytree, as from ``jax.tree_util.tree_flatten``.
 
-    First registers with JAX the classes in it that only torch knows as pytree nodes.
+    Registers with JAX the classes in it that only torch knows as pytree nodes.
 
     Raises:
         UnsupportedLeafError: JAX cannot flatten it; the message names the container and its path.
@@ -115,11 +115,11 @@ def _refuse_unflattenable(tree: Any) -> None:
             children = _children(node)
         except _NODE_ERRORS as err:
             if isinstance(node, dict) and not _are_sortable(node):
-                kinds = " and ".join(sorted({_class_name(key) for key in node}))
+                types = " and ".join(sorted({_class_name(key) for key in node}))
                 _refuse(
                     path,
                     node,
-                    f"its keys must sort, and these ({kinds}) do not. Use keys of one type that sorts, or a "
+                    f"its keys must sort, and these ({types}) do not. Use keys of one type that sorts, or a "
                     "collections.OrderedDict, which JAX does not sort.",
                     err,
                 )

@@ -39,7 +39,7 @@ __all__ = ["array_to_torch", "tensor_to_jax"]
 _Tensor = torch.Tensor
 _Parameter = torch.nn.Parameter
 _strided = torch.strided
-# The dtypes that never need x64 and never have a conj bit, so that no further check is needed.
+# The dtypes that never need x64 and never have a conj bit: they need no further check.
 _PLAIN_REAL = frozenset(dtype for dtype in TORCH_TO_JAX if not dtype.is_complex) - frozenset(NEEDS_X64)
 
 
@@ -198,7 +198,7 @@ def _import_tensor(tensor: Any, copy: bool | None, device: Any, path: Path) -> j
     if target == source:
         return array
     with jax.ensure_compile_time_eval():  # copy now, even inside jit
-        # The transfer reads torch's memory in the background. Wait, since torch may write to it after we return.
+        # The transfer reads torch's memory in the background, and torch may write to it after this call.
         return jax.block_until_ready(jax.device_put(array, target))
 
 
@@ -238,7 +238,7 @@ def _pass_array_through(array: jax.Array, copy: bool | None, device: Any, path: 
             copied = jax.device_put(array, target if moves else array.sharding, may_alias=False)
         else:
             copied = jnp.array(array, copy=True)  # stays uncommitted
-        # The copy runs in the background and may read torch's memory.
+        # The copy runs in the background and may read torch's memory, which torch may write to after this call.
         return jax.block_until_ready(copied)
 
 
