@@ -1,7 +1,7 @@
-"""Our docstrings as mkdocstrings reads them: examples and drawings as code, results with the type of the signature.
+"""A griffe extension that adapts docstrings to mkdocstrings; loaded by mkdocs.yml.
 
-A bare ``>>>`` is Markdown for a threefold quotation, and the colon in "A new thing: ..." would end a type.
-Loaded by mkdocs.yml; needs griffe alone.
+Marks examples and drawings as code, because Markdown takes ``>>>`` for quotations. Adds the return type to
+``Returns:``, because the colon in "A new thing: ..." would end a type.
 """
 
 import re

@@ -24,15 +24,15 @@ HEAD = """<!-- Written by docs/make_layers.py from the table of rules; do not ed
 What `to_flax` and `to_state_dict` know about the layers of `torch.nn`: which tensor becomes which leaf, in which
 layout, and which settings the Flax layer needs to compute the same.
 
-- **Reading a table.** Shapes are those of an example. A layout reads from torch to Flax; the way back is its
-  exact inverse. In linen, statistics and `u` are in the collection `batch_stats`, all others in `params`.
+- **Reading a table.** Shapes are those of an example. A layout reads from torch to Flax; its exact inverse converts
+  back. In linen, statistics and `u` are in the collection `batch_stats`, all others in `params`.
 - **A layer of your own** needs [a rule of your own](porting.md#a-layer-of-your-own).
 - **Layers without tensors** (activations, pooling, dropout) need no rule, but have settings; see [Known
   differences](known-differences.md).
-- **Layers of ours.** Flax's own layers cannot express all of torch's semantics. `torchjax_bridge.weights.layers`
-  has `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance, `nnx.GRUCell` with all biases,
-  and `nnx.PReLU` and `linen.PReLU` with a slope for each channel. They have the names of Flax's layers and can
-  replace them anywhere.
+- **Additional Flax layers.** Flax's own layers cannot express all of torch's semantics.
+  `torchjax_bridge.weights.layers` has `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance,
+  `nnx.GRUCell` with all biases, and `nnx.PReLU` and `linen.PReLU` with a slope for each channel. They have
+  the names of Flax's layers and can replace them.
 - **Lossy** layouts make one leaf of several torch tensors, such as the sum of a recurrent layer's two biases. If
   the leaf is unchanged and the template is the original module, the tensors come back bit for bit. Otherwise a
   sum comes back as the sum and zero.
@@ -40,32 +40,31 @@ layout, and which settings the Flax layer needs to compute the same.
 
 COMPUTED = """## weight_norm and spectral_norm
 
-On any tensor of any layer above, as hooks (`torch.nn.utils.weight_norm`) or as parametrizations
+They are supported on any tensor of any layer above, as hooks (`torch.nn.utils.weight_norm`) or as parametrizations
 (`torch.nn.utils.parametrizations.weight_norm`). By default the plain Flax layer gets the weight of evaluation. On
-the way back, the parts of the torch template stay if they still make this weight. Otherwise (the weight was
-trained, or the template is on the meta device) the new parts are the weight and its length, or the weight and its
-singular vectors; they make the same weight. linen's wrappers keep the parts apart. So does `nnx.WeightNorm`, with
+the way back, the parts of the torch template stay if they still give this weight. Otherwise (the weight was
+trained, or the template is on the meta device) the new parts are the weight and its norm, or the weight and its
+singular vectors, which give the same weight. linen's wrappers keep the parts apart. So does `nnx.WeightNorm`, with
 the sign of `g` in its kernel. `nnx.SpectralNorm` is refused. Any other parametrization, and pruning, is refused;
 the message names the call that keeps its result.
 """
 
-CONTAINERS = """## Composed layers, and what a module holds itself
+CONTAINERS = """## Composed layers and raw tensors
 
 `Sequential`, `ModuleList`, `ModuleDict`, `TransformerEncoderLayer`, `TransformerDecoderLayer`,
 `TransformerEncoder`, `TransformerDecoder`, `Transformer` and modules of your own have no rule: their children are
-paired by name, by place, or because only one fits. Raw parameters and buffers cross unchanged, by name. A
+paired by name, by position, or because only one fits. Raw parameters and buffers cross unchanged, by name. A
 `ParameterList` or `ParameterDict` is an `nnx.List` or `nnx.Dict`; in linen `scales.0` is the parameter `scales_0`
 of the module.
 
-A raw tensor may be a buffer on one side and a parameter on the other: it crosses, with a note in the plan. Layers
-that are stacked for a scan lie along the first axis; a `PairingWarning` names them if another axis would fit as
-well.
+A raw tensor may be a buffer on one side and a parameter on the other; the plan notes it. Layers that are stacked
+for a scan are stacked along the first axis; a `PairingWarning` names them if another axis would fit as well.
 
 A subclass follows the rule of its nearest ancestor. If it has its own `forward`, or if a layer has hooks, it may
 compute something else, so it converts with a `PairingWarning`. To settle it, pass `LayerType("path", nn.Linear)`
 if it computes what `nn.Linear` does, or else a `Rule` for the subclass. A subclass of a Flax layer with its own
 `__call__` gives the same warning: always in an nnx module, in linen's variables only under an automatic name
-(`Scaled_0`). `audit` with the live linen module always sees it.
+(`Scaled_0`). `audit` with the linen module always detects it.
 
 A layer of `torch.nn` with tensors and without a rule is refused; the message shows the rule to pass. These are
 refused with a reason: `proj_size` of an LSTM, `add_bias_kv` and `add_zero_attn` of attention, `max_norm` of an
@@ -75,7 +74,7 @@ embedding, groups in Flax's `ConvTranspose`, a biased GRU in `nnx.GRUCell`.
 
 @dataclass(frozen=True)
 class Example:
-    """A torch layer with its twins."""
+    """A torch layer with its linen and nnx counterparts."""
 
     torch: Callable[[], nn.Module]
     linen: ln.Module | None
@@ -85,7 +84,7 @@ class Example:
     settings: tuple[tuple[str, Any], ...] = ()
 
     def plans(self) -> Iterator[tuple[str, Plan]]:
-        """The plan for each flavour."""
+        """The plan for linen and for nnx."""
         module = self.torch()
         if self.linen is not None:
             linen, settings = self.linen, dict(self.settings)
@@ -306,16 +305,16 @@ def page() -> str:
 
 
 def examples_of(rule: Rule) -> list[Example]:
-    """The examples of the layers that a rule is for."""
+    """The examples of the layers to which a rule applies."""
     return [example for example in EXAMPLES if type(example.torch()) in rule.types]
 
 
 def _tables(example: Example) -> str:
-    """One table, or one a flavour where they differ."""
+    """One table, or a table each for linen and nnx if they differ."""
     found: dict[str, list[str]] = {}
-    for flavour, made in example.plans():
-        assert made.ok, made
-        found.setdefault(_rows(example, made), []).append(flavour)
+    for flavour, example_plan in example.plans():
+        assert example_plan.ok, example_plan
+        found.setdefault(_rows(example, example_plan), []).append(flavour)
     name = example.title or type(example.torch()).__name__
     title = (
         f"{type(example.torch()).__name__} {example.title}"
@@ -325,15 +324,15 @@ def _tables(example: Example) -> str:
     return "\n".join(f"**{title}** ({' and '.join(who)})\n\n{rows}" for rows, who in found.items())
 
 
-def _rows(example: Example, made: Plan) -> str:
+def _rows(example: Example, example_plan: Plan) -> str:
     state = example.torch().state_dict()
     lines = ["| torch | Flax | layout |", "|---|---|---|"]
-    for move in made.moves:
+    for move in example_plan.moves:
         ours = " + ".join(f"`{key}` {tuple(state[key].shape)}" for key in move.torch_keys) or "(nothing)"
-        theirs = ", ".join(_leaf(path, made.flavour) for path in move.flax_paths)
+        theirs = ", ".join(_leaf(path, example_plan.flavour) for path in move.flax_paths)
         lines.append(f"| {ours} | {theirs} | {_text(str(move.layout))} |")
-    lines += [f"| `{key}` | (stays in torch) | |" for key in made.torch_only]
-    notes = dict.fromkeys(move.note for move in made.moves if move.note)
+    lines += [f"| `{key}` | (stays in torch) | |" for key in example_plan.torch_only]
+    notes = dict.fromkeys(move.note for move in example_plan.moves if move.note)
     return "\n".join([*lines, "", *(f"Note: {_text(note)}.\n" for note in notes)])
 
 

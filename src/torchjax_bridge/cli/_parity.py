@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 HELP = """Run two models on the same inputs. Name the first layer that differs, and the cause.
 
-The torch model gets the weights of CHECKPOINT (of either framework), if given. They are converted to --template: an
-nnx module, a linen module, or (linen module, variables). Both models run in evaluation mode. Each --input is one
-argument, in torch's layout; Flax gets images with their channels last.
+The torch model gets the weights of CHECKPOINT (of either framework), if given. The weights are converted to
+--template: an nnx module, a linen module, or (linen module, variables). Both models run in evaluation mode. Each
+--input is one argument, in torch's layout; Flax gets images with their channels last.
 
 \b
 Examples:
