@@ -139,8 +139,8 @@ def left(folder: Folder, *names: str) -> None:
 def test_convert_goes_there_and_back_without_building_a_model(
     nets: dict[str, torch.Tensor], template: str, model: str | None
 ) -> None:
-    said = ["--model", factory(model)] if model else []
-    done = run("convert", "net.pt", "flax", "--to", "flax", "--template", factory(template), *said)
+    options = ["--model", factory(model)] if model else []
+    done = run("convert", "net.pt", "flax", "--to", "flax", "--template", factory(template), *options)
     assert "wrote 6 tensors, 128 B, to flax" in done.stdout
     run("convert", "flax", "back.pt", "--to", "torch", "--model", factory("Net"))
     back = load_state_dict("back.pt")
@@ -247,24 +247,24 @@ def test_every_proposed_rule_is_translated_to_a_rules_file(tmp_path: Folder) -> 
     asked = 'Rename("n1", "x") or Rename("n1", "y"); Flatten("p", (C, H, W)), LayerType(<path>, nn.Linear)'
     asked += ', Fused("m", "q", (<first>, <second>))'
     one.write_text("\n".join(proposed_rules(asked)))
-    assert read_rules(str(one)) == ()  # a choice is not made, and a question is none
+    assert read_rules(str(one)) == ()  # a choice or a question is not a rule
     assert one.read_text().count('# {torch = "n1"') == 2
     assert '# {module = "m", torch = "q", flax = ["<first>", "<second>"]},' in one.read_text()
 
 
 def _as_python(rule: object) -> str:
-    """As Python has it."""
+    """The rule as a Python expression."""
     return str(rule).replace('"c""', '\\"c\\""') if '"c""' in str(rule) else str(rule)
 
 
-def test_a_question_about_names_is_answered_by_a_line_that_loses_its_mark(
+def test_a_question_about_names_is_answered_by_uncommenting_a_line(
     nets: dict[str, torch.Tensor], tmp_path: Folder
 ) -> None:
     save_state_dict("alike.pt", {f"{name}.weight": torch.randn(4, 4) for name in ("x", "y")})
     command = ("alike.pt", "--to", "flax", "--template", factory("Alike"))
-    said = run("plan", *command, code=1).stdout.splitlines()
-    begin = next(place for place, line in enumerate(said) if line.strip() == "rename = [")
-    lines = [line[2:] for line in said[begin : said.index("  ]", begin) + 1]]
+    output = run("plan", *command, code=1).stdout.splitlines()
+    begin = next(place for place, line in enumerate(output) if line.strip() == "rename = [")
+    lines = [line[2:] for line in output[begin : output.index("  ]", begin) + 1]]
     (tmp_path / "r.toml").write_text("\n".join(lines))
     assert read_rules("r.toml") == ()
     run("plan", *command, "--rules", "r.toml", code=1)
@@ -277,12 +277,12 @@ def test_a_question_about_names_is_answered_by_a_line_that_loses_its_mark(
     ]
 
 
-def test_a_key_that_is_no_entry_is_answered_with_those_that_are(nets: dict[str, torch.Tensor]) -> None:
+def test_an_unknown_key_lists_the_known_ones(nets: dict[str, torch.Tensor]) -> None:
     torch.save({"ema": nets, "deep": {"model": nets}, "epoch": 3}, "two.pt")
     for key, near in (("emaa", "ema"), ("deep.modell", "deep.model"), ("deep", None), ("epoch", None)):
-        said = run("inspect", "two.pt", "--key", key, code=1).stderr
-        assert "these entries are state_dicts: 'ema', 'deep.model'." in said
-        assert (f"Did you mean '{near}'?" in said) == (near is not None)
+        output = run("inspect", "two.pt", "--key", key, code=1).stderr
+        assert "these entries are state_dicts: 'ema', 'deep.model'." in output
+        assert (f"Did you mean '{near}'?" in output) == (near is not None)
     run("inspect", "two.pt", "--key", "deep.model")
     assert "needs no key" in run("inspect", "net.pt", "--key", "model", code=1).stderr
     torch.save({"deep": {"a": nets, "b": nets}}, "deep.pt")
@@ -306,17 +306,17 @@ def _programs(nets: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor
     return dict.fromkeys(map(str, pathlib.Path().glob("*.pt*")), state)
 
 
-def test_a_file_that_only_running_it_opens_comes_with_the_line_that_takes_its_tensors_out(
+def test_a_pickle_that_would_run_code_comes_with_the_line_that_extracts_its_tensors(
     nets: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pathlib.Path("net.pt").unlink()
     for name, state in _programs(nets).items():
-        said = run("convert", name, "out.safetensors", "--to", "torch", code=1).stderr
-        assert "add_safe_globals" not in said  # nobody calls that from a shell
-        assert "damaged" not in said
-        (line,) = (line.strip() for line in said.splitlines() if line.startswith("  python -c "))
+        output = run("convert", name, "out.safetensors", "--to", "torch", code=1).stderr
+        assert "add_safe_globals" not in output  # which a shell cannot call
+        assert "damaged" not in output
+        (line,) = (line.strip() for line in output.splitlines() if line.startswith("  python -c "))
         _, _, code, source, target = shlex.split(line)
-        if name == "run's.pt":  # the whole line, by a shell; the others without paying for a process
+        if name == "run's.pt":  # one line runs in a shell, the others in this process
             shell = line.replace("python", shlex.quote(sys.executable), 1)
             subprocess.run(shell, shell=True, check=True)
         else:
@@ -359,13 +359,13 @@ def test_the_line_says_that_there_is_no_tensor_and_writes_no_file(run_line: Any)
     assert not pathlib.Path("run-tensors.pt").exists()
 
 
-def test_a_pickle_of_a_later_protocol_is_no_damaged_file(run_line: Any) -> None:
+def test_a_pickle_of_a_later_protocol_is_not_called_damaged(run_line: Any) -> None:
     net = torch.nn.Linear(2, 3)
     torch.save(net.state_dict(), "run.pt", pickle_protocol=4)
-    said = run("convert", "run.pt", "out.safetensors", "--to", "torch", code=1).stderr
-    assert "protocol 4" in said
-    assert "damaged" not in said
-    run_line(said)
+    output = run("convert", "run.pt", "out.safetensors", "--to", "torch", code=1).stderr
+    assert "protocol 4" in output
+    assert "damaged" not in output
+    run_line(output)
     assert load_state_dict("run-tensors.pt").keys() == net.state_dict().keys()
 
 
@@ -374,8 +374,8 @@ def run_line(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the line of Python that a message proposes, without paying for a process."""
     monkeypatch.chdir(tmp_path)
 
-    def run_it(said: str) -> None:
-        (line,) = (line.strip() for line in said.splitlines() if line.startswith("  python -c "))
+    def run_it(output: str) -> None:
+        (line,) = (line.strip() for line in output.splitlines() if line.startswith("  python -c "))
         _, _, code, source, target = shlex.split(line)
         monkeypatch.setattr(sys, "argv", ["-c", source, target])
         exec(code, {})
@@ -396,14 +396,14 @@ def test_a_refused_flatten_comes_with_the_line_for_the_rules_file(
             "fc.bias": torch.randn(5),
         },
     )
-    said = run("convert", *command, code=1).stderr.splitlines()[-1].strip()
-    assert said == 'flatten = [{torch = "fc", features = [4, 2, 2]}]'
-    assert run("plan", command[0], *command[2:], code=1).stdout.splitlines()[-1].strip() == said
-    (tmp_path / "r.toml").write_text(said)
+    output = run("convert", *command, code=1).stderr.splitlines()[-1].strip()
+    assert output == 'flatten = [{torch = "fc", features = [4, 2, 2]}]'
+    assert run("plan", command[0], *command[2:], code=1).stdout.splitlines()[-1].strip() == output
+    (tmp_path / "r.toml").write_text(output)
     run("convert", *command, "--rules", "r.toml")
 
 
-def test_errors_are_one_message_without_traceback_unless_asked(
+def test_errors_are_one_message_without_traceback_unless_debug(
     nets: dict[str, torch.Tensor], tmp_path: Folder
 ) -> None:
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
@@ -415,7 +415,7 @@ def test_errors_are_one_message_without_traceback_unless_asked(
     left(tmp_path, "cut.safetensors")
 
 
-def test_one_is_told_which_side_is_missing(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
+def test_the_error_names_the_option_that_is_missing(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:
     assert "--template MODULE:FACTORY" in run("convert", "net.pt", "o", "--to", "flax", code=1).stderr
     left(tmp_path)
 
@@ -431,9 +431,9 @@ def test_errors_name_the_options_and_not_the_arguments_of_python(
         (("net.pt", "o", "--to", "flax"), "--template MODULE:FACTORY"),
         (("net.pt", "o", *to_flax, "--format", "orbax", "--memory", "10"), "--memory SIZE"),
     ):
-        said = run("convert", *command, code=1).stderr
-        assert option in said
-        assert "=" not in said
+        output = run("convert", *command, code=1).stderr
+        assert option in output
+        assert "=" not in output
     left(tmp_path, "two.pt")
 
 
@@ -450,7 +450,7 @@ def test_what_names_do_not_show_points_to_the_model(
 
 @pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX closes a stream")
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_is_no_failure(nets: dict[str, torch.Tensor], closed: str) -> None:
+def test_a_closed_stream_is_not_an_error(nets: dict[str, torch.Tensor], closed: str) -> None:
     command = [sys.executable, "-m", "torchjax_bridge", "convert", "net.pt", "o.safetensors", "--to", "torch"]
     done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -468,7 +468,7 @@ def test_on_a_terminal_there_is_a_bar_with_the_name_as_it_is(nets: dict[str, tor
     ) as process:
         os.close(theirs)
         shown = b""
-        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        with contextlib.suppress(OSError):  # on Linux, when the other end is closed
             while part := os.read(ours, 1 << 12):
                 shown += part
         assert process.communicate()[0] == b"wrote 7 tensors, 136 B, to o.safetensors\n"
@@ -518,7 +518,7 @@ def test_inspect_shows_a_layer_once_whatever_the_order_of_its_file(nets: dict[st
     text = run("inspect", "apart.pt").stdout
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["fc", "weight", "bias", "norm", "weight"]
     (fc, norm) = (line.split("rule: ")[1] for line in text.splitlines() if "rule: " in line)
-    assert fc == "Linear"  # of the dozen that have a weight and a bias, the one with these shapes
+    assert fc == "Linear"  # a dozen rules have a weight and a bias; these shapes fit one
     assert norm == "one of LayerNorm, RMSNorm, PReLU"
 
 
@@ -554,10 +554,10 @@ def test_verify_names_the_worst_and_exits_with_1(nets: dict[str, torch.Tensor]) 
     assert "and 1 more" in done.stdout
 
 
-# --- doctor, bench, the whole --------------------------------------------------------------------------
+# --- doctor, bench, the program -----------------------------------------------------------------------
 
 
-def test_doctor_is_content_here() -> None:
+def test_doctor_finds_no_fault_here() -> None:
     text = run("doctor").stdout
     assert torch.__version__ in text
     assert "exchange path" in text
@@ -576,7 +576,7 @@ def test_bench_measures_both_ways() -> None:
     assert "jax to torch" in text
 
 
-def test_the_page_is_what_the_commands_say(root: Folder) -> None:
+def test_the_page_of_commands_is_up_to_date(root: Folder) -> None:
     spec = importlib.util.spec_from_file_location("make_cli", root / "docs" / "make_cli.py")
     assert spec is not None
     assert spec.loader is not None
@@ -637,17 +637,17 @@ def test_the_shell_completes_commands() -> None:
 
 
 @pytest.mark.parametrize(("package", "extras"), [("typer", "cli"), ("flax", "flax,cli")])
-def test_without_its_packages_one_is_told_what_to_install(
+def test_without_its_packages_the_error_says_what_to_install(
     tmp_path: Folder, package: str, extras: str
 ) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no', name='{package}')")
     done = _process("inspect", "no-such-file", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
-    said = f"error: the command line needs {package}: pip install 'torchjax-bridge[{extras}]'\n"
-    assert done.stderr == said
+    output = f"error: the command line needs {package}: pip install 'torchjax-bridge[{extras}]'\n"
+    assert done.stderr == output
 
 
-# --- what nobody wishes for ----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("body", "match"), [
@@ -665,7 +665,7 @@ def test_a_factory_that_raises_or_ends_the_program_is_a_usage_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_nobody_foresaw_is_one_line_unless_asked(
+def test_an_unforeseen_error_is_one_line_without_debug(
     nets: dict[str, torch.Tensor], tmp_path: Folder
 ) -> None:
     (tmp_path / "own_error.py").write_text(
@@ -699,7 +699,7 @@ def test_doctor_says_that_jax_has_no_device(platform: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_names_from_a_file_steer_no_terminal_and_stop_no_stream(tmp_path: Folder) -> None:
+def test_names_from_a_file_cannot_control_the_terminal_or_break_the_stream(tmp_path: Folder) -> None:
     path = tmp_path / "a.safetensors"
     save_state_dict(path, {"a\x1b[31m\nb.weight": torch.ones(2), "é.weight": torch.ones(2)})
     done = _process("inspect", str(path), PYTHONIOENCODING="ascii")
@@ -717,7 +717,7 @@ def test_every_key_that_does_not_fit_is_listed(nets: dict[str, torch.Tensor], tm
     assert all(f"more{n}.weight" in text.stderr for n in range(40))
 
 
-def test_what_was_read_and_left_out_of_a_torch_file_is_said(
+def test_a_note_says_what_was_read_and_left_out_of_a_torch_file(
     tmp_path: Folder, nets: dict[str, torch.Tensor]
 ) -> None:
     torch.save({"model": nets | {"fc._extra_state": {"x": 1}}, "epoch": 3}, tmp_path / "a.pt")
@@ -725,7 +725,7 @@ def test_what_was_read_and_left_out_of_a_torch_file_is_said(
     assert "note: a.pt was read as the entry 'model', without what is no tensor: fc._extra_state" in text
 
 
-# --- words ---------------------------------------------------------------------------------------------
+# --- parsing and formatting ----------------------------------------------------------------------------
 
 
 def test_sizes_and_dtypes_are_read_as_people_write_them() -> None:

@@ -128,22 +128,20 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize("template", DIFFERENT)
-def test_convert_and_plan_say_in_what_the_two_models_are_set_up_otherwise(
-    models: pathlib.Path, template: str
-) -> None:
-    setting, said = DIFFERENT[template]
+def test_convert_and_plan_warn_of_settings_that_differ(models: pathlib.Path, template: str) -> None:
+    setting, warning = DIFFERENT[template]
     there = ("--to", "flax", "--model", of("Net"), "--template", of(template))
     back = ("--to", "torch", "--model", of("Net"), "--template", of(template))
-    assert said in run("plan", "net.pt", *there).stdout
-    assert said in run("convert", "net.pt", "flax", *there).stdout
-    assert said in run("convert", "flax", "back.pt", *back).stdout
-    assert said in run("plan", "flax", *back).stdout
+    assert warning in run("plan", "net.pt", *there).stdout
+    assert warning in run("convert", "net.pt", "flax", *there).stdout
+    assert warning in run("convert", "flax", "back.pt", *back).stdout
+    assert warning in run("plan", "flax", *back).stdout
     found = json.loads(run("plan", "net.pt", *there, "--json").stdout)
     assert [one["setting"] for one in found["settings"] if one["effect"] != "rounding"] == [setting]
     assert torch.equal(load_state_dict("back.pt")["conv.weight"], load_state_dict("net.pt")["conv.weight"])
 
 
-def test_models_that_are_alike_are_not_spoken_of(models: pathlib.Path) -> None:
+def test_models_with_equal_settings_give_no_warning(models: pathlib.Path) -> None:
     there = ("--to", "flax", "--model", of("Net"), "--template", of("Twin"))
     for done in (run("plan", "net.pt", *there), run("convert", "net.pt", "flax", *there)):
         assert "warning" not in done.output
@@ -173,7 +171,7 @@ def test_audit_exits_with_1_where_a_setting_differs(models: pathlib.Path, templa
     assert found["layers"] == 2
 
 
-def test_audit_of_a_linen_module_is_given_what_it_is_called_on(models: pathlib.Path) -> None:
+def test_audit_of_a_linen_module_takes_an_input(models: pathlib.Path) -> None:
     for template, code in (("linen_same", 1), ("Linen", 0), ("with_variables", 0)):
         command = ("audit", "--model", of("Net"), "--template", of(template), "--flax-arg", "train=false")
         text = run(*command, "--input", "random:1x8x8x3", code=code).stdout
@@ -183,15 +181,15 @@ def test_audit_of_a_linen_module_is_given_what_it_is_called_on(models: pathlib.P
 
 @pytest.mark.parametrize("template", ["Twin", "Linen", "with_variables"])
 @pytest.mark.parametrize("weights", ["drawn", "torch", "flax"])
-def test_parity_runs_both_with_weights_from_wherever(
+def test_parity_runs_both_models_with_weights_from_any_source(
     models: pathlib.Path, template: str, weights: str
 ) -> None:
-    said = [] if template == "Twin" else ["--flax-arg", "train=false"]
+    flax_args = [] if template == "Twin" else ["--flax-arg", "train=false"]
     source = {"drawn": [], "torch": ["net.pt"], "flax": ["flax.safetensors"]}[weights]
     if weights == "flax":
         into = of("Twin" if template == "Twin" else "variables")
         run("convert", "net.pt", *source, "--to", "flax", "--template", into)
-    command = ["parity", *source, "--model", of("Net"), "--template", of(template), *said]
+    command = ["parity", *source, "--model", of("Net"), "--template", of(template), *flax_args]
     command += ["--input", "random:2x3x8x8"]
     text = run(*command).stdout
     assert text.startswith("parity: ")
@@ -233,16 +231,16 @@ def test_parity_takes_ids_and_arrays_from_files(models: pathlib.Path) -> None:
 
 def test_what_a_model_raises_is_one_line(models: pathlib.Path) -> None:
     command = ("parity", "--model", of("Broken"), "--template", of("Twin"), "--input", "random:2x3x8x8")
-    said = run(*command, code=1).stderr
-    assert said == "error: a model cannot run: RuntimeError: no such weather (--debug shows where)\n"
+    output = run(*command, code=1).stderr
+    assert output == "error: a model cannot run: RuntimeError: no such weather (--debug shows where)\n"
     done = CliRunner().invoke(app, [*command, "--debug"])
     assert type(done.exception) is RuntimeError
 
 
 def test_weights_of_another_model_do_not_fit(models: pathlib.Path) -> None:
     command = ("net.pt", "--model", of("Words"), "--template", of("NnxWords"))
-    said = run("parity", *command, "--input", "random:2x5:int:11", "--input", "random:2x5x4", code=1).stderr
-    assert said.startswith("error: net.pt does not fit the model: ")
+    output = run("parity", *command, "--input", "random:2x5:int:11", "--input", "random:2x5x4", code=1).stderr
+    assert output.startswith("error: net.pt does not fit the model: ")
 
 
 @pytest.mark.parametrize(
@@ -282,8 +280,8 @@ def test_a_linen_module_as_template_is_refused_with_the_factory_that_then_works(
     torch.save({"conv.weight": torch.ones(4, 3, 3, 3), "conv.bias": torch.ones(4)}, "conv.pt")
     for name in ("Plain", "kept"):
         command = ("plan", "conv.pt", "--to", "flax", "--template")
-        said = run(*command, of(name), code=2).stderr
-        lines = said.splitlines()
+        output = run(*command, of(name), code=2).stderr
+        lines = output.splitlines()
         first = next(place for place, line in enumerate(lines) if line.strip().startswith("def "))
         code = "\n".join(line[2:] for line in lines[first : first + 3])
         file.write_text(f"{plain}\n{code}\n")

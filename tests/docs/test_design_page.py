@@ -27,7 +27,7 @@ def test_the_table_names_every_package() -> None:
         assert package in (".", "weights/layers") or f"{package}/" in text, package
 
 
-def test_the_picture_of_imports_is_what_its_script_draws() -> None:
+def test_the_picture_of_imports_is_up_to_date() -> None:
     script = _script()
     assert script.PICTURE.read_text() == script.picture(), "run python docs/make_import_graph.py"
 

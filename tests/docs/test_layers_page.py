@@ -10,7 +10,7 @@ from torchjax_bridge.weights.rules import PLAIN
 
 
 @pytest.fixture(scope="module")
-def maker() -> ModuleType:
+def script() -> ModuleType:
     path = Path(__file__).resolve().parents[2] / "docs" / "make_layers.py"
     spec = importlib.util.spec_from_file_location("make_layers", path)
     assert spec is not None
@@ -20,11 +20,11 @@ def maker() -> ModuleType:
     return module
 
 
-def test_the_page_is_what_its_maker_writes(maker: ModuleType) -> None:
-    assert maker.PAGE.read_text() == maker.page(), "run python docs/make_layers.py"
+def test_the_page_is_up_to_date(script: ModuleType) -> None:
+    assert script.PAGE.read_text() == script.page(), "run python docs/make_layers.py"
 
 
-def test_every_rule_has_an_example_and_its_settings(maker: ModuleType) -> None:
+def test_every_rule_has_an_example_and_its_settings(script: ModuleType) -> None:
     for rule in PLAIN:
-        assert maker.examples_of(rule), rule.name
+        assert script.examples_of(rule), rule.name
         assert rule.settings, rule.name

@@ -46,16 +46,16 @@ def audit(
     from ._factory import flax_model, report_model_errors, torch_model
     from ._rules import read_rules
 
-    hints, tensors, flax_kwargs = read_rules(rules), read_inputs(inputs, seed), read_arguments(flax_arg)
+    user_rules, tensors, flax_kwargs = read_rules(rules), read_inputs(inputs, seed), read_arguments(flax_arg)
     torch_module, flax = torch_model(model, debug), flax_model(template, debug)
     with report_library_errors(debug), report_model_errors(debug), warnings.catch_warnings():
         warnings.simplefilter("ignore", PairingWarning)  # the printed audit lists what was assumed
         arrays = to_jax(tensors)
         if not isinstance(flax, tuple):
-            found = compare(torch_module, flax, *arrays, rules=hints, flax_kwargs=flax_kwargs)
+            found = compare(torch_module, flax, *arrays, rules=user_rules, flax_kwargs=flax_kwargs)
         else:  # the mode of a linen model is that of its call, so torch is tried in both modes
             found, other = (
-                compare(torch_module.train(mode), flax[0], *arrays, rules=hints, flax_kwargs=flax_kwargs)
+                compare(torch_module.train(mode), flax[0], *arrays, rules=user_rules, flax_kwargs=flax_kwargs)
                 for mode in (True, False)
             )
             found = other if len(other.faults) < len(found.faults) else found

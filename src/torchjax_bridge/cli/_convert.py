@@ -69,7 +69,7 @@ def convert(
 
     cast = None if dtype is None else parse_dtype(dtype)
     limit, size = parse_bytes(memory), None if shard_size is None else parse_bytes(shard_size)
-    hints = read_rules(rules)
+    user_rules = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
     with report_library_errors(debug, model), ExitStack() as bars, warnings.catch_warnings():
         warnings.simplefilter("ignore", PairingWarning)  # printed below
@@ -80,7 +80,7 @@ def convert(
             format=format,
             model=sides[0],
             template=sides[1],
-            rules=hints,
+            rules=user_rules,
             dtype=cast,
             memory=limit,
             shard_size=size,

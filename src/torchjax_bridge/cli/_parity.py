@@ -86,7 +86,7 @@ def parity(
     from ._factory import flax_model, report_model_errors, torch_model
     from ._rules import read_rules
 
-    hints, tensors = read_rules(rules), read_inputs(inputs, seed)
+    user_rules, tensors = read_rules(rules), read_inputs(inputs, seed)
     torch_kwargs, flax_kwargs = read_arguments(torch_arg), read_arguments(flax_arg)
     if not tensors and not torch_kwargs:
         raise typer.BadParameter("the models need an input: give --input, such as random:1x3x32x32.")
@@ -96,13 +96,15 @@ def parity(
     with report_library_errors(debug), report_model_errors(debug), warnings.catch_warnings():
         for category in (PairingWarning, SettingsWarning):  # the table shows what they say, or its effect
             warnings.simplefilter("ignore", category)
-        flax = _fill_flax(torch_module, flax, checkpoint, key, hints, tensors, flax_kwargs, channels_last)
+        flax = _fill_flax(
+            torch_module, flax, checkpoint, key, user_rules, tensors, flax_kwargs, channels_last
+        )
         torch_module.eval()
         found = compare(
             torch_module,
             flax,
             *tensors,
-            rules=hints,
+            rules=user_rules,
             atol=atol,
             rtol=rtol,
             channels_last=channels_last,
@@ -119,7 +121,7 @@ def _fill_flax(
     flax: Any,
     checkpoint: Path | None,
     key: str | None,
-    hints: "Sequence[UserRule]",
+    user_rules: "Sequence[UserRule]",
     tensors: "Sequence[torch.Tensor]",
     flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
@@ -137,12 +139,12 @@ def _fill_flax(
             _load_checkpoint(torch_module, checkpoint, key)
     module, template = (None, flax) if isinstance(flax, nnx.Module) else flax
     if template is None:
-        template = _init_linen(torch_module, module, hints, tensors, flax_kwargs, channels_last)
+        template = _init_linen(torch_module, module, user_rules, tensors, flax_kwargs, channels_last)
     if flax_weights and checkpoint is not None:
         filled = load_flax(checkpoint, template)
-        torch_module.load_state_dict(to_state_dict(filled, torch_module, rules=hints))
+        torch_module.load_state_dict(to_state_dict(filled, torch_module, rules=user_rules))
     else:
-        filled = to_flax(torch_module, template, rules=hints)
+        filled = to_flax(torch_module, template, rules=user_rules)
     if module is not None:
         return module, filled
     filled.eval()
@@ -167,7 +169,7 @@ def _load_checkpoint(torch_module: "nn.Module", checkpoint: Path, key: str | Non
 def _init_linen(
     torch_module: "nn.Module",
     module: Any,
-    hints: "Sequence[UserRule]",
+    user_rules: "Sequence[UserRule]",
     tensors: "Sequence[torch.Tensor]",
     flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
@@ -198,7 +200,7 @@ def _init_linen(
             return module.init(streams, *arrays, **flax_kwargs)
 
         try:
-            fits = plan(torch_module, jax.eval_shape(init, arrays), rules=hints).ok
+            fits = plan(torch_module, jax.eval_shape(init, arrays), rules=user_rules).ok
         except (TypeError, ValueError):  # this order does not fit; the other one may
             if last is orders[-1]:
                 raise

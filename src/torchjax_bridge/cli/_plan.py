@@ -40,10 +40,10 @@ def plan(
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
 
-    hints = read_rules(rules)
+    user_rules = read_rules(rules)
     sides = torch_model(model, debug), flax_template(template, debug)
     with report_library_errors(debug, model):
-        route = files.find_route(src, to=to, model=sides[0], template=sides[1], rules=hints, key=key)
+        route = files.find_route(src, to=to, model=sides[0], template=sides[1], rules=user_rules, key=key)
     plan = route.plan
     if as_json:
         print_line(json.dumps(_as_json(route), indent=2))

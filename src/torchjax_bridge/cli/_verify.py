@@ -40,11 +40,11 @@ def verify(
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
 
-    hints, limit = read_rules(rules), parse_bytes(memory)
+    user_rules, limit = read_rules(rules), parse_bytes(memory)
     sides = torch_model(model, debug), flax_template(template, debug)
     with report_library_errors(debug, model):
         found = files.compare_checkpoints(
-            a, b, model=sides[0], template=sides[1], rules=hints, key=key, memory=limit
+            a, b, model=sides[0], template=sides[1], rules=user_rules, key=key, memory=limit
         )
     if found.ok:
         print_line(f"the same: {found.same} tensors, bit for bit")
