@@ -20,6 +20,11 @@ PICTURES = PAGE.parent / "assets" / "benchmarks"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["port"]:  # its rows are models, its options others
+        from .port import main as port
+
+        return port(argv[1:])
     arguments = _parser().parse_args(argv)
     if arguments.device == "cuda":
         # JAX reads this when it starts; else it takes three quarters of the memory and torch gets the rest.
@@ -47,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What each crossing between PyTorch and JAX costs: tables, JSON and pictures.",
+        epilog="'python -m benchmarks port --help' tells how ports of whole models are measured.",
     )
     parser.add_argument(
         "suite",

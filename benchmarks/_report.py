@@ -10,7 +10,7 @@ from pathlib import Path
 from ._record import Suite, load
 from ._tables import Table, tables
 
-__all__ = ["BEGIN", "END", "PageError", "section", "write_page"]
+__all__ = ["BEGIN", "END", "PageError", "markdown", "section", "write_page"]
 
 BEGIN = "<!-- results: begin (written by python -m benchmarks report) -->"
 END = "<!-- results: end -->"
@@ -62,12 +62,12 @@ def section(results: Path, pictures: str) -> str:
             parts.append(_origin(suite))
             built = tables(suite)
             if suite.promises:
-                parts.append(_markdown(built.pop(0)))
+                parts.append(markdown(built.pop(0)))
             for name, words in _PICTURES:
                 picture = f"{suite.name}-{name}-{suite.device}.svg"
                 if (results / picture).exists():
                     parts.append(f"![{words}]({pictures}/{picture})\n")
-            parts += [_markdown(table) for table in built]
+            parts += [markdown(table) for table in built]
     return "\n".join(parts) if parts else "No results yet.\n"
 
 
@@ -87,7 +87,9 @@ def _origin(suite: Suite) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """One table under its heading."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

@@ -1,0 +1,134 @@
+"""Ports one model and measures what came out; `Outcome` says what is measured.
+
+Everything that is refused, or fails, ends in ``why_not`` with what was known until then. Only the end of the
+process itself is left to whoever started it.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge.errors import BridgeError
+
+from .._setting import Setting
+from .._timing import Timed, measure
+from ._forward import as_flax, difference, leaves
+from ._outcome import LIMIT, Outcome
+from ._source import classes, lines, torch_lines, transpositions
+from .zoo import Entry
+
+__all__ = ["measure_port"]
+
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_BATCH, _OTHER_BATCH, _TRAIN_BATCH = 2, 3, 4
+
+
+def measure_port(entry: Entry, port: Callable[..., Any], setting: Setting) -> Outcome:
+    """Every figure of one model, in the order in which each needs the one before."""
+    module = entry.build()
+    row = Outcome(entry.set, entry.name, torch_lines=torch_lines(module))
+    start = time.perf_counter()
+    try:
+        ported = port(module, *entry.inputs(_BATCH))
+    except BridgeError as err:
+        return replace(row, why_not=_first_line(err))
+    except Exception as err:  # whatever else it raises is a fault of ours, to be told apart from a refusal
+        return replace(row, why_not=f"{type(err).__name__}: {_first_line(err)}")
+    row = replace(
+        row,
+        port_seconds=time.perf_counter() - start,
+        lines=lines(ported.source),
+        classes=classes(ported.source),
+        transpositions=transpositions(ported.source),
+    )
+    try:
+        ported.model.eval()
+        row = replace(row, difference=_difference(module, ported.model, entry.inputs(_BATCH)))
+        row = replace(row, other_batch=_difference(module, ported.model, entry.inputs(_OTHER_BATCH)))
+        row = replace(row, train=_train(module, ported.model, entry.inputs(_TRAIN_BATCH)))
+        return replace(row, batch=entry.speed_batch, **_speed(entry, module, ported.model, setting))
+    except Exception as err:
+        return replace(row, why_not=f"ported, but {type(err).__name__}: {_first_line(err)}")
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
+@torch.no_grad()
+def _difference(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> float:
+    inside = [as_flax(one) for one in inputs]  # first: a forward may write to its inputs
+    return difference(module(*inputs), _forward(model, *inside))
+
+
+@nnx.jit
+def _forward(model: Any, *inputs: Any) -> Any:
+    return model(*inputs)
+
+
+@torch.no_grad()
+def _train(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> str:
+    """Compare in training mode, with every layer of dropout at rate 0, on copies of both."""
+    try:
+        drawn = [_torch_trained(module, inputs, seed, dropout=True) for seed in (1, 2)]
+        twin = nnx.clone(model)
+        twin.train()
+        inside = [as_flax(one) for one in inputs]
+        found = [_forward(twin, *inside) for _ in range(2)]
+        if _same(*drawn) and not _same(*found):
+            return "the port draws, torch does not"
+        if _same(*found) and not _same(*drawn):
+            return "torch draws, the port does not"
+        fixed = [_torch_trained(module, inputs, seed, dropout=False) for seed in (1, 2)]
+        if not _same(*fixed):  # it draws outside of dropout layers, too, so there is nothing to compare
+            return "random" if difference(drawn[0], found[0]) < float("inf") else "not finite"
+        for _, layer in nnx.iter_modules(twin):
+            if isinstance(layer, nnx.Dropout):
+                layer.rate = 0.0
+        worst = difference(fixed[0], _forward(twin, *inside))
+    except Exception as err:
+        return f"{type(err).__name__}: {_first_line(err)}"
+    return "agrees" if worst <= LIMIT else f"differs by {worst:.1e}"
+
+
+def _torch_trained(module: nn.Module, inputs: tuple[Any, ...], seed: int, *, dropout: bool) -> Any:
+    own = copy.deepcopy(module).train()
+    for layer in own.modules():
+        if not dropout and isinstance(layer, _DROPOUTS):
+            layer.p = 0.0
+    torch.manual_seed(seed)
+    return own(*copy.deepcopy(inputs))
+
+
+def _same(first: Any, second: Any) -> bool:
+    pairs = zip(leaves(first), leaves(second), strict=True)
+    return all(np.allclose(np.asarray(a), np.asarray(b), rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def _speed(entry: Entry, module: nn.Module, model: nnx.Module, setting: Setting) -> dict[str, Any]:
+    """Milliseconds of a forward pass in evaluation mode."""
+    inputs = entry.inputs(entry.speed_batch)
+    inside = [as_flax(one) for one in inputs]
+    candidates = [
+        Timed("torch_ms", torch.no_grad()(lambda given: module(*given)), inputs),
+        Timed("port_ms", partial(_call, model), inside),
+    ]
+    if entry.twin is not None:
+        twin = entry.twin(module)
+        twin.eval()
+        candidates.append(Timed("twin_ms", partial(_call, twin), inside))
+    rounds = measure(candidates, setting.pace, jax.block_until_ready)
+    return {one.name: rounds.microseconds(one.name).median / 1e3 for one in candidates}
+
+
+def _call(model: nnx.Module, inputs: list[Any]) -> Any:
+    return _forward(model, *inputs)

@@ -1,0 +1,61 @@
+"""Random values for what a fresh model leaves at zero, at one, or too small to be seen.
+
+A head of zeros, a layer scale of 1e-6 and attention logits near zero hide errors: any port of such a model
+agrees with it. Kernels get the gain that keeps a signal alive through many layers; statistics of BatchNorm stay
+near those of a signal of unit variance, so that no layer overflows or fades.
+"""
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["perturb"]
+
+
+@torch.no_grad()
+def perturb(module: nn.Module, seed: int) -> nn.Module:
+    """Change every parameter and every running statistic of a module in place.
+
+    - Kernels (``weight`` of two axes or more, of other layers than embeddings) get a root mean square of
+      ``(gain / fan_in) ** 0.5``, with a gain of 2 for convolutions and 1 for matrices.
+    - Other tables (embeddings, positions, tokens, biases of attention) get one of at least 0.5.
+    - Vectors (scales, biases, layer scales) are scaled by a factor in ``(0.6, 1.4)``; those that were all below
+      1e-2 are drawn anew with a deviation of 0.2.
+    - Running means are drawn with a deviation of 0.1, running variances from ``(0.6, 1.4)``.
+
+    Args:
+        module: Any module; its mode stays.
+        seed: The same seed and module give the same values.
+
+    Returns:
+        The module.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if id(parameter) not in seen and parameter.is_floating_point():
+                seen.add(id(parameter))
+                _fill(layer, name, parameter, draw)
+        for name, buffer in layer.named_buffers(recurse=False):
+            if name == "running_mean":
+                buffer.normal_(0, 0.1, generator=draw)
+            elif name == "running_var":
+                buffer.uniform_(0.6, 1.4, generator=draw)
+    return module
+
+
+def _fill(layer: nn.Module, name: str, parameter: Tensor, draw: torch.Generator) -> None:
+    if parameter.squeeze().ndim < 2:
+        if parameter.abs().max() < 1e-2:
+            parameter.normal_(0, 0.2, generator=draw)
+        else:
+            parameter.mul_(torch.empty_like(parameter).uniform_(0.6, 1.4, generator=draw))
+        return
+    if parameter.std() == 0:
+        parameter.normal_(generator=draw)
+    size = float(parameter.square().mean().sqrt())
+    if name.endswith("weight") and not isinstance(layer, nn.Embedding):
+        gain = 2 if parameter.ndim > 2 else 1
+        parameter.mul_((gain / parameter[0].numel()) ** 0.5 / size)
+    else:
+        parameter.mul_(max(1.0, 0.5 / size))
