@@ -51,7 +51,7 @@ def test_every_disagreement_is_named(other: ForwardResult, faults: list[str]) ->
     assert disagreements("twin", result(), other, LABELS) == faults
 
 
-def test_observing_joins_the_batches_and_takes_a_time() -> None:
+def test_a_timed_run_joins_the_batches() -> None:
     seen = run_timed(lambda batch: batch * 2, [np.ones((2, 10), np.float32), np.zeros((1, 10), np.float32)])
     assert seen.logits.tolist() == [[2.0] * 10] * 2 + [[0.0] * 10]
     assert seen.seconds > 0

@@ -1,4 +1,4 @@
-"""The twins, and which network a checkpoint is."""
+"""The networks and their Flax twins, and which network a checkpoint belongs to."""
 
 import jax
 import jax.numpy as jnp

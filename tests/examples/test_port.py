@@ -1,4 +1,4 @@
-"""The main job, end to end: what it prints, what it proves, and how it fails."""
+"""The command of the example, end to end: what it prints, what it checks, and how it fails."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Training in torch: seeded, augmented as it says, written whole; and the checkpoint that is committed."""
+"""Training in torch: seed, augmentation and the written file; and the committed checkpoint."""
 
 import itertools
 from pathlib import Path
