@@ -328,9 +328,9 @@ def _rows(example: Example, example_plan: Plan) -> str:
     state = example.torch().state_dict()
     lines = ["| torch | Flax | layout |", "|---|---|---|"]
     for move in example_plan.moves:
-        ours = " + ".join(f"`{key}` {tuple(state[key].shape)}" for key in move.torch_keys) or "(nothing)"
-        theirs = ", ".join(_leaf(path, example_plan.flavour) for path in move.flax_paths)
-        lines.append(f"| {ours} | {theirs} | {_text(str(move.layout))} |")
+        tensors = " + ".join(f"`{key}` {tuple(state[key].shape)}" for key in move.torch_keys) or "(nothing)"
+        leaves = ", ".join(_leaf(path, example_plan.flavour) for path in move.flax_paths)
+        lines.append(f"| {tensors} | {leaves} | {_text(str(move.layout))} |")
     lines += [f"| `{key}` | (stays in torch) | |" for key in example_plan.torch_only]
     notes = dict.fromkeys(move.note for move in example_plan.moves if move.note)
     return "\n".join([*lines, "", *(f"Note: {_text(note)}.\n" for note in notes)])

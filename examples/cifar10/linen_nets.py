@@ -1,6 +1,6 @@
 """The twins of ``torch_nets`` in Flax linen; images are ``(N, 32, 32, 3)``, logits ``(N, 10)``.
 
-Submodules carry the names that torch gives them (a list ``layer1`` in `setup` becomes ``layer1_0``,
+Submodules have the names of torch (a list ``layer1`` in `setup` becomes ``layer1_0``,
 ``layer1_1``, ...), so weights are paired by name. Settings are torch's, as in ``nnx_nets``.
 """
 

@@ -37,7 +37,7 @@ def main() -> None:
 def _print_unexpected_error(
     kind: type[BaseException], err: BaseException, trace: TracebackType | None
 ) -> None:
-    """An exception hook for unforeseen errors: bugs of ours, or faults of the machine."""
+    """An exception hook for unforeseen errors: bugs of this library, or faults of the machine."""
     del trace
     reason = (str(err).splitlines() or [""])[0]
     sys.stderr.write(f"error: {kind.__name__}: {reason} (--debug shows where)\n")

@@ -24,7 +24,7 @@ from ._terminal import error_exit
 
 __all__ = ["build", "flax_model", "flax_template", "report_model_errors", "torch_model"]
 
-# What user code may raise; anything else is a fault of the interpreter or a bug of ours.
+# What user code may raise; anything else is a bug of this library or a fault of the interpreter.
 _USER_CODE_ERRORS = (
     ArithmeticError,
     AssertionError,
