@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .exchange import to_torch as to_torch
     from .exchange import torch_device as torch_device
     from .exchange import torch_dtype as torch_dtype
+    from .porting import port as port
     from .weights import audit as audit
     from .weights import parity as parity
     from .weights import plan as plan
@@ -46,6 +47,7 @@ _LAZY = {
     "audit": "weights",
     "parity": "weights",
     "plan": "weights",
+    "port": "porting",
     "to_flax": "weights",
     "to_optax": "weights",
     "to_optimizer_state": "weights",
@@ -63,6 +65,7 @@ __all__ = [
     "jax_dtype",
     "parity",
     "plan",
+    "port",
     "to_flax",
     "to_jax",
     "to_optax",

@@ -14,6 +14,7 @@
     │   ├── SettingsError         (ValueError)     two models differ in a setting, or cannot be compared
     │   ├── OptimizerStateError   (ValueError)     an optimizer state that has no counterpart
     │   └── CheckpointError       (ValueError)     a file is not a valid checkpoint
+    ├── PortError             (ValueError)     a torch module has no exact counterpart in Flax source
     ├── ForkError             (RuntimeError)   JAX is called in a child that was forked after JAX started
     └── WrapError                              a wrapped function cannot do what was asked
         ├── ArgumentError         (TypeError)      an argument that the other framework cannot take
@@ -40,6 +41,7 @@ __all__ = [
     "OptimizerStateError",
     "OutputError",
     "PlanError",
+    "PortError",
     "SettingsError",
     "ShareError",
     "TransformError",
@@ -102,6 +104,16 @@ class OptimizerStateError(WeightsError, ValueError):
 
 class CheckpointError(WeightsError, ValueError):
     """A file that is not a valid checkpoint of its format."""
+
+
+class PortError(BridgeError, ValueError):
+    """A torch module cannot be written as Flax source; the message lists every reason at once.
+
+    Attributes:
+        faults: What has no counterpart, each with its module, line and reason.
+    """
+
+    faults: Sequence[object] = ()
 
 
 class ForkError(BridgeError, RuntimeError):

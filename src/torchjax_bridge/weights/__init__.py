@@ -23,7 +23,21 @@ from .files import (
     save_state_dict,
 )
 from .layouts import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
-from .rules import RULES, Entry, Fill, Flatten, Fused, Keep, Layer, LayerType, Rename, Rule
+from .rules import (
+    RULES,
+    Entry,
+    Fill,
+    Flatten,
+    Fused,
+    Initializer,
+    Keep,
+    Layer,
+    LayerType,
+    Rename,
+    Rule,
+    Twin,
+    twin_of,
+)
 
 if TYPE_CHECKING:
     from .optimizer import FrozenWarning as FrozenWarning
@@ -44,6 +58,7 @@ __all__ = [
     "FrozenWarning",
     "Fused",
     "Identity",
+    "Initializer",
     "Keep",
     "Layer",
     "LayerType",
@@ -63,6 +78,7 @@ __all__ = [
     "Split",
     "Stack",
     "Sum",
+    "Twin",
     "UserRule",
     "audit",
     "compare_checkpoints",
@@ -79,6 +95,7 @@ __all__ = [
     "to_optax",
     "to_optimizer_state",
     "to_state_dict",
+    "twin_of",
 ]
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others

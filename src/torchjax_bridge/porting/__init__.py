@@ -1,0 +1,9 @@
+"""MODELS CROSS: a torch module becomes Flax source, class for class, with its weights and a proof.
+
+Owns the translation of a recording into source. Refuses what has no exact counterpart, all of it at once.
+Gives `port`. Needs flax.
+"""
+
+from ._port import Port, port
+
+__all__ = ["Port", "port"]

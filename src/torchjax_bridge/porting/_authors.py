@@ -1,0 +1,67 @@
+"""What the author called a value: the left side of the statement that made it.
+
+Reads the source of ``forward`` as a hint for names. Without source there are no names, and nothing else changes.
+"""
+
+import ast
+import functools
+import inspect
+import textwrap
+from dataclasses import dataclass
+from types import CodeType
+
+from torchjax_bridge.recording import SourceLine
+
+__all__ = ["author_names"]
+
+
+@dataclass(frozen=True)
+class _Statement:
+    first: int
+    last: int
+    names: tuple[str, ...]
+    returns: bool
+
+
+def author_names(source: SourceLine) -> tuple[tuple[object, ...], tuple[str, ...], bool]:
+    """The statement of a line as a key, the names on its left side, and whether it returns."""
+    if not source.file or source.code is None:
+        return (), (), False
+    around = [s for s in _statements(source.code) if s.first <= source.line <= s.last]
+    if not around:
+        return (source.code, source.line), (), False
+    found = max(around, key=lambda statement: statement.first)
+    return (source.code, found.first), found.names, found.returns
+
+
+@functools.lru_cache(maxsize=1024)
+def _statements(code: CodeType) -> tuple[_Statement, ...]:
+    try:
+        lines, start = inspect.getsourcelines(code)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, SyntaxError, TypeError):
+        return ()
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.For | ast.While | ast.With):
+            end = node.body[0].lineno - 1
+        elif isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.Return | ast.Expr):
+            end = node.end_lineno or node.lineno
+        else:
+            continue
+        first, last = node.lineno + start - 1, end + start - 1
+        found.append(_Statement(first, last, _targets(node), isinstance(node, ast.Return)))
+    return tuple(found)
+
+
+def _targets(node: ast.stmt) -> tuple[str, ...]:
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    if isinstance(node, ast.For):
+        target = None
+    if isinstance(target, ast.Name):
+        return (target.id,)
+    if isinstance(target, ast.Subscript | ast.Attribute) and isinstance(target.value, ast.Name):
+        return (target.value.id,) if target.value.id != "self" else ()
+    if isinstance(target, ast.Tuple):
+        return tuple(item.id if isinstance(item, ast.Name) else "_" for item in target.elts)
+    return ()

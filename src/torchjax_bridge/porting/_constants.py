@@ -1,0 +1,42 @@
+"""Tensors that code makes and no ``state_dict`` holds, as code that makes them again.
+
+Knows constants, ranges and triangles. Refuses larger tensors of other values.
+"""
+
+import torch
+
+from ._placed import RefusedError
+
+__all__ = ["constant_text", "dtype_text"]
+
+_WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
+_NAMES = {torch.bool: "bool", torch.int64: "jnp.int32", torch.float64: "jnp.float32"}
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """The expression of a dtype; 64 bits become 32, as in JAX by default."""
+    return _NAMES.get(dtype, str(dtype).replace("torch.", "jnp."))
+
+
+def constant_text(tensor: torch.Tensor, name: str) -> str:
+    """An expression that makes the tensor, in torch's order of axes."""
+    tensor = tensor.detach()
+    if tensor.device.type == "meta":
+        raise RefusedError(f"{name} is on the meta device, and no state_dict holds its values")
+    shape, dtype, values = tuple(tensor.shape), dtype_text(tensor.dtype), tensor.reshape(-1)
+    if tensor.numel() and bool((values == values[0]).all()) and tensor.numel() > 1:
+        return f"jnp.full({shape}, {values[0].item()!r}, dtype={dtype})"
+    counts = not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel() > 1
+    if counts and bool((values == torch.arange(len(values))).all()):
+        made = f"jnp.arange({len(values)}, dtype={dtype})"
+        return made if len(shape) == 1 else f"{made}.reshape({shape})"
+    if len(shape) >= 2 and shape[-1] == shape[-2] and len(values) == shape[-1] ** 2:
+        for function in (torch.tril, torch.triu):
+            if torch.equal(tensor, function(torch.ones(shape, dtype=tensor.dtype))):
+                return f"jnp.{function.__name__}(jnp.ones({shape}, dtype={dtype}))"
+    if tensor.numel() <= _WRITTEN_OUT and not tensor.is_complex():
+        return f"jnp.asarray({tensor.tolist()!r}, dtype={dtype})"
+    raise RefusedError(
+        f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
+        "register it as a buffer that is saved (persistent=True)"
+    )

@@ -1,0 +1,153 @@
+"""The attributes of one emitted instance: its layers, parameters, buffers and settings, as constructor trees.
+
+Reads one module of the recorded copy. Knows which Flax class holds what; does not compare instances.
+"""
+
+import functools
+import inspect
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._constants import dtype_text
+from ._constructors import Call, Column, Items, Text, Tree
+from ._layers import is_layer
+from ._lowering import Body, attribute_name, is_container
+from ._model import Model, is_function
+
+__all__ = ["Own", "fields_of"]
+
+
+class Own(Text):
+    """A child that becomes a class of its own: replaced by the call of that class when it is known."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+
+
+def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
+    """The attributes of the class of a module.
+
+    Args:
+        model: The whole translation.
+        body: The body of the module.
+        path: Its path.
+    """
+    module = model.modules[path]
+    fields: dict[str, Tree] = {}
+    if body.base_call:
+        fields["super()"] = _layer(model, path, module)
+    for name, value in body.attributes.items():
+        fields[name] = Column([value], name, name)
+    for name, rate in body.dropouts.items():
+        fields[name] = Call("nnx.Dropout", [Column([rate], "rate", name)], {}, {}, ("rngs=rngs",))
+    if body.random:
+        fields["rngs"] = Text("rngs")
+    for name, child in module._modules.items():
+        if child is not None and name not in model.dropped(path):
+            tree = _child(model, _join(path, name), child)
+            if tree is not None:
+                fields[attribute_name(name)] = tree
+    if not body.base_call:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and _join(path, name) not in model.tied_parameters:
+                fields[name] = _parameter(name, parameter)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                text = ["nnx.Variable(jnp.zeros(", Column([tuple(buffer.shape)], "shape", name)]
+                fields[name] = Items(text[0], [text[1]], f", {dtype_text(buffer.dtype)}))")  # type: ignore[list-item,arg-type]
+    return fields
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
+    """The constructor of a child, or None if it needs no attribute."""
+    if is_layer(module):
+        if path not in model.called_layers and path not in model.read_owners:
+            return None
+        return _layer(model, path, module)
+    if is_container(module, nn.Sequential):
+        if path in model.own_sequentials:
+            return Own(path)
+        body = model.bodies.get(path)
+        if body is None:
+            return None if not _called_inside(model, path) else _list("nnx.List([", model, path, module, "])")
+        return Items("nnx.Sequential(", sequential_items(model, path, module, body), ")")
+    if isinstance(module, nn.ModuleList):
+        return _list("nnx.List([", model, path, module, "])") if _called_inside(model, path) else None
+    if is_container(module, nn.ModuleDict):
+        items: list[Tree] = []
+        for name, child in module._modules.items():
+            tree = None if child is None else _child(model, _join(path, name), child)
+            if tree is not None:
+                items.append(Items(f'"{name}": ', [tree], ""))
+        return Items("nnx.Dict({", items, "})") if items else None
+    if path in model.bodies:
+        return Own(path)
+    return None
+
+
+def _called_inside(model: Model, path: str) -> bool:
+    inside = path + "."
+    return any(
+        known.startswith(inside) for known in (*model.bodies, *model.called_layers, *model.read_owners)
+    )
+
+
+def _list(start: str, model: Model, path: str, module: nn.Module, end: str) -> Items:
+    items: list[Tree] = []
+    for name, child in module._modules.items():
+        tree = None if child is None else _child(model, _join(path, name), child)
+        items.append(Text("None") if tree is None else tree)
+    while items and isinstance(items[-1], Text) and items[-1].text == "None":
+        items.pop()
+    return Items(start, items, end)
+
+
+def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> list[Tree]:
+    """What stands in the ``nnx.Sequential``: layers, and functions for modules without weights."""
+    items: list[Tree] = []
+    for name, child in module._modules.items():
+        tree = None if child is None or is_function(child) else _child(model, _join(path, name), child)
+        items.append(
+            Text(body.functions[name][0] if name in body.functions else "lambda x: x")
+            if tree is None
+            else tree
+        )
+    return items
+
+
+def _layer(model: Model, path: str, module: nn.Module) -> Call:
+    twin = model.twin(path, module)
+    settings = {**twin.settings, **twin.initializers}
+    function = ("layers." if twin.own else "nnx.") + twin.flax
+    defaults = _defaults(twin.flax, twin.own)
+    place = path.rpartition(".")[2]
+    args: list[Tree] = [Column([value], name, place) for name, value in twin.sizes.items()]
+    kwargs: dict[str, Tree] = {name: Column([value], name, place) for name, value in settings.items()}
+    ends = () if twin.flax == "PReLU" else ("rngs=rngs",)
+    return Call(function, args, kwargs, defaults, ends)
+
+
+@functools.lru_cache(maxsize=64)
+def _defaults(name: str, own: bool) -> dict[str, Any]:
+    holder = import_module("torchjax_bridge.weights.layers").nnx if own else import_module("flax.nnx")
+    parameters = inspect.signature(getattr(holder, name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def _parameter(name: str, parameter: torch.Tensor) -> Tree:
+    """A parameter of the module's own, starting at its value if that is one number, else small and random."""
+    shape = Column([tuple(parameter.shape)], "shape", name)
+    values = parameter.detach().reshape(-1)
+    if parameter.device.type != "meta" and len(values) and bool((values == values[0]).all()):
+        number = values[0].item()
+        if number in (0.0, 1.0):
+            return Items(f"nnx.Param(jnp.{'ones' if number else 'zeros'}(", [shape], "))")
+        return Items("nnx.Param(jnp.full(", [shape, Column([float(f"{number:.6g}")], "value", name)], "))")
+    return Items("nnx.Param(0.02 * jax.random.normal(rngs.params(), ", [shape], "))")

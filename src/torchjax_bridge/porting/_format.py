@@ -1,0 +1,130 @@
+"""Source as the usual formatters lay it out: double quotes, no line longer than the limit.
+
+Knows Python's brackets and nothing else.
+"""
+
+import io
+import tokenize
+
+__all__ = ["formatted"]
+
+_INDENT = "    "
+
+
+def formatted(lines: list[str], limit: int) -> list[str]:
+    """Lines of code, each a whole statement or the head of one, within a limit of characters.
+
+    Args:
+        lines: As ``ast.unparse`` gives them: one line each, with their indentation.
+        limit: The most characters that a line should have; one without brackets may be longer.
+    """
+    found = []
+    for line in lines:
+        found += _split(_double_quoted(line), limit) if line.strip() else [""]
+    return found
+
+
+def _double_quoted(line: str) -> str:
+    if "'" not in line:
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+    text = line.strip()
+    parts, end = [], 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.STRING and token.string[:1] == "'" and token.string[:3] != "'''":
+            inner = token.string[1:-1]
+            if '"' not in inner:
+                start = token.start[1]
+                escaped = inner.replace("\\'", "'")
+                parts.append(text[end:start] + f'"{escaped}"')
+                end = token.end[1]
+    return indent + "".join(parts) + text[end:]
+
+
+def _split(line: str, limit: int) -> list[str]:
+    if len(line) <= limit:
+        return [line]
+    indent = line[: len(line) - len(line.lstrip())]
+    pair = _last_pair(line)
+    if pair is None:
+        return [line]
+    start, end = pair
+    head, inside, tail = line[: start + 1], line[start + 1 : end], line[end:]
+    items = _items(inside)
+    deeper = indent + _INDENT
+    loop = _comprehension(inside)
+    if loop is not None:
+        return [
+            head,
+            *_split(f"{deeper}{loop[0]}", limit),
+            f"{deeper}{loop[1]}",
+            *_split(indent + tail, limit),
+        ]
+    if len(deeper) + len(inside) <= limit and not _is_definition(line):
+        if len(items) == 1 and not head.endswith("(") and not inside.strip().startswith("*"):
+            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
+        if len(items) == 1 and "," not in inside:
+            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
+        if not inside.rstrip().endswith(","):
+            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
+    if _is_definition(line) and len(deeper) + len(inside) <= limit:
+        return [head, f"{deeper}{inside.strip()}", indent + tail]
+    found = [head]
+    for item in items:
+        found += _split(f"{deeper}{item.strip()},", limit)
+    return [*found, *_split(indent + tail, limit)]
+
+
+def _comprehension(inside: str) -> tuple[str, str] | None:
+    """The element and the ``for`` of a comprehension."""
+    depth = 0
+    for place, character in _outside_strings(inside):
+        depth += (character in "([{") - (character in ")]}")
+        if depth == 0 and inside.startswith(" for ", place):
+            return inside[:place].strip(), inside[place:].strip()
+    return None
+
+
+def _is_definition(line: str) -> bool:
+    return line.lstrip().startswith(("def ", "class "))
+
+
+def _last_pair(line: str) -> tuple[int, int] | None:
+    """The last bracket at depth 0 that holds something, and where it closes."""
+    stack: list[int] = []
+    found = None
+    for place, character in _outside_strings(line):
+        if character in "([{":
+            stack.append(place)
+        elif character in ")]}" and stack:
+            start = stack.pop()
+            if not stack and place - start > 1:
+                found = start, place
+    return found
+
+
+def _outside_strings(line: str) -> list[tuple[int, str]]:
+    found, quote, skip = [], "", False
+    for place, character in enumerate(line):
+        if skip:
+            skip = False
+        elif quote:
+            skip = character == "\\"
+            if character == quote:
+                quote = ""
+        elif character in "'\"":
+            quote = character
+        else:
+            found.append((place, character))
+    return found
+
+
+def _items(text: str) -> list[str]:
+    """The arguments of a call; a comprehension is one."""
+    depth, start, found = 0, 0, []
+    for place, character in _outside_strings(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            found.append(text[start:place])
+            start = place + 1
+    return [item for item in (*found, text[start:]) if item.strip()]

@@ -1,0 +1,187 @@
+"""Calls of torch's own layers: the order of axes that the Flax twin wants, and the order of what it gives."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.recording import Node, Value, is_leaf
+
+from ._lowering import Lowering
+from ._parameters import parameter_place
+from ._placed import Placed, RefusedError, channels_last, torch_order
+
+__all__ = ["call_layer", "is_layer"]
+
+Call = Callable[[Lowering, Node, Any, str, Value], Placed]
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module becomes one Flax layer: a layer of torch's own, or a subclass that computes the same."""
+    return is_leaf(module)
+
+
+def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
+    """The call of a layer's twin."""
+    module = node.module
+    owner = at.model.tied_owner(node.path)
+    if owner is not None:
+        return _tied(at, node, owner)
+    me = at.attribute(node.path)
+    inputs = [*node.args, *node.kwargs.values()]
+    for kinds, call in _CALLS:
+        if isinstance(module, kinds):
+            return call(at, node, module, me, inputs[0])
+    raise RefusedError(f"nn.{type(module).__name__} has no Flax counterpart that a port could call")
+
+
+def _tied(at: Lowering, node: Node, owner: str) -> Placed:
+    """A Linear whose weight is another layer's: the product is written out, so that the weight stays one."""
+    module = node.module
+    if not isinstance(module, nn.Linear):
+        raise RefusedError(f"'{node.path}' shares its weight with '{owner}'; only a Linear can")
+    parameter = at.model.parameters[owner]
+    kernel = parameter_place(at, parameter)
+    value = node.args[0]
+    rank = len(value.shape)
+    placed = at.in_torch_map_order(value)
+    order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
+    text = kernel.text if kernel.order == (1, 0) else f"{kernel.text}.T"
+    product = f"{at.read(value, order)} @ {text}"
+    if module.bias is None:
+        return Placed(f"({product})", order)
+    raise RefusedError(f"'{node.path}' shares its weight with '{owner}' and has a bias of its own")
+
+
+def _features_last(at: Lowering, value: Value) -> tuple[str, Placed]:
+    rank = len(value.shape)
+    placed = at.in_torch_map_order(value)
+    order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
+    return at.read(value, order), Placed("", order)
+
+
+def _linear(at: Lowering, node: Node, module: nn.Linear, me: str, value: Value) -> Placed:
+    placed = at.at(value)
+    if placed.map_axis is not None and placed.map_axis == placed.rank - 1:
+        at.model.note_map(node.path, placed.map_shape)
+        return Placed(f"{me}({placed.text})", placed.order)
+    at.model.note_map(node.path, None)
+    text, result = _features_last(at, value)
+    return result.with_text(f"{me}({text})")
+
+
+def _last_axis(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    at.model.note_map(node.path, None)
+    if len(module.normalized_shape) == 1:
+        text, result = _features_last(at, value)
+        return result.with_text(f"{me}({text})")
+    return Placed(f"{me}({at.in_torch_order(value)})", torch_order(len(value.shape)))
+
+
+def _channels_last(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    order = channels_last(len(value.shape))
+    return Placed(f"{me}({at.read(value, order)})", order)
+
+
+def _batch_norm(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    placed = at.at(value)
+    if placed.rank == 2:
+        at.model.note_map(node.path, placed.map_shape if placed.map_axis is not None else None)
+        return placed.with_text(f"{me}({placed.text})")
+    return _channels_last(at, node, module, me, value)
+
+
+def _convolution(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    if len(value.shape) != len(module.kernel_size) + 2:
+        raise RefusedError("a convolution of an input without a batch")
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and len(node.args) + len(node.kwargs) > 1:
+        raise RefusedError(f"'{node.path}' is called with output_size")
+    order = channels_last(len(value.shape))
+    text = at.read(value, order)
+    pad = at.model.twin(node.path, module).pad
+    if pad is not None:
+        widths, mode = pad
+        text = f"jnp.pad({text}, {widths}, mode={mode!r})"
+    return Placed(f"{me}({text})", order)
+
+
+def _embedding(at: Lowering, node: Node, module: nn.Embedding, me: str, value: Value) -> Placed:
+    return Placed(f"{me}({at.in_torch_order(value)})", torch_order(len(value.shape) + 1))
+
+
+def _elementwise(at: Lowering, node: Node, module: nn.Module, me: str, value: Value) -> Placed:
+    placed = at.at(value)
+    return placed.with_text(f"{me}({placed.text})")
+
+
+def _prelu(at: Lowering, node: Node, module: nn.PReLU, me: str, value: Value) -> Placed:
+    if module.num_parameters == 1:
+        return _elementwise(at, node, module, me, value)
+    return _channels_last(at, node, module, me, value)
+
+
+def _dropout(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    placed = at.at(value)
+    if isinstance(module, nn.Dropout) or module.p == 0:
+        return placed.with_text(f"{me}({placed.text})")
+    return _channels_last(at, node, module, me, value)
+
+
+def _attention(
+    at: Lowering, node: Node, module: nn.MultiheadAttention, me: str, value: Value
+) -> list[Placed]:
+    names = (
+        "query",
+        "key",
+        "value",
+        "key_padding_mask",
+        "need_weights",
+        "attn_mask",
+        "average_attn_weights",
+        "is_causal",
+    )
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    weights = node.result[1]
+    if isinstance(weights, Value) and weights.uses:
+        raise RefusedError(f"the attention weights of '{node.path}' are read (need_weights=True)")
+    query, key, value = given["query"], given["key"], given["value"]
+    if len(query.shape) != 3:
+        raise RefusedError(f"'{node.path}' is given inputs without a batch")
+    order = (0, 1, 2) if module.batch_first else (1, 0, 2)
+    same = query is key and key is value
+    texts = [at.read(query, order)] if same else [at.read(tensor, order) for tensor in (query, key, value)]
+    masks = []
+    if (mask := given.get("attn_mask")) is not None:
+        if mask.dtype != torch.bool:
+            raise RefusedError(f"'{node.path}' is given an additive attn_mask; pass a mask of booleans")
+        text = at.in_torch_order(mask)
+        masks.append(
+            f"~{text}"
+            if len(mask.shape) == 2
+            else f"~{text}.reshape(-1, {module.num_heads}, *{text}.shape[1:])"
+        )
+    if (padding := given.get("key_padding_mask")) is not None:
+        if padding.dtype != torch.bool:
+            raise RefusedError(
+                f"'{node.path}' is given an additive key_padding_mask; pass a mask of booleans"
+            )
+        masks.append(f"~{at.in_torch_order(padding)}[:, None, None, :]")
+    mask_text = f", mask={' & '.join(f'({mask})' for mask in masks)}" if masks else ""
+    called = Placed(f"{me}({', '.join(texts)}{mask_text})", order)
+    if isinstance(weights, Value):
+        return [called, Placed("None", torch_order(len(weights.shape)))]
+    return [called]
+
+
+_CALLS: tuple[tuple[Any, Any], ...] = (
+    (nn.Linear, _linear),
+    (nn.modules.batchnorm._BatchNorm, _batch_norm),
+    (nn.modules.conv._ConvNd, _convolution),
+    ((nn.GroupNorm, nn.modules.instancenorm._InstanceNorm), _channels_last),
+    ((nn.LayerNorm, nn.RMSNorm), _last_axis),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
+    (nn.modules.dropout._DropoutNd, _dropout),
+    (nn.MultiheadAttention, _attention),
+)

@@ -1,0 +1,138 @@
+"""Runs of equal lines over a list of layers, as a loop.
+
+Works on syntax trees: ``x = self.blocks[0](x)``, ``x = self.blocks[1](x)`` become ``for block in self.blocks``.
+"""
+
+import ast
+import copy
+from collections.abc import Callable, Sequence
+
+__all__ = ["with_loops"]
+
+_LONGEST = 8  # lines in the body of one loop
+
+
+def with_loops(
+    lines: Sequence[ast.stmt], length: Callable[[str], int | None], taken: set[str]
+) -> list[ast.stmt]:
+    """The lines, with loops.
+
+    Args:
+        lines: The statements of a body.
+        length: How many layers the list ``"self.blocks"`` holds; None if it is no list.
+        taken: Names that the body uses.
+    """
+    lines = _even(list(lines))
+    found: list[ast.stmt] = []
+    place = 0
+    while place < len(lines):
+        for period in range(1, min(_LONGEST, (len(lines) - place) // 2) + 1):
+            loop = _loop(lines[place:], period, length, taken)
+            if loop is not None:
+                statement, used = loop
+                found.append(statement)
+                place += used
+                break
+        else:
+            found.append(lines[place])
+            place += 1
+    return found
+
+
+class _Items(ast.NodeTransformer):
+    """Replaces ``self.blocks[3]`` by a placeholder; remembers lists and places."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, int]] = []
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        owner = ast.unparse(node.value)
+        if (
+            owner.startswith("self.")
+            and isinstance(node.slice, ast.Constant)
+            and isinstance(node.slice.value, int)
+        ):
+            self.found.append((owner, node.slice.value))
+            return ast.Name(f"•{owner}", ast.Load())
+        self.generic_visit(node)
+        return node
+
+
+def _abstract(line: ast.stmt) -> tuple[str, set[tuple[str, int]], ast.stmt]:
+    items = _Items()
+    changed = items.visit(copy.deepcopy(line))
+    return ast.dump(changed), set(items.found), changed
+
+
+def _loop(
+    lines: Sequence[ast.stmt], period: int, length: Callable[[str], int | None], taken: set[str]
+) -> tuple[ast.stmt, int] | None:
+    first = [_abstract(line) for line in lines[:period]]
+    owners = list(dict.fromkeys(owner for _, found, _ in first for owner, _ in sorted(found)))
+    if not owners or any(place != 0 for _, found, _ in first for _, place in found):
+        return None
+    count = 1
+    while True:
+        group = [_abstract(line) for line in lines[count * period : (count + 1) * period]]
+        same = [dump for dump, _, _ in group] == [dump for dump, _, _ in first]
+        if not same or any(place != count for _, found, _ in group for _, place in found):
+            break
+        count += 1
+    if count < 2 or any(length(owner) != count for owner in owners):
+        return None
+    names: dict[str, str] = {}
+    for owner in owners:
+        names[owner] = _item_name(owner, taken | set(names.values()))
+    rename = _Rename({f"•{owner}": name for owner, name in names.items()})
+    body = [rename.visit(changed) for _, _, changed in first]
+    targets = ", ".join(names[owner] for owner in owners)
+    over = owners[0] if len(owners) == 1 else f"zip({', '.join(owners)}, strict=True)"
+    loop = ast.parse(f"for {targets} in {over}:\n    pass").body[0]
+    loop.body = body  # type: ignore[attr-defined]
+    return ast.fix_missing_locations(loop), count * period
+
+
+class _Rename(ast.NodeTransformer):
+    def __init__(self, names: dict[str, str]) -> None:
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self.names.get(node.id, node.id), node.ctx)
+
+
+def _item_name(owner: str, taken: set[str]) -> str:
+    """The name of one item of ``self.blocks``."""
+    name = owner.removesuffix(".layers").rpartition(".")[2]
+    singular = name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_layer"
+    while singular in taken or not singular.isidentifier():
+        singular += "_layer"
+    return singular
+
+
+def _even(lines: list[ast.stmt]) -> list[ast.stmt]:
+    """``x = self.blocks[0](y)``, ``x = self.blocks[1](x)`` with ``x = y`` in front, so that the lines are equal."""
+    found = []
+    for line, after in zip(lines, [*lines[1:], None], strict=False):
+        (start, given), (_, next_given) = _step(line), _step(after)
+        if given and next_given and start and given != next_given and _items(line, 0) and _items(after, 1):
+            copied = ast.parse(f"{next_given} = {given}").body[0]
+            renamed = _Rename({given: next_given}).visit(copy.deepcopy(line))
+            if ast.dump(_abstract(renamed)[2]) == ast.dump(_abstract(after)[2]):  # type: ignore[arg-type]
+                found += [copied, renamed]
+                continue
+        found.append(line)
+    return found
+
+
+def _step(line: ast.stmt | None) -> tuple[str, str]:
+    """The target and the first argument of ``target = self.blocks[0](given)``."""
+    match line:
+        case ast.Assign(
+            targets=[ast.Name(id=target)], value=ast.Call(func=ast.Subscript(), args=[ast.Name(id=given), *_])
+        ):
+            return target, given
+    return "", ""
+
+
+def _items(line: ast.stmt | None, place: int) -> bool:
+    return line is not None and {found for _, found in _abstract(line)[1]} == {place}

@@ -1,0 +1,356 @@
+"""Turns the calls of one frame into statements of JAX code, and keeps for each value where it stands.
+
+Knows layouts and names of values. ``operations`` knows torch's functions and ``_layers`` its layers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchjax_bridge.recording import (
+    Argument,
+    Attribute,
+    Constant,
+    Dim,
+    Expression,
+    Fault,
+    Frame,
+    Node,
+    Operation,
+    Output,
+    Parameter,
+    Real,
+    SizeOf,
+    SourceLine,
+    Value,
+    depends_on_sizes,
+    tensors_of,
+)
+
+from ._constants import constant_text, dtype_text
+from ._parameters import parameter_place
+from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
+
+__all__ = ["Body", "Lowering", "Statement", "is_container"]
+
+
+@dataclass
+class Statement:
+    """``target = text``.
+
+    Attributes:
+        names: The variables that it binds, ``_v3_`` and so on.
+        target: The left side.
+        text: The right side.
+        source: The author's line.
+    """
+
+    names: tuple[str, ...]
+    target: str
+    text: str
+    source: SourceLine
+
+
+@dataclass
+class Body:
+    """What one frame becomes.
+
+    Attributes:
+        frame: The frame.
+        inputs: The arguments that it takes: for each its name and the tree of values and numbers.
+        names: For each variable that is an argument, or a part of one, its expression.
+        orders: The order of axes of each array among the arguments.
+        statements: The code.
+        result: The expression that is returned.
+        result_places: Where each returned array stands.
+        attributes: The numbers of the module that the code reads, by name.
+        dropouts: The rates of the dropouts that the code calls as functions, by attribute.
+        functions: Of a Sequential, its modules without weights by name: as a function, what it is given and
+            what it gives.
+        helpers: The functions that the code needs beside it.
+        random: Whether the code draws random numbers.
+        base_call: Whether the code calls the layer that the class derives from.
+    """
+
+    frame: Frame
+    inputs: list[tuple[str, Any]]
+    names: dict[str, str] = field(default_factory=dict)
+    orders: list[Axes] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+    result: str = ""
+    result_places: list[Placed] = field(default_factory=list)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    dropouts: dict[str, float] = field(default_factory=dict)
+    functions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    helpers: set[str] = field(default_factory=set)
+    random: bool = False
+    base_call: bool = False
+
+
+def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a module is a container of torch's own: a subclass with its own forward is none."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
+class Lowering:
+    """The translation of one frame.
+
+    Attributes:
+        body: What has been emitted.
+        model: The whole model: other bodies, faults, the settings of the port.
+    """
+
+    def __init__(self, model: Any, frame: Frame) -> None:
+        self.model = model
+        self.frame = frame
+        self.body = Body(frame, frame.inputs)
+        self._places: dict[Value, Placed] = {}
+
+    # --- values ---------------------------------------------------------------------------------------------
+
+    def at(self, value: Value) -> Placed:
+        """Where a value stands."""
+        found = self._places.get(value)
+        if found is None:
+            found = self._places[value] = self._origin(value)
+        return found
+
+    def set(self, value: Value, placed: Placed) -> None:
+        """Say where a value stands."""
+        self._places[value] = placed
+
+    def _origin(self, value: Value) -> Placed:
+        rank = len(value.shape)
+        if isinstance(value.origin, Parameter):
+            if not value.origin.is_saved:
+                return Placed(constant_text(value.origin.tensor, value.origin.path), torch_order(rank))
+            return parameter_place(self, value.origin)
+        if isinstance(value.origin, Constant):
+            if value.origin.tensor is None:
+                raise RefusedError("a tensor of unknown origin is read")
+            return Placed(constant_text(value.origin.tensor, "a constant of the module"), torch_order(rank))
+        raise RefusedError("a value is read that no translated call made")
+
+    def read(self, tree: Any, order: Axes | None = None) -> str:
+        """The expression of a value in an order of axes, or of a number.
+
+        Args:
+            tree: A value, or a number.
+            order: By default the order in which the value stands; a flattened map is brought into torch's order.
+        """
+        if not isinstance(tree, Value):
+            return self.number(tree)
+        placed = self.in_torch_map_order(tree)
+        if order is None or order == placed.order:
+            return placed.text
+        axes = tuple(placed.order.index(axis) for axis in order)
+        return transposed(placed.text, axes)
+
+    def in_torch_order(self, tree: Any) -> str:
+        """The expression of a value with torch's order of axes."""
+        return self.read(tree, torch_order(len(tree.shape)) if isinstance(tree, Value) else None)
+
+    def in_torch_map_order(self, value: Value) -> Placed:
+        """Where a value stands, after a flattened map in Flax's order has been brought into torch's."""
+        placed = self.at(value)
+        if placed.map_axis is None:
+            return placed
+        axis, (channels, *space) = placed.map_axis, placed.map_shape
+        sizes = [f"{placed.text}.shape[{place}]" for place in range(placed.rank)]
+        lead, rest, n = sizes[:axis], sizes[axis + 1 :], len(space)
+        axes = (*range(axis), axis + n, *range(axis, axis + n), *range(axis + n + 1, placed.rank + n))
+        grouped = f"{placed.text}.reshape({', '.join([*lead, *map(str, space), str(channels), *rest])})"
+        count = str(channels * math.prod(space))
+        text = f"{transposed(grouped, axes)}.reshape({', '.join([*lead, count, *rest])})"
+        name = self.variable(text, SourceLine())
+        self.set(value, Placed(name, placed.order))
+        return self.at(value)
+
+    def is_computed(self, value: Value) -> bool:
+        """Whether a value is no parameter and no constant."""
+        return not isinstance(value.origin, Parameter | Constant)
+
+    # --- numbers --------------------------------------------------------------------------------------------
+
+    def number(self, number: Any) -> str:
+        """The expression of a number, a dtype, a string, or a tuple of numbers."""
+        if isinstance(number, Dim | Real):
+            return self._expression(number.expression, number)
+        if isinstance(number, torch.dtype):
+            return dtype_text(number)
+        if isinstance(number, Value):
+            return self.read(number)
+        if isinstance(number, float) and not math.isfinite(number):
+            return {"inf": "jnp.inf", "-inf": "-jnp.inf", "nan": "jnp.nan"}[repr(number)]
+        if isinstance(number, tuple | list):
+            items = [self.number(item) for item in number]
+            return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+        if number is None or isinstance(number, bool | int | float | str):
+            return repr(number)
+        raise RefusedError(f"an argument of type {type(number).__name__} has no counterpart")
+
+    def _expression(self, expression: Expression, value: Any) -> str:
+        plain = float(value) if isinstance(value, float) else int(value)
+        match expression:
+            case SizeOf(of, axis):
+                placed = self.at(of)
+                return f"{placed.text}.shape[{placed.place(axis)}]"
+            case Argument(name):
+                return name
+            case Output(of):
+                return self.at(of).text
+            case Attribute(path, name, index):
+                if path != self.frame.path:
+                    return repr(plain)
+                self.body.attributes.setdefault(name, _plain(vars(self.frame.module)[name]))
+                return f"self.{name}" + ("" if index is None else f"[{index}]")
+            case Operation(symbol, left, right):
+                return f"({self._term(left)} {symbol} {self._term(right)})"
+        return repr(plain)
+
+    def _term(self, expression: Expression) -> str:
+        if isinstance(expression, Attribute) and expression.path != self.frame.path:
+            value = vars(self.model.modules[expression.path])[expression.name]
+            return repr(_plain(value if expression.index is None else value[expression.index]))
+        if isinstance(expression, int | float):
+            return repr(expression)
+        return self._expression(expression, 0)
+
+    # --- statements -----------------------------------------------------------------------------------------
+
+    def fresh(self) -> str:
+        """A new variable, which gets the author's name later."""
+        self.model.variables += 1
+        return f"_v{self.model.variables}_"
+
+    def variable(self, text: str, source: SourceLine) -> str:
+        """Bind an expression to a new variable."""
+        name = self.fresh()
+        self.body.statements.append(Statement((name,), name, text, source))
+        return name
+
+    def bind(self, node: Node, made: Placed | Several | list[Placed]) -> None:
+        """Say what a call became."""
+        values = list(tensors_of(node.result))
+        if isinstance(made, Placed):
+            made = [made]
+        if isinstance(made, list):
+            for value, placed in zip(values, made, strict=False):
+                self._check_rank(node, value, placed.order)
+                if not placed.text.isidentifier() and not _is_path(placed.text):
+                    placed = placed.with_text(self.variable(placed.text, node.source))
+                self.set(value, placed)
+            return
+        names = [self.fresh() for _ in values]
+        for value, name, order in zip(values, names, made.orders, strict=True):
+            self._check_rank(node, value, order)
+            self.set(value, Placed(name, order))
+        target = f"({', '.join(names)},)"
+        self.body.statements.append(Statement(tuple(names), target, made.text, node.source))
+
+    def _check_rank(self, node: Node, value: Value, order: Axes) -> None:
+        if sorted(order) != list(range(len(value.shape))):
+            raise RefusedError(
+                f"{node.function or node.path} gave {len(value.shape)} axes and its translation {order}"
+            )
+
+    # --- the frame ------------------------------------------------------------------------------------------
+
+    def run(self, nodes: list[Node]) -> None:
+        """Translate calls; one without translation is noted, and its results are placeholders."""
+        for node in nodes:
+            try:
+                self.model.translate(self, node)
+            except RefusedError as err:
+                self.refuse(str(err), node.source)
+                for value in tensors_of(node.result):
+                    self.set(
+                        value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape)))
+                    )
+
+    def refuse(self, reason: str, source: SourceLine) -> None:
+        """Note a fault of this frame."""
+        self.model.fault(Fault(reason, self.frame.path, source))
+
+    def add_dropout(self, rate: float) -> str:
+        """The attribute of a new dropout layer, for a dropout that the author called as a function."""
+        taken = {*self.frame.module._modules, *vars(self.frame.module), *self.body.dropouts}
+        name = next(n for n in ("dropout", *(f"dropout{i}" for i in range(2, 1000))) if n not in taken)
+        self.body.dropouts[name] = rate
+        return name
+
+    def attribute(self, path: str) -> str:
+        """The expression of a module below this frame, or of the module itself."""
+        base = self.frame.path
+        if base and path != base and not path.startswith(base + "."):
+            raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
+        text, module, walked = "self", self.frame.module, base
+        for part in path[len(base) :].strip(".").split(".") if path != base else ():
+            if is_container(module, nn.Sequential):
+                place = list(module._modules).index(part)
+                text += f".layers[{place}]" if walked in self.model.framed else f"[{place}]"
+            elif isinstance(module, nn.ModuleList):
+                text += f"[{part}]"
+            elif is_container(module, nn.ModuleDict):
+                text += f"[{part!r}]"
+            else:
+                text += f".{attribute_name(part)}"
+            walked = f"{walked}.{part}" if walked else part
+            child = module._modules[part]
+            if child is None:
+                raise RefusedError(f"'{path}' is None")
+            module = child
+        return text
+
+
+def takes(tree: Any) -> bool:
+    """Whether an argument is passed on: it holds a tensor or a size."""
+    if isinstance(tree, Dim):
+        return depends_on_sizes(tree.expression)
+    if isinstance(tree, tuple | list):
+        return any(map(takes, tree))
+    if isinstance(tree, dict):
+        return any(map(takes, tree.values()))
+    return isinstance(tree, Value)
+
+
+def attribute_name(name: str) -> str:
+    """The attribute of the Flax class for a name in torch, which may be a number."""
+    return name if name.isidentifier() else f"layer{name}"
+
+
+def transposed(text: str, axes: Axes) -> str:
+    """A transposition of the emitted array."""
+    moved = [place for place, axis in enumerate(axes) if place != axis]
+    if not moved:
+        return text
+    if len(moved) == 2:
+        return f"jnp.swapaxes({text}, {moved[0]}, {moved[1]})"
+    return f"jnp.transpose({text}, {axes})"
+
+
+def standard_order(value: Value) -> Axes:
+    """How an input of the model comes in: images with channels last, everything else as in torch."""
+    is_image = len(value.shape) == 4 and value.dtype is not None and value.dtype.is_floating_point
+    return channels_last(4) if is_image else torch_order(len(value.shape))
+
+
+def _plain(value: Any) -> Any:
+    """A setting without its origin."""
+    if isinstance(value, tuple | list):
+        return type(value)(_plain(item) for item in value)
+    if isinstance(value, Dim):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value
+
+
+def _is_path(text: str) -> bool:
+    """Whether an expression is an attribute, or an item of one, and so costs nothing to repeat."""
+    return all(character.isalnum() or character in "._[]'\"" for character in text)
+
+
+Arguments = Mapping[str, Any]

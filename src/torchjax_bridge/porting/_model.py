@@ -1,0 +1,328 @@
+"""The whole model while it is translated: the bodies of its modules, and every fault.
+
+Decides for each call whether it is a function, a layer, or a module that gets a class of its own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from torchjax_bridge.errors import SettingsError
+from torchjax_bridge.recording import (
+    Fault,
+    Frame,
+    Node,
+    Parameter,
+    Recording,
+    SourceLine,
+    Value,
+    tensors_of,
+)
+from torchjax_bridge.weights import Twin, twin_of
+
+from ._layers import call_layer, is_layer
+from ._lowering import Body, Lowering, Statement, is_container, standard_order, takes
+from ._placed import Placed, RefusedError, channels_last, torch_order
+from ._sequences import function_text, is_chain
+from ._statements import canonical
+from .operations import translate_function
+
+__all__ = ["Model", "is_function"]
+
+
+def is_function(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own without weights or children, which is code where it is called."""
+    return (
+        type(module).__module__.startswith("torch.nn")
+        and next(module.parameters(), None) is None
+        and next(module.buffers(), None) is None
+        and not module._modules
+        and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+    )
+
+
+@dataclass
+class Model:
+    """One translation of one recording.
+
+    Attributes:
+        recording: What is translated.
+        functions: The user's own translations of torch functions, by public name.
+        bodies: The translated frames by the path of their module.
+        faults: What has no translation.
+        flattened: For each layer over a flattened map, by path, the ``(C, *space)`` of the map.
+        variables: How many variables there are.
+        transpositions: How many transpositions were emitted.
+    """
+
+    recording: Recording
+    functions: Mapping[str, str] = field(default_factory=dict)
+    bodies: dict[str, Body] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    flattened: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
+    read_parameters: dict[str, Parameter] = field(default_factory=dict)
+    called_layers: set[str] = field(default_factory=set)
+    own_sequentials: set[str] = field(default_factory=set)
+    with_dropout: bool = True
+    exact_statistics: bool = False
+    variables: int = 0
+
+    def __post_init__(self) -> None:
+        self.framed = set(_framed(self.recording.top))
+        first: dict[int, str] = {}
+        self.tied_parameters: dict[str, str] = {}
+        self.parameters: dict[str, Parameter] = {}
+        for path, module in self.modules.items():
+            for name, tensor in module._parameters.items():
+                full = f"{path}.{name}" if path else name
+                if tensor is None:
+                    continue
+                self.parameters[full] = Parameter(module, name, full, tensor)
+                known = first.setdefault(id(tensor), full)
+                if self.parameters[known].owner is not module:
+                    self.tied_parameters[full] = known
+        self._twins: dict[str, Twin] = {}
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every module of the recorded copy by path."""
+        return self.recording.modules
+
+    def is_layer(self, path: str) -> bool:
+        """Whether the module at a path becomes one Flax layer."""
+        return is_layer(self.modules[path])
+
+    def twin(self, path: str, module: nn.Module) -> Twin:
+        """The Flax twin of a layer.
+
+        Raises:
+            RefusedError: A setting of the layer has no counterpart.
+        """
+        if path not in self._twins:
+            try:
+                self._twins[path] = twin_of(module, exact_statistics=self.exact_statistics)
+            except SettingsError as err:
+                raise RefusedError(f"'{path}': {err}") from err
+        return self._twins[path]
+
+    def tied_owner(self, path: str) -> str | None:
+        """The full name of the parameter that a layer shares as its weight, if another layer owns it."""
+        return self.tied_parameters.get(f"{path}.weight" if path else "weight")
+
+    @property
+    def read_owners(self) -> set[str]:
+        """The paths of the modules whose parameters code reads by itself."""
+        return {path.rpartition(".")[0] for path in self.read_parameters}
+
+    def dropped(self, path: str) -> set[str]:
+        """The children of a module whose only weight is another layer's."""
+        inside = f"{path}." if path else ""
+        return {
+            full.removeprefix(inside).rpartition(".")[0]
+            for full in self.tied_parameters
+            if full.startswith(inside) and full.endswith(".weight")
+        }
+
+    def note_map(self, path: str, shape: tuple[int, ...] | None) -> None:
+        """Note which map, if any, a layer is given flattened, in Flax's order of axes."""
+        self.flattened[path] = shape
+
+    def note_read(self, origin: Parameter) -> None:
+        """Note that code reads a parameter by itself."""
+        self.read_parameters[origin.path] = origin
+
+    def fault(self, fault: Fault) -> None:
+        """Note something without translation, once."""
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    def run(self) -> Body:
+        """Translate everything; returns the body of the model itself."""
+        top = self.recording.top
+        for fault in self.recording.faults:
+            self.fault(fault)
+        orders = {value: standard_order(value) for _, tree in top.inputs for value in tensors_of(tree)}
+        return self._lower(top, {value: Placed("", order) for value, order in orders.items()}, outermost=True)
+
+    # --- calls ----------------------------------------------------------------------------------------------
+
+    def translate(self, lowering: Lowering, node: Node) -> None:
+        """Emit what one call becomes."""
+        if node.module is None:
+            lowering.bind(node, translate_function(lowering, node))
+        elif node.frame is None:
+            self.called_layers.add(node.path)
+            lowering.bind(node, call_layer(lowering, node))
+        else:
+            self._call_module(lowering, node, node.frame)
+
+    def _call_module(self, lowering: Lowering, node: Node, frame: Frame) -> None:
+        inside = [value for _, tree in frame.inputs for value in tensors_of(tree)]
+        outside = list(tensors_of((node.args, node.kwargs)))
+        if len(inside) != len(outside):
+            raise RefusedError(
+                f"'{node.path}' is given tensors that the signature of its forward does not name"
+            )
+        in_sequential = is_container(lowering.frame.module, nn.Sequential)
+        is_sequential = is_container(node.module, nn.Sequential)
+        passes = not frame.nodes and isinstance(frame.result, Value)
+        if is_function(frame.module) or (passes and not is_sequential):
+            before = len(lowering.body.statements)
+            given = lowering.at(outside[0]).text if len(outside) == 1 else ""
+            self._inline(lowering, node, frame, inside, outside)
+            if in_sequential and isinstance(node.result, Value):
+                made, result = lowering.body.statements[before:], lowering.at(node.result).text
+                function = function_text(given, made, result)
+                lowering.body.functions[node.path.rpartition(".")[2]] = function, given, result
+            return
+        places = [lowering.at(value) for value in outside]
+        if not (in_sequential or is_sequential):
+            places = [lowering.in_torch_map_order(value) for value in outside]
+        earlier = self.bodies.get(frame.path)
+        orders = [place.order for place in places] if earlier is None else earlier.orders
+        texts = {
+            value: place.text if place.map_axis is not None else lowering.read(given, order)
+            for value, given, place, order in zip(inside, outside, places, orders, strict=True)
+        }
+        inner = {
+            value: Placed("", order, place.map_axis, place.map_shape)
+            for value, place, order in zip(inside, places, orders, strict=True)
+        }
+        body = self._lower(frame, inner)
+        if is_sequential and not is_chain(body):
+            self.own_sequentials.add(frame.path)
+        if earlier is None:
+            self.bodies[frame.path] = body
+        elif canonical(earlier) != canonical(body):
+            raise RefusedError(f"'{frame.path}' is called again and then does something else")
+        call = f"{lowering.attribute(frame.path)}({', '.join(self._arguments(lowering, frame, texts))})"
+        self._results(lowering, node, body, call)
+
+    def _inline(
+        self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
+    ) -> None:
+        for value, given in zip(inside, outside, strict=True):
+            lowering.set(value, lowering.at(given))
+        for call in frame.nodes:
+            call.source = node.source
+        lowering.run(frame.nodes)
+        results = zip(tensors_of(node.result), tensors_of(frame.result), strict=True)
+        for value, result in results:
+            lowering.set(value, lowering.at(result))
+
+    def _arguments(self, lowering: Lowering, frame: Frame, texts: Mapping[Value, str]) -> list[str]:
+        """The arguments of a call of an emitted class."""
+
+        def text(tree: Any) -> str:
+            if isinstance(tree, Value):
+                return texts[tree]
+            if isinstance(tree, dict):
+                return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in tree.items()) + "}"
+            if isinstance(tree, tuple | list):
+                return "[" + ", ".join(map(text, tree)) + "]"
+            return lowering.number(tree)
+
+        found, by_name = [], False
+        for name, tree in frame.inputs:
+            if takes(tree):
+                found.append(f"{name}={text(tree)}" if by_name else text(tree))
+            else:
+                by_name = True
+        return found
+
+    def _results(self, lowering: Lowering, node: Node, body: Body, call: str) -> None:
+        """Bind what a call of an emitted class returns; a number too is a variable."""
+        values, places = list(tensors_of(node.result)), body.result_places
+        if isinstance(node.result, Value):
+            name = lowering.variable(call, node.source)
+            lowering.set(values[0], Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))
+            return
+        if isinstance(node.result, dict):
+            whole = lowering.variable(call, node.source)
+            for key, tree in node.result.items():
+                for at, value in enumerate(tensors_of(tree)):
+                    place = places[values.index(value)]
+                    item = f"{whole}[{key!r}]" + ("" if isinstance(tree, Value) else f"[{at}]")
+                    lowering.set(value, Placed(item, place.order))
+            return
+        names = {value: lowering.fresh() for value in values}
+        for value, place in zip(values, places, strict=True):
+            lowering.set(value, Placed(names[value], place.order))
+        lowering.body.statements.append(
+            Statement(tuple(names.values()), _pattern(node.result, names), call, node.source)
+        )
+
+    # --- frames ---------------------------------------------------------------------------------------------
+
+    def _lower(self, frame: Frame, places: Mapping[Value, Placed], outermost: bool = False) -> Body:
+        """The body of a frame whose arguments stand in these orders."""
+        lowering = Lowering(self, frame)
+        body = lowering.body
+        for name, tree in frame.inputs:
+            for value, text in _parts(name, tree):
+                variable = lowering.fresh()
+                body.names[variable] = text
+                lowering.set(value, places[value].with_text(variable))
+                body.orders.append(places[value].order)
+        lowering.run(frame.nodes)
+        try:
+            for value in tensors_of(frame.result):
+                if outermost:
+                    order = channels_last(len(value.shape))
+                    if len(value.shape) != 4 or lowering.at(value).order != order:
+                        order = torch_order(len(value.shape))
+                    text = lowering.read(value, order)
+                    lowering.set(value, Placed(text, order))
+                elif not is_container(frame.module, nn.Sequential):
+                    lowering.in_torch_map_order(value)
+                body.result_places.append(lowering.at(value))
+            body.result = self._result(lowering, frame.result)
+        except RefusedError as err:
+            lowering.refuse(str(err), frame.nodes[-1].source if frame.nodes else SourceLine())
+        if outermost:
+            self.bodies[frame.path] = body
+        return body
+
+    def _result(self, lowering: Lowering, tree: Any) -> str:
+        if isinstance(tree, Value):
+            return lowering.at(tree).text
+        if isinstance(tree, dict):
+            return (
+                "{"
+                + ", ".join(f"{key!r}: {self._result(lowering, item)}" for key, item in tree.items())
+                + "}"
+            )
+        if isinstance(tree, tuple | list):
+            items = ", ".join(self._result(lowering, item) for item in tree)
+            return f"[{items}]" if isinstance(tree, list) else f"({items}{',' if len(tree) == 1 else ''})"
+        return lowering.number(tree)
+
+
+def _framed(frame: Frame) -> Iterator[str]:
+    """The paths of the modules that are called as modules."""
+    yield frame.path
+    for node in frame.nodes:
+        if node.frame is not None:
+            yield from _framed(node.frame)
+
+
+def _parts(name: str, tree: Any) -> list[tuple[Value, str]]:
+    """The arrays of an argument, each with its expression."""
+    if isinstance(tree, Value):
+        return [(tree, name)]
+    if isinstance(tree, dict):
+        return [pair for key, item in tree.items() for pair in _parts(f"{name}[{key!r}]", item)]
+    if isinstance(tree, tuple | list):
+        return [pair for place, item in enumerate(tree) for pair in _parts(f"{name}[{place}]", item)]
+    return []
+
+
+def _pattern(tree: Any, names: Mapping[Value, str]) -> str:
+    """The left side that takes a result apart."""
+    if isinstance(tree, Value):
+        return names[tree]
+    if isinstance(tree, tuple | list):
+        return "(" + "".join(f"{_pattern(item, names)}, " for item in tree) + ")"
+    return "_"

@@ -1,0 +1,190 @@
+"""The file: header, imports, the settings that all layers share, helper functions, classes."""
+
+import ast
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torchjax_bridge.recording import Value, tensors_of
+
+from ._classes import Definition
+from ._constructors import MISSING
+from ._format import formatted
+from ._helpers import HELPERS
+from ._lowering import takes
+
+__all__ = ["source_of"]
+
+LIMIT = 100
+_SHARED = re.compile(r"(?<![\w.])nnx\.(\w+)\(")
+
+
+def source_of(definitions: Sequence[Definition], header: str) -> str:
+    """The text of the file.
+
+    Args:
+        definitions: The classes, each before those that use it.
+        header: The docstring of the file, without quotes.
+    """
+    code: list[str] = []
+    for definition in definitions:
+        code += ["", "", *_class(definition)]
+    shared, code = _with_partials(code)
+    helpers = _needed(code)
+    body = "\n".join([*formatted(shared, LIMIT), *helpers, *formatted(code, LIMIT)])
+    gap = "\n\n" if shared else "\n\n\n"
+    imports = "\n".join(_imports(body))
+    return f'"""{header}"""\n\n{imports}{gap}' + body.strip("\n") + "\n"
+
+
+def _class(definition: Definition) -> list[str]:
+    lines = [f"class {definition.name}({definition.base}):", f'    """{_summary(definition)}"""', ""]
+    lines += [f"    def __init__({', '.join(['self', *_typed(definition), '*', 'rngs: nnx.Rngs'])}) -> None:"]
+    start = definition.fields.get("super()")
+    if start is not None:
+        lines.append(f"        super().__init__({start.partition('(')[2]}")
+    for name, text in definition.fields.items():
+        if name != "super()":
+            lines.append(f"        self.{name} = {text}")
+    if not definition.fields:
+        lines.append("        del rngs")
+    params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
+    result = _type(definition.body.frame.result)
+    lines += ["", f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
+    for statement in definition.written.lines:
+        lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]
+    lines.append(f"        return {ast.unparse(definition.written.result)}")
+    return lines
+
+
+def _summary(definition: Definition) -> str:
+    shapes = [
+        _shape(value, order)
+        for value, order in zip(
+            (v for _, tree in definition.body.inputs for v in _values(tree)),
+            definition.body.orders,
+            strict=True,
+        )
+    ]
+    results = [
+        _shape(v, p.order)
+        for v, p in zip(_values(definition.body.frame.result), definition.body.result_places, strict=True)
+    ]
+    given, made = " and ".join(shapes[:3]), " and ".join(results[:3])
+    return f"{given} to {made}." if given and made else f"{definition.kind.__name__}."
+
+
+def _values(tree: Any) -> list[Value]:
+    return list(tensors_of(tree))
+
+
+def _shape(value: Value, order: tuple[int, ...]) -> str:
+    letters = {2: "NC", 3: "NLC", 4: "NCHW", 5: "NCDHW"}.get(len(value.shape))
+    if letters is None or value.dtype is None:
+        return f"{len(value.shape)} axes" if value.shape else "a number"
+    return f"``({', '.join(letters[axis] for axis in order)})``"
+
+
+def _typed(definition: Definition) -> list[str]:
+    return [f"{name}: {_setting_type(values)}" for name, values in definition.params.items()]
+
+
+def _setting_type(values: Sequence[Any]) -> str:
+    kinds = {_setting_kind(value) for value in values if value is not MISSING}
+    if any(value is MISSING for value in values):
+        kinds.add("None")
+    return " | ".join(sorted(kinds, key=lambda kind: (kind == "None", kind)))
+
+
+def _setting_kind(value: Any) -> str:
+    if isinstance(value, tuple | list) and value:
+        inner = _setting_kind(value[0])
+        return f"tuple[{inner}, ...]" if isinstance(value, tuple) else f"list[{inner}]"
+    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "Any")
+
+
+def _type(tree: Any) -> str:
+    """The annotation of an argument or a result."""
+    if isinstance(tree, Value):
+        return "jax.Array" if tree.dtype is not None else "int"
+    if isinstance(tree, dict):
+        return "dict[str, Any]"
+    if isinstance(tree, list):
+        kinds = {_type(item) for item in tree}
+        return f"list[{kinds.pop() if len(kinds) == 1 else 'Any'}]"
+    if isinstance(tree, tuple):
+        return f"tuple[{', '.join(map(_type, tree))}]"
+    return "None" if tree is None else type(tree).__mro__[-2].__name__
+
+
+def _needed(code: Sequence[str]) -> list[str]:
+    """The helper functions that the code calls, and those that they call."""
+    text, found = "\n".join(code), []
+    for _ in range(2):
+        for name in HELPERS:
+            if re.search(rf"(?<![\w.]){name}\(", text) and name not in found:
+                found.append(name)
+                text += HELPERS[name]
+    return [
+        line for name in HELPERS if name in found for line in ("", "", *HELPERS[name].strip().splitlines())
+    ]
+
+
+def _with_partials(code: list[str]) -> tuple[list[str], list[str]]:
+    """Settings that all layers of a class share and repeat, as a ``functools.partial`` in front of the classes."""
+    shared = []
+    for name in dict.fromkeys(_SHARED.findall("\n".join(code))):
+        calls = _calls(code, name)
+        keywords = [_keywords(call) for call in calls]
+        common = [
+            k for k in keywords[0] if all(k in other for other in keywords) and not k.startswith("rngs=")
+        ]
+        if len(calls) < 3 or not common:
+            continue
+        shared.append(f"{name} = partial(nnx.{name}, {', '.join(common)})")
+        code = [_shortened(line, name, common) for line in code]
+    return shared, code
+
+
+def _calls(code: Sequence[str], name: str) -> list[ast.Call]:
+    found: list[ast.Call] = []
+    for line in code:
+        if f"nnx.{name}(" in line and not line.startswith("class"):
+            found += [
+                node
+                for node in ast.walk(ast.parse(line.strip()))
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == f"nnx.{name}"
+            ]
+    return found
+
+
+def _keywords(call: ast.Call) -> list[str]:
+    return [f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in call.keywords]
+
+
+def _shortened(line: str, name: str, common: Sequence[str]) -> str:
+    if f"nnx.{name}(" not in line or line.startswith("class"):
+        return line
+    indent = line[: len(line) - len(line.lstrip())]
+
+    class Shorten(ast.NodeTransformer):
+        def visit_Call(self, node: ast.Call) -> ast.AST:
+            self.generic_visit(node)
+            if ast.unparse(node.func) == f"nnx.{name}":
+                node.func = ast.Name(name, ast.Load())
+                node.keywords = [k for k in node.keywords if f"{k.arg}={ast.unparse(k.value)}" not in common]
+            return node
+
+    return indent + ast.unparse(Shorten().visit(ast.parse(line.strip())))
+
+
+def _imports(body: str) -> list[str]:
+    standard = ["from functools import partial"] if "partial(" in body else []
+    standard += ["from typing import Any"] if re.search(r"\bAny\b", body) else []
+    third = ["import jax"] if re.search(r"\bjax\.", body) else []
+    third += ["import jax.numpy as jnp"] if "jnp." in body else []
+    third += ["import numpy as np"] if re.search(r"\bnp\.", body) else []
+    third.append("from flax import nnx")
+    initializers = re.search(r"(?<!\.)\binitializers\.", body)
+    third += ["from flax.nnx import initializers"] if initializers else []
+    return [*standard, *([""] if standard else []), *third]

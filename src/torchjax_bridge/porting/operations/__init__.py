@@ -1,0 +1,39 @@
+"""TRANSLATIONS: what each function of torch is in JAX, whatever the order of axes of its arguments.
+
+Owns one table, by torch's public names. Refuses functions and arguments that have no exact counterpart. Gives
+`translate_function` to the translation of a model.
+"""
+
+from . import (
+    _attention,
+    _convolution,
+    _creation,
+    _elementwise,
+    _indexing,
+    _normalization,
+    _pooling,
+    _products,
+    _random,
+    _reductions,
+    _shapes,
+    _splitting,
+)
+from ._table import operation, translate_function
+
+__all__ = ["operation", "translate_function"]
+
+# Each of these fills the table.
+FAMILIES = (
+    _attention,
+    _convolution,
+    _creation,
+    _elementwise,
+    _indexing,
+    _normalization,
+    _pooling,
+    _products,
+    _random,
+    _reductions,
+    _shapes,
+    _splitting,
+)

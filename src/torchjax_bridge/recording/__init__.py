@@ -1,0 +1,48 @@
+"""RECORDINGS: what a torch module does with example inputs, call by call, at the level of torch's public functions.
+
+Owns the recorder and what it gives: a tree of frames, one for each call of a module. Refuses nothing: what
+cannot be recorded is a `Fault` of the recording. Gives `weights` and `port` the same `Recording`. Needs torch
+alone.
+"""
+
+from ._frames import Constant, Frame, Node, Parameter, Value, tensors_of
+from ._leaves import is_leaf
+from ._numbers import (
+    Argument,
+    Attribute,
+    Dim,
+    Expression,
+    Number,
+    Operation,
+    Output,
+    Real,
+    SizeOf,
+    depends_on_sizes,
+)
+from ._recorder import Decision, Fault, Recording, record
+from ._source import SourceLine
+
+__all__ = [
+    "Argument",
+    "Attribute",
+    "Constant",
+    "Decision",
+    "Dim",
+    "Expression",
+    "Fault",
+    "Frame",
+    "Node",
+    "Number",
+    "Operation",
+    "Output",
+    "Parameter",
+    "Real",
+    "Recording",
+    "SizeOf",
+    "SourceLine",
+    "Value",
+    "depends_on_sizes",
+    "is_leaf",
+    "record",
+    "tensors_of",
+]

@@ -1,0 +1,152 @@
+"""What a recording is made of: values, the calls that made them, and a frame for each call of a module.
+
+Plain data. Knows neither how it was recorded nor what is made of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._source import SourceLine
+
+__all__ = ["Constant", "Frame", "Node", "Parameter", "Value", "map_tensors", "tensors_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """The origin of a value that is a parameter or a buffer of a module."""
+
+    owner: nn.Module
+    name: str
+    path: str
+    tensor: torch.Tensor
+
+    @property
+    def is_buffer(self) -> bool:
+        """Whether it is a buffer."""
+        return self.name in self.owner._buffers
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether ``state_dict`` holds it: a buffer with ``persistent=False`` is not saved."""
+        return self.name not in self.owner._non_persistent_buffers_set
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """The origin of a value that no module owns and no recorded call made; None if it is another frame's."""
+
+    tensor: torch.Tensor | None
+
+
+@dataclass(eq=False, repr=False)
+class Value:
+    """A tensor at one moment: after an in-place operation the tensor is another value.
+
+    Attributes:
+        shape: In torch's order of axes.
+        dtype: None for a number that a module returned.
+        frame: The frame in which it is known.
+        origin: The call that made it, the parameter or constant that it is, or None for an input of the frame.
+        name: The author's name for an input or a parameter.
+        uses: How many calls of the frame read it.
+        varies: Whether it depends on the inputs or parameters of the model, and not on constants and sizes alone.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    frame: "Frame"
+    origin: "Node | Parameter | Constant | None" = None
+    name: str = ""
+    uses: int = 0
+    varies: bool = True
+
+    def __repr__(self) -> str:
+        return f"Value({self.shape}, {self.dtype})"
+
+
+@dataclass(eq=False, repr=False)
+class Node:
+    """One call.
+
+    Attributes:
+        args: The arguments, with `Value`s in place of tensors.
+        kwargs: The keyword arguments, likewise.
+        source: The author's line.
+        result: What it returned, likewise.
+        function: The public name of the torch function (``"torch.nn.functional.relu"``), or ``""`` for a module.
+        module: The module that was called, or None.
+        path: Its path from the root.
+        frame: What was recorded inside it; None for a leaf: a layer of torch's own whose inside is known.
+        inplace: Whether the function wrote to an argument.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: SourceLine
+    result: Any = None
+    function: str = ""
+    module: nn.Module | None = None
+    path: str = ""
+    frame: "Frame | None" = None
+    inplace: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class Frame:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        path: Its path from the root of the model.
+        parent: The frame that called it.
+        inputs: The arguments by the names of ``forward``, with `Value`s in place of tensors.
+        nodes: The calls, in order.
+        result: What it returned, with `Value`s in place of tensors.
+        code: The code of ``forward``.
+    """
+
+    module: nn.Module
+    path: str
+    parent: "Frame | None" = None
+    inputs: list[tuple[str, Any]] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    result: Any = None
+    code: CodeType | None = None
+
+
+def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """The arguments or results of a call, with each tensor replaced; a mapping becomes a dict.
+
+    Containers are those that torch code passes: tuples, named tuples, lists, mappings, slices. Anything else stays.
+    """
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if isinstance(tree, tuple):
+        items = [map_tensors(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+    if isinstance(tree, list):
+        return [map_tensors(item, change) for item in tree]
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(item, change) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(map_tensors(end, change) for end in (tree.start, tree.stop, tree.step)))
+    return tree
+
+
+def tensors_of(tree: Any, kind: type | tuple[type, ...] = Value) -> Iterator[Any]:
+    """The values of a tree, in order; the containers are those of `map_tensors`."""
+    if isinstance(tree, kind):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            yield from tensors_of(item, kind)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_of(item, kind)
+    elif isinstance(tree, slice):
+        yield from tensors_of((tree.start, tree.stop, tree.step), kind)

@@ -1,0 +1,479 @@
+"""Runs a module once and writes down what it does: a frame for each module call, a node for each torch function.
+
+The module runs on a copy, so caches that it fills and statistics that it updates are the copy's; parameters are
+shared. A ``TorchFunctionMode`` sees each public function before torch decomposes it; hooks see each module. Python
+code runs as it is: what it decided by a size or a value is a `Decision` of the recording.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from torchjax_bridge.errors import ArgumentError
+
+from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
+from ._functions import QUESTIONS, READS_NOTHING, short_name
+from ._leaves import has_hooks, is_leaf
+from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
+from ._numbers import with_origin as number
+from ._source import SourceLine, author_line
+
+__all__ = ["Decision", "Fault", "Recording", "record"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that the recording does not hold.
+
+    Attributes:
+        reason: What and why, in words.
+        path: The module whose ``forward`` ran.
+        source: The author's line.
+    """
+
+    reason: str
+    path: str
+    source: SourceLine
+
+
+@dataclass(frozen=True)
+class Decision(Fault):
+    """Something that Python code asked for and that other inputs may answer in another way.
+
+    Attributes:
+        by_size: Whether it was asked of sizes (``x.shape[2] % 2 == 0``); otherwise of the values of a tensor.
+        question: For a size: what was asked, as (left, operator, right).
+        outcome: For a size: the answer.
+    """
+
+    by_size: bool = False
+    question: tuple[Any, str, Any] | None = None
+    outcome: bool = True
+
+
+@dataclass
+class Recording:
+    """What one run of a module did.
+
+    Attributes:
+        module: The copy that ran.
+        top: The frame of the module itself.
+        output: What it returned.
+        faults: What could not be recorded.
+        decisions: What Python code asked of sizes and values, in order.
+        modules: Every module by path; one that several parents hold, by each of its paths.
+    """
+
+    module: nn.Module
+    top: Frame
+    output: Any
+    faults: list[Fault] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def record(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, training: bool = False
+) -> Recording:
+    """Run a copy of a module once, without gradients, and record it.
+
+    Args:
+        module: The module; it is not changed.
+        args: What it takes: trees of tensors and whatever else. They are not written to.
+        kwargs: Keyword arguments.
+        training: Whether the copy runs in training mode.
+
+    Returns:
+        A `Recording`.
+
+    Raises:
+        ArgumentError: The module cannot be copied, or fails on these inputs.
+
+    Memory:
+        Holds every intermediate tensor while it runs. Shares the parameters; copies buffers and inputs. Modules
+        and inputs on the ``meta`` device are recorded without memory for values.
+    """
+    try:
+        clone = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    except (RuntimeError, TypeError) as err:
+        raise ArgumentError(
+            f"cannot copy {type(module).__name__}, which is recorded on a copy: {err}"
+        ) from err
+    clone.train(training)
+    args, kwargs = map_tensors((tuple(args), dict(kwargs or {})), lambda tensor: tensor.detach().clone())
+    recorder = _Recorder(clone)
+    _listeners.append(recorder.size_decision)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(recorder.hooked())
+            stack.enter_context(recorder)
+            try:
+                output = clone(*args, **kwargs)
+            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as err:
+                raise ArgumentError(f"{type(module).__name__} fails on these inputs: {err}") from err
+    finally:
+        _listeners.remove(recorder.size_decision)
+    if recorder.top is None or recorder.frames:
+        raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
+    return Recording(clone, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules)
+
+
+class _Recorder(TorchFunctionMode):
+    """The state of one recording."""
+
+    def __init__(self, root: nn.Module) -> None:
+        super().__init__()
+        self.frames: list[Frame] = []
+        self.top: Frame | None = None
+        self.faults: list[Fault] = []
+        self.decisions: list[Decision] = []
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self._paused = 0
+        self._paths: dict[int, list[str]] = {}
+        for path, module in self.modules.items():
+            self._paths.setdefault(id(module), []).append(path)
+        # By the identity of the tensor: what it is now, at which version, and the tensor, which must stay alive.
+        self._bound: dict[int, tuple[Value, int, torch.Tensor]] = {}
+        self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
+        self._attributes = set(map(id, _tensor_attributes(self.modules)))
+        self._calls: list[tuple[Node | None, list[tuple[torch.Tensor, Any]]]] = []
+
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hooks on every module while it runs, and numbers that know their attribute."""
+        unique = {id(module): module for module in self.modules.values()}
+        leaves = {key for key, module in unique.items() if is_leaf(module)}
+        watched = {key for key, module in unique.items() if has_hooks(module)}
+        handles = []
+        for key, module in unique.items():
+            if not type(module).__module__.startswith("torch.") and key not in leaves:
+                _name_numbers(module, self._paths[key][0])
+
+            def before(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                leaf: bool = key in leaves,
+                hooks: bool = key in watched,
+            ) -> Any:
+                return self._enter(module, args, kwargs, leaf, hooks)
+
+            def after(
+                module: nn.Module, args: Any, kwargs: Any, output: Any, leaf: bool = key in leaves
+            ) -> Any:
+                return self._leave(output, leaf)
+
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_hook(after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # --- what was seen --------------------------------------------------------------------------------------
+
+    def fault(self, reason: str, source: SourceLine | None = None) -> None:
+        """Note what the recording does not hold."""
+        path = self.frames[-1].path if self.frames else ""
+        self.faults.append(Fault(reason, path, source or author_line()))
+
+    def size_decision(self, left: Any, symbol: str, right: Any, outcome: bool) -> None:
+        """Note a comparison of sizes."""
+        if self.frames and not self._paused:
+            words = f"{left} {symbol} {right}"
+            where = self.frames[-1].path, author_line()
+            self.decisions.append(Decision(words, *where, True, (left, symbol, right), outcome))
+
+    def _value_decision(self, name: str, tensors: Sequence[Value]) -> None:
+        if any(value.varies for value in tensors):
+            where = self.frames[-1].path, author_line()
+            self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where))
+
+    # --- values ---------------------------------------------------------------------------------------------
+
+    def _bind(
+        self, tensor: torch.Tensor, frame: Frame, origin: Node | None, name: str = "", varies: bool = True
+    ) -> Value:
+        value = Value(tuple(map(int, tensor.size())), tensor.dtype, frame, origin, name, varies=varies)
+        self._bound[id(tensor)] = value, tensor._version, tensor
+        return value
+
+    def _read(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None = None) -> Value:
+        """What a tensor is where a call of ``frame`` reads it. ``source`` is the line, if it is not the running one."""
+        value, version, _ = self._bound.get(id(tensor), (None, 0, None))
+        if value is not None and value.frame is frame:
+            if tensor._version != version:
+                self.fault("a tensor is read after it was written to in place through a view of it", source)
+            value.uses += 1
+            return value
+        shape = tuple(map(int, tensor.size()))
+        if (owned := self._owned.get(id(tensor))) is not None:
+            varies = owned.is_saved
+            return Value(shape, tensor.dtype, frame, owned, owned.name, uses=1, varies=varies)
+        if value is not None:
+            self.fault(
+                "a tensor of another module's forward is read, and no argument passes it (an attribute does?)"
+            )
+            return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
+        if id(tensor) not in self._attributes and tensor.dim() + tensor.numel() > 1:
+            self.fault(
+                "a tensor is read that is no parameter, no buffer and made by no function of torch's", source
+            )
+            return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
+        self._bound[id(tensor)] = Value(shape, tensor.dtype, frame), tensor._version, tensor  # keeps it alive
+        return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
+
+    # --- functions ------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._paused or not self.frames:
+            return func(*args, **kwargs)
+        full = resolve_name(func) or getattr(func, "__qualname__", str(func))
+        name = short_name(full)
+        if name in READS_NOTHING:
+            return func(*args, **kwargs)
+        frame = self.frames[-1]
+        if name in ("shape", "size", "__len__", "numel", "nelement") and isinstance(args[0], torch.Tensor):
+            return self._sizes(name, func(*args, **kwargs), args, kwargs)
+
+        def read(tensor: torch.Tensor) -> Value:
+            return self._read(tensor, frame)
+
+        if name in QUESTIONS:
+            self._value_decision(name, list(tensors_of(map_tensors((args, kwargs), read))))
+            return func(*args, **kwargs)
+        given, given_kwargs = map_tensors(args, read), map_tensors(kwargs, read)
+        tensors = list(tensors_of((args, kwargs), torch.Tensor))
+        versions = [tensor._version for tensor in tensors]
+        node = Node(given, given_kwargs, author_line(), function=full)
+        with self._pause():
+            output = func(*args, **kwargs)
+            if name == "__iter__":
+                output = tuple(output)
+        written = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
+        node.inplace = bool(written)
+        returned = [args[0]] if name == "__setitem__" else list(tensors_of(output, torch.Tensor))
+        if any(not any(tensor is other for other in returned) for tensor in written):
+            self.fault(f"{full} writes to an argument that it does not return")
+        varies = any(value.varies for value in tensors_of((given, given_kwargs))) or name in ("bernoulli_",)
+
+        def bind(tensor: torch.Tensor) -> Value:
+            return self._bind(tensor, frame, node, varies=varies)
+
+        node.result = bind(args[0]) if name == "__setitem__" else map_tensors(output, bind)
+        frame.nodes.append(node)
+        return iter(output) if name == "__iter__" else output
+
+    def _sizes(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = self._read(args[0], self.frames[-1])
+        value.uses -= 1
+        if isinstance(output, torch.Size):
+            return torch.Size([Dim(size, SizeOf(value, axis)) for axis, size in enumerate(output)])
+        if name in ("numel", "nelement"):
+            count: Any = 1
+            for axis, size in enumerate(value.shape):
+                count = Dim(
+                    int(count) * size,
+                    SizeOf(value, axis)
+                    if axis == 0
+                    else Operation("*", count.expression, SizeOf(value, axis)),
+                )
+            return count
+        axis = 0 if name == "__len__" else (args[1] if len(args) > 1 else kwargs["dim"]) % len(value.shape)
+        return Dim(output, SizeOf(value, int(axis)))
+
+    @contextmanager
+    def _pause(self) -> Iterator[None]:
+        self._paused += 1
+        try:
+            yield
+        finally:
+            self._paused -= 1
+
+    # --- modules --------------------------------------------------------------------------------------------
+
+    def _path(self, module: nn.Module, parent: Frame | None) -> str:
+        """The path of a module; of several paths, the one below the running frame."""
+        paths = self._paths[id(module)]
+        inside = parent.path + "." if parent is not None and parent.path else ""
+        return next((path for path in paths if path.startswith(inside)), paths[0])
+
+    def _enter(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaf: bool, hooks: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self._paused:
+            if not leaf:
+                self._calls.append((None, []))
+            else:
+                self._paused += 1
+            return None
+        with self._pause():
+            parent = self.frames[-1] if self.frames else None
+            path = self._path(module, parent)
+            if hooks:
+                self.fault(f"'{path}' has forward hooks, and a hook may change what a module gives")
+            node = None
+            if parent is not None:
+                given = map_tensors((args, kwargs), lambda tensor: self._read(tensor, parent))
+                node = Node(given[0], given[1], author_line(), module=module, path=path)
+            if leaf and parent is not None:
+                self._calls.append((node, []))
+                self._paused += 1  # until it returns
+                return None
+            frame = Frame(module, path, parent)
+            forward = inspect.unwrap(module.forward)
+            frame.code = getattr(getattr(forward, "__func__", forward), "__code__", None)
+            outer = [(t, self._bound.get(id(t))) for t in tensors_of((args, kwargs), torch.Tensor)]
+            named = _named_arguments(module.forward, args, kwargs)
+            varies = {id(t): bound[0].varies for t, bound in outer if bound is not None}
+            for name, tree in named:
+
+                def place(tensor: torch.Tensor, name: str = name) -> Value:
+                    return self._bind(tensor, frame, None, name, varies.get(id(tensor), True))
+
+                frame.inputs.append((name, map_tensors(tree, place)))
+            if node is not None:
+                node.frame = frame
+            self._calls.append((node, outer))
+            self.frames.append(frame)
+            origins: dict[int, Any] = {}
+            for name, tree in named:
+                _arguments(tree, name, origins)
+            return _replace(args, origins), _replace(kwargs, origins)
+
+    def _leave(self, output: Any, leaf: bool) -> Any:
+        if self._paused > leaf:
+            if leaf:
+                self._paused -= 1
+            else:
+                self._calls.pop()
+            return output
+        if leaf and self._paused:
+            self._paused -= 1
+        with self._pause():
+            node, outer = self._calls.pop()
+            if node is None or node.frame is not None:
+                frame = self.frames.pop()
+                last = frame.nodes[-1].source if frame.nodes else None
+                frame.result = map_tensors(output, lambda tensor: self._read(tensor, frame, last))
+                for tensor, bound in outer:
+                    if bound is not None:
+                        self._bound[id(tensor)] = bound
+            if node is None:
+                self.top = frame
+                return output
+            parent = self.frames[-1]
+            varies = any(value.varies for value in tensors_of((node.args, node.kwargs))) or any(
+                True
+                for _ in node.module.parameters()  # type: ignore[union-attr]
+            )
+            sizes: dict[int, Any] = {}
+            _outputs(output, parent, node, sizes)
+            output = _replace(output, {key: dim for key, (_, dim) in sizes.items()})
+            result = map_tensors(output, lambda tensor: self._bind(tensor, parent, node, varies=varies))
+            node.result = _replace(result, {id(dim): value for value, dim in sizes.values()})
+            parent.nodes.append(node)
+            return output
+
+
+def _owned(modules: Mapping[str, nn.Module]) -> Iterator[Parameter]:
+    """The parameters and buffers of all modules; of a shared one, the first place is last and so prevails."""
+    for path, module in reversed(list(modules.items())):
+        for name, tensor in [*module._buffers.items(), *module._parameters.items()]:
+            if tensor is not None:
+                yield Parameter(module, name, f"{path}.{name}".lstrip("."), tensor)
+
+
+def _tensor_attributes(modules: Mapping[str, nn.Module]) -> Iterator[torch.Tensor]:
+    for module in modules.values():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                yield from tensors_of(value, torch.Tensor)
+
+
+def _name_numbers(module: nn.Module, path: str) -> None:
+    """Replace the numbers among a module's attributes by equal ones that know which attribute they are."""
+    for name, value in list(vars(module).items()):
+        if name.startswith("_") or name == "training":
+            continue
+        if type(value) in (int, float):
+            module.__dict__[name] = number(value, Attribute(path, name))
+        elif type(value) in (tuple, list) and value and all(type(item) in (int, float) for item in value):
+            items = [number(item, Attribute(path, name, place)) for place, item in enumerate(value)]
+            module.__dict__[name] = type(value)(items)
+
+
+def _named_arguments(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[str, Any]]:
+    """The arguments of a call by the names of the signature; ``*args`` are numbered."""
+    try:
+        bound = inspect.signature(forward).bind(*args, **kwargs)
+    except TypeError:  # the call itself will say it better
+        return [(f"x{place}", tree) for place, tree in enumerate(args)] + list(kwargs.items())
+    named: list[tuple[str, Any]] = []
+    for name, tree in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            named += [(f"{name}{place}", item) for place, item in enumerate(tree)]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            named += tree.items()
+        else:
+            named.append((name, tree))
+    return named
+
+
+def _is_size(item: Any) -> bool:
+    return isinstance(item, Dim) and depends_on_sizes(item.expression)
+
+
+def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
+    """Sizes among the arguments of a module: inside it they go by the name of the argument."""
+    if _is_size(tree):
+        origins.setdefault(id(tree), Dim(tree, Argument(name)))
+    elif isinstance(tree, tuple | list):
+        for place, item in enumerate(tree):
+            _arguments(item, f"{name}[{place}]", origins)
+
+
+def _outputs(tree: Any, parent: Frame, node: Node, sizes: dict[int, Any]) -> None:
+    """Sizes among the results of a module: outside it each is a value of its own."""
+    if _is_size(tree):
+        value = Value((), None, parent, node)
+        sizes.setdefault(id(tree), (value, Dim(tree, Output(value))))
+    elif isinstance(tree, tuple | list):
+        for item in tree:
+            _outputs(item, parent, node, sizes)
+
+
+def _replace(tree: Any, new: Mapping[int, Any]) -> Any:
+    """The tree with the numbers of these identities replaced."""
+    if not new:
+        return tree
+    if id(tree) in new:
+        return new[id(tree)]
+    if isinstance(tree, torch.Size):
+        items = [_replace(item, new) for item in tree]
+        return torch.Size(items) if all(isinstance(item, int) for item in items) else tuple(items)
+    if type(tree) in (tuple, list):
+        return type(tree)(_replace(item, new) for item in tree)
+    if type(tree) is dict:
+        return {key: _replace(item, new) for key, item in tree.items()}
+    return tree

@@ -1,0 +1,54 @@
+"""Where the author wrote a call: file, line, and which execution of that line it was.
+
+Reads the stack of the running program. Does not read source text.
+"""
+
+import linecache
+import os
+import sys
+from dataclasses import dataclass
+from types import CodeType
+
+import torch
+
+__all__ = ["SourceLine", "author_line"]
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_OURS = os.path.dirname(__file__) + os.sep
+
+
+@dataclass(frozen=True)
+class SourceLine:
+    """A line of the author's code while it ran.
+
+    Attributes:
+        file: The file, or ``""`` where the code has none.
+        line: The line, from 1.
+        code: The function that the line is in.
+        instruction: The place of the call in the bytecode of the function. Two calls of one line differ in it,
+            and it goes back when a loop starts again.
+    """
+
+    file: str = ""
+    line: int = 0
+    code: CodeType | None = None
+    instruction: int = 0
+
+    @property
+    def text(self) -> str:
+        """The line as it stands in the file, or ``""``."""
+        return linecache.getline(self.file, self.line).strip() if self.file else ""
+
+    def __str__(self) -> str:
+        return f"{os.path.basename(self.file)}:{self.line}" if self.file else "an unknown line"
+
+
+def author_line() -> SourceLine:
+    """The innermost running line that belongs neither to torch nor to the recorder."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_TORCH, _OURS, "<frozen")):
+            return SourceLine(name, frame.f_lineno, frame.f_code, frame.f_lasti)
+        frame = frame.f_back  # type: ignore[assignment]
+    return SourceLine()

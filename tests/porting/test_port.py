@@ -1,0 +1,30 @@
+"""A port computes what torch computes."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.port.cifar import BUILDERS
+from torchjax_bridge import port
+
+# The others are tried by `python -m benchmarks port`.
+_SMALL = ("preact_resnet", "resnet20", "shufflenetv2", "vgg", "vit", "wide_resnet")
+
+
+@pytest.mark.parametrize("name", _SMALL)
+def test_a_network_for_cifar_gives_what_torch_gives_at_any_batch_size(name: str) -> None:
+    torch.manual_seed(0)
+    module = BUILDERS[name]().eval()
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(layer.running_mean, std=0.1)
+            torch.nn.init.uniform_(layer.running_var, 0.5, 1.5)
+    model = port(module, torch.randn(2, 3, 32, 32)).model
+    model.eval()
+    for batch in (2, 3):
+        x = torch.randn(batch, 3, 32, 32)
+        with torch.no_grad():
+            want = module(x).numpy()
+        got = np.asarray(model(jnp.asarray(x.permute(0, 2, 3, 1).numpy())))
+        assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
