@@ -209,7 +209,7 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def _read(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None = None) -> Value:
-        """What a tensor is where a call of ``frame`` reads it. ``source`` is the line, if it is not the running one."""
+        """What a tensor is where a call of ``frame`` reads it, at the running line or at ``source``."""
         value, version, _ = self._bound.get(id(tensor), (None, 0, None))
         if value is not None and value.frame is frame:
             if tensor._version != version:
