@@ -286,7 +286,7 @@ def test_an_unknown_key_lists_the_known_ones(nets: dict[str, torch.Tensor]) -> N
     run("inspect", "two.pt", "--key", "deep.model")
     assert "needs no key" in run("inspect", "net.pt", "--key", "model", code=1).stderr
     torch.save({"deep": {"a": nets, "b": nets}}, "deep.pt")
-    assert "('deep.a', 'deep.b'): say which, with --key NAME" in run("inspect", "deep.pt", code=1).stderr
+    assert "('deep.a', 'deep.b'): choose one, with --key NAME" in run("inspect", "deep.pt", code=1).stderr
 
 
 def _programs(nets: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -722,7 +722,7 @@ def test_a_note_says_what_was_read_and_left_out_of_a_torch_file(
 ) -> None:
     torch.save({"model": nets | {"fc._extra_state": {"x": 1}}, "epoch": 3}, tmp_path / "a.pt")
     text = run("convert", "a.pt", "b.safetensors", "--to", "torch").stdout
-    assert "note: a.pt was read as the entry 'model', without what is no tensor: fc._extra_state" in text
+    assert "note: a.pt was read as the entry 'model', without what is not a tensor: fc._extra_state" in text
 
 
 # --- parsing and formatting ----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def inspect(
         print_line(line)
 
 
-def _tree(lines: "Sequence[files.Line]") -> list[str]:
+def _tree(lines: "Sequence[files.TensorInfo]") -> list[str]:
     """A heading for every layer, its tensors indented below."""
     layers: dict[str, list[tuple[str, Any]]] = {}
     for line in lines:  # the tensors of a layer need not be neighbours in a file
@@ -76,7 +76,7 @@ def _tree(lines: "Sequence[files.Line]") -> list[str]:
     return align_columns(rows, "  ")
 
 
-def _class_and_rule(line: "files.Line") -> str:
+def _class_and_rule(line: "files.TensorInfo") -> str:
     """The class and rule of a layer; several rules, if names and shapes fit all of them."""
     rules = line.rule.split(" or ")
     rule = line.rule if len(rules) == 1 else f"one of {', '.join(rules)}"

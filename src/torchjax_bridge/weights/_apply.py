@@ -222,7 +222,7 @@ def _invert(
         return move.layout.inverse(tensors, previous)
     except ValueError as err:
         paths = "', '".join(join_path(path) for path in move.flax_paths)
-        raise PlanError(f"'{paths}' cannot go back to torch: {err}.") from err
+        raise PlanError(f"'{paths}' cannot be converted to torch: {err}.") from err
 
 
 def _check_options(strict: object, copy: object) -> None:

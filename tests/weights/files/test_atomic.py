@@ -1,4 +1,4 @@
-"""Output is whole or not there: on a full disk, on an error, on a kill, and beside another writer."""
+"""Output is complete or absent: on a full disk, on an error, on a kill, and with a second writer."""
 
 import contextlib
 import json
@@ -17,8 +17,8 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.weights import convert, load_state_dict, open_checkpoint, save_flax, save_state_dict
-from torchjax_bridge.weights.files import _pipeline as _pump
-from torchjax_bridge.weights.files._atomic import part_of, whole_file, whole_folder
+from torchjax_bridge.weights.files import _pipeline
+from torchjax_bridge.weights.files._atomic import atomic_file, atomic_folder, partial_path
 
 from .bits import assert_same
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_state(
         save_state_dict(tmp_path / target, state(0))
     before = names(tmp_path)
     room = 40_000
-    write = _pump._write
+    write = _pipeline._write
 
     def full(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Any) -> None:
         nonlocal room
@@ -55,7 +55,7 @@ def test_a_full_disk_is_one_error_and_leaves_the_old_state(
             raise OSError(28, "No space left on device")
         write(tensor, file, at, progress)
 
-    monkeypatch.setattr(_pump, "_write", full)
+    monkeypatch.setattr(_pipeline, "_write", full)
     with pytest.raises(CheckpointError, match=f"cannot write .*/{target}.*: No space left on device"):
         save_state_dict(tmp_path / target, state(1))
     assert names(tmp_path) == before
@@ -70,8 +70,8 @@ def test_a_short_write_of_the_system_is_seen(tmp_path: Folder) -> None:
     tensor = torch.ones(10)
     leaf = Leaf("w", ("w",), tensor.dtype, (10,), lambda: tensor)
     with open("/dev/full", "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):  # noqa: SIM117
-        with _pump.Pump(1 << 20).running() as pump:
-            pump.feed(leaf, file)
+        with _pipeline.Pipeline(1 << 20).running() as pipeline:
+            pipeline.write(leaf, file)
 
 
 @pytest.mark.parametrize("target", ["m.safetensors", "folder"])
@@ -96,14 +96,14 @@ def test_an_interrupt_leaves_nothing(tmp_path: Folder, target: str) -> None:
     assert names(tmp_path) == ["src"]
 
 
-def test_what_cannot_be_written_is_said_before_the_work(tmp_path: Folder) -> None:
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path: Folder) -> None:
     save_state_dict(tmp_path / "m.pt", state(0))
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder.pt").mkdir()
     for target, match in (
         ("no/where/m.pt", "there is no folder"),
-        ("file", "a file of that name is there"),
-        ("folder.pt", "a folder of that name is there"),
+        ("file", "a file of that name exists"),
+        ("folder.pt", "a folder of that name exists"),
     ):
         with pytest.raises(CheckpointError, match=match):
             convert(tmp_path / "m.pt", tmp_path / target, to="torch", progress=lambda _: _began)
@@ -116,40 +116,40 @@ def _began(_: int) -> None:
     pytest.fail("something was written")
 
 
-# --- two writers, and what a dead one left ---------------------------------------------------------------
+# --- two writers, and the output of a killed one ---------------------------------------------------------
 
 
 def test_a_second_writer_is_refused_and_harms_nothing(tmp_path: Folder) -> None:
-    with whole_file(tmp_path / "m") as file:
+    with atomic_file(tmp_path / "m") as file:
         file.write(b"first")
-        with pytest.raises(CheckpointError, match="another process"), whole_file(tmp_path / "m"):
+        with pytest.raises(CheckpointError, match="another process"), atomic_file(tmp_path / "m"):
             pass
     assert (tmp_path / "m").read_bytes() == b"first"
-    with whole_folder(tmp_path / "f") as folder:
+    with atomic_folder(tmp_path / "f") as folder:
         (folder / "a").write_text("first")
-        with pytest.raises(CheckpointError, match="another process"), whole_folder(tmp_path / "f"):
+        with pytest.raises(CheckpointError, match="another process"), atomic_folder(tmp_path / "f"):
             pass
     assert names(tmp_path / "f") == ["a"]
 
 
-def test_what_a_dead_writer_left_is_taken_over(tmp_path: Folder) -> None:
-    part_of(tmp_path / "m").write_bytes(b"something much longer than what comes")
-    with whole_file(tmp_path / "m") as file:
+def test_the_unfinished_output_of_a_killed_writer_is_reused(tmp_path: Folder) -> None:
+    partial_path(tmp_path / "m").write_bytes(b"something much longer than what comes")
+    with atomic_file(tmp_path / "m") as file:
         file.write(b"new")
     assert (tmp_path / "m").read_bytes() == b"new"
-    part = part_of(tmp_path / "f")
+    part = partial_path(tmp_path / "f")
     (part / "sub").mkdir(parents=True)
     (part / "sub" / "x").write_text("old")
-    with whole_folder(tmp_path / "f") as folder:
+    with atomic_folder(tmp_path / "f") as folder:
         (folder / "a").write_text("new")
     assert names(tmp_path / "f") == ["a"]
     assert names(tmp_path) == ["f", "m"]
 
 
-def test_a_link_in_the_place_of_our_part_is_not_followed(tmp_path: Folder) -> None:
+def test_a_link_with_the_name_of_the_part_file_is_not_followed(tmp_path: Folder) -> None:
     (tmp_path / "victim").write_text("precious")
-    part_of(tmp_path / "m").symlink_to(tmp_path / "victim")
-    with pytest.raises(CheckpointError, match="cannot write"), whole_file(tmp_path / "m"):
+    partial_path(tmp_path / "m").symlink_to(tmp_path / "victim")
+    with pytest.raises(CheckpointError, match="cannot write"), atomic_file(tmp_path / "m"):
         pass
     assert (tmp_path / "victim").read_text() == "precious"
 
@@ -283,7 +283,7 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Folder, nursery: Nur
                 1 + attempt / 4
             )  # a busy machine finishes less in that time
             nursery.convert(tmp_path / "src", out, "float32", resume=True, pace=0.02, kill_after=delay)
-            now = {path.name: path.stat().st_mtime_ns for path in part_of(out).glob("model-*")}
+            now = {path.name: path.stat().st_mtime_ns for path in partial_path(out).glob("model-*")}
             assert out.exists() or finished.items() <= now.items()
             finished = finished if out.exists() else now
         if not out.exists():
@@ -293,10 +293,10 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Folder, nursery: Nur
             assert (out / shard).stat().st_mtime_ns == when
         assert_same(load_state_dict(out), old)
         assert json.loads((out / "model.safetensors.index.json").read_text())
-        assert not part_of(out).exists()
+        assert not partial_path(out).exists()
 
 
-# --- file systems that are not like others --------------------------------------------------------------
+# --- unusual file systems --------------------------------------------------------------------------------
 
 
 def test_a_link_to_a_folder_is_followed_and_stays(tmp_path: Folder) -> None:
@@ -309,7 +309,7 @@ def test_a_link_to_a_folder_is_followed_and_stays(tmp_path: Folder) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_file_system_that_cannot_exchange_names_is_found_out_before_the_work(
+def test_a_file_system_that_cannot_swap_names_is_refused_before_the_work(
     tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_state_dict(tmp_path / "m", state(0))
@@ -318,13 +318,13 @@ def test_a_file_system_that_cannot_exchange_names_is_found_out_before_the_work(
     def refuse(*_: object) -> None:
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr("torchjax_bridge.weights.files._atomic._exchange", refuse)
+    monkeypatch.setattr("torchjax_bridge.weights.files._atomic._swap", refuse)
     with pytest.raises(CheckpointError, match="cannot replace a folder in one step"):
         convert(tmp_path / "m", tmp_path / "m", to="torch", overwrite=True, progress=lambda _: read.append)
     assert not read
     assert names(tmp_path) == ["m"]
     assert_same(load_state_dict(tmp_path / "m"), state(0))
-    save_state_dict(tmp_path / "new", state(1))  # needs no exchange
+    save_state_dict(tmp_path / "new", state(1))  # needs no swap
     assert_same(load_state_dict(tmp_path / "new"), state(1))
 
 
@@ -337,7 +337,7 @@ def test_a_file_system_without_locks_is_written_to(tmp_path: Folder, monkeypatch
     assert_same(load_state_dict(tmp_path / "m"), state(1))
 
 
-def test_what_orbax_did_not_write_is_not_replaced_with_its_folder(tmp_path: Folder) -> None:
+def test_a_folder_of_orbax_with_other_files_is_not_replaced(tmp_path: Folder) -> None:
     tree = {"params": {"w": torch_to_jax()}}
     save_flax(tmp_path / "m", tree, format="orbax")
     (tmp_path / "m" / "notes.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""A file that is not sound is one error, whatever is wrong with it, and leaves nothing behind."""
+"""A damaged file is refused with one error, and nothing is written."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def _entry(shape: list, begin: object, end: object, dtype: str = "F32") -> dict:
 
 
 def refused(path: Folder, match: str) -> None:
-    """Reading and converting both end in one error of one line, and only the source is there."""
+    """Reading and converting raise one error of one line each, and write nothing."""
     before = sorted(path.parent.iterdir())
     for act in (lambda: open_checkpoint(path), lambda: convert(path, path.parent / "out", to="torch")):
         with pytest.raises(CheckpointError, match=match) as caught:
@@ -86,9 +86,9 @@ _BAD: dict[str, tuple[bytes, str]] = {
     "offsets that hold too much": (_safetensors({"a": _entry([2], 0, 12)}, bytes(12)), "takes 8 bytes"),
     "overlapping data": (_safetensors({"a": _entry([2], 0, 8), "b": _entry([2], 4, 12)}, bytes(12)), "overlaps"),
     "the same data for two": (_safetensors({"a": _entry([2], 0, 8), "b": _entry([2], 0, 8)}, bytes(8)), "overlaps"),
-    "a hole": (_safetensors({"a": _entry([2], 0, 8), "b": _entry([2], 12, 20)}, bytes(20)), "hole"),
-    "data before the first": (_safetensors({"a": _entry([2], 8, 16)}, bytes(16)), "hole"),
-    "bytes behind the last": (_safetensors(_GOOD, bytes(9)), "no tensor claims"),
+    "a gap": (_safetensors({"a": _entry([2], 0, 8), "b": _entry([2], 12, 20)}, bytes(20)), "gap"),
+    "data before the first": (_safetensors({"a": _entry([2], 8, 16)}, bytes(16)), "gap"),
+    "bytes behind the last": (_safetensors(_GOOD, bytes(9)), "belong to no tensor"),
     "an unknown dtype": (_safetensors({"a": _entry([2], 0, 8, "F4")}, bytes(8)), "dtype 'F4'"),
     "metadata that is no text": (_safetensors({"__metadata__": {"n": 1}, **_GOOD}, bytes(8)), "strings"),
     "metadata that is no map": (_safetensors({"__metadata__": [], **_GOOD}, bytes(8)), "strings"),
@@ -118,25 +118,25 @@ def test_every_truncation_of_a_safetensors_file_is_refused(tmp_path: Folder) -> 
 @pytest.mark.parametrize(
     ("index", "match"),
     [
-        ({"weight_map": {"a": "../secret.safetensors"}}, "no plain file name"),
-        ({"weight_map": {"a": "/etc/passwd"}}, "no plain file name"),
-        ({"weight_map": {"a": "sub/x.safetensors"}}, "no plain file name"),
-        ({"weight_map": {"a": "..\\x.safetensors"}}, "no plain file name"),
-        ({"weight_map": {"a": ".."}}, "no plain file name"),
-        ({"weight_map": {"a": "x\0.safetensors"}}, "no plain file name"),
-        ({"weight_map": {"a": 3}}, "no plain file name"),
-        ({"weight_map": {"a": "gone.safetensors"}}, "is not there"),
+        ({"weight_map": {"a": "../secret.safetensors"}}, "not a plain file name"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "not a plain file name"),
+        ({"weight_map": {"a": "sub/x.safetensors"}}, "not a plain file name"),
+        ({"weight_map": {"a": "..\\x.safetensors"}}, "not a plain file name"),
+        ({"weight_map": {"a": ".."}}, "not a plain file name"),
+        ({"weight_map": {"a": "x\0.safetensors"}}, "not a plain file name"),
+        ({"weight_map": {"a": 3}}, "not a plain file name"),
+        ({"weight_map": {"a": "gone.safetensors"}}, "does not exist"),
         (
             {"weight_map": {"a": "x.safetensors", "b": "x.safetensors", "z": "x.safetensors"}},
             "'z'.*does not hold it",
         ),
-        ({"weight_map": {"b": "x.safetensors"}}, "'a'.*without being named"),
+        ({"weight_map": {"b": "x.safetensors"}}, "'a'.*but the index does not"),
         ({"weight_map": {}}, "no 'weight_map'"),
         ({"weight_map": []}, "no 'weight_map'"),
         ([], "not an object"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Folder, index: object, match: str) -> None:
+def test_an_index_that_is_wrong_is_refused(tmp_path: Folder, index: object, match: str) -> None:
     folder = tmp_path / "m"
     save_state_dict(tmp_path / "secret.safetensors", {"a": torch.ones(1)})
     folder.mkdir()
@@ -192,18 +192,18 @@ def test_programs_are_called_what_they_are(tmp_path: Folder) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.jit.trace(net, example).save(tmp_path / "m.pt")
-    refused(tmp_path / "m.pt", "it is a TorchScript archive, and no file of torch.save")
+    refused(tmp_path / "m.pt", "it is a TorchScript archive, not a file of torch.save")
     (tmp_path / "m.pt").unlink()
     torch.export.save(torch.export.export(net, (example,)), tmp_path / "m.pt2")
-    refused(tmp_path / "m.pt2", r"it is a program of torch\.export, and no file of torch.save")
+    refused(tmp_path / "m.pt2", r"it is a program of torch\.export, not a file of torch.save")
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
         ([torch.ones(1)], "holds a list"),
-        ({"w": 3}, "see w"),
-        ({}, "nothing in it"),
+        ({"w": 3}, "holds w"),
+        ({}, "holds nothing"),
         ({"w": torch.ones(2, 2).to_sparse()}, "only dense tensors"),
         ({"w": torch.empty(2, device="meta")}, "without values"),
     ],
@@ -236,9 +236,9 @@ def test_a_zip_that_is_no_torch_file_is_refused(tmp_path: Folder) -> None:
     ("raw", "match"),
     [
         (b"\x81\xa1a\x01", "is a int, not an array"),
-        (b"\x81\xa1a\xc7\x02\x05ab", "type 5 is no array"),
+        (b"\x81\xa1a\xc7\x02\x05ab", "type 5 is not an array"),
         (b"\x82\xa1a\x80\xa1a\x80", "comes twice"),
-        (b"\x81\x90\x80", "a list is the name"),
+        (b"\x81\x90\x80", "has a list as its name"),
         (b"\x81\xa1a\xc1", "begins no value"),
         (b"\xdf\xff\xff\xff\xff", "truncated"),
         (b"\xdd\xff\xff\xff\xff", "truncated|holds no arrays"),
@@ -264,8 +264,8 @@ def test_an_array_in_msgpack_that_contradicts_itself_is_refused(tmp_path: Folder
     for raw, match in (
         (_array(b"\x91\x02", b"float32", bytes(8)), None),
         (_array(b"\x91\x03", b"float32", bytes(8)), "takes 12 bytes, not 8"),
-        (_array(b"\x91\xff", b"float32", bytes(8)), "no shape"),
-        (_array(b"\x91\xcf" + b"\xff" * 8, b"float32", b""), "no shape"),
+        (_array(b"\x91\xff", b"float32", bytes(8)), "not a shape"),
+        (_array(b"\x91\xcf" + b"\xff" * 8, b"float32", b""), "not a shape"),
         (_array(b"\x91\x02", b"object", bytes(16)), "'object'"),
         (_array(b"\x91\x02", b"V8", bytes(16)), "'V8'"),
         (_array(b"\x91\x02", b"float32,O", bytes(8)), "float32,O"),
@@ -293,13 +293,13 @@ def test_a_damaged_orbax_checkpoint_is_refused_or_gives_the_right_values(tmp_pat
     assert refusals >= 3
 
 
-def test_what_is_no_checkpoint_is_told_so(tmp_path: Folder) -> None:
+def test_a_path_without_a_checkpoint_is_refused(tmp_path: Folder) -> None:
     (tmp_path / "notes.txt").write_text("hello, I am a text")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe")
     for name, match in (
         ("nothing", "there is no checkpoint"),
-        ("notes.txt", "no safetensors, torch or msgpack file"),
+        ("notes.txt", "not a safetensors, torch or msgpack file"),
         ("empty", "nothing in it"),
         (".", "holds no checkpoint: it has"),
         ("pipe", "neither a file nor a folder"),

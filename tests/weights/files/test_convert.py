@@ -1,4 +1,4 @@
-"""Converting from disk to disk: the same bits as in memory, there and back, whole or not at all."""
+"""Converting from disk to disk: the same bits as in memory, in both directions, complete or not at all."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ from torchjax_bridge.weights import (
     to_flax,
     to_state_dict,
 )
-from torchjax_bridge.weights.files import _pipeline as _pump
+from torchjax_bridge.weights.files import _pipeline
 
 from ..models import IMAGE, LinenNet, Net, NnxNet, net
 from .bits import assert_same, bits
@@ -72,7 +72,7 @@ def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, forma
 def test_a_large_kernel_is_laid_out_and_written_piece_by_piece(
     tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, laid_out: list[torch.Size]
 ) -> None:
-    monkeypatch.setattr(_pump, "_PIECE", 1000)
+    monkeypatch.setattr(_pipeline, "_PIECE_BYTES", 1000)
     weights = torch.randn(30, 40).bfloat16()
     save_state_dict(tmp_path / "torch", {"weight": weights, "bias": torch.zeros(30).bfloat16()})
     template = nnx.eval_shape(lambda: nnx.Linear(40, 30, rngs=nnx.Rngs(0)))

@@ -86,7 +86,7 @@ def test_msgpack_chunks_of_large_arrays_are_read_and_written(
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 256)
     (tmp_path / "theirs.msgpack").write_bytes(serialization.msgpack_serialize(tree))
     assert_same(_flat(load_flax(tmp_path / "theirs.msgpack")), _flat(tree))
-    monkeypatch.setattr("torchjax_bridge.weights.files._msgpack._CHUNK", 256)
+    monkeypatch.setattr("torchjax_bridge.weights.files._msgpack._CHUNK_BYTES", 256)
     save_flax(tmp_path / "ours.msgpack", jax.tree.map(jnp.asarray, tree))
     assert_same(_flat(serialization.msgpack_restore((tmp_path / "ours.msgpack").read_bytes())), _flat(tree))
 
@@ -160,7 +160,7 @@ def test_a_template_is_filled_and_left_untouched(tmp_path: Folder) -> None:
         assert isinstance(abstract.layers[0].kernel.get_value(), jax.ShapeDtypeStruct)
 
 
-def test_a_template_that_does_not_fit_is_told_every_leaf(tmp_path: Folder) -> None:
+def test_an_error_lists_every_leaf_that_does_not_fit_the_template(tmp_path: Folder) -> None:
     save_flax(tmp_path / "m.safetensors", nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
     with pytest.raises(CheckpointError) as caught:
         load_flax(tmp_path / "m.safetensors", nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0)))
@@ -213,8 +213,8 @@ def test_orbax_is_found_in_every_layout_of_its_own(tmp_path: Folder, how: str) -
 def test_orbax_leaves_come_in_groups_and_in_any_order(
     tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Leaves larger than a group, and more groups than are held."""
-    monkeypatch.setattr("torchjax_bridge.weights.files._orbax._GROUP", 100)
+    """Leaves larger than a group, and more groups than are cached."""
+    monkeypatch.setattr("torchjax_bridge.weights.files._orbax._GROUP_BYTES", 100)
     tree = {"params": {f"l{n}": jnp.arange(8.0 * (1 + n % 5)) + n for n in range(30)}}
     save_flax(tmp_path / "m", tree, format="orbax")
     leaves = list(open_checkpoint(tmp_path / "m").leaves.values())
@@ -222,11 +222,11 @@ def test_orbax_leaves_come_in_groups_and_in_any_order(
         assert bits(leaf.read().numpy()) == bits(tree["params"][leaf.path[-1]]), leaf.name
 
 
-def test_what_is_no_array_in_orbax_is_named(tmp_path: Folder) -> None:
+def test_a_value_in_orbax_that_is_not_an_array_is_named(tmp_path: Folder) -> None:
     import orbax.checkpoint as ocp
 
     ocp.PyTreeCheckpointer().save(tmp_path / "m", {"params": {"w": jnp.ones(2)}, "name": "x"})
-    with pytest.raises(CheckpointError, match="'name' is no array"):
+    with pytest.raises(CheckpointError, match="'name' is not an array"):
         load_flax(tmp_path / "m")
 
 
@@ -310,7 +310,7 @@ def test_sharded_torch_files_of_model_hubs_are_read(tmp_path: Folder) -> None:
 # --- what is refused -----------------------------------------------------------------------------------
 
 
-def test_the_wrong_verb_is_told_the_right_one(tmp_path: Folder) -> None:
+def test_loading_with_the_wrong_function_names_the_right_one(tmp_path: Folder) -> None:
     save_state_dict(tmp_path / "t.pt", {"w": torch.ones(1)})
     save_flax(tmp_path / "f.msgpack", {"params": {"w": jnp.ones(1)}})
     with pytest.raises(CheckpointError, match="load_state_dict"):

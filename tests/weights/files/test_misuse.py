@@ -1,4 +1,4 @@
-"""What a caller can get wrong: each is one error that says what to do, and nothing is written or guessed."""
+"""Mistakes of a caller: each is one error that says what to do, and nothing is written or guessed."""
 
 import json
 import pathlib
@@ -38,7 +38,7 @@ def _safetensors(path: Folder, names: dict[str, int], notes: dict[str, str]) -> 
     return path
 
 
-# --- views that share memory and not values ------------------------------------------------------------
+# --- views with other values of the same memory --------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
@@ -105,17 +105,17 @@ def test_saving_inside_a_transform_and_keys_that_are_no_strings_are_refused(tmp_
         save_state_dict(tmp_path / "m.pt", {"w": value})
         return value
 
-    with pytest.raises(CheckpointError, match="'w' has no values while"):
+    with pytest.raises(CheckpointError, match="'w' has no values inside"):
         torch.func.vmap(inside)(torch.ones(2, 3))
     with pytest.raises(CheckpointError, match="keys of a state_dict are strings"):
         save_state_dict(tmp_path / "m.pt", {1: torch.ones(1)})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize(("options", "match"), [
-    ({"to": "jax"}, "say 'flax' or 'torch'"),
-    ({"to": "torch", "format": "pytorch"}, "'pytorch' is no format: say safetensors"),
-    ({"to": "torch", "dtype": "bf16"}, "say torch.bfloat16"),
-    ({"to": "torch", "dtype": torch.int8}, "say torch.bfloat16"),
+    ({"to": "jax"}, "pass 'flax' or 'torch'"),
+    ({"to": "torch", "format": "pytorch"}, "'pytorch' is not a format: choose from safetensors"),
+    ({"to": "torch", "dtype": "bf16"}, "such as torch.bfloat16"),
+    ({"to": "torch", "dtype": torch.int8}, "such as torch.bfloat16"),
     ({"to": "torch", "shard_size": 0}, "above 0"),
     ({"to": "torch", "memory": -1}, "above 0"),
 ])  # fmt: skip
@@ -129,15 +129,15 @@ def test_an_option_that_means_nothing_is_refused(
 
 
 @pytest.mark.parametrize("name", ["m.ckpt", "m.npz", "m.PT", "m.Safetensors"])
-def test_no_folder_gets_the_name_of_a_file(tmp_path: Folder, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"'{name}' is neither a file that is written here"):
+def test_a_folder_with_the_suffix_of_a_file_is_refused(tmp_path: Folder, name: str) -> None:
+    with pytest.raises(CheckpointError, match=f"'{name}' has neither a suffix of a format"):
         save_state_dict(tmp_path / name, {"w": torch.ones(1)})
     assert not list(tmp_path.iterdir())
 
 
 def test_notes_that_no_header_holds_are_refused(tmp_path: Folder) -> None:
     state = {"w": torch.ones(1)}
-    with pytest.raises(CheckpointError, match="'epoch': 3 is no pair of strings"):
+    with pytest.raises(CheckpointError, match="'epoch': 3 is not a pair of strings"):
         save_state_dict(tmp_path / "m.safetensors", state, metadata={"epoch": 3})  # type: ignore[dict-item]
     with pytest.raises(CheckpointError, match="pt has none"):
         save_state_dict(tmp_path / "m.pt", state, metadata={"epoch": "3"})
@@ -148,12 +148,12 @@ def test_notes_that_no_header_holds_are_refused(tmp_path: Folder) -> None:
 
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
 def test_a_name_that_is_no_text_is_refused(tmp_path: Folder, name: str) -> None:
-    with pytest.raises(CheckpointError, match="is no name for a tensor"):
+    with pytest.raises(CheckpointError, match="is not a name for a tensor"):
         save_state_dict(tmp_path / name, {"\ud800.weight": torch.ones(1)})
     assert not list(tmp_path.iterdir())
 
 
-# --- what could be two things --------------------------------------------------------------------------
+# --- ambiguous files -----------------------------------------------------------------------------------
 
 
 def test_two_files_of_different_suffixes_are_not_chosen_between(tmp_path: Folder) -> None:
@@ -166,7 +166,7 @@ def test_two_files_of_different_suffixes_are_not_chosen_between(tmp_path: Folder
 
 
 def test_a_note_is_not_read_as_a_tensor(tmp_path: Folder) -> None:
-    with pytest.raises(CheckpointError, match="'best': 'w' would be read as one more tensor"):
+    with pytest.raises(CheckpointError, match="'best': 'w' would be read as a tensor 'best'"):
         save_state_dict(tmp_path / "m.safetensors", {"w": torch.ones(1)}, metadata={"best": "w"})
     save_flax(tmp_path / "m.safetensors", {"params": {"w": jnp.ones(1)}}, metadata={"a": "params.w"})
     assert set(load_flax(tmp_path / "m.safetensors")) == {"params"}
@@ -182,7 +182,7 @@ def test_a_tie_noted_in_one_shard_does_not_hide_the_tensor_of_another(tmp_path: 
 
 def test_two_names_for_one_place_in_the_tree_are_refused(tmp_path: Folder) -> None:
     notes = {"format": "flax", "torchjax_bridge.paths": json.dumps({"x": ["q"], "y": ["q"]})}
-    with pytest.raises(CheckpointError, match="'x' and 'y' have one place"):
+    with pytest.raises(CheckpointError, match="'x' and 'y' have the same path"):
         load_flax(_safetensors(tmp_path / "m.safetensors", {"x": 1, "y": 1}, notes))
 
 
@@ -195,11 +195,12 @@ def test_extra_state_that_is_no_tensor_is_left_out_and_said(tmp_path: Folder) ->
     torch.save({"w": torch.ones(1), "m._extra_state": {"scale": 3}}, tmp_path / "m.pt")
     assert set(load_state_dict(tmp_path / "m.pt")) == {"w"}
     assert (
-        open_checkpoint(tmp_path / "m.pt").note == "a state_dict, without what is no tensor: m._extra_state"
+        open_checkpoint(tmp_path / "m.pt").note
+        == "a state_dict, without what is not a tensor: m._extra_state"
     )
 
 
-# --- sound files that look like others -----------------------------------------------------------------
+# --- files that look like another format ---------------------------------------------------------------
 
 
 def test_a_msgpack_file_whose_ninth_byte_is_a_brace_is_read(tmp_path: Folder) -> None:
@@ -250,7 +251,7 @@ def test_what_names_no_weights_is_refused_before_anything_is_written(tmp_path: F
 @pytest.mark.parametrize("size", [0, "20KB", 1.5])
 def test_a_shard_size_that_is_no_number_of_bytes_is_refused(tmp_path: Folder, size: Any) -> None:
     with pytest.raises(
-        CheckpointError, match=r"shard_size is a number of bytes above 0, such as 10\*\*9; got"
+        CheckpointError, match=r"shard_size must be a number of bytes above 0, such as 10\*\*9; got"
     ):
         save_state_dict(tmp_path / "m", {"w": torch.ones(2)}, shard_size=size)
     assert not list(tmp_path.iterdir())

@@ -110,8 +110,8 @@ def test_what_several_processes_wrote_converts_and_compares(
 @pytest.mark.parametrize(
     ("lacking", "why"),
     [
-        ("ocdbt.process_1", "Orbax cannot do it: "),
-        pytest.param("manifest.ocdbt", "files that its _METADATA speaks of", marks=pytest.mark.slow),
+        ("ocdbt.process_1", "Orbax failed: "),
+        pytest.param("manifest.ocdbt", "files that its _METADATA lists", marks=pytest.mark.slow),
     ],
 )
 def test_a_copy_that_lacks_a_part_is_one_error(

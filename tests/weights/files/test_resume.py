@@ -1,4 +1,4 @@
-"""Going on after a kill: what was finished is kept, if it belongs to the very same work."""
+"""Resuming after a kill: finished shards are kept if they belong to the same conversion."""
 
 import pathlib
 from typing import Any
@@ -18,7 +18,7 @@ Folder = pathlib.Path
 
 
 def _interrupted(source: Folder, target: Folder, after: int, **options: Any) -> None:
-    """Convert until so many leaves are written, then end as a kill does: nothing is cleaned up."""
+    """Convert until ``after`` leaves are written, then stop without cleaning up, as a kill does."""
 
     class Killed(KeyboardInterrupt):
         pass
@@ -53,7 +53,7 @@ def test_a_resumed_conversion_keeps_the_finished_shards(tmp_path: Folder) -> Non
 
 
 def test_a_kill_while_resuming_cannot_cost_what_was_finished(tmp_path: Folder) -> None:
-    """What names the work is written once and whole: written anew, a kill could leave it empty."""
+    """The identifier of the work is written once, atomically: a kill while rewriting it could leave it empty."""
     sharded(tmp_path / "torch")
     _interrupted(tmp_path / "torch", tmp_path / "out", after=2)
     state = tmp_path / ".out.part" / ".unfinished"
@@ -63,7 +63,7 @@ def test_a_kill_while_resuming_cannot_cost_what_was_finished(tmp_path: Folder) -
     assert state.read_text()
 
 
-def test_what_was_begun_with_other_settings_is_not_resumed(tmp_path: Folder) -> None:
+def test_a_conversion_with_other_settings_is_not_resumed(tmp_path: Folder) -> None:
     state = sharded(tmp_path / "torch")
     _interrupted(tmp_path / "torch", tmp_path / "out", after=6)
     with pytest.raises(CheckpointError, match="other settings"):
@@ -85,8 +85,8 @@ class NnxWide(nnx.Module):
         self.fc = nnx.Linear(16, 2, rngs=nnx.Rngs(0))
 
 
-def test_what_was_laid_out_by_other_rules_is_not_resumed(tmp_path: Folder) -> None:
-    """The names, shapes and dtypes of the shards are the same: only the plan tells that the values are not."""
+def test_a_conversion_with_other_rules_is_not_resumed(tmp_path: Folder) -> None:
+    """The shards have the same names, shapes and dtypes: only the plan shows that the values differ."""
     save_state_dict(tmp_path / "torch", Wide().state_dict(), shard_size=1)
     template = nnx.eval_shape(NnxWide)
     wrong, right = [Flatten("fc", None)], [Flatten("fc", (4, 2, 2))]

@@ -11,12 +11,12 @@ from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.weights import compare_checkpoints, save_flax, save_state_dict
-from torchjax_bridge.weights.files import Comparison, Difference
+from torchjax_bridge.weights.files import Comparison, TensorDifference
 
 Folder = pathlib.Path
 
 
-def _found(folder: Folder, one: torch.Tensor, other: torch.Tensor) -> Difference:
+def _found(folder: Folder, one: torch.Tensor, other: torch.Tensor) -> TensorDifference:
     save_state_dict(folder / "a.safetensors", {"w": one})
     save_state_dict(folder / "b.safetensors", {"w": other})
     (found,) = compare_checkpoints(folder / "a.safetensors", folder / "b.safetensors").differences
@@ -102,7 +102,7 @@ def test_two_torch_files_are_compared_by_what_is_one_tensor_in_the_model(tmp_pat
         "first": {"embed.weight": table},
         "second": {"head.weight": table},
         "wrapped": {"module.embed.weight": table},
-        "parted": {"embed.weight": table, "head.weight": table + 1},
+        "conflicting_ties": {"embed.weight": table, "head.weight": table + 1},
     }
     for name, state in states.items():
         save_state_dict(tmp_path / f"{name}.safetensors", state)
@@ -120,7 +120,7 @@ def test_two_torch_files_are_compared_by_what_is_one_tensor_in_the_model(tmp_pat
             assert (found.ok, found.same) == (True, 2)
     assert not compare("both", "first", None).ok
     for other in ("both", "first"):
-        (found,) = compare("parted", other, model).differences
+        (found,) = compare("conflicting_ties", other, model).differences
         assert (found.name, found.elements) == ("head.weight", 20)
     save_state_dict(tmp_path / "more.safetensors", {"embed.weight": table, "extra": torch.ones(2)})
     assert [one.name for one in compare("first", "more", model).differences] == ["extra"]

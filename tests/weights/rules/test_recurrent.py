@@ -237,7 +237,9 @@ def test_a_bias_that_torch_has_not_must_stay_zero_for_the_way_back(flavour: str,
     else:
         cell = filled.rnn[0].cell
         (cell.hi if name == "LSTM" else cell.dense_i).bias[...] = jnp.ones(H)
-    with pytest.raises(errors.PlanError, match=r"bias' cannot go back to torch: torch has no place for it"):
+    with pytest.raises(
+        errors.PlanError, match=r"bias' cannot be converted to torch: torch has no place for it"
+    ):
         to_state_dict(filled, module)
 
 

@@ -1,26 +1,25 @@
-"""Checkpoints: what lies on disk, read, written and converted without holding more than one tensor.
+"""Checkpoints on disk: read, written and converted one tensor at a time.
 
 Owns the formats and every byte on disk: ``load_*`` and ``save_*`` go between a file and memory, `convert` from
-file to file, `open_checkpoint` looks without reading a value. Every sound file is read exactly. Refuses every
-other with one `CheckpointError`; nothing in a file is ever run. Gives its verbs to users and to the command
-line.
+file to file, `open_checkpoint` reads no values. Every intact file is read exactly. Refuses a damaged file with one
+`CheckpointError`, and never runs code in a file. Gives its functions to users and to the command line.
 """
 
 from ._convert import Converted, Route, convert, find_route, framework_of
 from ._leaf import Checkpoint, Leaf
 from ._load_save import load_flax, load_state_dict, save_flax, save_state_dict
 from ._open import open_checkpoint
-from ._outline import Line, outline
-from ._verify import Comparison, Difference, compare_checkpoints
+from ._outline import TensorInfo, outline
+from ._verify import Comparison, TensorDifference, compare_checkpoints
 
 __all__ = [
     "Checkpoint",
     "Comparison",
     "Converted",
-    "Difference",
     "Leaf",
-    "Line",
     "Route",
+    "TensorDifference",
+    "TensorInfo",
     "compare_checkpoints",
     "convert",
     "find_route",

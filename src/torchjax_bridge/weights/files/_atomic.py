@@ -1,10 +1,9 @@
-"""Output appears under its name only when it is whole.
+"""Atomic writes: output appears under its name only when it is complete.
 
-It is written beside the target, under the target's name with a dot before and ``.part`` behind, and renamed.
-A process that is killed leaves the old state or the new one; what it left unfinished is taken over by the next to
-write there. Two processes never write to one target where the file system has locks: the second is refused. A
-link to a file is replaced, a link to a folder is followed. No ``fsync``: this guards against the end of a process,
-not of the machine.
+``name`` is written as ``.name.part`` beside it and renamed. A killed process leaves the old state or the new one.
+The next process that writes there reuses its unfinished output. Two processes never write to one target if the file
+system has locks: the second is refused. A link to a file is replaced; a link to a folder is followed. No ``fsync``:
+this protects from the end of a process, not of the machine.
 """
 
 import ctypes
@@ -19,69 +18,76 @@ from typing import BinaryIO
 
 from torchjax_bridge.errors import CheckpointError
 
-__all__ = ["clear", "part_of", "refuse_to_replace", "whole_file", "whole_folder"]
+__all__ = ["atomic_file", "atomic_folder", "check_target", "clear", "partial_path"]
 
-# What a folder may hold for us to replace it: anything else is not ours to delete.
-_OURS = (".safetensors", ".safetensors.index.json")
+# A folder is replaced only if it holds nothing else, so that no other file is deleted.
+_SAFETENSORS = (".safetensors", ".safetensors.index.json")
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
-_BESIDE = (*_ORBAX, "_sharding", "manifest.ocdbt", "commit_success.txt", "orbax.checkpoint", "checkpoint")
+_ORBAX_NAMES = (
+    *_ORBAX,
+    "_sharding",
+    "manifest.ocdbt",
+    "commit_success.txt",
+    "orbax.checkpoint",
+    "checkpoint",
+)
 
 
 @contextmanager
-def whole_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes ``target`` at the end, or vanishes on any error.
+def atomic_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> Iterator[BinaryIO]:
+    """A file to write to. It becomes ``target`` at the end, and is removed on any error.
 
     Args:
-        target: What it becomes.
-        within: The name to speak of in errors, where the target is itself a part of something unfinished.
+        target: Its final name.
+        within: The name in errors, if the target is itself in an unfinished folder.
 
     Raises:
         CheckpointError: The file system refuses (no space, no permission), or another process writes there.
     """
-    part = part_of(target)
-    with _in_words(within or target):
-        descriptor = _claim(part, os.O_RDWR | os.O_CREAT)
+    part = partial_path(target)
+    with _as_checkpoint_error(within or target):
+        descriptor = _open_locked(part, os.O_RDWR | os.O_CREAT)
         try:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
-                # ext4 sends to disk at once what was truncated, if only from 0.
+                # ext4 flushes a truncated file to disk at once, even one that was empty.
                 if os.fstat(descriptor).st_size:
                     file.truncate(0)
                 yield file
                 os.replace(part, target)
-        except BaseException:  # an interrupt too leaves nothing behind
+        except BaseException:  # also on an interrupt
             part.unlink(missing_ok=True)
             raise
 
 
 @contextmanager
-def whole_folder(
-    target: pathlib.Path, *, keep: bool = False, look: Callable[[pathlib.Path], None] | None = None
+def atomic_folder(
+    target: pathlib.Path, *, keep: bool = False, check: Callable[[pathlib.Path], None] | None = None
 ) -> Iterator[pathlib.Path]:
-    """A folder to write to, which becomes ``target`` at the end, or vanishes on any error.
+    """A folder to write to. It becomes ``target`` at the end, and is removed on any error.
 
     Args:
-        target: A folder that is there is replaced at once, by an exchange of names.
-        keep: Hand out what an earlier process left unfinished, and leave the unfinished on an interrupt.
-        look: Shown what an earlier process left; where it raises, that stays as it is.
+        target: Its final name. An existing folder is replaced in one step, by swapping names.
+        keep: Start from what an earlier process left unfinished, and keep the unfinished folder on an interrupt.
+        check: Called with what an earlier process left. If it raises, that is kept unchanged.
 
     Raises:
-        CheckpointError: As for `whole_file`.
+        CheckpointError: As for `atomic_file`.
     """
-    part = part_of(target)
-    with _in_words(target):
+    part = partial_path(target)
+    with _as_checkpoint_error(target):
         part.mkdir(exist_ok=True)
-        descriptor = _claim(part, os.O_RDONLY)
+        descriptor = _open_locked(part, os.O_RDONLY)
         try:
-            if look is not None:
-                look(part)
+            if check is not None:
+                check(part)
         except BaseException:
             os.close(descriptor)
             raise
         try:
             if not keep:
                 clear(part)
-            if _is_filled(target):
-                _try_exchange(part)
+            if _is_filled_folder(target):
+                _check_swap(part)
             yield part
             _publish(part, target)
         except KeyboardInterrupt:
@@ -95,56 +101,52 @@ def whole_folder(
             os.close(descriptor)
 
 
-def refuse_to_replace(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None:
-    """Say before hours of work that the target cannot be written.
+def check_target(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None:
+    """Refuse a target that cannot be written, before hours of work.
 
     Args:
         target: Where the output goes.
         folder: Whether it will be a folder.
-        overwrite: Whether the caller allows an old checkpoint to be replaced.
+        overwrite: Whether an existing checkpoint may be replaced.
 
     Raises:
-        CheckpointError: The folder around it is not there, something else has the name, or what is there is not
-            allowed to be replaced.
+        CheckpointError: The parent folder does not exist, or the target exists and may not be replaced.
     """
-    with _in_words(target):
+    with _as_checkpoint_error(target):
         if not target.name:
-            raise CheckpointError(f"'{target}' is no name for a checkpoint.")
+            raise CheckpointError(f"'{target}' is not a name for a checkpoint.")
         if not target.absolute().parent.is_dir():
             raise CheckpointError(f"cannot write {target}: there is no folder {target.absolute().parent}.")
         if not target.exists():
             return
         if folder != target.is_dir():
-            found = "a folder" if target.is_dir() else "a file"
+            found, wanted = ("a file", "a folder") if folder else ("a folder", "a file")
             raise CheckpointError(
-                f"cannot write {target}: {found} of that name is there, which is no such output."
+                f"cannot write {target}: {found} of that name exists, but the output is {wanted}."
             )
         if folder:
             names = sorted(entry.name for entry in target.iterdir())
             if not names:
                 return
-            orbax = bool(set(_ORBAX) & set(names))  # which names folders for what it holds
-            strange = [
-                name
-                for name in names
-                if not (name.endswith(_OURS) or (orbax and (name in _BESIDE or (target / name).is_dir())))
-            ]
-            if strange:
-                raise CheckpointError(
-                    f"cannot write {target}: it holds {strange[0]!r}, which is no part of a checkpoint and would "
-                    "be lost. Name a new folder."
-                )
+            orbax = bool(set(_ORBAX) & set(names))  # its folders may have any name
+            for name in names:
+                in_orbax = orbax and (name in _ORBAX_NAMES or (target / name).is_dir())
+                if not (name.endswith(_SAFETENSORS) or in_orbax):
+                    raise CheckpointError(
+                        f"cannot write {target}: it holds {name!r}, which is not part of a checkpoint and would be "
+                        "lost. Name a new folder."
+                    )
         if not overwrite:
             raise CheckpointError(f"cannot write {target}: it exists. Pass overwrite=True to replace it.")
 
 
-def part_of(target: pathlib.Path) -> pathlib.Path:
-    """Where a target is written before it has its name."""
+def partial_path(target: pathlib.Path) -> pathlib.Path:
+    """Where a target is written before it is renamed."""
     return target.absolute().with_name(f".{target.absolute().name}.part")
 
 
 def clear(folder: pathlib.Path, keep: Collection[str] = ()) -> None:
-    """Remove what a folder holds, but for some names."""
+    """Remove everything in a folder except some names."""
     for entry in folder.iterdir():
         if entry.name in keep:
             continue
@@ -155,24 +157,24 @@ def clear(folder: pathlib.Path, keep: Collection[str] = ()) -> None:
 
 
 def _publish(part: pathlib.Path, target: pathlib.Path) -> None:
-    if _is_filled(target):
-        _exchange(part, target)
+    if _is_filled_folder(target):
+        _swap(part, target)
         shutil.rmtree(part, ignore_errors=True)
     else:
         os.rename(part, target)
 
 
-def _is_filled(target: pathlib.Path) -> bool:
+def _is_filled_folder(target: pathlib.Path) -> bool:
     return target.is_dir() and any(target.iterdir())
 
 
-def _try_exchange(folder: pathlib.Path) -> None:
-    """Not every file system can (NFS cannot): better said before hours of work than after."""
+def _check_swap(folder: pathlib.Path) -> None:
+    """Refuse a file system that cannot swap names (NFS cannot), before hours of work."""
     one, other = folder / ".one", folder / ".other"
     try:
         one.touch()
         other.touch()
-        _exchange(one, other)
+        _swap(one, other)
     except OSError as err:
         raise CheckpointError(
             f"the file system of {folder.parent} cannot replace a folder in one step ({err.strerror}): name a new "
@@ -184,30 +186,30 @@ def _try_exchange(folder: pathlib.Path) -> None:
 
 
 @contextmanager
-def _in_words(target: pathlib.Path) -> Iterator[None]:
+def _as_checkpoint_error(target: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
         raise CheckpointError(f"cannot write {target}: {err.strerror or err}.") from err
 
 
-def _claim(part: pathlib.Path, flags: int) -> int:
-    """Open and lock; the lock ends with the process, however it ends."""
+def _open_locked(part: pathlib.Path, flags: int) -> int:
+    """Open and lock; the end of the process releases the lock."""
     while True:
         descriptor = os.open(part, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             _lock(descriptor, part)
-            if _is_still(part, descriptor):
+            if _is_same_file(part, descriptor):
                 return descriptor
         except BaseException:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # renamed or removed by its owner between our open and our lock
+        os.close(descriptor)  # its owner renamed or removed it between our open and our lock
         if flags == os.O_RDONLY:
             part.mkdir(exist_ok=True)
 
 
-def _is_still(part: pathlib.Path, descriptor: int) -> bool:
+def _is_same_file(part: pathlib.Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.stat(part), os.fstat(descriptor))
     except FileNotFoundError:
@@ -215,7 +217,7 @@ def _is_still(part: pathlib.Path, descriptor: int) -> bool:
 
 
 def _lock(descriptor: int, part: pathlib.Path) -> None:
-    if sys.platform == "win32":  # no such locks; a rename of an open file fails there instead
+    if sys.platform == "win32":  # has no such locks, but renaming an open file fails
         return
     import fcntl
 
@@ -228,8 +230,8 @@ def _lock(descriptor: int, part: pathlib.Path) -> None:
             raise
 
 
-def _exchange(one: pathlib.Path, other: pathlib.Path) -> None:
-    """Two names change places in one step; Python has no such call, the C library has."""
+def _swap(one: pathlib.Path, other: pathlib.Path) -> None:
+    """Swap two names in one step, by a call of the C library that Python does not have."""
     library = ctypes.CDLL(None, use_errno=True)
     if hasattr(library, "renameat2"):  # Linux: AT_FDCWD is -100, RENAME_EXCHANGE is 2
         failed = library.renameat2(-100, os.fsencode(one), -100, os.fsencode(other), 2)

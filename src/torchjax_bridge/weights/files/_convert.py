@@ -1,4 +1,4 @@
-"""`convert`: a checkpoint into another, in another framework or format, one tensor at a time."""
+"""`convert`: writes a checkpoint in another framework or format, one tensor at a time."""
 
 import hashlib
 import pathlib
@@ -19,13 +19,13 @@ from ..trees import live_nnx
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._load_save import AnyPath
 from ._open import open_checkpoint
-from ._pipeline import raw, window_of
+from ._pipeline import as_bytes, window_for
 from ._route import cast, route_to_flax, route_to_torch
 from ._write import MEMORY, format_for, write_checkpoint
 
 __all__ = ["Converted", "Route", "convert", "find_route", "framework_of"]
 
-_OURS = "torchjax_bridge."
+_OWN_PREFIX = "torchjax_bridge."
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Route:
     """What a conversion would do.
 
     Attributes:
-        source: What is read.
-        to: The framework whose names and layouts come out.
-        leaves: What comes out, in the order in which it is written.
-        plan: How the weights of the two frameworks lie in each other; None when nothing is laid out anew.
-        notes: What the target should carry.
-        settings: How the two live models are set up, compared; None unless both sides were given, Flax as a live
+        source: The checkpoint to read.
+        to: The framework of the target.
+        leaves: The leaves of the target, in the order in which they are written.
+        plan: How weights of one framework become those of the other; None within one framework.
+        notes: The metadata of the target.
+        settings: The settings of the two live models, compared; None unless both were given, Flax as a live
             ``nnx.Module``.
     """
 
@@ -51,21 +51,21 @@ class Route:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of what comes out."""
+        """Bytes of the target's values."""
         return sum(leaf.nbytes for leaf in self.leaves)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done.
+    """What a conversion did.
 
     Attributes:
         plan: As in `Route`.
-        files: What was written.
+        files: The files that were written.
         nbytes: Bytes of the values.
-        leaves: How many tensors.
-        note: What a reader should know of how the source was read; may be empty.
-        left: Entries of the source's metadata for which the target's format has no place.
+        leaves: The number of tensors.
+        note: How the source was read, if a reader should know; or empty.
+        left: Entries of the source's metadata that the target's format cannot store.
         settings: As in `Route`.
     """
 
@@ -95,42 +95,43 @@ def convert(
     overwrite: bool = False,
     progress: Callable[[Route], Progress] | None = None,
 ) -> Converted:
-    """Convert a checkpoint on disk, however large; the target appears only when it is whole.
+    """Convert a checkpoint of any size on disk; the target appears only when it is complete.
 
     Args:
         source: A file or folder of any format that `open_checkpoint` reads.
         target: A file, by its suffix (``.safetensors``, ``.pt``, ``.msgpack``); any other name is a folder,
-            sharded as the source was.
-        to: The framework whose names and layouts come out. From torch to Flax a ``template`` says what comes
-            out; from Flax to torch a ``model`` does. Within one framework neither is needed.
-        format: By default what the target's name says, and else safetensors.
-        model: The torch module, best on the meta device; with it the layers' classes are known.
+            with the shards of the source.
+        to: The framework of the target. To Flax, a ``template`` is needed; to torch, a ``model``. Within one
+            framework, neither is.
+        format: By default that of the target's suffix; without one, safetensors.
+        model: The torch module, best on the meta device. It shows the classes of its layers.
         template: The Flax side, best abstract: from ``nnx.eval_shape`` or ``jax.eval_shape``.
         rules: As for `to_flax`.
         dtype: Cast floating-point tensors to this.
-        memory: Bytes to hold beside the largest leaf.
-        shard_size: The bytes of one file of a folder.
+        memory: Bytes to hold in addition to the largest leaf.
+        shard_size: The bytes of one file in a folder.
         key: Which entry of a torch file is the ``state_dict``.
-        resume: Keep the shards that an earlier, killed run of the same conversion finished, whether it was told
-            to resume or not; what another source, another entry of it or another plan began is refused.
-        overwrite: Replace a checkpoint that is there.
-        progress: Given the route before anything is written, gives what is told the bytes of each leaf.
+        resume: Keep the shards that an earlier, killed run of the same conversion finished, with ``resume`` or
+            without. Shards of another source, another ``key`` or another plan are refused.
+        overwrite: Replace an existing checkpoint.
+        progress: Called with the route before anything is written. It returns a function that is called with the
+            bytes of each leaf.
 
     Returns:
-        The plan, the files and their size; where both sides are live models, ``settings`` says how they differ in
-        what a checkpoint does not carry. Metadata that others wrote into the header of a safetensors file goes
-        into the headers of the target.
+        The plan, the files and their size. If both sides are live models, ``settings`` lists the settings that
+        differ, which no checkpoint stores. The user's metadata in a safetensors header is copied to the headers
+        of the target.
 
     Raises:
         PlanError: The two sides do not fit; the message lists every fault.
-        CheckpointError: The source is not sound, or the target cannot be written; nothing is left behind.
+        CheckpointError: The source is damaged, or the target cannot be written; nothing is left behind.
 
     Warns:
-        PairingWarning: Names, classes and shapes leave a choice, and the usual one was taken.
+        PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
 
     Memory:
-        The largest leaf and ``memory``; Orbax targets must fit in ``memory`` whole, and torch files from before
-        torch 1.6 are held whole.
+        The largest leaf and ``memory``. An Orbax target must fit in ``memory``, and a torch file from before
+        torch 1.6 is read into memory whole.
     """
     route = find_route(
         source, to=to, model=model, template=template, rules=rules, dtype=dtype, key=key, memory=memory
@@ -138,7 +139,7 @@ def convert(
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
-    told = None if progress is None else progress(route)
+    on_leaf = None if progress is None else progress(route)
     files = write_checkpoint(
         route.leaves,
         pathlib.Path(target),
@@ -147,13 +148,13 @@ def convert(
         metadata=route.notes,
         memory=memory,
         shard_size=shard_size,
-        work=_identity(route, key),
+        work=_work_id(route, key),
         resume=resume,
         overwrite=overwrite,
-        progress=told,
+        progress=on_leaf,
     )
-    headed = format_for(pathlib.Path(target), to, format) == "safetensors"
-    left = () if headed else tuple(_of_others(route.source))
+    has_header = format_for(pathlib.Path(target), to, format) == "safetensors"
+    left = () if has_header else tuple(_user_metadata(route.source))
     return Converted(
         route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note, left, route.settings
     )
@@ -170,47 +171,46 @@ def find_route(
     key: str | None = None,
     memory: int = MEMORY,
 ) -> Route:
-    """What `convert` would do with these arguments, without writing anything; the plan has its faults in it.
+    """What `convert` would do with these arguments, including the faults of its plan; writes nothing.
 
     Raises:
-        CheckpointError: The source is not sound or not of a known framework, or the other side was not given.
+        CheckpointError: The source is damaged, its framework is unknown, or the other side was not given.
     """
     rules = tuple(rules)
     if to not in ("torch", "flax"):
-        raise CheckpointError(f"to={to!r} is no framework to convert to: say 'flax' or 'torch'.")
+        raise CheckpointError(f"to={to!r} is not a framework: pass 'flax' or 'torch'.")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise CheckpointError(f"{dtype!r} is no floating-point dtype to cast weights to: say torch.bfloat16.")
-    found = (
+        raise CheckpointError(f"{dtype!r} is not a floating-point dtype: pass one, such as torch.bfloat16.")
+    checkpoint = (
         source
         if isinstance(source, Checkpoint)
-        else open_checkpoint(source, window=window_of(memory), key=key)
+        else open_checkpoint(source, window=window_for(memory), key=key)
     )
-    since = framework_of(found)
-    plan, notes = None, {}
-    if since == to:
-        leaves = list(found.leaves.values())
-        notes = {name: text for name, text in found.metadata.items() if name.startswith(_OURS)}
+    plan, metadata = None, {}
+    if framework_of(checkpoint) == to:
+        leaves = list(checkpoint.leaves.values())
+        metadata = {name: text for name, text in checkpoint.metadata.items() if name.startswith(_OWN_PREFIX)}
     elif to == "flax":
         if template is None:
             raise CheckpointError(
-                f"{found.path} holds torch weights, and names and shapes alone do not say what a Flax model calls "
-                "them: give the model they go to as template=...."
+                f"{checkpoint.path} holds torch weights, whose names in Flax depend on the Flax model: pass it as "
+                "template=...."
             )
-        plan, leaves, notes = route_to_flax(found, model, template, rules, dtype)
+        plan, leaves, metadata = route_to_flax(checkpoint, model, template, rules, dtype)
     else:
         if model is None:
             raise CheckpointError(
-                f"{found.path} holds Flax weights, and names and shapes alone do not say what a torch model calls "
-                "them: give the model they go to as model=...."
+                f"{checkpoint.path} holds Flax weights, whose names in torch depend on the torch model: pass it as "
+                "model=...."
             )
-        plan, leaves = route_to_torch(found, model, template, rules, dtype)
+        plan, leaves = route_to_torch(checkpoint, model, template, rules, dtype)
     if dtype is not None:
         leaves = [cast(leaf, dtype) for leaf in leaves]
-    settings = None if plan is None else _settings(model, template, plan, rules)
-    return Route(found, to, tuple(leaves), plan, _of_others(found) | notes, settings)
+    settings = None if plan is None else _compare_settings(model, template, plan, rules)
+    return Route(checkpoint, to, tuple(leaves), plan, _user_metadata(checkpoint) | metadata, settings)
 
 
-def _settings(
+def _compare_settings(
     model: nn.Module | None, template: Any, plan: Plan, rules: tuple[UserRule, ...]
 ) -> Audit | None:
     if model is None or not isinstance(template, nnx.Module):
@@ -220,10 +220,10 @@ def _settings(
 
 
 def framework_of(checkpoint: Checkpoint) -> Framework:
-    """Whose names a checkpoint has: by its format, its metadata, or the last part of its names.
+    """The framework of a checkpoint, by its format, its metadata, or the last segment of its names.
 
     Raises:
-        CheckpointError: Nothing tells.
+        CheckpointError: None of these shows it.
     """
     if checkpoint.framework is not None:
         return checkpoint.framework
@@ -234,40 +234,40 @@ def framework_of(checkpoint: Checkpoint) -> Framework:
     )
     if bool(flax) == bool(torch_):
         raise CheckpointError(
-            f"{checkpoint.path}: neither its metadata nor its names say whether it holds torch or Flax weights. "
+            f"{checkpoint.path}: neither its metadata nor its names show whether it holds torch or Flax weights. "
             "Write 'format': 'pt' or 'flax' into its metadata."
         )
     return "flax" if flax else "torch"
 
 
-def _of_others(source: Checkpoint) -> dict[str, str]:
-    """The metadata that is the user's: not ours, not the framework's name, no record of a tie, no size."""
+def _user_metadata(source: Checkpoint) -> dict[str, str]:
+    """The user's own metadata: without our entries, the framework, records of ties and the size."""
     known = {"format", "total_size", *source.leaves}
     return {
         name: text
         for name, text in source.metadata.items()
-        if name not in known and not name.startswith(_OURS)
+        if name not in known and not name.startswith(_OWN_PREFIX)
     }
 
 
-def _identity(route: Route, key: str | None) -> str:
-    """What makes a conversion what it is: its files and when they were written, the entry, every layout."""
+def _work_id(route: Route, key: str | None) -> str:
+    """What identifies a conversion: its files and when they were written, the ``key``, every layout."""
     path = route.source.path
     files = [path, *(path.parent / name for name in route.source.shards)]
     seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    # Leaves of one name, shape and dtype may still be other values: of another entry, or laid out otherwise.
-    return repr((seen, key, route.plan and route.plan.moves, _from_the_model(route)))
+    # Leaves of the same name, shape and dtype may have other values: of another entry, or in another layout.
+    return repr((seen, key, route.plan and route.plan.moves, _model_digests(route)))
 
 
-def _from_the_model(route: Route) -> dict[str, str]:
-    """What comes from the module in memory, which may be another by the time of a resume: a digest by key."""
+def _model_digests(route: Route) -> dict[str, str]:
+    """A digest of each leaf that comes from the module in memory, which may differ when the work is resumed."""
     if route.plan is None or route.to != "torch":
         return {}
     sourced = {key for move in route.plan.moves for key in move.torch_keys} | {
         key for key, _ in route.plan.ties
     }
     return {
-        leaf.name: hashlib.sha256(raw(leaf.read().cpu().contiguous()).numpy().data).hexdigest()
+        leaf.name: hashlib.sha256(as_bytes(leaf.read().cpu().contiguous()).numpy().data).hexdigest()
         for leaf in route.leaves
         if leaf.name not in sourced
     }

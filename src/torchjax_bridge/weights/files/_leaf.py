@@ -1,7 +1,7 @@
-"""What a checkpoint is to this library: leaves by name, each with its specification and a way to its values.
+"""A checkpoint of any format, as leaves by name: each has a dtype, a shape and a function that reads its values.
 
-A `Leaf` says dtype and shape at once and reads its values only when asked, so that a conversion is a map from
-leaves to leaves that holds one tensor at a time. Reads nothing itself: the formats make leaves.
+A conversion maps leaves to leaves without reading them, so that it holds one tensor at a time. The formats make the
+leaves.
 """
 
 import math
@@ -16,17 +16,17 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, split_path
 
 __all__ = [
-    "DEEPEST",
+    "MAX_DEPTH",
     "Checkpoint",
     "Format",
     "Framework",
     "Leaf",
     "Progress",
     "nest",
-    "place_of",
+    "parse_path",
     "put_at",
-    "segments",
     "size_of",
+    "view_key",
 ]
 
 Framework = Literal["torch", "flax"]
@@ -35,8 +35,8 @@ Format = Literal["safetensors", "pt", "msgpack", "orbax"]
 Progress = Callable[[int], None]
 """Called with the bytes of each leaf that was written."""
 
-DEEPEST = 128
-"""Segments of a path, more than any model has: trees are walked by recursion."""
+MAX_DEPTH = 128
+"""The most segments of a path, more than any model has: recursive functions walk the trees."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Leaf:
         path: The segments of the name; integers are positions.
         dtype: As in the file.
         shape: As in the file.
-        read: Gives the values, as a tensor of any strides; often a view of the file's memory map.
+        read: Returns the values, as a tensor of any strides; often a view of the file's memory map.
         shard: The file of a sharded checkpoint that holds it.
-        twin: The name of an earlier leaf that is the very same tensor, or empty.
+        twin: The name of an earlier leaf that is the same tensor (a tied one), or empty.
     """
 
     name: str
@@ -68,22 +68,22 @@ class Leaf:
 
     @property
     def meta(self) -> torch.Tensor:
-        """The same dtype and shape without memory."""
+        """A meta tensor of the same dtype and shape."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found under a path, with no values read yet.
+    """A checkpoint whose values are not read yet.
 
     Attributes:
         path: The file or folder.
-        format: How it is written.
+        format: Its format.
         leaves: By name, in the order of the files.
-        framework: Whose names these are, where the format or its metadata says so.
-        metadata: Notes that the file carries.
-        shards: The names of its files, when it is sharded.
-        note: What was looked through, for a reader.
+        framework: The framework of the names, if the format or the metadata shows it.
+        metadata: The metadata of the file.
+        shards: The names of its files, if it is sharded.
+        note: Which wrappers around the leaves were ignored, for a reader.
     """
 
     path: pathlib.Path
@@ -105,35 +105,35 @@ def size_of(dtype: torch.dtype, shape: Sequence[int]) -> int:
     return dtype.itemsize * math.prod(shape)
 
 
-def place_of(tensor: torch.Tensor) -> tuple[object, ...]:
-    """What two tensors on one device have in common when they are the very same values."""
+def view_key(tensor: torch.Tensor) -> tuple[object, ...]:
+    """A key that is equal for two tensors on one device if they are the same view of the same memory."""
     return (
         tensor.data_ptr(),
         tensor.dtype,
         tuple(tensor.shape),
         tensor.stride(),
-        tensor.is_conj(),  # a view with the same memory and other values
+        tensor.is_conj(),  # a view with other values of the same memory
         tensor.is_neg(),
     )
 
 
-def segments(name: str, where: object) -> Path:
-    """The path that a name in a file spells out.
+def parse_path(name: str, where: object) -> Path:
+    """The path of a name in a file.
 
     Raises:
-        CheckpointError: It is nested deeper than `DEEPEST`.
+        CheckpointError: It is nested deeper than `MAX_DEPTH`.
     """
     path = split_path(name) or (name,)
-    if len(path) > DEEPEST:
-        raise CheckpointError(f"{where}: '{name[:40]}...' is nested {len(path)} deep, more than {DEEPEST}.")
+    if len(path) > MAX_DEPTH:
+        raise CheckpointError(f"{where}: '{name[:40]}...' is nested {len(path)} deep, more than {MAX_DEPTH}.")
     return path
 
 
 def nest(flat: Mapping[Path, Any], where: object) -> dict[Any, Any]:
-    """Nested dicts from values by path; the keys of one dict are all integers or all strings, so that they sort.
+    """Nested dicts from values by path. The keys of one dict are all integers or all strings, so that they sort.
 
     Raises:
-        CheckpointError: A path is empty, or the beginning of another.
+        CheckpointError: A path is empty, or the start of another.
     """
     tree: dict[Any, Any] = {}
     inner = {path[:depth] for path in flat for depth in range(len(path))}
@@ -142,18 +142,18 @@ def nest(flat: Mapping[Path, Any], where: object) -> dict[Any, Any]:
             name = ".".join(map(str, path))
             raise CheckpointError(f"{where}: '{name}' is a tensor and also the name of a group of tensors.")
         put_at(tree, path, value)
-    return _of_one_kind(tree)
+    return _uniform_keys(tree)
 
 
 def put_at(tree: dict[Any, Any], path: Path, value: Any) -> None:
-    """Put a value into nested dicts; those that are not there yet are made."""
+    """Put a value into nested dicts, which are created as needed."""
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
 
 
-def _of_one_kind(tree: Any) -> Any:
+def _uniform_keys(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
     mixed = len({type(name) for name in tree}) > 1
-    return {str(name) if mixed else name: _of_one_kind(child) for name, child in tree.items()}
+    return {str(name) if mixed else name: _uniform_keys(child) for name, child in tree.items()}

@@ -1,4 +1,4 @@
-"""`load_state_dict`, `load_flax`, `save_state_dict` and `save_flax`: a whole checkpoint to or from memory."""
+"""`load_state_dict`, `load_flax`, `save_state_dict` and `save_flax`: a checkpoint to and from memory."""
 
 import os
 import pathlib
@@ -13,8 +13,8 @@ from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_tor
 
 from ..moving import as_exchangeable
 from ..trees import place_on_sharding, read_flax, sharding_of
-from ._flax_leaves import flax_leaves
-from ._leaf import Checkpoint, Format, Framework, Leaf, nest, place_of
+from ._leaf import Checkpoint, Format, Framework, Leaf, nest, view_key
+from ._match_template import match_template
 from ._open import open_checkpoint
 from ._pipeline import read_all
 from ._write import format_for, write_checkpoint
@@ -30,20 +30,20 @@ def load_state_dict(path: AnyPath, *, copy: bool = False, key: str | None = None
     Args:
         path: A ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.bin`` file, an ``*.index.json``, or a folder with
             one of these.
-        copy: ``True`` reads the values into memory of their own.
-        key: Which entry of a torch file is the ``state_dict``, dotted, where there are several.
+        copy: ``True`` reads the values into new memory.
+        key: Which entry of a torch file is the ``state_dict``, dotted, if there are several.
 
     Returns:
         A ``state_dict`` on the CPU; names that were tied in a torch file are one tensor. A module's extra state
-        that is no tensor is left out.
+        is left out unless it is a tensor.
 
     Raises:
-        CheckpointError: The file is not sound, holds code, or holds Flax weights.
+        CheckpointError: The file is damaged, holds code, or holds Flax weights.
 
     Memory:
-        By default tensors are views of the file's map: nothing is read before it is touched, and writing to a
-        tensor does not change the file. Replace such a file, never rewrite it in place. A torch file from before
-        torch 1.6 cannot be mapped and is read.
+        By default, tensors are views of the file's memory map. Values are read when they are first used. Writing to
+        a tensor does not change the file. Replace such a file, never rewrite it in place. A torch file from before
+        torch 1.6 cannot be mapped and is read whole.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -64,21 +64,21 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
     Args:
         path: A Flax-style ``.safetensors`` file (flat dotted names), its index, a ``.msgpack`` file, an Orbax
             checkpoint, or a folder with one of these.
-        template: An ``nnx.Module``, an ``nnx.State`` or linen variables, concrete or abstract, to be filled; it is
-            left untouched. Without one, a nested dict is returned, in which digits between dots are integers.
-        copy: As for `to_jax`: ``None`` shares the file's map where it can be shared, ``True`` never does.
+        template: The ``nnx.Module``, ``nnx.State`` or linen variables to fill, concrete or abstract. It is not
+            changed. Without one, a nested dict is returned, in which digits between dots are integers.
+        copy: As for `to_jax`: ``None`` shares the file's memory map where possible, ``True`` never does.
 
     Returns:
-        A nested dict of ``jax.Array``, or a new thing of the template's kind, with its shardings as for `to_flax`.
+        A nested dict of ``jax.Array``, or a new object of the template's kind, with its shardings as for `to_flax`.
 
     Raises:
-        CheckpointError: The file is not sound, holds torch weights, or does not fit the template.
+        CheckpointError: The file is damaged, holds torch weights, or does not fit the template.
         ExchangeError: JAX cannot hold a leaf (64-bit types with x64 off).
 
     Memory:
-        With ``copy=None`` arrays that start on a 64-byte boundary are views of the file's map: in files that
-        this library wrote, all whose size is a multiple of 64 bytes. Replace such a file, never rewrite it in
-        place.
+        With ``copy=None``, arrays that start on a 64-byte boundary are views of the file's memory map. In files of
+        this library, these are all arrays whose size is a multiple of 64 bytes. Replace such a file, never rewrite
+        it in place.
 
     >>> import tempfile, jax.numpy as jnp
     >>> folder = tempfile.mkdtemp()
@@ -93,12 +93,11 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
         arrays = to_jax(read_all(checkpoint.leaves.values()), copy=copy)
         return nest({leaf.path: arrays[name] for name, leaf in checkpoint.leaves.items()}, path)
     tree = read_flax(template)
-    found = flax_leaves(checkpoint, tree)
+    found = match_template(checkpoint, tree)
     if holes := tree.holes(found):
         names = "', '".join(map(join_path, holes))
         raise CheckpointError(
-            f"{path} has no '{names}', of which the abstract template has no value to keep: pass a concrete "
-            "template."
+            f"{path} has no '{names}', and the abstract template has no value to keep: pass a concrete template."
         )
     shardings = {leaf.path: sharding_of(leaf) for leaf in tree.root.flat().values()}
     elsewhere = {
@@ -123,35 +122,35 @@ def save_state_dict(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
 ) -> None:
-    """Write a ``state_dict``; the file appears only when it is whole.
+    """Write a ``state_dict``; the file appears only when it is complete.
 
     Args:
         path: ``.safetensors``, or ``.pt``, ``.pth``, ``.th``, ``.bin`` for a file of ``torch.save``; any other
             name is a folder, with ``model.safetensors`` or shards and their index in it.
-        source: A module or its ``state_dict``, of tensors alone, on any device.
-        format: By default what the name says, and else safetensors.
-        shard_size: The bytes of one file of a folder; by default one file.
-        metadata: Notes for the header of a safetensors file.
-        overwrite: With ``False``, refuse to replace what is there.
+        source: A module or its ``state_dict``, on any device. It must hold only tensors.
+        format: By default that of the suffix; without one, safetensors.
+        shard_size: The bytes of one file in a folder; by default one file.
+        metadata: Metadata for the header of a safetensors file.
+        overwrite: With ``False``, refuse to replace an existing checkpoint.
 
     Raises:
-        CheckpointError: It cannot be written; nothing is left behind, and what was there before is still there.
+        CheckpointError: It cannot be written; nothing is left behind, and an existing checkpoint stays.
 
     Memory:
-        One tensor beside the source, where its strides are not row-major or it is on another device.
+        One tensor in addition to the source, if it is not row-major or is on another device.
     """
     if not isinstance(source, nn.Module | Mapping):
         raise CheckpointError(
-            f"a {type(source).__name__} is no torch weights: pass an nn.Module or its state_dict."
+            f"a {type(source).__name__} holds no torch weights: pass an nn.Module or its state_dict."
         )
     state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
     for name, tensor in state.items():
         _check_plain(name, tensor)
     first: dict[Any, str] = {}
     leaves = []
-    _check_notes(path, "torch", format, metadata)
+    _check_metadata(path, "torch", format, metadata)
     for name, tensor in state.items():
-        place = tensor.device, place_of(tensor)
+        place = tensor.device, view_key(tensor)
         twin = first.setdefault(place, name) if tensor.numel() else name
         leaves.append(_in_memory(split_path(name), name, tensor, "" if twin == name else twin))
     write_checkpoint(
@@ -174,24 +173,23 @@ def save_flax(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
 ) -> None:
-    """Write the variables of a Flax model; the file appears only when it is whole.
+    """Write the variables of a Flax model; the file appears only when it is complete.
 
     Args:
         path: ``.safetensors`` (flat dotted names) or ``.msgpack``; any other name is a folder, with
             ``model.safetensors`` or shards in it, or an Orbax checkpoint with ``format="orbax"``.
-        source: An ``nnx.Module``, an ``nnx.State`` or linen variables. Random streams and caches belong to a run
-            and are not written.
-        format: By default what the name says, and else safetensors.
-        shard_size: The bytes of one file of a folder; by default one file.
-        metadata: Notes for the header of a safetensors file.
-        overwrite: With ``False``, refuse to replace what is there.
+        source: An ``nnx.Module``, an ``nnx.State`` or linen variables. Random streams and caches are not written.
+        format: By default that of the suffix; without one, safetensors.
+        shard_size: The bytes of one file in a folder; by default one file.
+        metadata: Metadata for the header of a safetensors file.
+        overwrite: With ``False``, refuse to replace an existing checkpoint.
 
     Raises:
-        CheckpointError: It cannot be written; nothing is left behind, and what was there before is still there.
-        ExchangeError: A leaf has a dtype that torch has not.
+        CheckpointError: It cannot be written; nothing is left behind, and an existing checkpoint stays.
+        ExchangeError: A leaf has a dtype that torch does not have.
 
     Memory:
-        One array beside the source; Orbax holds its own copy of the tree.
+        One array in addition to the source; Orbax holds its own copy of the tree.
     """
     tree = read_flax(source)
     arrays = {leaf.path: as_exchangeable(leaf.value) for leaf in tree.root.flat().values()}
@@ -199,7 +197,7 @@ def save_flax(
     if len(tensors) < len(arrays):
         raise CheckpointError("two leaves have the same dotted name.")
     leaves = []
-    _check_notes(path, "flax", format, metadata)
+    _check_metadata(path, "flax", format, metadata)
     for where in arrays:
         tensor = tensors[join_path(where)]
         if not isinstance(tensor, torch.Tensor):
@@ -213,7 +211,7 @@ def save_flax(
         framework="flax",
         format=format,
         metadata=metadata,
-        memory=1 << 62,  # the tree is in memory already
+        memory=1 << 62,  # no limit: the tree is already in memory
         shard_size=shard_size,
         overwrite=overwrite,
     )
@@ -227,26 +225,28 @@ def _values(checkpoint: Checkpoint, copy: bool) -> dict[str, torch.Tensor]:
     return {name: own.setdefault(id(tensor), tensor.clone()) for name, tensor in values.items()}
 
 
-def _check_notes(
+def _check_metadata(
     path: AnyPath, framework: Framework, format: Format | None, metadata: Mapping[str, str] | None
 ) -> None:
     if metadata and (chosen := format_for(pathlib.Path(path), framework, format)) != "safetensors":
-        raise CheckpointError(f"metadata goes into the header of a safetensors file: {chosen} has none.")
+        raise CheckpointError(f"metadata needs the header of a safetensors file: {chosen} has none.")
 
 
 def _check_plain(name: object, tensor: object) -> None:
-    """Whether this has values of its own that a file can hold."""
+    """Refuse what has no plain values that a file can store."""
     if not isinstance(name, str):
-        raise CheckpointError(f"{name!r} is no name for a tensor: the keys of a state_dict are strings.")
+        raise CheckpointError(f"{name!r} is not a name for a tensor: the keys of a state_dict are strings.")
     if not isinstance(tensor, torch.Tensor):
-        raise CheckpointError(f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds tensors.")
+        raise CheckpointError(
+            f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds only tensors."
+        )
     if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
         kind = "nested" if tensor.is_nested else f"{tensor.dtype} with the layout {tensor.layout}"
-        raise CheckpointError(f"'{name}' is {kind}: only dense tensors are saved.")
+        raise CheckpointError(f"'{name}' is {kind}: only dense tensors can be saved.")
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise CheckpointError(
-            f"'{name}' is a {type(tensor).__name__}, whose values are elsewhere: give the plain tensor (of a "
-            "DTensor, full_tensor())."
+            f"'{name}' is a {type(tensor).__name__}, which is not a plain tensor: convert it first (a DTensor with "
+            "full_tensor())."
         )
     try:
         if tensor.is_meta:
@@ -254,7 +254,7 @@ def _check_plain(name: object, tensor: object) -> None:
         tensor.data_ptr()
     except RuntimeError as err:
         raise CheckpointError(
-            f"'{name}' has no values while torch.func or torch.compile transforms the code: save outside."
+            f"'{name}' has no values inside torch.func or torch.compile: save it outside of them."
         ) from err
 
 

@@ -1,7 +1,7 @@
-"""A file as memory: tensors that are views of its map.
+"""Memory-mapped files: tensors that are views of the map.
 
-A map is private, so writing to such a tensor changes neither the file nor what others read from it. The file must
-not be shortened while tensors look into it: the operating system then ends the process.
+A map is private: writing to such a tensor changes neither the file nor what others read from it. The file must not
+be truncated while tensors view it, or the operating system ends the process.
 """
 
 import mmap
@@ -15,46 +15,46 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
-__all__ = ["MappedFile", "Released", "Window"]
+__all__ = ["MappedFile", "Releasable", "Window"]
 
 
-class Released(Protocol):
-    """What holds a map and can let go of it."""
+class Releasable(Protocol):
+    """An owner of a map, which can drop it."""
 
     def release(self) -> None:
         """Drop the map; the next read makes another."""
 
 
 class Window:
-    """How many bytes of all the files of one checkpoint may stay mapped while it is read through.
+    """Bounds how many bytes of a checkpoint stay mapped while it is read, over all of its files.
 
     Args:
-        size: After so many bytes were handed out, every map is let go; its pages are given back when the last
-            tensor that looks into it is gone.
+        size: After this many bytes of tensors were returned, every map is dropped. Its pages are freed with the
+            last tensor that views them.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._handed_out = 0
-        self._holders: set[Released] = set()
+        self._returned = 0
+        self._owners: set[Releasable] = set()
 
-    def take(self, holder: Released, count: int) -> None:
-        """Say that a tensor of so many bytes is handed out."""
-        self._holders.add(holder)
-        self._handed_out += count
-        if self._handed_out >= self._size:
-            for one in self._holders:
+    def add(self, owner: Releasable, count: int) -> None:
+        """Count the bytes of a tensor that views a map of ``owner``."""
+        self._owners.add(owner)
+        self._returned += count
+        if self._returned >= self._size:
+            for one in self._owners:
                 one.release()
-            self._holders.clear()
-            self._handed_out = 0
+            self._owners.clear()
+            self._returned = 0
 
 
 class MappedFile:
-    """A readable file.
+    """A file that is open for reading.
 
     Args:
         path: The file.
-        window: Bounds what stays mapped; None maps once.
+        window: Bounds what stays mapped; with None the file is mapped once.
     """
 
     def __init__(self, path: pathlib.Path, window: Window | None = None) -> None:
@@ -69,11 +69,11 @@ class MappedFile:
         self.size = os.fstat(self._file).st_size
 
     def start(self, count: int) -> bytes:
-        """The first bytes, fewer where the file ends."""
+        """The first bytes; fewer if the file is shorter."""
         return self.slice(0, count)
 
     def slice(self, begin: int, count: int) -> bytes:
-        """A copy of some bytes, fewer where the file ends."""
+        """A copy of some bytes; fewer if the file is shorter."""
         try:
             return os.pread(self._file, count, begin)
         except OSError as err:
@@ -91,7 +91,7 @@ class MappedFile:
         if begin % dtype.itemsize:
             part = part.clone()
         if self._window is not None:
-            self._window.take(self, end - begin)
+            self._window.add(self, end - begin)
         return part.view(dtype).view(tuple(shape))
 
     def release(self) -> None:
@@ -103,7 +103,7 @@ class MappedFile:
         if self._bytes is None:
             try:
                 pages = mmap.mmap(self._file, self.size, access=mmap.ACCESS_COPY)
-            except (OSError, ValueError) as err:  # no map of an empty file, or of one that was shortened
+            except (OSError, ValueError) as err:  # the file is empty or was truncated
                 raise CheckpointError(f"cannot map {self.path} into memory: {err}.") from err
             self._bytes = torch.frombuffer(pages, dtype=torch.uint8)
         return self._bytes

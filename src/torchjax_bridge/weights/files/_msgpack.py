@@ -1,8 +1,8 @@
-"""Flax's msgpack files (``flax.serialization.to_bytes``), read from a map and written leaf by leaf.
+"""Flax's msgpack files (``flax.serialization.to_bytes``), read from a memory map and written leaf by leaf.
 
-Arrays lie in the file as an extension of type 1: a packed triple of shape, dtype name and row-major bytes; above
-1 GiB as a dict of flat chunks (see ``flax/serialization.py``). The reader walks the file once for the places of the
-arrays, so it needs neither the msgpack package nor the memory of the whole.
+An array is an extension of type 1: a packed triple of shape, dtype name and row-major bytes. Above 1 GiB it is a
+dict of flat chunks (see ``flax/serialization.py``). The reader parses the file once for the offsets of the arrays
+and needs neither the msgpack package nor memory for the values.
 """
 
 import pathlib
@@ -19,18 +19,18 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, torch_dtype
 
 from ._leaf import Checkpoint, Leaf, nest, size_of
 from ._mapped import MappedFile, Window
-from ._pipeline import Pump
+from ._pipeline import Pipeline
 
 __all__ = ["read_msgpack", "write_msgpack"]
 
 _CHUNKED = "__msgpack_chunked_array__"
-_CHUNK = 1 << 30
-_DEEPEST = 64
+_CHUNK_BYTES = 1 << 30
+_MAX_DEPTH = 64
 
 
 @dataclass(frozen=True)
-class _Array:
-    """Where an array lies."""
+class _ArraySpan:
+    """An array in the file: its bytes are ``[begin, end)``."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -42,19 +42,19 @@ def read_msgpack(path: pathlib.Path, window: Window | None = None) -> Checkpoint
     """The arrays of a Flax msgpack file.
 
     Raises:
-        CheckpointError: It is truncated, or not what Flax writes.
+        CheckpointError: It is truncated, or not a file of Flax.
     """
     file = MappedFile(path, window)
     if not file.size:
         raise CheckpointError(f"{path} is empty.")
-    walk = _Walk(file.bytes().numpy().data, path)
-    tree = walk.value(0)
-    if walk.place != file.size:
-        raise CheckpointError(f"{path}: {file.size - walk.place} bytes follow the msgpack value.")
-    flat: dict[Path, list[_Array]] = {}
+    parser = _Parser(file.bytes().numpy().data, path)
+    tree = parser.value(0)
+    if parser.position != file.size:
+        raise CheckpointError(f"{path}: {file.size - parser.position} bytes follow the msgpack value.")
+    flat: dict[Path, list[_ArraySpan]] = {}
     shapes: dict[Path, tuple[int, ...]] = {}
     _flatten(tree, (), flat, shapes, path)
-    del walk, tree
+    del parser, tree
     leaves: dict[str, Leaf] = {}
     for where, parts in flat.items():
         name = join_path(where)
@@ -68,13 +68,13 @@ def read_msgpack(path: pathlib.Path, window: Window | None = None) -> Checkpoint
     return Checkpoint(path, "msgpack", leaves, "flax")
 
 
-def write_msgpack(leaves: Sequence[Leaf], file: BinaryIO, pump: Pump) -> None:
-    """The nested dict of the leaves' paths, as ``flax.serialization.msgpack_restore`` reads it."""
+def write_msgpack(leaves: Sequence[Leaf], file: BinaryIO, pipeline: Pipeline) -> None:
+    """Write the nested dict of the leaves' paths, as ``flax.serialization.msgpack_restore`` reads it."""
     tree = nest({leaf.path: leaf for leaf in leaves}, "cannot write msgpack")
-    _write(tree, file, pump)
+    _write(tree, file, pipeline)
 
 
-def _read(file: MappedFile, parts: Sequence[_Array], shape: tuple[int, ...]) -> torch.Tensor:
+def _read(file: MappedFile, parts: Sequence[_ArraySpan], shape: tuple[int, ...]) -> torch.Tensor:
     tensors = [file.tensor(part.begin, part.end, part.dtype, part.shape) for part in parts]
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors).view(shape)
 
@@ -85,31 +85,31 @@ def _read(file: MappedFile, parts: Sequence[_Array], shape: tuple[int, ...]) -> 
 def _flatten(
     tree: Any,
     where: Path,
-    flat: dict[Path, list[_Array]],
+    flat: dict[Path, list[_ArraySpan]],
     shapes: dict[Path, tuple[int, ...]],
     path: pathlib.Path,
 ) -> None:
-    if isinstance(tree, _Array):
+    if isinstance(tree, _ArraySpan):
         flat[where], shapes[where] = [tree], tree.shape
     elif isinstance(tree, dict) and _CHUNKED in tree:
-        flat[where], shapes[where] = _unchunk(tree, where, path)
+        flat[where], shapes[where] = _join_chunks(tree, where, path)
     elif isinstance(tree, dict):
         for name, child in tree.items():
             _flatten(child, (*where, name), flat, shapes, path)
     elif isinstance(tree, list):
-        for place, child in enumerate(tree):
-            _flatten(child, (*where, place), flat, shapes, path)
+        for index, child in enumerate(tree):
+            _flatten(child, (*where, index), flat, shapes, path)
     elif tree is not None:
         kind = type(tree).__name__
         raise CheckpointError(f"{path}: '{join_path(where)}' is a {kind}, not an array.")
 
 
-def _unchunk(tree: dict, where: Path, path: pathlib.Path) -> tuple[list[_Array], tuple[int, ...]]:
+def _join_chunks(tree: dict, where: Path, path: pathlib.Path) -> tuple[list[_ArraySpan], tuple[int, ...]]:
     sizes, chunks = tree.get("shape"), tree.get("chunks")
     fault = CheckpointError(f"{path}: the chunks of '{join_path(where)}' do not make one array.")
     if not isinstance(sizes, dict) or not isinstance(chunks, dict) or not chunks:
         raise fault
-    parts = [part for place in range(len(chunks)) if isinstance(part := chunks.get(str(place)), _Array)]
+    parts = [part for index in range(len(chunks)) if isinstance(part := chunks.get(str(index)), _ArraySpan)]
     shape = tuple(
         size for axis in range(len(sizes)) if type(size := sizes.get(str(axis))) is int and size >= 0
     )
@@ -122,18 +122,18 @@ def _unchunk(tree: dict, where: Path, path: pathlib.Path) -> tuple[list[_Array],
     return parts, shape
 
 
-class _Walk:
-    """Reads one msgpack value; `place` is where the next byte is."""
+class _Parser:
+    """Parses one msgpack value; `position` is the offset of the next byte."""
 
     def __init__(self, data: memoryview, path: pathlib.Path) -> None:
         self._data = data
         self._path = path
-        self.place = 0
+        self.position = 0
 
     def value(self, depth: int) -> Any:
-        """The value at `place`: Python's own for the plain ones, `_Array` for an array."""
-        if depth > _DEEPEST:
-            raise CheckpointError(f"{self._path}: it is nested more than {_DEEPEST} deep.")
+        """The value at `position`, as a Python object; an array as its `_ArraySpan`."""
+        if depth > _MAX_DEPTH:
+            raise CheckpointError(f"{self._path}: it is nested more than {_MAX_DEPTH} deep.")
         code = self._number("B")
         if code <= 0x7F:
             return code
@@ -145,10 +145,10 @@ class _Walk:
             return self._text(code & 0x1F)
         if code >= 0xE0:
             return code - 0x100
-        if code in _PLAIN:
-            return _PLAIN[code]
-        if code in _NUMBERS:
-            return self._number(_NUMBERS[code])
+        if code in _CONSTANTS:
+            return _CONSTANTS[code]
+        if code in _NUMBER_FORMATS:
+            return self._number(_NUMBER_FORMATS[code])
         if code in _SIZED:
             kind, width = _SIZED[code]
             count = self._number(width)
@@ -159,7 +159,7 @@ class _Walk:
             if kind == "text":
                 return self._text(count)
             if kind == "bytes":
-                return bytes(self._data[self._take(count) : self.place])
+                return bytes(self._data[self._advance(count) : self.position])
             return self._extension(count)
         if code in _FIXED_EXTENSIONS:
             return self._extension(_FIXED_EXTENSIONS[code])
@@ -170,7 +170,7 @@ class _Walk:
         for _ in range(count):
             name = self.value(depth + 1)
             if not isinstance(name, str) and type(name) is not int:
-                raise self._damaged(f"a {type(name).__name__} is the name of an entry")
+                raise self._damaged(f"an entry has a {type(name).__name__} as its name")
             if name in found:
                 raise self._damaged(f"the name {name!r} comes twice")
             found[name] = self.value(depth + 1)
@@ -181,67 +181,67 @@ class _Walk:
 
     def _text(self, count: int) -> str:
         try:
-            return bytes(self._data[self._take(count) : self.place]).decode()
+            return bytes(self._data[self._advance(count) : self.position]).decode()
         except UnicodeDecodeError as err:
             raise self._damaged("a name is not UTF-8") from err
 
-    def _extension(self, count: int) -> _Array:
+    def _extension(self, count: int) -> _ArraySpan:
         kind = self._number("b")
-        end = self.place + count
+        end = self.position + count
         if end > len(self._data):
             raise self._damaged("it is truncated")
         if kind not in (1, 3):
-            raise self._damaged(f"an extension of type {kind} is no array")
+            raise self._damaged(f"an extension of type {kind} is not an array")
         array = self._array()
-        if self.place != end:
+        if self.position != end:
             raise self._damaged("an array is longer than it says")
         return array
 
-    def _array(self) -> _Array:
+    def _array(self) -> _ArraySpan:
         if self._number("B") != 0x93:
-            raise self._damaged("an array is not shape, dtype and bytes")
-        shape, name = self.value(_DEEPEST - 1), self.value(_DEEPEST - 1)
+            raise self._damaged("an array does not consist of shape, dtype and bytes")
+        shape, name = self.value(_MAX_DEPTH - 1), self.value(_MAX_DEPTH - 1)
         if isinstance(name, bytes):
             name = name.decode(errors="replace")
         if not isinstance(name, str) or not isinstance(shape, list):
             raise self._damaged("an array has no shape or no dtype")
         if not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
-            raise self._damaged(f"{shape} is no shape")
+            raise self._damaged(f"{shape} is not a shape")
         try:
             dtype = torch_dtype(name)
         except DtypeError as err:
             raise CheckpointError(
-                f"{self._path}: an array has the dtype {name!r}, which torch has not."
+                f"{self._path}: an array has the dtype {name!r}, which torch does not have."
             ) from err
         code = self._number("B")
         width = {0xC4: "B", 0xC5: "H", 0xC6: "I"}.get(code)
         if width is None and not 0xA0 <= code <= 0xBF:
             raise self._damaged("an array has no bytes")
         count = code & 0x1F if width is None else self._number(width)
-        begin = self._take(count)
+        begin = self._advance(count)
         if count != size_of(dtype, shape):
             raise self._damaged(
                 f"an array of {name} {tuple(shape)} takes {size_of(dtype, shape)} bytes, not {count}"
             )
-        return _Array(dtype, tuple(shape), begin, self.place)
+        return _ArraySpan(dtype, tuple(shape), begin, self.position)
 
     def _number(self, kind: str) -> Any:
-        begin = self._take(struct.calcsize(kind))
+        begin = self._advance(struct.calcsize(kind))
         return struct.unpack_from(f">{kind}", self._data, begin)[0]
 
-    def _take(self, count: int) -> int:
-        begin, self.place = self.place, self.place + count
-        if self.place > len(self._data):
+    def _advance(self, count: int) -> int:
+        begin, self.position = self.position, self.position + count
+        if self.position > len(self._data):
             raise self._damaged("it is truncated")
         return begin
 
     def _damaged(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self._path}: it is damaged or no msgpack file of Flax: {why}.")
+        return CheckpointError(f"{self._path}: it is damaged or not a msgpack file of Flax: {why}.")
 
 
-# The format's own table: https://github.com/msgpack/msgpack/blob/master/spec.md
-_PLAIN = {0xC0: None, 0xC2: False, 0xC3: True}
-_NUMBERS = {
+# From https://github.com/msgpack/msgpack/blob/master/spec.md
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+_NUMBER_FORMATS = {
     0xCA: "f",
     0xCB: "d",
     0xCC: "B",
@@ -274,36 +274,36 @@ _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 # --- writing -----------------------------------------------------------------------------------------
 
 
-def _write(tree: Any, file: BinaryIO, pump: Pump) -> None:
+def _write(tree: Any, file: BinaryIO, pipeline: Pipeline) -> None:
     if isinstance(tree, Leaf):
-        _write_leaf(tree, file, pump)
+        _write_leaf(tree, file, pipeline)
         return
-    pump.put(_map_header(len(tree)), file)
+    pipeline.write_bytes(_map_header(len(tree)), file)
     for name, child in tree.items():
-        pump.put(_key(name), file)
-        _write(child, file, pump)
+        pipeline.write_bytes(_key(name), file)
+        _write(child, file, pipeline)
 
 
-def _write_leaf(leaf: Leaf, file: BinaryIO, pump: Pump) -> None:
-    if leaf.nbytes <= _CHUNK:
-        pump.put(_array_header(leaf.dtype, leaf.shape), file)
-        pump.feed(leaf, file)
+def _write_leaf(leaf: Leaf, file: BinaryIO, pipeline: Pipeline) -> None:
+    if leaf.nbytes <= _CHUNK_BYTES:
+        pipeline.write_bytes(_array_header(leaf.dtype, leaf.shape), file)
+        pipeline.write(leaf, file)
         return
     flat = leaf.read().contiguous().view(-1)
-    step = _CHUNK // leaf.dtype.itemsize
+    step = _CHUNK_BYTES // leaf.dtype.itemsize
     starts = range(0, flat.numel(), step)
     sizes = b"".join(_key(str(axis)) + _int(size) for axis, size in enumerate(leaf.shape))
     head = _key(_CHUNKED) + b"\xc3" + _key("shape") + _map_header(len(leaf.shape)) + sizes + _key("chunks")
-    pump.put(_map_header(3) + head + _map_header(len(starts)), file)
-    for place, start in enumerate(starts):
+    pipeline.write_bytes(_map_header(3) + head + _map_header(len(starts)), file)
+    for index, start in enumerate(starts):
         part = flat[start : start + step]
         chunk = Leaf(leaf.name, leaf.path, leaf.dtype, tuple(part.shape), lambda part=part: part)  # type: ignore[misc]
-        pump.put(_key(str(place)) + _array_header(chunk.dtype, chunk.shape), file)
-        pump.feed(chunk, file)
+        pipeline.write_bytes(_key(str(index)) + _array_header(chunk.dtype, chunk.shape), file)
+        pipeline.write(chunk, file)
 
 
 def _array_header(dtype: torch.dtype, shape: Sequence[int]) -> bytes:
-    """Everything before the bytes of an array: they are the last part of the extension."""
+    """Everything before the bytes of an array, which end the extension."""
     size = size_of(dtype, shape)
     name = jax_dtype(dtype).name.encode()
     count = len(shape)

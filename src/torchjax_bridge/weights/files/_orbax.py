@@ -1,8 +1,8 @@
-"""Orbax checkpoints, through Orbax's own public readers and writers.
+"""Orbax checkpoints, by Orbax's public readers and writers.
 
-Read one leaf at a time by partial restores, whatever layout Orbax chose (OCDBT or one folder a leaf, zarr 2 or 3,
-written by one process or many). Orbax holds a tree whole while it writes it, so that only happens within the memory
-that the caller allows. Refuses what Orbax cannot say: it writes no array without elements.
+Leaves are read by partial restores, in every layout of Orbax (OCDBT or one folder per leaf, zarr 2 or 3, written
+by one process or many). Orbax holds the whole tree while it writes, so it must fit in the memory that the caller
+allows. Arrays without elements are refused, because Orbax does not write them.
 """
 
 import json
@@ -24,34 +24,44 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, tor
 
 from ._leaf import Checkpoint, Leaf, Progress, nest, put_at
 from ._mapped import Window
-from ._pipeline import raw
+from ._pipeline import as_bytes
 
 __all__ = ["find_orbax", "read_orbax", "write_orbax"]
 
-_TREE = "_METADATA"
-_STEP = re.compile(
-    r"(.*_)?[0-9]+"
-)  # what a CheckpointManager calls its steps: with or without a prefix and zeros
+_METADATA_FILE = "_METADATA"
+# The name of a CheckpointManager's step: with or without a prefix and leading zeros.
+_STEP_NAME = re.compile(r"(.*_)?[0-9]+")
 
-_GROUP = 16 << 20  # bytes that are restored at once: a call of Orbax takes as long as reading so much
-_HELD = 4  # groups that stay, since models are walked in another order than Orbax' own
+# Small leaves are restored in groups of this size: a call of Orbax takes as long as reading so many bytes.
+_GROUP_BYTES = 16 << 20
+# Several groups stay in memory, because a model has another order of leaves than Orbax.
+_MAX_CACHED_GROUPS = 4
 
-# What Orbax and TensorStore raise for a folder that is damaged depends on where.
-_DAMAGE = (ValueError, TypeError, LookupError, OSError, RuntimeError, AttributeError, NotImplementedError)
+# Orbax and TensorStore raise any of these for a damaged folder.
+_DAMAGE_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    AttributeError,
+    NotImplementedError,
+)
 
 
 def find_orbax(folder: pathlib.Path) -> pathlib.Path | None:
-    """The folder that holds the tree: the one given, its only item with one, or that of the only step; or None."""
-    if (folder / _TREE).is_file():
+    """The folder with the tree, or None: ``folder`` itself, its only item with a tree, or that of its only step."""
+    if (folder / _METADATA_FILE).is_file():
         return folder
     try:
         inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
     except OSError as err:
         raise CheckpointError(f"cannot read {folder}: {err.strerror}.") from err
     marked = (folder / "_CHECKPOINT_METADATA").is_file()
-    found = [entry for entry in inside if (marked or entry.name == "default") and (entry / _TREE).is_file()]
+    items = [entry for entry in inside if marked or entry.name == "default"]
+    found = [entry for entry in items if (entry / _METADATA_FILE).is_file()]
     if not found:
-        steps = [entry for entry in inside if _STEP.fullmatch(entry.name)]
+        steps = [entry for entry in inside if _STEP_NAME.fullmatch(entry.name)]
         found = [inner for step in steps if (inner := find_orbax(step)) is not None]
     if len(found) > 1:
         names = ", ".join(str(entry.relative_to(folder)) for entry in found[:4])
@@ -65,30 +75,30 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     Raises:
         CheckpointError: orbax-checkpoint is not installed, or the folder is damaged.
     """
-    del window  # every leaf is read by itself
+    del window  # Orbax maps no files
     checkpointer = _checkpointer()
-    _check_tree(folder)
-    with _in_words(folder):
-        found = checkpointer.metadata(str(folder.absolute())).item_metadata
-    if found is None:  # what Orbax says of arrays that it cannot find is in its log alone
-        raise CheckpointError(f"{folder}: files that its {_TREE} speaks of are missing or damaged.")
-    flat = dict(_leaves(found.tree, ()))
+    _check_metadata(folder)
+    with _as_checkpoint_error(folder):
+        metadata = checkpointer.metadata(str(folder.absolute())).item_metadata
+    if metadata is None:  # Orbax reports missing arrays only in its log
+        raise CheckpointError(f"{folder}: files that its {_METADATA_FILE} lists are missing or damaged.")
+    flat = dict(_leaves(metadata.tree, ()))
     strip = bool(flat) and all(len(path) > 1 and path[-1] == "value" for path in flat)
     leaves: dict[str, Leaf] = {}
     reader = _Reader(folder, checkpointer, flat)
     for path, found in flat.items():
-        # An nnx.State was saved with each variable as a dict of its one value.
-        where = tuple(_position(part) for part in (path[:-1] if strip else path))
+        # A saved nnx.State has each variable as a dict with the one entry "value".
+        where = tuple(_restored_key(part) for part in (path[:-1] if strip else path))
         name = join_path(where)
         if getattr(found, "shape", None) is None or getattr(found, "dtype", None) is None:
             raise CheckpointError(
-                f"{folder}: '{name}' is no array ({type(found).__name__}): save the variables alone."
+                f"{folder}: '{name}' is not an array ({type(found).__name__}): save only the variables."
             )
         try:
             dtype = torch_dtype(found.dtype)
         except DtypeError as err:
             raise CheckpointError(
-                f"{folder}: '{name}' has the dtype {found.dtype}, which torch has not."
+                f"{folder}: '{name}' has the dtype {found.dtype}, which torch does not have."
             ) from err
         leaves[name] = Leaf(name, where, dtype, tuple(found.shape), partial(reader.tensor, path, dtype))
     if not leaves:
@@ -98,7 +108,7 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
 
 
 def write_orbax(leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progress: Progress | None) -> None:
-    """Write the nested tree of the leaves' paths into a folder that is not there yet.
+    """Write the nested tree of the leaves' paths into a new folder.
 
     Raises:
         CheckpointError: The tree is larger than ``memory``, or Orbax refuses it.
@@ -106,8 +116,8 @@ def write_orbax(leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progr
     total = sum(leaf.nbytes for leaf in leaves)
     if total > memory:
         raise CheckpointError(
-            f"Orbax holds a tree whole while it writes it: {total} bytes, and {memory} are allowed. Raise the "
-            "limit with memory=..., or write safetensors, which is written leaf by leaf."
+            f"Orbax holds the whole tree while it writes: {total} bytes, and {memory} are allowed. Raise the limit "
+            "with memory=..., or write safetensors, which is written leaf by leaf."
         )
     for leaf in leaves:
         if not leaf.nbytes:
@@ -119,7 +129,7 @@ def write_orbax(leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progr
             progress(leaf.nbytes)
     tree = nest(arrays, "cannot write an Orbax checkpoint")
     checkpointer = _checkpointer()
-    with _in_words(folder):
+    with _as_checkpoint_error(folder):
         checkpointer.save(str(folder.absolute()), tree)
 
 
@@ -134,12 +144,14 @@ def _checkpointer() -> Any:
     return ocp.PyTreeCheckpointer()
 
 
-def _check_tree(folder: pathlib.Path) -> None:
-    """Orbax gives an endless traceback for a cut file; one look tells."""
+def _check_metadata(folder: pathlib.Path) -> None:
+    """Refuse a truncated file, for which Orbax raises an endless traceback."""
     try:
-        json.loads((folder / _TREE).read_bytes())
+        json.loads((folder / _METADATA_FILE).read_bytes())
     except (OSError, ValueError, RecursionError) as err:
-        raise CheckpointError(f"{folder}: its {_TREE} cannot be read: the checkpoint is damaged.") from err
+        raise CheckpointError(
+            f"{folder}: its {_METADATA_FILE} cannot be read: the checkpoint is damaged."
+        ) from err
 
 
 def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -153,37 +165,37 @@ def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield path, tree
 
 
-def _position(part: str | int) -> str | int:
-    """Orbax gives integer keys back as strings (orbax#2561)."""
+def _restored_key(part: str | int) -> str | int:
+    """The key before it was saved: Orbax returns integer keys as strings (orbax#2561)."""
     found = split_path(part) if isinstance(part, str) else (part,)
     return found[0] if len(found) == 1 else part
 
 
 class _Reader:
-    """Restores small leaves together, in groups that lie beside each other; large ones by themselves."""
+    """Restores leaves in groups that follow each other in the tree; a large leaf is a group of its own."""
 
     def __init__(self, folder: pathlib.Path, checkpointer: Any, found: Mapping[Path, Any]) -> None:
         self._folder = folder
         self._checkpointer = checkpointer
         self._found = found
         self._groups: dict[Path, tuple[Path, ...]] = {}
-        self._held: dict[tuple[Path, ...], dict[Path, Any]] = {}
+        self._cache: dict[tuple[Path, ...], dict[Path, Any]] = {}
 
     def tensor(self, path: Path, dtype: torch.dtype) -> torch.Tensor:
         """The values of one leaf."""
         group = self._group_of(path)
-        values = self._held.get(group)
+        values = self._cache.get(group)
         if values is None:
             values = self._restore(group)
             if len(group) > 1:
-                while len(self._held) >= _HELD:
-                    self._held.pop(next(iter(self._held)), None)
-                self._held[group] = values
+                while len(self._cache) >= _MAX_CACHED_GROUPS:
+                    self._cache.pop(next(iter(self._cache)), None)
+                self._cache[group] = values
         shape = tuple(self._found[path].shape)
         array = np.ascontiguousarray(values[path])
         if array.dtype != jax_dtype(dtype) or array.size != np.prod(shape, dtype=np.int64):
             raise CheckpointError(
-                f"{self._folder}: '{join_path(path)}' is not the array that its metadata announces."
+                f"{self._folder}: '{join_path(path)}' has another dtype or size than its metadata says."
             )
         flat = array.reshape(-1).view(np.uint8)
         if not flat.flags.writeable:
@@ -193,28 +205,28 @@ class _Reader:
     def _group_of(self, path: Path) -> tuple[Path, ...]:
         if not self._groups:
             groups: list[list[Path]] = [[]]
-            room = _GROUP
-            for one, found in self._found.items():
+            room = _GROUP_BYTES
+            for leaf, found in self._found.items():
                 size = int(np.prod(found.shape, dtype=np.int64)) * np.dtype(found.dtype).itemsize
                 if size > room and groups[-1]:
                     groups.append([])
-                    room = _GROUP
-                groups[-1].append(one)
+                    room = _GROUP_BYTES
+                groups[-1].append(leaf)
                 room -= size
-            self._groups = {one: tuple(group) for group in groups for one in group}
+            self._groups = {leaf: tuple(group) for group in groups for leaf in group}
         return self._groups[path]
 
     def _restore(self, group: Sequence[Path]) -> dict[Path, Any]:
         import orbax.checkpoint as ocp
 
         structs: dict[Any, Any] = {}
-        hows: dict[Any, Any] = {}
+        restore_args: dict[Any, Any] = {}
         for path in group:
             struct: Any = jax.ShapeDtypeStruct(self._found[path].shape, self._found[path].dtype)
             put_at(structs, path, struct)
-            put_at(hows, path, ocp.RestoreArgs(restore_type=np.ndarray))
-        with _in_words(self._folder):
-            args = ocp.args.PyTreeRestore(item=structs, restore_args=hows, partial_restore=True)
+            put_at(restore_args, path, ocp.RestoreArgs(restore_type=np.ndarray))
+        with _as_checkpoint_error(self._folder):
+            args = ocp.args.PyTreeRestore(item=structs, restore_args=restore_args, partial_restore=True)
             tree = self._checkpointer.restore(str(self._folder.absolute()), args=args)
         values = {}
         for path in group:
@@ -226,17 +238,17 @@ class _Reader:
 
 
 def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return raw(tensor).numpy().view(jax_dtype(tensor.dtype)).reshape(tuple(tensor.shape))
+    return as_bytes(tensor).numpy().view(jax_dtype(tensor.dtype)).reshape(tuple(tensor.shape))
 
 
 @contextmanager
-def _in_words(folder: pathlib.Path) -> Iterator[None]:
+def _as_checkpoint_error(folder: pathlib.Path) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Orbax warns of its own sharding file, which plays no part here
+            warnings.simplefilter("ignore")  # Orbax warns of its sharding file, which is not used here
             yield
     except CheckpointError:
         raise
-    except _DAMAGE as err:
+    except _DAMAGE_ERRORS as err:
         reason = (str(err).splitlines() or [type(err).__name__])[0]
-        raise CheckpointError(f"{folder}: Orbax cannot do it: {reason[:300]}.") from err
+        raise CheckpointError(f"{folder}: Orbax failed: {reason[:300]}.") from err

@@ -1,7 +1,7 @@
-"""Leaves into a file, one after another: laid out by some threads while another one writes.
+"""Writes leaves to a file in sequence: some threads make row-major copies while another thread writes.
 
-Owns the only loop that moves the values of a checkpoint, and its memory: the bytes of a leaf that is row-major go
-from where they are; another is copied first, into a buffer or, where it is large, by XLA and piece by piece.
+Every format but Orbax is written through here, in bounded memory. A row-major leaf is written without a copy.
+Another leaf is first copied: into a buffer, or, if it is large, by XLA and piece by piece.
 """
 
 import os
@@ -20,47 +20,47 @@ from ..moving import xla_copy
 from ._leaf import Leaf, Progress
 from ._mapped import Window
 
-__all__ = ["Pump", "raw", "read_all", "window_of"]
+__all__ = ["Pipeline", "as_bytes", "read_all", "window_for"]
 
-# Bytes of one write: the kernel copies what its caches hold, and a large piece of a map is faulted in long before.
-_WRITE = 1 << 20
-# Bytes laid out at a time: of twice as many, every page would come fresh from the kernel.
-_PIECE = 16 << 20
-_MOST = 4  # threads that lay out: beyond, the one that writes is the limit
+# Bytes of one write. A larger write is slower: its source is no longer in the cache when the kernel copies it.
+_WRITE_BYTES = 1 << 20
+# Bytes that XLA copies at a time. With twice as many, the allocator would take every page anew from the kernel.
+_PIECE_BYTES = 16 << 20
+_MAX_THREADS = 4  # threads that copy; with more, the one that writes is the limit
 
 
-def window_of(memory: int) -> Window:
-    """How much of a source stays mapped while it is read through."""
+def window_for(memory: int) -> Window:
+    """The window of a source that is read once, for a given limit on memory."""
     return Window(max(memory // 4, 1 << 20))
 
 
-class Pump:
+class Pipeline:
     """Writes leaves to files.
 
     Args:
-        memory: Bytes that may be held beside the largest leaf.
-        progress: Told the bytes of each leaf once it is written.
+        memory: Bytes that may be held in addition to the largest leaf.
+        progress: Called with the bytes of each leaf once it is written.
     """
 
     def __init__(self, memory: int, progress: Progress | None = None) -> None:
-        # Laying out costs more than writing, so several cores lay out what one thread writes in turn.
-        self._layers = min(os.cpu_count() or 1, _MOST)
-        self._in_flight = self._layers + 1
+        # Copying costs more than writing, so several threads copy for one that writes.
+        self._copy_threads = min(os.cpu_count() or 1, _MAX_THREADS)
+        self._in_flight = self._copy_threads + 1
         self._memory = memory
-        self._share = max(memory // (2 * self._in_flight), 1)
+        self._buffer_budget = max(memory // (2 * self._in_flight), 1)
         self._progress = progress
         self._free: deque[np.ndarray] = deque()
         self._pending: deque[Future[None]] = deque()
         self._pools: tuple[Executor, Executor] | None = None
 
     @contextmanager
-    def running(self) -> Iterator["Pump"]:
-        """Within this the pump may be fed; everything is written when it ends."""
+    def running(self) -> Iterator["Pipeline"]:
+        """Run the threads; at the end everything is written."""
         with (
             ThreadPoolExecutor(1, thread_name_prefix="torchjax-bridge-writer") as writer,
-            ThreadPoolExecutor(self._layers, thread_name_prefix="torchjax-bridge-layout") as layouts,
+            ThreadPoolExecutor(self._copy_threads, thread_name_prefix="torchjax-bridge-layout") as copiers,
         ):
-            self._pools = writer, layouts
+            self._pools = writer, copiers
             try:
                 yield self
                 self.flush()
@@ -68,21 +68,20 @@ class Pump:
                 for future in self._pending:
                     future.cancel()
 
-    def feed(self, leaf: Leaf, file: BinaryIO, *, at: int | None = None) -> None:
-        """Write the row-major bytes of a leaf; errors of an earlier write come up here too.
+    def write(self, leaf: Leaf, file: BinaryIO, *, at: int | None = None) -> None:
+        """Write the row-major bytes of a leaf. Also raises the errors of earlier writes.
 
         Args:
             leaf: Read in this thread.
-            file: Written to by another, until `flush` returns.
-            at: The position in the file; by default where the leaf before ended.
+            file: Written by another thread, until `flush` returns.
+            at: The position in the file; by default the end of the previous write.
         """
-        large = leaf.nbytes > self._share
+        large = leaf.nbytes > self._buffer_budget
         self._wait(0 if large else self._in_flight - 1)
         tensor = leaf.read().detach()
         if tensor.dtype != leaf.dtype or tuple(tensor.shape) != leaf.shape:
             raise CheckpointError(
-                f"'{leaf.name}' is {tensor.dtype} {tuple(tensor.shape)} where {leaf.dtype} {leaf.shape} was "
-                "announced."
+                f"'{leaf.name}' is {tensor.dtype} {tuple(tensor.shape)}, not {leaf.dtype} {leaf.shape}."
             )
         tensor = tensor.cpu().resolve_conj().resolve_neg()
         self._submit(tensor, file, at, self._progress)
@@ -90,87 +89,85 @@ class Pump:
             self._wait(0)
             self._free.clear()
 
-    def put(self, data: bytes, file: BinaryIO) -> None:
-        """Write bytes that are no leaf, in turn."""
+    def write_bytes(self, data: bytes, file: BinaryIO) -> None:
+        """Write bytes that are not a leaf, in sequence."""
         if data:
             self._submit(torch.frombuffer(bytearray(data), dtype=torch.uint8), file, None, None)
 
     def flush(self) -> None:
-        """Wait until all that was fed is written."""
+        """Wait until everything is written."""
         self._wait(0)
 
     def _submit(
         self, tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None
     ) -> None:
         if self._pools is None:
-            raise RuntimeError("the pump is fed outside running()")
-        writer, layouts = self._pools
+            raise RuntimeError("the pipeline is used outside running()")
+        writer, copiers = self._pools
         if tensor.is_contiguous():
             self._pending.append(writer.submit(_write, tensor, file, at, progress))
             return
         if xla_copy.is_fastest_for(tensor):
-            tensor = tensor.squeeze()  # the same bytes, cut along an axis that can be
-            size = min(_PIECE, max(self._share, _WRITE))
+            tensor = tensor.squeeze()  # the same bytes, with a first axis that can be split
+            size = min(_PIECE_BYTES, max(self._buffer_budget, _WRITE_BYTES))
             rows = max(size * tensor.shape[0] // tensor.nbytes, 1)
-            # A slow disk must not find the whole leaf laid out; many pieces keep busy cores from waiting for us.
+            # The bound keeps a slow disk from filling the memory with copies; many pieces keep every core busy.
             ahead = max(self._memory // (2 * size), self._in_flight)
             for piece in tensor.split(rows):
                 self._wait(ahead - 1)
-                made = layouts.submit(xla_copy.row_major_copy, piece)
-                self._pending.append(writer.submit(_write_made, made, file, at, progress))
-                at = None  # the others follow it
+                copy = copiers.submit(xla_copy.row_major_copy, piece)
+                self._pending.append(writer.submit(_write_when_ready, copy, file, at, progress))
+                at = None  # the next piece follows
             return
-        laid_out = layouts.submit(self._lay_out, tensor)
+        copied = copiers.submit(self._copy_to_buffer, tensor)
 
         def write() -> None:
-            buffer, ready = laid_out.result()
-            _write(ready, file, at, progress)
+            buffer, copy = copied.result()
+            _write(copy, file, at, progress)
             self._free.append(buffer)
 
         self._pending.append(writer.submit(write))
 
-    def _lay_out(self, tensor: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
-        """A row-major copy, in a buffer that was written out or a new one."""
+    def _copy_to_buffer(self, tensor: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+        """A row-major copy, in a free buffer or a new one."""
         try:
             buffer = self._free.popleft()
         except IndexError:
             buffer = np.empty(0, np.uint8)
         size = tensor.nbytes
         if buffer.nbytes < size:
-            buffer = np.empty(
-                size, np.uint8
-            )  # warm memory is worth keeping: page faults cost more than bytes
+            buffer = np.empty(size, np.uint8)  # reused later: page faults cost more than copying
         target = torch.from_numpy(buffer[:size]).view(tensor.dtype).view(tensor.shape)
         return buffer, target.copy_(tensor)
 
-    def _wait(self, leave: int) -> None:
-        while len(self._pending) > leave:
+    def _wait(self, at_most: int) -> None:
+        while len(self._pending) > at_most:
             self._pending.popleft().result()
 
 
 def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None) -> None:
     if at is not None:
         file.seek(at)
-    data = memoryview(raw(tensor).numpy().data)
+    data = memoryview(as_bytes(tensor).numpy().data)
     while data:
-        data = data[file.write(data[:_WRITE]) :]
+        data = data[file.write(data[:_WRITE_BYTES]) :]
     if progress is not None:
         progress(tensor.nbytes)
 
 
-def _write_made(
-    made: Future[torch.Tensor], file: BinaryIO, at: int | None, progress: Progress | None
+def _write_when_ready(
+    copy: Future[torch.Tensor], file: BinaryIO, at: int | None, progress: Progress | None
 ) -> None:
-    _write(made.result(), file, at, progress)
+    _write(copy.result(), file, at, progress)
 
 
-def raw(tensor: torch.Tensor) -> torch.Tensor:
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The bytes of a row-major tensor, as a view."""
     return tensor.reshape(-1).view(torch.uint8)
 
 
 def read_all(leaves: Iterable[Leaf]) -> dict[str, torch.Tensor]:
-    """The values of leaves by name; twins are one tensor."""
+    """The values of leaves by name; tied leaves are one tensor."""
     values: dict[str, torch.Tensor] = {}
     for leaf in leaves:
         values[leaf.name] = values[leaf.twin] if leaf.twin in values else leaf.read()

@@ -1,8 +1,8 @@
-"""From the leaves of one framework to the leaves of the other, by a `Plan`, with no value moved.
+"""Maps the leaves of one framework to leaves of the other, by a `Plan`, without reading values.
 
-The plan is made from specifications alone: the torch side from the file's header or a module on the meta device,
-the Flax side from a template of ``jax.ShapeDtypeStruct`` or the file. What comes out are leaves that, when read,
-read their sources and lay them out.
+The plan needs only names, dtypes and shapes. Those of torch come from the file or from a module on the meta device,
+those of Flax from an abstract template or from the file. A resulting leaf, when it is read, reads its sources and
+converts them.
 """
 
 import itertools
@@ -26,14 +26,14 @@ from .._report import Fault, Report
 from ..pairing import Move
 from ..rules import Rename
 from ..trees import FlaxTree, TorchTree, read_flax, read_torch, ties_of
-from ._flax_leaves import flax_leaves
 from ._leaf import Checkpoint, Leaf, nest
-from ._tied import parted
+from ._match_template import match_template
+from ._tied import conflicting_ties
 
-__all__ = ["STAYED", "cast", "flax_side", "route_to_flax", "route_to_torch", "under_model"]
+__all__ = ["TORCH_ONLY", "by_model_name", "cast", "infer_flax_tree", "route_to_flax", "route_to_torch"]
 
-STAYED = "torchjax_bridge.torch_only"
-"""Where a Flax file keeps the small integers that have no image in Flax (``num_batches_tracked``), as JSON."""
+TORCH_ONLY = "torchjax_bridge.torch_only"
+"""The metadata entry of a Flax file for integers that Flax does not have (``num_batches_tracked``), as JSON."""
 
 
 def route_to_flax(
@@ -43,32 +43,32 @@ def route_to_flax(
     rules: Iterable[UserRule] = (),
     dtype: torch.dtype | None = None,
 ) -> tuple[Plan, list[Leaf], dict[str, str]]:
-    """What the leaves of a torch checkpoint become.
+    """The Flax leaves of a torch checkpoint.
 
     Args:
-        source: Torch leaves.
-        model: The module they belong to, on the meta device or not; None where the names must do.
+        source: The torch checkpoint.
+        model: Its module, on the meta device or not; with None only the names are known.
         template: The Flax side.
         rules: As for `to_flax`.
-        dtype: What floating-point tensors will be cast to, for the plan to say.
+        dtype: The dtype to which floating-point tensors will be cast, for the plan's notes.
 
     Returns:
-        The plan, with its faults; the leaves; and notes for the way back.
+        The plan with its faults, the leaves, and metadata for the conversion back.
 
     Raises:
-        CheckpointError: The file is not the module's.
+        CheckpointError: The file does not fit the module.
     """
-    tree, files = _torch_side(source, model, rules)
+    tree, file_leaves = _torch_side(source, model, rules)
     plan = _plan(tree, read_flax(template), rules, dtype)
     leaves: list[Leaf] = []
     for move in plan.moves:
-        sources = [files[key] for key in move.torch_keys]
+        sources = [file_leaves[key] for key in move.torch_keys]
         shapes = move.layout.forward([leaf.meta for leaf in sources])
-        for place, (path, meta) in enumerate(zip(move.flax_paths, shapes, strict=True)):
-            read = partial(_forward, move, sources, place)
+        for index, (path, meta) in enumerate(zip(move.flax_paths, shapes, strict=True)):
+            read = partial(_forward, move, sources, index)
             shard = sources[0].shard if sources else ""
             leaves.append(Leaf(join_path(path), path, meta.dtype, tuple(meta.shape), read, shard))
-    return plan, leaves, _stayed(plan, files)
+    return plan, leaves, _torch_only(plan, file_leaves)
 
 
 def route_to_torch(
@@ -78,38 +78,38 @@ def route_to_torch(
     rules: Iterable[UserRule] = (),
     dtype: torch.dtype | None = None,
 ) -> tuple[Plan, list[Leaf]]:
-    """What the leaves of a Flax checkpoint become.
+    """The torch leaves of a Flax checkpoint, and the plan.
 
     Args:
-        source: Flax leaves.
+        source: The Flax checkpoint.
         model: The torch side, on the meta device or not.
-        template: The Flax model they belong to; None where the names must do.
+        template: Its Flax model; with None only the names are known.
         rules: As for `to_state_dict`.
-        dtype: What floating-point tensors will be cast to, for the plan to say.
+        dtype: The dtype to which floating-point tensors will be cast, for the plan's notes.
 
     Raises:
-        CheckpointError: The file is not the template's, or a key of the module has no value.
+        CheckpointError: The file does not fit the template, or a key of the module has no value.
     """
     tree = read_torch(model, _renames(rules))
     ties = ties_of(model)
     tree.ties.update({key: first for key, first in ties.items() if key in tree.state})
-    flax_tree = read_flax(template) if template is not None else flax_side(source)
-    files = flax_leaves(source, flax_tree)
+    flax_tree = read_flax(template) if template is not None else infer_flax_tree(source)
+    file_leaves = match_template(source, flax_tree)
     for node in flax_tree.root.walk():  # plain arrays of the template that the file lacks
-        node.leaves = {name: leaf for name, leaf in node.leaves.items() if leaf.path in files}
-    dtypes = {path: leaf.dtype for path, leaf in files.items()}
+        node.leaves = {name: leaf for name, leaf in node.leaves.items() if leaf.path in file_leaves}
+    dtypes = {path: leaf.dtype for path, leaf in file_leaves.items()}
     plan = _plan(tree, flax_tree, rules, dtype)
-    stayed = _read_stayed(source)
+    torch_only = _read_torch_only(source)
     leaves: dict[str, Leaf] = {}
     for move in plan.moves:
-        sources = [files[path] for path in move.flax_paths]
+        sources = [file_leaves[path] for path in move.flax_paths]
         shard = sources[0].shard if sources else ""
-        for place, key in enumerate(move.torch_keys):
+        for index, key in enumerate(move.torch_keys):
             dtype = dtypes[move.flax_paths[0]] if move.flax_paths else tree.state[key].dtype
-            read = partial(_inverse, move, sources, place)
+            read = partial(_inverse, move, sources, index)
             leaves[key] = Leaf(key, split_path(key), dtype, tuple(tree.state[key].shape), read, shard)
     if plan.ok:
-        faults = [*_parted(leaves, tree.ties), *_lost(plan.moves, files)]
+        faults = [*_tie_faults(leaves, tree.ties), *_not_invertible(plan.moves, file_leaves)]
         plan = replace(plan, report=Report(tuple(faults)))
     for key, twin in (*plan.ties, *(tie for tie in tree.ties.items() if set(tie) <= set(leaves))):
         leaves[key] = replace(leaves[twin], name=key, path=split_path(key), twin=twin)
@@ -118,12 +118,12 @@ def route_to_torch(
         if key in leaves:
             last = leaves[key].shard
         elif isinstance(value, torch.Tensor) and not _is_unexpected(plan, key):
-            leaves[key] = _kept(key, value, stayed, last)
+            leaves[key] = _kept_leaf(key, value, torch_only, last)
     return plan, [leaves[key] for key in tree.state if key in leaves]
 
 
-def under_model(source: Checkpoint, model: nn.Module) -> dict[str, Leaf]:
-    """The leaves of a torch checkpoint by their names in a module; what is tied there has all of its names."""
+def by_model_name(source: Checkpoint, model: nn.Module) -> dict[str, Leaf]:
+    """The leaves of a torch checkpoint by their names in a module; a tied tensor has all of its names."""
     file = read_torch({name: leaf.meta for name, leaf in source.leaves.items()})
     found = _by_path(file, source.leaves)
     tree = read_torch(model)
@@ -140,7 +140,7 @@ def under_model(source: Checkpoint, model: nn.Module) -> dict[str, Leaf]:
 
 
 def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
-    """The leaf in another floating-point dtype; integers and the like stay what they are."""
+    """The leaf in another floating-point dtype; other dtypes are not cast."""
     if not leaf.dtype.is_floating_point or leaf.dtype == dtype:
         return leaf
     return replace(leaf, dtype=dtype, read=lambda: leaf.read().to(dtype))
@@ -149,71 +149,71 @@ def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
 # --- the moves ---------------------------------------------------------------------------------------
 
 
-def _forward(move: Move, sources: Sequence[Leaf], place: int) -> torch.Tensor:
-    return move.layout.forward([leaf.read() for leaf in sources])[place]
+def _forward(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:
+    return move.layout.forward([leaf.read() for leaf in sources])[index]
 
 
-def _inverse(move: Move, sources: Sequence[Leaf], place: int) -> torch.Tensor:
+def _inverse(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:
     try:
-        return move.layout.inverse([leaf.read() for leaf in sources])[place]
+        return move.layout.inverse([leaf.read() for leaf in sources])[index]
     except ValueError as err:
         names = "', '".join(leaf.name for leaf in sources)
-        raise CheckpointError(f"'{names}' cannot go back to torch: {err}.") from err
+        raise CheckpointError(f"'{names}' cannot be converted to torch: {err}.") from err
 
 
-def _kept(key: str, value: torch.Tensor, stayed: Mapping[str, int], shard: str) -> Leaf:
-    """A key that has no image in Flax: as the file noted it, as the module has it, or a counter at zero."""
-    if key in stayed and not value.dtype.is_floating_point:
-        tensor = torch.full(value.shape, stayed[key], dtype=value.dtype)
+def _kept_leaf(key: str, value: torch.Tensor, torch_only: Mapping[str, int], shard: str) -> Leaf:
+    """A leaf that Flax does not have: from the file's metadata, from the module, or a counter at zero."""
+    if key in torch_only and not value.dtype.is_floating_point:
+        tensor = torch.full(value.shape, torch_only[key], dtype=value.dtype)
     elif not value.is_meta:
         tensor = value.detach()
     elif key.rpartition(".")[2] == "num_batches_tracked":
         tensor = torch.zeros(value.shape, dtype=value.dtype)
     else:
         raise CheckpointError(
-            f"'{key}' has no source in the file, and the model is on the meta device and has no value to keep."
+            f"'{key}' has no source in the file, and the model, on the meta device, has no value to keep."
         )
     return Leaf(key, split_path(key), tensor.dtype, tuple(tensor.shape), lambda: tensor, shard)
 
 
-def _parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[Fault]:
-    for key, first in parted(leaves, ties):
+def _tie_faults(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[Fault]:
+    for key, first in conflicting_ties(leaves, ties):
         message = f"it is the same tensor as '{first}' in torch, but Flax holds two values"
         yield Fault("ambiguous", message, key, key)
 
 
-def _lost(moves: Iterable[Move], files: Mapping[Path, Leaf]) -> Iterator[Fault]:
-    """Leaves that torch has not and that are no longer what they would have to be."""
+def _not_invertible(moves: Iterable[Move], file_leaves: Mapping[Path, Leaf]) -> Iterator[Fault]:
+    """Faults for leaves without a torch tensor whose values torch cannot represent."""
     for move in moves:
         if not move.torch_keys:
             try:
-                move.layout.inverse([files[path].read() for path in move.flax_paths])
+                move.layout.inverse([file_leaves[path].read() for path in move.flax_paths])
             except ValueError as err:
                 names = ", ".join(map(join_path, move.flax_paths))
-                yield Fault("mismatch", f"it cannot go back to torch: {err}", names)
+                yield Fault("mismatch", f"it cannot be converted to torch: {err}", names)
 
 
-def _stayed(plan: Plan, files: Mapping[str, Leaf]) -> dict[str, str]:
-    """The counters that stay in torch, as a note."""
+def _torch_only(plan: Plan, file_leaves: Mapping[str, Leaf]) -> dict[str, str]:
+    """The metadata entry for integers that Flax does not have."""
     found = {}
     for key in plan.torch_only:
-        leaf = files.get(key)
+        leaf = file_leaves.get(key)
         if leaf is not None and not leaf.dtype.is_floating_point and leaf.shape in ((), (1,)):
             found[key] = int(leaf.read().item())
-    return {STAYED: json.dumps(found)} if found else {}
+    return {TORCH_ONLY: json.dumps(found)} if found else {}
 
 
-def _read_stayed(source: Checkpoint) -> dict[str, int]:
-    if STAYED not in source.metadata:
+def _read_torch_only(source: Checkpoint) -> dict[str, int]:
+    if TORCH_ONLY not in source.metadata:
         return {}
     try:
-        found = json.loads(source.metadata[STAYED])
+        found = json.loads(source.metadata[TORCH_ONLY])
         return {str(key): int(value) for key, value in found.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as err:
-        raise CheckpointError(f"{source.path}: the metadata entry {STAYED!r} is damaged.") from err
+        raise CheckpointError(f"{source.path}: the metadata entry {TORCH_ONLY!r} is damaged.") from err
 
 
-# --- the two sides, from specifications --------------------------------------------------------------
+# --- the two sides -----------------------------------------------------------------------------------
 
 
 def _torch_side(
@@ -226,17 +226,17 @@ def _torch_side(
     if model is None:
         return replace(file, ties=twins), dict(source.leaves)
     tree = read_torch(model, _renames(rules))
-    by_path, looked_through = _by_path(file, source.leaves), file.notes
+    by_path, notes = _by_path(file, source.leaves), file.notes
     keys = _by_path(tree, {key: key for key, value in tree.state.items() if isinstance(value, torch.Tensor)})
-    if prefix := _prefix(by_path, keys):
+    if prefix := _common_prefix(by_path, keys):
         by_path = {path[len(prefix) :]: leaf for path, leaf in by_path.items()}
-        looked_through = (*looked_through, f"looked through the prefix '{join_path(prefix)}.' of the keys")
+        notes = (*notes, f"looked through the prefix '{join_path(prefix)}.' of the keys")
     ties = {key: first for key, first in ties_of(model).items() if key in tree.state}
     paths = {key: path for path, key in keys.items()}
-    files: dict[str, Leaf] = {}
+    file_leaves: dict[str, Leaf] = {}
     faults = []
     for key in keys.values():
-        group = ties.get(key, key)  # safetensors' save_model keeps only one name of a tied tensor
+        group = ties.get(key, key)  # safetensors' save_model writes only one name of a tied tensor
         names = [key, group, *(name for name, first in ties.items() if first == group)]
         leaf = next((by_path[paths[name]] for name in names if paths[name] in by_path), None)
         if leaf is None:
@@ -246,30 +246,31 @@ def _torch_side(
                 f"mismatch: {leaf.shape} in the file, {tuple(tree.state[key].shape)} in the model @ {key}"
             )
         else:
-            files[key] = leaf
+            file_leaves[key] = leaf
     faults += [
         f"unexpected: {leaf.shape} @ {leaf.name}" for path, leaf in by_path.items() if path not in keys
     ]
     faults += [
         f"ambiguous: it is the same tensor as '{first}' in the model, but the file holds two values @ {key}"
-        for key, first in parted(files, ties)
+        for key, first in conflicting_ties(file_leaves, ties)
     ]
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise CheckpointError(f"{source.path} does not fit the model:\n{lines}")
-    for node in tree.root.walk():  # the dtypes are the file's, whatever the module was built with
+    for node in tree.root.walk():  # the dtypes are those of the file, not those of the module
         node.leaves = {
-            name: leaf._replace(tensor=files[leaf.key].meta, meta=files[leaf.key].meta)
+            name: leaf._replace(tensor=file_leaves[leaf.key].meta, meta=file_leaves[leaf.key].meta)
             for name, leaf in node.leaves.items()
         }
-    others = {key: value for key, value in tree.state.items() if key not in files}
-    full = {key: files[key].meta if key in files else others[key] for key in tree.state}
-    notes = tuple(dict.fromkeys((*looked_through, *tree.notes)))
-    return replace(tree, state=full, ties=ties, notes=notes), files
+    others = {key: value for key, value in tree.state.items() if key not in file_leaves}
+    full = {key: file_leaves[key].meta if key in file_leaves else others[key] for key in tree.state}
+    return replace(
+        tree, state=full, ties=ties, notes=tuple(dict.fromkeys((*notes, *tree.notes)))
+    ), file_leaves
 
 
-def _prefix(names: Iterable[Path], wanted: Iterable[Path]) -> Path:
-    """The segments before all names of a file without which they are those of a model; empty if there are none."""
+def _common_prefix(names: Iterable[Path], wanted: Iterable[Path]) -> Path:
+    """The prefix of a file's names without which they match the names of a model; empty if there is none."""
     names, wanted = set(names), set(wanted)
     common = tuple(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False)))
     if names.isdisjoint(wanted):
@@ -280,7 +281,7 @@ def _prefix(names: Iterable[Path], wanted: Iterable[Path]) -> Path:
 
 
 def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
-    """Values by where their tensor is without wrappers."""
+    """Values by the path of their tensor without wrappers."""
     found = {}
     for node in tree.root.walk():
         for name, leaf in node.leaves.items():
@@ -289,8 +290,8 @@ def _by_path(tree: TorchTree, values: Mapping[str, Any]) -> dict[Path, Any]:
     return found
 
 
-def flax_side(source: Checkpoint) -> FlaxTree:
-    """The Flax tree that the names of a file spell out: linen variables if they have collections, else nnx."""
+def infer_flax_tree(source: Checkpoint) -> FlaxTree:
+    """The Flax tree of the names of a file: linen variables if they have collections, otherwise nnx."""
     structs = {
         leaf.path: jax.ShapeDtypeStruct(leaf.shape, jax_dtype(leaf.dtype)) for leaf in source.leaves.values()
     }
@@ -301,13 +302,13 @@ def flax_side(source: Checkpoint) -> FlaxTree:
 
 
 def _plan(tree: TorchTree, flax_tree: FlaxTree, rules: Iterable[UserRule], dtype: torch.dtype | None) -> Plan:
-    with _files_hold_64_bits():
+    with _with_x64():
         return make_plan(tree, flax_tree, tuple(rules), dtype)
 
 
 @contextmanager
-def _files_hold_64_bits() -> Any:
-    """No array of JAX is made here, so what JAX may hold is no fault of the plan."""
+def _with_x64() -> Any:
+    """64-bit dtypes are no fault here, because no JAX array is made."""
     with jax.enable_x64(True):
         yield
 

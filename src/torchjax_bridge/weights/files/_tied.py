@@ -1,7 +1,7 @@
-"""Whether a file has one value for the names that are one tensor in a torch model.
+"""Finds the names of one tied tensor that have different values in a file.
 
-A file may hold such a tensor under each of its names. Where the values differ, either choice would drop some of
-them (``load_state_dict`` lets the last win without a word), so nothing is chosen here.
+A file may hold a tied tensor under each of its names. If the values differ, one of them would be lost (in
+``load_state_dict``, all but the last), so such a file is refused.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from ..layouts import same_bits
 from ._leaf import Leaf
 
-__all__ = ["parted"]
+__all__ = ["conflicting_ties"]
 
 
-def parted(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The keys whose values are not those of the key that they are tied to, each with that key.
+def conflicting_ties(leaves: Mapping[str, Leaf], ties: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Every key whose value differs from that of the key that it is tied to, with that key.
 
     Args:
-        leaves: By torch key; only those that are there twice are read, two at a time.
-        ties: For a key, the earlier one that is the same tensor.
+        leaves: The leaves by torch key. Only tied leaves are read, two at a time.
+        ties: For a key, the earlier key of the same tensor.
     """
     for key, first in ties.items():
         one, other = leaves.get(key), leaves.get(first)

@@ -1,7 +1,7 @@
-"""Files of ``torch.save``: read without running what a pickle may hold, written without holding the whole.
+"""Files of ``torch.save``: read without running the code that a pickle may hold, and written leaf by leaf.
 
-Reading goes through ``torch.load(weights_only=True)`` and nothing else. Writing lets ``torch.save`` lay out the
-file with room for the values (``torch.serialization.skip_data``) and fills the room leaf by leaf.
+Only ``torch.load(weights_only=True)`` reads them. To write, ``torch.save`` makes a file without the values
+(``torch.serialization.skip_data``), which are then written into their places.
 """
 
 import pathlib
@@ -18,18 +18,18 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
-from ._entries import find_state
-from ._leaf import Checkpoint, Leaf, place_of, segments
+from ._find_state_dict import find_state_dict
+from ._leaf import Checkpoint, Leaf, parse_path, view_key
 from ._mapped import Window
-from ._pipeline import Pump
-from ._untrusted import extracting, pickle_protocol, program_in, resaving
+from ._pipeline import Pipeline
+from ._untrusted import extract_note, pickle_protocol, program_kind, resave_note
 
 __all__ = ["ZIP", "read_torch_file", "write_torch_file"]
 
 ZIP = b"PK\x03\x04"
 
-# What torch.load raises on a file that is cut short or altered depends on where.
-_DAMAGE = (
+# torch.load raises any of these for a truncated or altered file.
+_DAMAGE_ERRORS = (
     RuntimeError,
     EOFError,
     LookupError,
@@ -44,7 +44,7 @@ _DAMAGE = (
     NotImplementedError,
     RecursionError,
 )
-# torch.load(weights_only=True) reads no later one (torch 2.13).
+# The latest pickle protocol that torch.load(weights_only=True) reads (torch 2.13).
 _SAFE_PROTOCOL = 2
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -52,16 +52,16 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 def read_torch_file(
     path: pathlib.Path, window: Window | None = None, shard: str = "", key: str | None = None
 ) -> Checkpoint:
-    """The tensors of a ``state_dict``, or of the only one in a dict that holds more than that.
+    """The tensors of the ``state_dict`` in a file; other entries are ignored if there is only one.
 
     Args:
         path: The file.
-        window: Bounds what stays mapped; None maps once.
+        window: Bounds what stays mapped; with None the file is mapped once.
         shard: The name of this file in a sharded checkpoint.
-        key: Which entry is the ``state_dict``, dotted, where there is more than one.
+        key: Which entry is the ``state_dict``, dotted, if there are several.
 
     Raises:
-        CheckpointError: It is damaged, holds code, or it is not clear which tensors are meant.
+        CheckpointError: It is damaged, holds code, or holds no or several ``state_dict``.
     """
     source = _TorchFile(path, window, key)
     state, note = source.open()
@@ -70,14 +70,14 @@ def read_torch_file(
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(
-                f"{path}: '{name}' is {tensor.layout} {tensor.dtype}: only dense tensors convert."
+                f"{path}: '{name}' is {tensor.layout} {tensor.dtype}: only dense tensors can be converted."
             )
         if tensor.is_meta:
             raise CheckpointError(f"{path}: '{name}' is on the meta device: it was saved without values.")
-        twin = twins.setdefault(place_of(tensor), name) if tensor.numel() else name
+        twin = twins.setdefault(view_key(tensor), name) if tensor.numel() else name
         leaves[name] = Leaf(
             name,
-            segments(name, path),
+            parse_path(name, path),
             tensor.dtype,
             tuple(tensor.shape),
             partial(source.tensor, name),
@@ -87,32 +87,32 @@ def read_torch_file(
     return Checkpoint(path, "pt", leaves, "torch", {}, note=note)
 
 
-def write_torch_file(leaves: Sequence[Leaf], file: BinaryIO, path: pathlib.Path, pump: Pump) -> None:
-    """A ``state_dict`` as ``torch.save`` writes it.
+def write_torch_file(leaves: Sequence[Leaf], file: BinaryIO, path: pathlib.Path, pipeline: Pipeline) -> None:
+    """Write a ``state_dict`` as ``torch.save`` does.
 
     Args:
-        leaves: What goes in; twins share one storage, as they did.
-        file: Open at ``path`` for writing; afterwards its position means nothing.
-        path: Where it lies, which is read once more for the places of the values.
-        pump: Writes.
+        leaves: The tensors; tied ones share one storage.
+        file: Open for writing; its position afterwards is undefined.
+        path: The path of ``file``, which is read for the offsets of the values.
+        pipeline: Writes the leaves.
     """
-    blank: dict[str, torch.Tensor] = {}  # never touched, so never real memory
+    placeholders: dict[str, torch.Tensor] = {}  # never touched, so they take no memory
     own: list[Leaf] = []
     for leaf in leaves:
-        if leaf.twin in blank:
-            blank[leaf.name] = blank[leaf.twin]
+        if leaf.twin in placeholders:
+            placeholders[leaf.name] = placeholders[leaf.twin]
         else:
-            blank[leaf.name] = torch.empty(leaf.shape, dtype=leaf.dtype)
+            placeholders[leaf.name] = torch.empty(leaf.shape, dtype=leaf.dtype)
             own.append(leaf)
     with torch.serialization.skip_data():
-        torch.save(blank, file)
-    for leaf, place in zip(own, _places(path, len(own)), strict=True):
-        pump.feed(leaf, file, at=place)
-    pump.flush()
+        torch.save(placeholders, file)
+    for leaf, place in zip(own, _data_offsets(path, len(own)), strict=True):
+        pipeline.write(leaf, file, at=place)
+    pipeline.flush()
 
 
-def _places(path: pathlib.Path, count: int) -> list[int]:
-    """Where the bytes of each storage begin, in the order in which torch.save met them."""
+def _data_offsets(path: pathlib.Path, count: int) -> list[int]:
+    """The offset of each storage in the file, in the order of torch.save."""
     found = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for info in archive.infolist():
@@ -127,7 +127,7 @@ def _places(path: pathlib.Path, count: int) -> list[int]:
 
 
 class _TorchFile:
-    """A file that is loaded as a map, and loaded again once enough of it was read."""
+    """A memory-mapped torch file, mapped anew when the window has dropped it."""
 
     def __init__(self, path: pathlib.Path, window: Window | None, key: str | None) -> None:
         self._path = path
@@ -137,11 +137,11 @@ class _TorchFile:
 
     def open(self) -> tuple[dict[str, torch.Tensor], str]:
         content = _load(self._path)
-        found, note = find_state(content, self._path, self._key)
+        found, note = find_state_dict(content, self._path, self._key)
         others = [name for name, value in found.items() if not isinstance(value, torch.Tensor)]
         if others:
-            left = f"without what is no tensor: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
-            note = f"{note or 'a state_dict'}, {left}"
+            names = f"{', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+            note = f"{note or 'a state_dict'}, without what is not a tensor: {names}"
         self._state = {name: value for name, value in found.items() if isinstance(value, torch.Tensor)}
         return self._state, note
 
@@ -149,7 +149,7 @@ class _TorchFile:
         state = self._state if self._state is not None else self.open()[0]
         tensor = state[name].detach()
         if self._window is not None:
-            self._window.take(self, tensor.nbytes)
+            self._window.add(self, tensor.nbytes)
         return tensor
 
     def release(self) -> None:
@@ -162,39 +162,39 @@ def _load(path: pathlib.Path) -> Any:
         with path.open("rb") as file:
             mapped = file.read(4) == ZIP
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of in old files is not the caller's to mend
-            # A file from before torch 1.6 cannot be mapped and is held as a whole.
+            warnings.simplefilter("ignore")  # the caller cannot change what torch warns of in old files
+            # A file from before torch 1.6 cannot be mapped and is read whole.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as err:
         refused = _REFUSED.search(str(err))
         if refused is None:
             protocol = pickle_protocol(path)
             if protocol <= _SAFE_PROTOCOL:
-                raise CheckpointError(f"{path}: it is damaged, or no file of torch.save.") from err
+                raise CheckpointError(f"{path}: it is damaged or not a file of torch.save.") from err
             refusal = CheckpointError(
-                f"{path}: it is pickled with protocol {protocol}, which torch cannot read without running what is "
-                f"in it. Save it with pickle_protocol={_SAFE_PROTOCOL}, the default."
+                f"{path}: it is pickled with protocol {protocol}, which torch cannot read without running code. "
+                f"Save it with pickle_protocol={_SAFE_PROTOCOL}, the default."
             )
-            refusal.add_note(resaving(path))
+            refusal.add_note(resave_note(path))
             raise refusal from err
         refusal = CheckpointError(
-            f"{path}: it holds a pickled {refused[1]}, and unpickling that could run code. Save its state_dict "
-            f"alone (in Python, torch.serialization.add_safe_globals admits {refused[1]} by name, if you trust it)."
+            f"{path}: it holds a pickled {refused[1]}, and unpickling it could run code. Save only its state_dict "
+            f"(in Python, torch.serialization.add_safe_globals allows {refused[1]}, if you trust it)."
         )
-        refusal.add_note(resaving(path))
+        refusal.add_note(resave_note(path))
         raise refusal from err
     except FileNotFoundError as err:
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
     except PermissionError as err:
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
-    except _DAMAGE as err:
-        if mapped and (program := program_in(path)) is not None:
+    except _DAMAGE_ERRORS as err:
+        if mapped and (program := program_kind(path)) is not None:
             refusal = CheckpointError(
-                f"{path}: it is {program}, and no file of torch.save: save its state_dict."
+                f"{path}: it is {program}, not a file of torch.save: save its state_dict."
             )
-            refusal.add_note(extracting(path, program))
+            refusal.add_note(extract_note(path, program))
             raise refusal from err
         reason = (str(err).splitlines() or [type(err).__name__])[0].split(". ")[0]
         raise CheckpointError(
-            f"{path}: it is truncated, damaged or no file of torch.save: {reason[:200]}."
+            f"{path}: it is truncated, damaged or not a file of torch.save: {reason[:200]}."
         ) from err

@@ -1,6 +1,7 @@
-"""Files that only running their content opens, and the line that takes the tensors out of one that is trusted.
+"""Recognizes files that cannot be opened without running their code, and says how to extract their tensors.
 
-Nothing here opens such a file: it looks at the names in the archive, and words what the owner of the file may do.
+Nothing here opens such a file. It reads the names in the archive and the start of the pickle, and returns a command
+for a user who trusts the file.
 """
 
 import pathlib
@@ -8,10 +9,10 @@ import shlex
 import struct
 import zipfile
 
-__all__ = ["extracting", "pickle_protocol", "program_in", "resaving"]
+__all__ = ["extract_note", "pickle_protocol", "program_kind", "resave_note"]
 
-# What zipfile raises on a file that is no archive, or a damaged one, depends on where.
-_NO_ARCHIVE = (
+# zipfile raises any of these for a damaged archive, or for another file.
+_ZIP_ERRORS = (
     OSError,
     ValueError,
     LookupError,
@@ -21,8 +22,8 @@ _NO_ARCHIVE = (
     zipfile.BadZipFile,
 )
 
-# Walks mappings, sequences, namespaces and what has a state_dict, and keeps the tensors under the names they have.
-_TENSORS = (
+# Extracts the tensors from mappings, sequences, namespaces and objects with a state_dict, under their names.
+_RESAVE_CODE = (
     "import sys, torch; "
     "T = lambda x: x.detach() if isinstance(x, torch.Tensor) else "
     'T(x.state_dict()) if hasattr(x, "state_dict") else '
@@ -33,7 +34,7 @@ _TENSORS = (
     't = T(torch.load(sys.argv[1], map_location="cpu", weights_only=False)); '
     'torch.save(t, sys.argv[2]) if t is not None else sys.exit("there is no tensor in it")'
 )
-_PROGRAMS = {
+_EXTRACT_CODE = {
     "a TorchScript archive": (
         "import sys, torch; "
         'torch.save(torch.jit.load(sys.argv[1], map_location="cpu").state_dict(), sys.argv[2])'
@@ -44,23 +45,23 @@ _PROGRAMS = {
 }
 
 
-def resaving(path: pathlib.Path) -> str:
-    """How to take the tensors out of a pickle, as the note of an error."""
-    line = _line(_TENSORS, path)
-    return f"if you trust it, this writes its tensors alone, where Python finds its classes:\n{line}"
+def resave_note(path: pathlib.Path) -> str:
+    """How to extract the tensors from a pickle, for the note of an error."""
+    line = _command(_RESAVE_CODE, path)
+    return f"if you trust it and Python finds its classes, this writes only its tensors:\n{line}"
 
 
-def extracting(path: pathlib.Path, program: str) -> str:
-    """How to take the weights out of a program, as the note of an error."""
-    return f"if you trust it, this writes its weights alone:\n{_line(_PROGRAMS[program], path)}"
+def extract_note(path: pathlib.Path, program: str) -> str:
+    """How to extract the weights from a program, for the note of an error."""
+    return f"if you trust it, this writes only its weights:\n{_command(_EXTRACT_CODE[program], path)}"
 
 
-def program_in(path: pathlib.Path) -> str | None:
-    """What a file is that holds a program with its weights; None if it is none."""
+def program_kind(path: pathlib.Path) -> str | None:
+    """The kind of a file that holds a program with its weights; None for any other file."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}
-    except _NO_ARCHIVE:
+    except _ZIP_ERRORS:
         return None
     if "constants.pkl" in names:
         return "a TorchScript archive"
@@ -68,17 +69,17 @@ def program_in(path: pathlib.Path) -> str | None:
 
 
 def pickle_protocol(path: pathlib.Path) -> int:
-    """The protocol of the pickle in a file of ``torch.save``; 0 where it does not say."""
+    """The pickle protocol of a file of ``torch.save``; 0 if it is unknown."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 start = file.read(2)
-    except (*_NO_ARCHIVE, StopIteration):
+    except (*_ZIP_ERRORS, StopIteration):
         return 0
     return start[1] if start[:1] == b"\x80" else 0
 
 
-def _line(code: str, path: pathlib.Path) -> str:
+def _command(code: str, path: pathlib.Path) -> str:
     target = path.with_name(f"{path.stem}-tensors.pt")
     return f"  python -c {shlex.quote(code)} {shlex.quote(str(path))} {shlex.quote(str(target))}"

@@ -1,4 +1,4 @@
-"""`compare_checkpoints`: are two checkpoints the same weights, whatever their formats and frameworks?"""
+"""`compare_checkpoints`: compares the weights of two checkpoints of any format and framework bit by bit."""
 
 import math
 from collections.abc import Iterable
@@ -17,24 +17,24 @@ from ._leaf import Checkpoint, Framework, Leaf
 from ._load_save import AnyPath
 from ._mapped import Window
 from ._open import open_checkpoint
-from ._pipeline import raw, window_of
-from ._route import under_model
+from ._pipeline import as_bytes, window_for
+from ._route import by_model_name
 from ._write import MEMORY
 
-__all__ = ["Comparison", "Difference", "compare_checkpoints"]
+__all__ = ["Comparison", "TensorDifference", "compare_checkpoints"]
 
-_STEP = 1 << 20  # elements that are compared in double precision at once
+_BLOCK = 1 << 20  # elements that are compared at once
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One tensor that is not the same.
+class TensorDifference:
+    """One tensor that differs.
 
     Attributes:
-        name: In the second checkpoint's names.
-        what: What differs, in words.
-        elements: How many elements have other bits; 0 where the tensors cannot be compared.
-        largest: The largest absolute difference; NaN where only one of the two is NaN.
+        name: Its name in the second checkpoint.
+        what: What differs, as text.
+        elements: The number of elements with other bits; 0 if the tensors cannot be compared.
+        largest: The largest absolute difference; NaN if only one of two elements is NaN.
     """
 
     name: str
@@ -45,19 +45,19 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What comparing came to.
+    """The result of `compare_checkpoints`.
 
     Attributes:
-        same: How many tensors are equal to the bit.
-        differences: Every other, the worst first.
+        same: The number of tensors that are equal to the bit.
+        differences: All other tensors, the largest difference first.
     """
 
     same: int
-    differences: tuple[Difference, ...]
+    differences: tuple[TensorDifference, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether all tensors are there on both sides and equal to the bit."""
+        """Whether both checkpoints have the same tensors, equal to the bit."""
         return not self.differences
 
 
@@ -75,43 +75,44 @@ def compare_checkpoints(
 
     Args:
         one: A file or folder.
-        other: Another; the first is laid out as this one is.
-        model: The torch side, when the two are of different frameworks. With two torch files it says which names
-            are one tensor, so that a file that holds such a tensor under one of its names is the same as one that
-            holds it under all.
-        template: The Flax side, when the two are of different frameworks.
+        other: Another. The first is compared in this one's framework.
+        model: The torch side, if the two are of different frameworks. For two torch files it shows which tensors
+            are tied: a file with such a tensor under one of its names equals a file with all of them.
+        template: The Flax side, if the two are of different frameworks.
         rules: As for `to_flax`.
         key: Which entry of a torch file is the ``state_dict``.
-        memory: Bytes to hold beside two leaves.
+        memory: Bytes to hold in addition to two leaves.
 
     Raises:
-        CheckpointError: One of them is not sound, or the sides that tell how to compare were not given.
+        CheckpointError: One of them is damaged, or a side that the comparison needs was not given.
         PlanError: The two sides do not fit.
     """
-    first, second = _open_both(one, other, window_of(memory), key)
-    since, to = _framework(first), _framework(second)
+    first, second = _open_both(one, other, window_for(memory), key)
+    first_framework, to = _framework(first), _framework(second)
     ours, theirs = dict(first.leaves), dict(second.leaves)
-    if since is not None and to is not None and since != to:
+    if first_framework is not None and to is not None and first_framework != to:
         route = find_route(first, to=to, model=model, template=template, rules=rules, memory=memory)
         if route.plan is not None:
             route.plan.report.raise_unless_ok(f"compare {one} with {other}", strict=True)
-            alone = set(map(join_path, route.plan.flax_only))
-            theirs = {name: leaf for name, leaf in theirs.items() if to == "torch" or name not in alone}
+            flax_only = set(map(join_path, route.plan.flax_only))
+            theirs = {name: leaf for name, leaf in theirs.items() if to == "torch" or name not in flax_only}
         ours = {leaf.name: leaf for leaf in route.leaves}
-    elif model is not None and "flax" not in (since, to):
-        ours, theirs = under_model(first, model), under_model(second, model)
-    if (to or since) == "flax" and not set(ours) & set(theirs):  # one of them may be a bare parameter tree
+    elif model is not None and "flax" not in (first_framework, to):
+        ours, theirs = by_model_name(first, model), by_model_name(second, model)
+    if (to or first_framework) == "flax" and not set(ours) & set(
+        theirs
+    ):  # one may lack the params collection
         inside = {f"params.{name}": leaf for name, leaf in theirs.items()}
         if set(ours) & set(inside):
             theirs = inside
         else:
             ours = {f"params.{name}": leaf for name, leaf in ours.items()}
-    differences = [Difference(name, "is only in the first") for name in ours if name not in theirs]
-    differences += [Difference(name, "is only in the second") for name in theirs if name not in ours]
+    differences = [TensorDifference(name, "is only in the first") for name in ours if name not in theirs]
+    differences += [TensorDifference(name, "is only in the second") for name in theirs if name not in ours]
     same = 0
     for name, leaf in ours.items():
         if name in theirs:
-            found = _difference(leaf, theirs[name])
+            found = _compare(leaf, theirs[name])
             if found is None:
                 same += 1
             else:
@@ -123,7 +124,7 @@ def compare_checkpoints(
 def _open_both(
     one: AnyPath, other: AnyPath, window: Window, key: str | None
 ) -> tuple[Checkpoint, Checkpoint]:
-    """Both sides; a key need only be an entry of one of them."""
+    """Open both; it is enough if one of them has the key."""
     if key is None:
         return open_checkpoint(one, window=window), open_checkpoint(other, window=window)
     found: list[Checkpoint] = []
@@ -140,36 +141,41 @@ def _open_both(
 
 
 def _framework(checkpoint: Checkpoint) -> Framework | None:
-    """Whose names these are; None where nothing tells, so that only equal names can be compared."""
+    """The framework of a checkpoint; None if unknown, when only equal names can be compared."""
     try:
         return framework_of(checkpoint)
     except CheckpointError:
         return None
 
 
-def _difference(one: Leaf, other: Leaf) -> Difference | None:
+def _compare(one: Leaf, other: Leaf) -> TensorDifference | None:
     if one.shape != other.shape:
-        return Difference(other.name, f"has shape {one.shape} in the first, {other.shape} in the second")
+        return TensorDifference(
+            other.name, f"has shape {one.shape} in the first, {other.shape} in the second"
+        )
     if one.dtype != other.dtype:
-        return Difference(other.name, f"is {one.dtype} in the first, {other.dtype} in the second")
-    ours, theirs = (raw(leaf.read().resolve_conj().resolve_neg().contiguous()) for leaf in (one, other))
+        return TensorDifference(other.name, f"is {one.dtype} in the first, {other.dtype} in the second")
+    ours, theirs = (as_bytes(leaf.read().resolve_conj().resolve_neg().contiguous()) for leaf in (one, other))
     if torch.equal(ours, theirs):
         return None
     size, count, largest = one.dtype.itemsize, 0, 0.0
-    for begin in range(0, len(ours), _STEP * size):
-        part, twin = (values[begin : begin + _STEP * size].view(-1, size) for values in (ours, theirs))
-        differ = (part != twin).any(1)
+    for begin in range(0, len(ours), _BLOCK * size):
+        block, other_block = (
+            values[begin : begin + _BLOCK * size].view(-1, size) for values in (ours, theirs)
+        )
+        differ = (block != other_block).any(1)
         if differ.any():
             count += int(differ.sum())
-            gap = _largest_gap(*(values[differ].view(-1).view(one.dtype) for values in (part, twin)))
-            largest = math.nan if math.isnan(gap) else max(largest, gap)
-    return Difference(other.name, f"{count} of {math.prod(one.shape)} elements differ", count, largest)
+            differing = (values[differ].view(-1).view(one.dtype) for values in (block, other_block))
+            difference = _largest_difference(*differing)
+            largest = math.nan if math.isnan(difference) else max(largest, difference)
+    return TensorDifference(other.name, f"{count} of {math.prod(one.shape)} elements differ", count, largest)
 
 
-def _largest_gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Of elements whose bits differ: NaNs of two kinds are 0 apart, integers at least 1."""
+def _largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference of elements whose bits differ: 0 for two NaNs, at least 1 for integers."""
     wide = torch.complex128 if ours.is_complex() else torch.float64
     one, other = ours.to(wide), theirs.to(wide)
-    gap = (one - other).abs().masked_fill(one.isnan() & other.isnan(), 0.0)
+    difference = (one - other).abs().masked_fill(one.isnan() & other.isnan(), 0.0)
     exact = not (ours.is_floating_point() or ours.is_complex())
-    return max(float(gap.max()), 1.0) if exact else float(gap.max())
+    return max(float(difference.max()), 1.0) if exact else float(difference.max())

@@ -1,7 +1,7 @@
-"""Leaves to a checkpoint on disk, in any format: the one door for all that writes.
+"""`write_checkpoint`: writes leaves to disk in any format. Everything that writes calls it.
 
-Decides where things go (one file, a folder of shards, an index) and how an interrupted sharded conversion goes on;
-the formats decide the bytes, ``_atomic`` when they appear.
+Decides which files are written (one file, or a folder of shards and an index) and resumes an interrupted sharded
+conversion. The formats decide the bytes; ``_atomic`` publishes them.
 """
 
 import hashlib
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 
 from torchjax_bridge.errors import CheckpointError
 
-from ._atomic import clear, part_of, refuse_to_replace, whole_file, whole_folder
-from ._index import INDEX, SINGLE, build_index, pack
+from ._atomic import atomic_file, atomic_folder, check_target, clear, partial_path
+from ._index import INDEX, SINGLE_FILE, build_index, group_into_files
 from ._leaf import Format, Framework, Leaf, Progress
 from ._msgpack import write_msgpack
-from ._pipeline import Pump
-from ._safetensors import describe, write_safetensors
+from ._pipeline import Pipeline
+from ._safetensors import metadata_for, write_safetensors
 from ._torch_file import write_torch_file
 
 __all__ = ["MEMORY", "format_for", "write_checkpoint"]
@@ -31,9 +31,9 @@ _SUFFIXES: dict[str, Format] = {
     ".th": "pt",
     ".bin": "pt",
 }
-_FRAMEWORK: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
-# Files that others write: a folder of such a name would be taken for one.
-_FOREIGN = (
+_FRAMEWORK_OF: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
+# Suffixes of other programs: a folder with one would be mistaken for their file.
+_OTHER_SUFFIXES = (
     ".ckpt",
     ".npz",
     ".npy",
@@ -48,26 +48,26 @@ _FOREIGN = (
     ".tar",
 )
 _FORMATS: tuple[Format, ...] = ("safetensors", "pt", "msgpack", "orbax")
-_STATE = ".unfinished"
+_WORK_ID_FILE = ".unfinished"
 
 
 def format_for(target: pathlib.Path, framework: Framework, format: Format | None) -> Format:
-    """The format that a target is to have.
+    """The format of a target.
 
     Raises:
-        CheckpointError: The suffix says another, or the format does not hold weights of this framework.
+        CheckpointError: The suffix contradicts ``format``, or the format does not hold weights of this framework.
     """
     if format not in (None, *_FORMATS):
-        raise CheckpointError(f"{format!r} is no format: say {', '.join(_FORMATS)}.")
-    said = _SUFFIXES.get(target.suffix)
-    chosen = format or said or "safetensors"
-    if said is not None and chosen != said:
+        raise CheckpointError(f"{format!r} is not a format: choose from {', '.join(_FORMATS)}.")
+    by_suffix = _SUFFIXES.get(target.suffix)
+    chosen = format or by_suffix or "safetensors"
+    if by_suffix is not None and chosen != by_suffix:
         raise CheckpointError(
-            f"'{target.name}' is the name of a {said} file, but the format is to be {chosen}."
+            f"'{target.name}' is the name of a {by_suffix} file, but the format is {chosen}."
         )
-    if _FRAMEWORK.get(chosen, framework) != framework:
+    if _FRAMEWORK_OF.get(chosen, framework) != framework:
         raise CheckpointError(
-            f"{chosen} holds {_FRAMEWORK[chosen]} weights: {framework} weights go to safetensors"
+            f"{chosen} holds {_FRAMEWORK_OF[chosen]} weights: write {framework} weights to safetensors"
             f"{', msgpack or orbax' if framework == 'flax' else ' or pt'}."
         )
     return chosen
@@ -87,20 +87,20 @@ def write_checkpoint(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[pathlib.Path]:
-    """Write leaves; nothing is under ``target`` until all is.
+    """Write leaves; ``target`` appears only when it is complete.
 
     Args:
-        leaves: In the order in which their sources are best read; ``shard`` says where they came from.
-        target: A file, by its suffix; else a folder.
-        framework: Whose names the leaves have.
-        format: By default by the suffix, and else safetensors.
-        metadata: Notes, for safetensors to hold; other formats hold none.
-        memory: Bytes to hold beside the largest leaf.
-        shard_size: Bytes of one file of a folder; by default the leaves stay in the shards they come from.
-        work: What identifies this work, noted beside unfinished shards; empty for what is never resumed.
-        resume: Keep the shards that an earlier run of the same work finished.
-        overwrite: Replace a checkpoint that is there.
-        progress: Told the bytes of each leaf.
+        leaves: In the order in which their sources are best read; ``shard`` is the shard of the source.
+        target: A file, by its suffix; otherwise a folder.
+        framework: The framework of the leaves' names.
+        format: By default that of the suffix; without one, safetensors.
+        metadata: Metadata of a safetensors file; other formats have none.
+        memory: Bytes to hold in addition to the largest leaf.
+        shard_size: Bytes of one file in a folder; by default the leaves keep their shards.
+        work: An identifier of this conversion, stored beside unfinished shards; empty if it is never resumed.
+        resume: Keep the shards that an earlier run of the same conversion finished.
+        overwrite: Replace an existing checkpoint.
+        progress: Called with the bytes of each leaf.
 
     Returns:
         The files, or the folder that Orbax wrote.
@@ -108,56 +108,56 @@ def write_checkpoint(
     format = format_for(target, framework, format)
     for name, size in (("memory", memory), ("shard_size", shard_size)):
         if size is not None and (not isinstance(size, int) or size < 1):
-            raise CheckpointError(f"{name} is a number of bytes above 0, such as 10**9; got {size!r}.")
+            raise CheckpointError(f"{name} must be a number of bytes above 0, such as 10**9; got {size!r}.")
     _check_names(leaves)
     for name, text in (metadata or {}).items():
-        if not (isinstance(name, str) and isinstance(text, str) and _is_text(name + text)):
+        if not (isinstance(name, str) and isinstance(text, str) and _is_encodable(name + text)):
             raise CheckpointError(
-                f"the metadata {name!r}: {text!r} is no pair of strings, which a header holds."
+                f"the metadata {name!r}: {text!r} is not a pair of strings that a header can hold."
             )
     suffix = target.suffix.lower()
-    if suffix in _FOREIGN or (suffix in _SUFFIXES and suffix != target.suffix):
+    if suffix in _OTHER_SUFFIXES or (suffix in _SUFFIXES and suffix != target.suffix):
         raise CheckpointError(
-            f"'{target.name}' is neither a file that is written here ({', '.join(_SUFFIXES)}) nor the name of a "
-            "folder: give it another suffix, or none."
+            f"'{target.name}' has neither a suffix of a format ({', '.join(_SUFFIXES)}) nor the name of a folder: "
+            "give it another suffix, or none."
         )
     single = target.suffix in _SUFFIXES
     if target.is_symlink() and target.is_dir():
-        target = target.resolve()  # the folder is replaced where it lies
-    refuse_to_replace(target, folder=not single, overwrite=overwrite)
-    pump = Pump(memory, progress)
+        target = target.resolve()  # the folder is replaced, not the link
+    check_target(target, folder=not single, overwrite=overwrite)
+    pipeline = Pipeline(memory, progress)
     if single:
         if shard_size is not None:
             raise CheckpointError(f"shards need a folder: '{target.name}' is the name of one file.")
-        with whole_file(target) as file, pump.running():
+        with atomic_file(target) as file, pipeline.running():
             if format == "safetensors":
-                write_safetensors(leaves, file, pump, describe(leaves, framework, metadata or {}))
+                write_safetensors(leaves, file, pipeline, metadata_for(leaves, framework, metadata or {}))
             elif format == "msgpack":
-                write_msgpack(leaves, file, pump)
+                write_msgpack(leaves, file, pipeline)
             else:
-                write_torch_file(leaves, file, part_of(target), pump)
-            pump.flush()
+                write_torch_file(leaves, file, partial_path(target), pipeline)
+            pipeline.flush()
         return [target]
     if format == "orbax":
-        with whole_folder(target) as folder:
-            write_orbax_into(leaves, folder, memory, progress)
+        with atomic_folder(target) as folder:
+            _write_orbax_folder(leaves, folder, memory, progress)
         return [target]
     if format != "safetensors":
         name = {"pt": "model.pt", "msgpack": "flax_model.msgpack"}[format]
         raise CheckpointError(
             f"{format} is one file: write to {target / name}, or to a name with its suffix."
         )
-    shards = pack(leaves, shard_size)
+    shards = group_into_files(leaves, shard_size)
     notes = dict(metadata or {})
-    begun = hashlib.sha256(repr((work, sorted(notes.items()), shards)).encode()).hexdigest() if work else ""
-    return _write_shards(shards, target, framework, notes, begun, resume, pump, progress)
+    work_id = hashlib.sha256(repr((work, sorted(notes.items()), shards)).encode()).hexdigest() if work else ""
+    return _write_shards(shards, target, framework, notes, work_id, resume, pipeline, progress)
 
 
-def write_orbax_into(
+def _write_orbax_folder(
     leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progress: Progress | None
 ) -> None:
-    """Orbax makes its folder itself, so it is made inside ours and moved up."""
-    from ._orbax import write_orbax  # imports orbax, which takes long
+    """Write inside ``folder``, and move the files up: Orbax creates its folder itself."""
+    from ._orbax import write_orbax  # importing orbax is slow
 
     inner = folder / "tree"
     write_orbax(leaves, inner, memory, progress)
@@ -173,54 +173,54 @@ def _write_shards(
     metadata: dict[str, str],
     work: str,
     resume: bool,
-    pump: Pump,
+    pipeline: Pipeline,
     progress: Progress | None,
 ) -> list[pathlib.Path]:
-    def look(folder: pathlib.Path) -> None:
-        if resume and _begun(folder) not in ("", work):
+    def check(folder: pathlib.Path) -> None:
+        if resume and _read_work_id(folder) not in ("", work):
             raise CheckpointError(
-                "cannot resume: what is unfinished there was begun from another source or with other settings. It "
-                "is left as it is; start anew without resume, and it goes."
+                "cannot resume: the unfinished output is from another source or other settings. It is kept; start "
+                "without resume to replace it."
             )
 
-    with whole_folder(target, keep=resume, look=look) as folder:
+    with atomic_folder(target, keep=resume, check=check) as folder:
         if work:
-            _take_over(folder, work, shards)
-        with pump.running():
+            _prepare_folder(folder, work, shards)
+        with pipeline.running():
             for name, group in shards.items():
                 if (folder / name).is_file():
                     if progress is not None:
                         progress(sum(leaf.nbytes for leaf in group))
                     continue
-                with whole_file(folder / name, within=target / name) as file:
-                    write_safetensors(group, file, pump, describe(group, framework, metadata))
-                    pump.flush()
+                with atomic_file(folder / name, within=target / name) as file:
+                    write_safetensors(group, file, pipeline, metadata_for(group, framework, metadata))
+                    pipeline.flush()
         if len(shards) > 1:
             (folder / INDEX).write_bytes(
-                build_index(shards, {"format": describe([], framework, {})["format"]})
+                build_index(shards, {"format": metadata_for([], framework, {})["format"]})
             )
-        (folder / _STATE).unlink(missing_ok=True)
-    names = list(shards) if SINGLE in shards else [INDEX, *shards]
+        (folder / _WORK_ID_FILE).unlink(missing_ok=True)
+    names = list(shards) if SINGLE_FILE in shards else [INDEX, *shards]
     return [target / name for name in names]
 
 
-def _take_over(folder: pathlib.Path, work: str, shards: Mapping[str, object]) -> None:
-    """Keep the finished shards of this work, and note whose they are."""
-    found = _begun(folder)
-    clear(folder, keep=(*shards, _STATE) if found else ())
-    if not found:  # whole or not there: a kill while it is written must not cost the shards that follow
-        with whole_file(folder / _STATE) as file:
+def _prepare_folder(folder: pathlib.Path, work: str, shards: Mapping[str, object]) -> None:
+    """Keep the finished shards of this conversion, and store its identifier beside them."""
+    existing = _read_work_id(folder)
+    clear(folder, keep=(*shards, _WORK_ID_FILE) if existing else ())
+    if not existing:  # atomic: with an empty file, a resumed run would discard the shards
+        with atomic_file(folder / _WORK_ID_FILE) as file:
             file.write(work.encode())
 
 
-def _begun(folder: pathlib.Path) -> str:
-    """The work whose shards lie in a folder that is unfinished."""
-    state = folder / _STATE
-    return state.read_text() if state.is_file() else ""
+def _read_work_id(folder: pathlib.Path) -> str:
+    """The identifier of the conversion whose shards are in an unfinished folder; or empty."""
+    file = folder / _WORK_ID_FILE
+    return file.read_text() if file.is_file() else ""
 
 
-def _is_text(name: str) -> bool:
-    """Whether a file can hold it: half of a surrogate pair is no text."""
+def _is_encodable(name: str) -> bool:
+    """Whether a file can hold this text: half of a surrogate pair has no UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -235,6 +235,6 @@ def _check_names(leaves: Sequence[Leaf]) -> None:
     for leaf in leaves:
         if leaf.name in seen:
             raise CheckpointError(f"two tensors are named '{leaf.name}'.")
-        if not leaf.name or leaf.name == "__metadata__" or not _is_text(leaf.name):
-            raise CheckpointError(f"{leaf.name!r} is no name for a tensor.")
+        if not leaf.name or leaf.name == "__metadata__" or not _is_encodable(leaf.name):
+            raise CheckpointError(f"{leaf.name!r} is not a name for a tensor.")
         seen.add(leaf.name)

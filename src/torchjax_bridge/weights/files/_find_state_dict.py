@@ -1,4 +1,4 @@
-"""Which part of what a torch file holds is the ``state_dict``, and what to say where that is open."""
+"""Finds the ``state_dict`` in the content of a torch file, or lists the candidates in an error."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,17 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
-__all__ = ["find_state"]
+__all__ = ["find_state_dict"]
 
 
-def find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
-    """The state_dict in what was loaded, and which entry it was.
+def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
+    """The ``state_dict`` in the content of a file, and a phrase for the entry that it was.
 
     Raises:
-        CheckpointError: There is none, or more than one and no key; or the key names something else.
+        CheckpointError: There is none, there are several and no key, or the key names something else.
     """
     if key is not None:
-        return _entry(content, path, key), f"the entry '{key}'"
+        return _entry_at(content, path, key), f"the entry '{key}'"
     if _is_state(content):
         return content, ""
     if not isinstance(content, Mapping):
@@ -29,39 +29,39 @@ def find_state(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mappi
         return content[inner[0]], f"the entry '{inner[0]}'"
     if inner:
         names = ", ".join(map(repr, inner))
-        raise CheckpointError(f"{path}: it holds several state_dicts ({names}): say which, with key=....")
+        raise CheckpointError(f"{path}: it holds several state_dicts ({names}): choose one, with key=....")
     if deeper := list(_states(content)):
         names = ", ".join(map(repr, deeper))
-        raise CheckpointError(f"{path}: its entries hold state_dicts ({names}): say which, with key=....")
+        raise CheckpointError(f"{path}: its entries hold state_dicts ({names}): choose one, with key=....")
     others = [
         str(name)
         for name, value in content.items()
         if not (isinstance(name, str) and isinstance(value, torch.Tensor))
     ]
     raise CheckpointError(
-        f"{path}: it is not a state_dict, which names tensors: see {', '.join(others[:3]) or 'nothing in it'}."
+        f"{path}: it is not a state_dict, a dict of named tensors: it holds {', '.join(others[:3]) or 'nothing'}."
     )
 
 
-def _entry(content: Any, path: pathlib.Path, key: str) -> Mapping[str, Any]:
-    whole = isinstance(content, Mapping) and key in content  # a name may hold dots itself
+def _entry_at(content: Any, path: pathlib.Path, key: str) -> Mapping[str, Any]:
+    whole = isinstance(content, Mapping) and key in content  # a name may contain dots
     found = content
     for part in [key] if whole else key.split("."):
         if not isinstance(found, Mapping) or part not in found:
-            raise CheckpointError(f"{path}: there is no entry {key!r}{_instead(content, key)}")
+            raise CheckpointError(f"{path}: there is no entry {key!r}{_advice(content, key)}")
         found = found[part]
     if not _is_state(found):
         raise CheckpointError(
-            f"{path}: the entry {key!r} is no state_dict: it must name tensors{_instead(content, key)}"
+            f"{path}: the entry {key!r} is not a state_dict, a dict of named tensors{_advice(content, key)}"
         )
     state: Mapping[str, Any] = found
     return state
 
 
-def _instead(content: Any, key: str) -> str:
-    """The end of a sentence about a key: what there is."""
+def _advice(content: Any, key: str) -> str:
+    """The end of a sentence about a wrong key: the keys that exist."""
     if _is_state(content):
-        return ": the file is one state_dict, and needs no key."
+        return ": the file is one state_dict and needs no key."
     states = list(_states(content))
     if not states:
         names = ", ".join(repr(str(name)) for name in content) if isinstance(content, Mapping) else ""
@@ -81,7 +81,7 @@ def _states(content: Any, above: str = "") -> Iterator[str]:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether this names tensors; a module's extra state may stand between them."""
+    """Whether this is a dict of named tensors; a module's extra state may be among them."""
     return (
         isinstance(value, Mapping)
         and any(isinstance(tensor, torch.Tensor) for tensor in value.values())

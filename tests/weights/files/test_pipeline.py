@@ -1,4 +1,4 @@
-"""The loop that moves the values: what it holds, and what it writes from tensors of any strides."""
+"""The pipeline that writes leaves: the memory it holds, and what it writes from tensors of any strides."""
 
 import io
 import threading
@@ -8,13 +8,13 @@ import jax
 import pytest
 import torch
 
-from torchjax_bridge.weights.files import _pipeline as _pump
+from torchjax_bridge.weights.files import _pipeline
 from torchjax_bridge.weights.files._leaf import Leaf
 from torchjax_bridge.weights.moving import _xla_copy
 
 
 class _Disk:
-    """Slower than what is laid out for it, and full at some point."""
+    """A disk that is slower than the copies made for it, and full after ``room`` bytes."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -33,26 +33,24 @@ def leaf_of(tensor: torch.Tensor) -> Leaf:
 
 
 @pytest.mark.parametrize("room", [1 << 40, 2 << 20])
-def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
-    monkeypatch: pytest.MonkeyPatch, room: int
-) -> None:
+def test_copies_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     tensor = torch.rand(4096, 2048).t()
     assert _xla_copy.is_fastest_for(tensor)
-    disk, made, most, lock = _Disk(room), 0, 0, threading.Lock()
+    disk, copied, most, lock = _Disk(room), 0, 0, threading.Lock()
     row_major_copy = _xla_copy.row_major_copy
 
     def count(piece: torch.Tensor) -> torch.Tensor:
-        nonlocal made, most
+        nonlocal copied, most
         with lock:
-            made += piece.nbytes
-            most = max(most, made - disk.written)
+            copied += piece.nbytes
+            most = max(most, copied - disk.written)
         return row_major_copy(piece)
 
     monkeypatch.setattr(_xla_copy, "row_major_copy", count)
     memory = 12 << 20
     try:
-        with _pump.Pump(memory).running() as pump:
-            pump.feed(leaf_of(tensor), disk)  # type: ignore[arg-type]
+        with _pipeline.Pipeline(memory).running() as pipeline:
+            pipeline.write(leaf_of(tensor), disk)  # type: ignore[arg-type]
     except OSError:
         assert room < tensor.nbytes
     else:
@@ -60,15 +58,15 @@ def test_no_more_of_a_leaf_is_laid_out_than_its_disk_can_take(
     assert most <= memory
 
 
-def test_a_guard_on_transfers_in_the_configuration_is_not_about_files() -> None:
+def test_a_transfer_guard_of_the_configuration_does_not_forbid_writing() -> None:
     tensor = torch.rand(2048, 1024).t()
     assert _xla_copy.is_fastest_for(tensor)
     file = io.BytesIO()
     before = jax.config.jax_transfer_guard
     jax.config.update("jax_transfer_guard", "disallow_explicit")
     try:
-        with _pump.Pump(1 << 30).running() as pump:
-            pump.feed(leaf_of(tensor), file)
+        with _pipeline.Pipeline(1 << 30).running() as pipeline:
+            pipeline.write(leaf_of(tensor), file)
     finally:
         jax.config.update("jax_transfer_guard", before)
     assert file.getvalue() == tensor.contiguous().numpy().tobytes()

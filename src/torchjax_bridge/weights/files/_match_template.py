@@ -1,8 +1,7 @@
-"""Which leaf of a Flax checkpoint is which leaf of a template, by name.
+"""Matches the leaves of a Flax checkpoint to those of a template, by name.
 
-Names that went through a file may have lost what a template has: integers came back as strings, a bare parameter
-tree stands where the template has a ``params`` collection. Both are looked through; everything else must agree, and
-all that does not is said at once.
+A file may lack the template's ``params`` collection, or have strings for its integers. Both are ignored. Everything
+else must agree; one error lists all that does not.
 """
 
 from torchjax_bridge.errors import CheckpointError
@@ -11,13 +10,13 @@ from torchjax_bridge.exchange import Path, join_path
 from ..trees import FlaxTree
 from ._leaf import Checkpoint, Leaf
 
-__all__ = ["flax_leaves"]
+__all__ = ["match_template"]
 
 
-def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
-    """The leaf of the checkpoint for every path of the template; what belongs to a run stays the template's.
+def match_template(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
+    """The leaf of the checkpoint for every path of the template that it fills.
 
-    So does a plain array of an nnx module that the checkpoint lacks.
+    The template keeps its random streams and caches, and an array outside of variables that the checkpoint lacks.
 
     Raises:
         CheckpointError: Leaves are missing, left over, or of another shape; the message lists them all.
@@ -26,7 +25,7 @@ def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     given = dict(checkpoint.leaves)
     if tree.flavour == "linen" and not any(name in wanted for name in given):
         given = {f"params.{name}": leaf for name, leaf in given.items()}
-    run = {join_path(leaf.path) for leaf in tree.kept}
+    kept = {join_path(leaf.path) for leaf in tree.kept}
     faults = [
         f"missing: {leaf.shape} @ {name}"
         for name, leaf in wanted.items()
@@ -35,7 +34,7 @@ def flax_leaves(checkpoint: Checkpoint, tree: FlaxTree) -> dict[Path, Leaf]:
     faults += [
         f"unexpected: {leaf.shape} @ {leaf.name}"
         for name, leaf in given.items()
-        if name not in wanted and name not in run
+        if name not in wanted and name not in kept
     ]
     faults += [
         f"mismatch: {given[name].shape} in the file, {leaf.shape} in the template @ {name}"
