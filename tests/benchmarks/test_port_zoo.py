@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks.port._forward import leaves
-from benchmarks.port.zoo import NEEDS, SETS, find, perturb
+from benchmarks.port.zoo import NEEDS, SETS, Entry, find, perturb
 
 
 class Hidden(nn.Module):
@@ -54,6 +54,18 @@ def test_a_parameter_with_two_names_is_changed_once():
     perturb(module, 0)
     assert (module[0].bias > 0.6).all()
     assert (module[0].bias < 1.4).all()
+
+
+def test_statistics_are_near_those_of_the_inputs_and_not_the_same():
+    entry = Entry(
+        "a set", "a model", lambda: nn.BatchNorm1d(50), lambda batch: (7 * torch.randn(64, 50) + 90,)
+    )
+    module = entry.build()
+    assert module.running_mean.mean() == pytest.approx(90, rel=0.1)
+    assert module.running_var.sqrt().mean() == pytest.approx(7, rel=0.2)
+    assert module.running_var.std() > 5
+    assert module.momentum == 0.1
+    assert not module.training
 
 
 def test_the_sets_have_as_many_models_as_the_table_is_to_have():

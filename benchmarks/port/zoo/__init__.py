@@ -1,7 +1,7 @@
 """Models to port, in sets: what each is built by, and what it is given.
 
-Every model has random weights, none is downloaded, and no zero or tiny scale among them hides an error
-(`perturb`). torchvision and timm come with the extra ``zoo``, transformers with the group ``ecosystem``; a set is
+Every model has random weights and none is downloaded. No zero and no tiny scale among them hides an error
+(`perturb`), and BatchNorm's statistics fit the inputs (`calibrate`). torchvision and timm come with the extra ``zoo``, transformers with the group ``ecosystem``; a set is
 listed without importing its library, which only building a model does.
 """
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 from ._cifar import cifar, example
 from ._entry import Entry
-from ._perturb import perturb
+from ._perturb import calibrate, perturb
 from ._timm import timm
 from ._torchvision import classification, segmentation
 from ._transformers import transformers
 
-__all__ = ["NEEDS", "SETS", "Entry", "find", "perturb"]
+__all__ = ["NEEDS", "SETS", "Entry", "calibrate", "find", "perturb"]
 
 SETS: dict[str, Callable[[], list[Entry]]] = {
     "example": example,

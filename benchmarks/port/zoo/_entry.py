@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._perturb import perturb
+from ._perturb import calibrate, perturb
 
 __all__ = ["Entry", "images"]
 
@@ -29,7 +29,7 @@ class Entry:
     def build(self, seed: int = 0) -> nn.Module:
         """The model in evaluation mode, with weights, statistics and scales that hide no error."""
         torch.manual_seed(seed)
-        return perturb(self.builder(), seed).eval()
+        return calibrate(perturb(self.builder(), seed), self.inputs(4), seed).eval()
 
 
 def images(size: int, channels: int = 3) -> Callable[[int], tuple[Any, ...]]:

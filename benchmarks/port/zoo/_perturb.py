@@ -1,14 +1,18 @@
 """Random values for what a fresh model leaves at zero, at one, or too small to be seen.
 
 A head of zeros, a layer scale of 1e-6 and attention logits near zero hide errors: any port of such a model
-agrees with it. Kernels get the gain that keeps a signal alive through many layers; statistics of BatchNorm stay
-near those of a signal of unit variance, so that no layer overflows or fades.
+agrees with it. Kernels get the gain that keeps a signal alive through many layers, and statistics of BatchNorm are
+near those of the signal that comes in, as they are in a trained model, so that it neither fades nor overflows.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["perturb"]
+__all__ = ["calibrate", "perturb"]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @torch.no_grad()
@@ -41,6 +45,42 @@ def perturb(module: nn.Module, seed: int) -> nn.Module:
                 buffer.normal_(0, 0.1, generator=draw)
             elif name == "running_var":
                 buffer.uniform_(0.6, 1.4, generator=draw)
+    return module
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, inputs: tuple[Any, ...], seed: int) -> nn.Module:
+    """Set the running statistics of a module in place to those of a batch, changed at random by a third or so.
+
+    Args:
+        module: Any module; its mode stays.
+        inputs: The arguments of its ``forward``.
+        seed: The same seed, module and inputs give the same values.
+
+    Returns:
+        The module.
+    """
+    norms = [
+        layer for layer in module.modules() if isinstance(layer, _BATCH_NORMS) and layer.track_running_stats
+    ]
+    if not norms:
+        return module
+    before = [(layer, layer.momentum) for layer in norms]
+    training = module.training
+    torch.manual_seed(seed)
+    for layer in norms:
+        layer.momentum = 1.0
+    module.train()(*inputs)
+    module.train(training)
+    draw = torch.Generator().manual_seed(seed)
+    for layer, momentum in before:
+        layer.momentum = momentum
+        mean, var = layer.running_mean, layer.running_var
+        assert mean is not None
+        assert var is not None
+        var.clamp_(min=0.1 * float(var.mean()))  # a channel that nothing reached would magnify whatever does
+        mean.add_(0.1 * var.sqrt() * torch.empty_like(mean).normal_(generator=draw))
+        var.mul_(torch.empty_like(var).uniform_(0.6, 1.4, generator=draw))
     return module
 
 
