@@ -1,8 +1,9 @@
 """Models to port, in sets: what each is built by, and what it is given.
 
 Every model has random weights and none is downloaded. No zero and no tiny scale among them hides an error
-(`perturb`), and BatchNorm's statistics fit the inputs (`calibrate`). torchvision and timm come with the extra ``zoo``, transformers with the group ``ecosystem``; a set is
-listed without importing its library, which only building a model does.
+(`perturb`), and BatchNorm's statistics fit the inputs (`calibrate`). torchvision and timm come with the extra
+``zoo``, transformers with the group ``ecosystem``; a set is listed without importing its library, which only
+building a model does.
 """
 
 from collections.abc import Callable
