@@ -61,7 +61,11 @@ def measure_port(entry: Entry, port: Callable[..., Any], setting: Setting) -> Ou
 
 
 def _first_line(err: Exception) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+    """The first line of a message, with the first of its list where it only announces one."""
+    lines = str(err).strip().splitlines() or [type(err).__name__]
+    if lines[0].endswith(":") and len(lines) > 1:
+        return f"{lines[0]} {lines[1].strip()}" + (f" (and {len(lines) - 2} more)" if lines[2:] else "")
+    return lines[0]
 
 
 @torch.no_grad()

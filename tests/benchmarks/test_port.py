@@ -77,6 +77,14 @@ def test_a_refusal_is_its_first_line(net: Entry):
     assert row.torch_lines == 19
 
 
+def test_a_refusal_with_a_list_is_its_first_reason(net: Entry):
+    def port(module, *inputs):
+        raise BridgeError("Net cannot be ported:\n  'fc1' (net.py:5): a reason\n  'fc2' (net.py:6): another")
+
+    said = "Net cannot be ported: 'fc1' (net.py:5): a reason (and 1 more)"
+    assert measure_port(net, port, QUICK).why_not == said
+
+
 def test_another_error_is_told_apart_from_a_refusal(net: Entry):
     def port(module, *inputs):
         return {}["x"]
