@@ -6,7 +6,7 @@ Depends on torch, jax and numpy alone. Other packages import from here, not from
 from ._devices import jax_device, torch_device
 from ._dlpack import Choice, choice
 from ._dtypes import jax_dtype, torch_dtype
-from ._fork import refuse_in_fork
+from ._fork import at_fork, refuse_in_fork
 from ._paths import Path, from_jax_keypath, join_path, split_path
 from ._pytree import flatten
 from ._refusals import check_copy
@@ -17,6 +17,7 @@ __all__ = [
     "Choice",
     "Path",
     "array_to_torch",
+    "at_fork",
     "check_copy",
     "choice",
     "flatten",

@@ -4,19 +4,18 @@ Every format but Orbax is written through here, in bounded memory. A row-major l
 Another leaf is first copied: into a buffer, or, if it is large, by XLA and piece by piece.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
 
 from torchjax_bridge.errors import CheckpointError
 
-from ..moving import xla_copy
+from ..moving import copy_threads, xla_copy
 from ._leaf import Leaf, Progress
 from ._mapped import Window
 
@@ -26,7 +25,9 @@ __all__ = ["Pipeline", "as_bytes", "read_all", "window_for"]
 _WRITE_BYTES = 1 << 20
 # Bytes that XLA copies at a time. With twice as many, the allocator would take every page anew from the kernel.
 _PIECE_BYTES = 16 << 20
-_MAX_THREADS = 4  # threads that copy; with more, the one that writes is the limit
+_MAX_COPIES = 4  # leaves that are copied at a time; with more, the thread that writes is the limit
+
+Copy = TypeVar("Copy")
 
 
 def window_for(memory: int) -> Window:
@@ -44,29 +45,27 @@ class Pipeline:
 
     def __init__(self, memory: int, progress: Progress | None = None) -> None:
         # Copying costs more than writing, so several threads copy for one that writes.
-        self._copy_threads = min(os.cpu_count() or 1, _MAX_THREADS)
-        self._in_flight = self._copy_threads + 1
+        self._in_flight = min(torch.get_num_threads(), _MAX_COPIES) + 1
         self._memory = memory
         self._buffer_budget = max(memory // (2 * self._in_flight), 1)
         self._progress = progress
         self._free: deque[np.ndarray] = deque()
         self._pending: deque[Future[None]] = deque()
-        self._pools: tuple[Executor, Executor] | None = None
+        self._copies: set[Future[Any]] = set()  # those that have not ended
+        self._writer: Executor | None = None
 
     @contextmanager
     def running(self) -> Iterator["Pipeline"]:
-        """Run the threads; at the end everything is written."""
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="torchjax-bridge-writer") as writer,
-            ThreadPoolExecutor(self._copy_threads, thread_name_prefix="torchjax-bridge-layout") as copiers,
-        ):
-            self._pools = writer, copiers
+        """Run the thread that writes; at the end everything is written, and no thread copies any more."""
+        with ThreadPoolExecutor(1, thread_name_prefix="torchjax-bridge-writer") as self._writer:
             try:
                 yield self
                 self.flush()
             finally:
-                for future in self._pending:
+                copies = tuple(self._copies)
+                for future in (*self._pending, *copies):
                     future.cancel()
+                wait(copies)
 
     def write(self, leaf: Leaf, file: BinaryIO, *, at: int | None = None) -> None:
         """Write the row-major bytes of a leaf. Also raises the errors of earlier writes.
@@ -101,9 +100,9 @@ class Pipeline:
     def _submit(
         self, tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None
     ) -> None:
-        if self._pools is None:
+        if self._writer is None:
             raise RuntimeError("the pipeline is used outside running()")
-        writer, copiers = self._pools
+        writer, copiers = self._writer, copy_threads()
         if tensor.is_contiguous():
             self._pending.append(writer.submit(_write, tensor, file, at, progress))
             return
@@ -115,11 +114,11 @@ class Pipeline:
             ahead = max(self._memory // (2 * size), self._in_flight)
             for piece in tensor.split(rows):
                 self._wait(ahead - 1)
-                copy = copiers.submit(xla_copy.row_major_copy, piece)
+                copy = self._copying(copiers.submit(xla_copy.row_major_copy, piece))
                 self._pending.append(writer.submit(_write_when_ready, copy, file, at, progress))
                 at = None  # the next piece follows
             return
-        copied = copiers.submit(self._copy_to_buffer, tensor)
+        copied = self._copying(copiers.submit(self._copy_to_buffer, tensor))
 
         def write() -> None:
             buffer, copy = copied.result()
@@ -139,6 +138,12 @@ class Pipeline:
             buffer = np.empty(size, np.uint8)  # reused later: page faults cost more than copying
         target = torch.from_numpy(buffer[:size]).view(tensor.dtype).view(tensor.shape)
         return buffer, target.copy_(tensor)
+
+    def _copying(self, copy: Future[Copy]) -> Future[Copy]:
+        """The copy, which `running` waits for at its end, since others use the same threads."""
+        self._copies.add(copy)
+        copy.add_done_callback(self._copies.discard)
+        return copy
 
     def _wait(self, at_most: int) -> None:
         while len(self._pending) > at_most:

@@ -1,12 +1,14 @@
 """Copies into row-major memory: every copy that a conversion makes.
 
 Owns where a copy lies and what makes it: XLA's transposition (`xla_copy`), slabs in the cache (`_relayout`), or one
-plain copy (`_row_major`). Refuses nothing: layouts were checked before. Knows no layers and no rules. Gives
-`row_major_copies` to the conversion and to the optimizer state, and `xla_copy` to the writing of files.
+plain copy (`_row_major`); and the threads that do so (`_executor`). Refuses nothing: layouts were checked before.
+Knows no layers and no rules. Gives `row_major_copies` to the conversion and to the optimizer state, `xla_copy` and
+`copy_threads` to the writing of files.
 """
 
 from . import _xla_copy as xla_copy
+from ._executor import copy_threads
 from ._exchangeable import as_exchangeable
 from ._row_major import row_major_copies
 
-__all__ = ["as_exchangeable", "row_major_copies", "xla_copy"]
+__all__ = ["as_exchangeable", "copy_threads", "row_major_copies", "xla_copy"]

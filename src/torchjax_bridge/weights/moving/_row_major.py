@@ -7,12 +7,12 @@ Several large leaves are shared among torch's threads; a single one is split int
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
 from . import _xla_copy
+from ._executor import copy_threads
 from ._relayout import copy_into
 
 __all__ = ["row_major_copies"]
@@ -32,9 +32,8 @@ def row_major_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     large = [index for index, tensor in enumerate(tensors) if _xla_copy.is_fastest_for(tensor)]
     if len(large) > 1 or torch.get_num_threads() == 1:
         large.sort(key=lambda index: tensors[index].nbytes, reverse=True)  # so that the threads end together
-        with ThreadPoolExecutor(torch.get_num_threads(), "torchjax-bridge-layout") as pool:
-            results = pool.map(_xla_copy.row_major_copy, (tensors[index] for index in large))
-            copies = dict(zip(large, results, strict=True))
+        results = copy_threads().map(_xla_copy.row_major_copy, (tensors[index] for index in large))
+        copies = dict(zip(large, results, strict=True))
     return [copies[index] if index in copies else _copy_one(tensor) for index, tensor in enumerate(tensors)]
 
 

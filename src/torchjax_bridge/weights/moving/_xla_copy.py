@@ -5,8 +5,8 @@
 route through torch. So several threads with one leaf each are faster than all of torch's threads in one leaf.
 
 Bits are copied and never read as numbers. JAX sees an unsigned integer of the same width (complex64 for eight
-bytes), which x64 does not change. So no setting of JAX matters. A new thread inherits no trace, default device or
-transfer guard.
+bytes), which x64 does not change. So no setting of JAX matters. The threads of `copy_threads` inherit no trace,
+default device or transfer guard.
 """
 
 import jax
@@ -42,7 +42,7 @@ def is_fastest_for(tensor: torch.Tensor) -> bool:
 def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
     """A row-major copy in new memory of XLA's, of a tensor that passed `is_fastest_for`.
 
-    Call it on a new thread, for the reason given above.
+    Call it on a thread of `copy_threads`, for the reason given above.
     """
     bits = tensor.view(_SAME_WIDTH[tensor.element_size()])
     # A guard in JAX's configuration holds for every thread, but this is not one of the user's transfers.
