@@ -21,7 +21,7 @@ from ._padding import Convolution, Pads, Transposed, kernel_reach, same_pads, to
 from ._parametrized import parametrized
 from ._recurrent import CELL_MARKS
 from ._rule import Entry, Layer, Rule
-from ._twin import Initializer, Named, Pad, Twin
+from ._twin import Initializer, Pad, Symbol, Twin
 from ._twin_of import find_twin, own_methods
 
 __all__ = [
@@ -40,11 +40,11 @@ __all__ = [
     "Keep",
     "Layer",
     "LayerType",
-    "Named",
     "Pad",
     "Pads",
     "Rename",
     "Rule",
+    "Symbol",
     "Transposed",
     "Twin",
     "axes_of_equation",

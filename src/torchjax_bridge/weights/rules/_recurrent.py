@@ -29,6 +29,7 @@ from torchjax_bridge.exchange import Path, join_path
 
 from ..layouts import Constant, Each, Layout, Permute, Split, Sum, then
 from ._flattened import channels_last
+from ._recurrent_twins import cell_twin, layer_twin
 from ._rule import Entry, Layer, Rule
 
 __all__ = ["CELL_MARKS", "RULES"]
@@ -262,6 +263,7 @@ def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], se
             flax_types=(*cells, "RNN", "Bidirectional"),
             required=frozenset({"weight_ih_l0", "weight_hh_l0"}),
             settings=f"{settings}; time_major=not batch_first in the RNN around it",
+            twin=layer_twin,
         ),
         Rule(
             cell,
@@ -269,6 +271,7 @@ def _rules(family: _Family, kinds: tuple[type, type], cells: tuple[str, ...], se
             flax_types=cells,
             required=frozenset({"weight_ih", "weight_hh"}),
             settings=settings,
+            twin=cell_twin,
         ),
     ]
 

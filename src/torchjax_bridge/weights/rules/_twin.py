@@ -12,19 +12,21 @@ from fractions import Fraction
 from importlib import import_module
 from typing import Any, Literal
 
-__all__ = ["Initializer", "Named", "Pad", "Twin", "changed", "torch_uniform"]
+from torchjax_bridge.errors import SettingsError
+
+__all__ = ["Initializer", "Pad", "Symbol", "Twin", "changed", "torch_uniform"]
 
 Flavour = Literal["nnx", "linen"]
 
 
 @dataclass(frozen=True)
-class Named:
+class Symbol:
     """A function or a dtype of JAX, by the name that source code gives it.
 
     Args:
         name: Such as ``"jax.nn.relu"`` or ``"jnp.bfloat16"``.
 
-    >>> Named("jnp.bfloat16")
+    >>> Symbol("jnp.bfloat16")
     jnp.bfloat16
     """
 
@@ -93,7 +95,7 @@ class Twin:
 
     Args:
         flax: The name of its class in ``flax.nnx`` (``"Conv"``), or in ``flax.linen`` where ``flavour`` says so.
-        sizes: The positional arguments by name, in order.
+        sizes: The positional arguments by name, in order. A recurrent layer has other twins there: its cells.
         settings: The keyword arguments that differ from Flax's defaults.
         initializers: The keyword arguments that start the weights as torch does, where Flax has the function. Flax
             has none for torch's biases, which are uniform with a bound of the fan-in; they start at zero.
@@ -121,14 +123,32 @@ class Twin:
     flavour: Flavour = "nnx"
 
     def in_linen(self) -> "Twin":
-        """The same layer in linen's names. linen reads the sizes of the input from the input."""
+        """The same layer in linen's names. linen reads the sizes of the input from the input.
+
+        Raises:
+            SettingsError: A recurrent layer has dropout between its layers, which linen cannot tell the mode.
+        """
         if self.flavour == "linen":
             return self
+        layers = self.sizes.get("layers")
+        if isinstance(layers, tuple) and any(layer.flax == "Dropout" for layer in layers):
+            raise SettingsError(
+                "a linen.Sequential tells its Dropout no mode: call the layers of a recurrent layer with dropout "
+                "one by one"
+            )
+        initializers = dict(self.initializers)
+        if self.flax in _STACKED_IN_NNX:
+            initializers["kernel_init"] = torch_uniform("fan_out")
         return replace(
             self,
             flax=_LINEN_CLASSES.get(self.flax, self.flax),
-            sizes={_LINEN_SIZES[name]: size for name, size in self.sizes.items() if name in _LINEN_SIZES},
+            sizes={
+                _LINEN_SIZES[name]: _in_linen(size)
+                for name, size in self.sizes.items()
+                if name in _LINEN_SIZES
+            },
             settings={name: value for name, value in self.settings.items() if name not in _NNX_ALONE},
+            initializers=initializers,
             own=self.own and self.flax in _OWN_IN_LINEN,
             flavour="linen",
         )
@@ -141,31 +161,42 @@ class Twin:
         """
         if self.flavour != "nnx":
             raise TypeError("a twin in linen's names makes no nnx module; ask the twin that it was made of")
-        return self._build(rngs=rngs) if self._takes_rngs else self._build()
+        return self._build(rngs)
 
     def linen(self) -> Any:
         """Build the linen module."""
-        return self.in_linen()._build()
+        return self.in_linen()._build(None)
 
-    def _build(self, **rngs: Any) -> Any:
+    def _build(self, rngs: Any) -> Any:
         if self.own:
-            from .. import layers
+            from ..layers import linen, nnx
 
-            holder = getattr(layers, self.flavour)
+            holder: Any = {"nnx": nnx, "linen": linen}[self.flavour]
         else:
             holder = import_module(f"flax.{self.flavour}")
-        arguments = {**self.settings, **self.initializers, **rngs}
-        made = {name: _load(value) for name, value in arguments.items()}
-        return getattr(holder, self.flax)(*self.sizes.values(), **made)
+        keywords = {
+            name: _load(value, rngs) for name, value in {**self.settings, **self.initializers}.items()
+        }
+        if self._takes_rngs:
+            keywords["rngs"] = rngs
+        return getattr(holder, self.flax)(*(_load(size, rngs) for size in self._positional), **keywords)
 
     @property
     def _takes_rngs(self) -> bool:
-        return self.flavour == "nnx" and self.flax != "PReLU"
+        return self.flavour == "nnx" and self.flax not in _WITHOUT_RNGS
+
+    @property
+    def _positional(self) -> tuple[object, ...]:
+        """The positional arguments: nnx takes the layers of a ``Sequential`` one by one."""
+        layers = self.sizes.get("layers")
+        if self.flavour == "nnx" and isinstance(layers, tuple):
+            return layers
+        return tuple(self.sizes.values())
 
     def __str__(self) -> str:
         keywords = {**self.settings, **self.initializers}
         arguments = [
-            *map(_source, self.sizes.values()),
+            *map(_source, self._positional),
             *(f"{name}={_source(value)}" for name, value in keywords.items()),
             *(["rngs=rngs"] if self._takes_rngs else []),
         ]
@@ -179,10 +210,13 @@ _LINEN_SIZES = {
         name: name
         for name in ("kernel_size", "num_groups", "num_embeddings", "features", "num_heads", "rate")
     },
+    **{name: name for name in ("cell", "forward_rnn", "backward_rnn", "layers")},
     "out_features": "features",
     "hidden_features": "features",
 }
 _NNX_ALONE = frozenset({"decode", "in_kv_features"})  # linen's default of the first is what torch does
+_WITHOUT_RNGS = frozenset({"PReLU", "RNN", "Bidirectional", "Sequential"})
+_STACKED_IN_NNX = frozenset({"OptimizedLSTMCell", "GRUCell"})  # linen has a kernel a gate
 _OWN_IN_LINEN = frozenset({"BatchNorm", "PReLU"})  # the others linen has
 
 
@@ -201,8 +235,18 @@ def torch_uniform(fan: str = "fan_in", scale: float = 1.0) -> Initializer:
     return Initializer("variance_scaling", (scale / 3, fan, "uniform"))
 
 
-def _load(value: object) -> object:
-    return value.load() if isinstance(value, Named | Initializer) else value
+def _in_linen(value: object) -> object:
+    if isinstance(value, tuple):
+        return tuple(map(_in_linen, value))
+    return value.in_linen() if isinstance(value, Twin) else value
+
+
+def _load(value: object, rngs: Any) -> object:
+    if isinstance(value, tuple):
+        return tuple(_load(one, rngs) for one in value)
+    if isinstance(value, Twin):
+        return value._build(rngs)
+    return value.load() if isinstance(value, Symbol | Initializer) else value
 
 
 def _source(value: object) -> str:
@@ -213,4 +257,6 @@ def _source(value: object) -> str:
         return min([repr(value), *([f"{near.numerator} / {near.denominator}"] if exact else [])], key=len)
     if isinstance(value, str):
         return f'"{value}"'
-    return str(value) if isinstance(value, Initializer) else repr(value)
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_source, value))}{',' if len(value) == 1 else ''})"
+    return str(value) if isinstance(value, Initializer | Twin) else repr(value)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torchjax_bridge.errors import SettingsError
 
 from ._rule import Rule
-from ._twin import Named, Twin
+from ._twin import Symbol, Twin
 
 __all__ = ["find_twin", "own_methods"]
 
@@ -55,7 +56,23 @@ def _in_its_dtype(twin: Twin, module: nn.Module) -> Twin:
     if len(dtypes) != 1 or dtypes == {torch.float32}:
         return twin
     (dtype,) = dtypes
-    return replace(twin, settings={**twin.settings, "param_dtype": Named(str(dtype).replace("torch", "jnp"))})
+    name = Symbol(str(dtype).replace("torch", "jnp"))
+
+    def typed(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(typed, value))
+        if not isinstance(value, Twin):
+            return value
+        sizes = {name: typed(size) for name, size in value.sizes.items()}
+        if value.flax in _WITHOUT_WEIGHTS:
+            return replace(value, sizes=sizes)
+        dtypes = {"param_dtype": name} | ({"dtype": name} if value.flax == "SimpleCell" else {})
+        return replace(value, sizes=sizes, settings={**value.settings, **dtypes})
+
+    return typed(twin)
+
+
+_WITHOUT_WEIGHTS = frozenset({"RNN", "Bidirectional", "Sequential", "Dropout"})
 
 
 def _name(kind: type) -> str:

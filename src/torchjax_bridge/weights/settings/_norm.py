@@ -23,7 +23,7 @@ __all__ = ["batch_norm", "group_norm", "instance_norm", "layer_norm", "own_epsil
 def batch_norm(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``BatchNormNd`` or ``SyncBatchNorm`` beside ``BatchNorm``."""
     yield from _epsilon(module.eps, layer)
-    yield from _affine(module.affine, module.affine, layer)
+    yield from _affine(module.weight is not None, module.bias is not None, layer)
     yield from _channels("axis", layer)
     if module.momentum is None:
         fix = "no momentum does; give the torch layer one"
@@ -58,7 +58,7 @@ def _mode(module: _BatchNorm, layer: FlaxLayer) -> Iterator[Difference]:
 def layer_norm(module: nn.LayerNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``LayerNorm`` beside ``LayerNorm``."""
     yield from _epsilon(module.eps, layer)
-    yield from _affine(module.elementwise_affine, module.bias is not None, layer)
+    yield from _affine(module.weight is not None, module.bias is not None, layer)
     yield from _axes(module, layer)
     yield from _fast_variance(layer)
 
@@ -70,14 +70,14 @@ def rms_norm(module: nn.RMSNorm, layer: FlaxLayer) -> Iterator[Difference]:
         dtype = torch.get_default_dtype() if module.weight is None else module.weight.dtype
         eps = torch.finfo(dtype).eps
     yield from _epsilon(eps, layer, module.eps)
-    yield from _affine(module.elementwise_affine, False, layer)
+    yield from _affine(module.weight is not None, False, layer)
     yield from _axes(module, layer)
 
 
 def group_norm(module: nn.GroupNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``GroupNorm`` beside ``GroupNorm``."""
     yield from _epsilon(module.eps, layer)
-    yield from _affine(module.affine, module.affine, layer)
+    yield from _affine(module.weight is not None, module.bias is not None, layer)
     yield from _groups(module.num_groups, module.num_channels, ("num_groups", module.num_groups), layer)
     yield from _fast_variance(layer)
 
@@ -85,7 +85,7 @@ def group_norm(module: nn.GroupNorm, layer: FlaxLayer) -> Iterator[Difference]:
 def instance_norm(module: _InstanceNorm, layer: FlaxLayer) -> Iterator[Difference]:
     """``InstanceNormNd`` beside ``InstanceNorm``, a ``GroupNorm`` with a group a channel, or a ``BatchNorm``."""
     yield from _epsilon(module.eps, layer)
-    yield from _affine(module.affine, module.affine, layer)
+    yield from _affine(module.weight is not None, module.bias is not None, layer)
     if layer.kind == "GroupNorm":
         count = module.num_features
         yield from _groups(count, count, ("num_features", count), layer)
