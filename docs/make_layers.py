@@ -12,7 +12,8 @@ import torch
 from flax import nnx
 from torch import nn
 
-from torchjax_bridge.weights import Plan, layers, plan
+from torchjax_bridge.errors import SettingsError
+from torchjax_bridge.weights import Plan, layers, plan, twin_of
 from torchjax_bridge.weights.rules import PLAIN, Rule
 
 PAGE = pathlib.Path(__file__).with_name("layers.md")
@@ -31,8 +32,8 @@ layout, and which settings the Flax layer needs to compute the same.
   differences](known-differences.md).
 - **Additional Flax layers.** Flax's own layers cannot express all of torch's semantics.
   `torchjax_bridge.weights.layers` has `nnx.BatchNorm` and `linen.BatchNorm` with torch's unbiased running variance,
-  `nnx.GRUCell` with all biases, and `nnx.PReLU` and `linen.PReLU` with a slope for each channel. They have
-  the names of Flax's layers and can replace them.
+  `nnx.GRUCell` with all biases, `nnx.LayerNorm` and `nnx.RMSNorm` with a scale of several axes, and `nnx.PReLU` and
+  `linen.PReLU` with a slope for each channel. They have the names of Flax's layers and can replace them.
 - **Lossy** layouts make one leaf of several torch tensors, such as the sum of a recurrent layer's two biases. If
   the leaf is unchanged and the template is the original module, the tensors come back bit for bit. Otherwise a
   sum comes back as the sum and zero.
@@ -297,11 +298,22 @@ def page() -> str:
         if rule.flax_types:
             parts.append(f"In Flax: {', '.join(f'`{name}`' for name in rule.flax_types)}.\n")
         parts.append(f"Settings: {_text(rule.settings)}.\n")
+        parts += _twins(rule)
         parts += [_tables(example) for example in examples_of(rule)]
     parts.append(COMPUTED)
     parts += [_tables(example) for example in PARTS]
     parts.append(CONTAINERS)
     return "\n".join(parts)
+
+
+def _twins(rule: Rule) -> list[str]:
+    """The constructor of the first example's twin, or why it has none."""
+    module = examples_of(rule)[0].torch()
+    name = type(module).__name__
+    try:
+        return [f"`twin_of`, for the first `{name}` below: `{twin_of(module)}`.\n"]
+    except SettingsError as why:
+        return [f"`twin_of` refuses it: {_text(str(why))}\n"]
 
 
 def examples_of(rule: Rule) -> list[Example]:

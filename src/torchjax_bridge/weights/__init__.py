@@ -25,6 +25,7 @@ from .files import (
 from .layouts import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
 from .rules import (
     RULES,
+    TWIN_RULES,
     Entry,
     Fill,
     Flatten,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RULES",
+    "TWIN_RULES",
     "Audit",
     "Cause",
     "Constant",

@@ -15,12 +15,13 @@ import torch
 from flax import nnx
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 from tests.weights.twins import draw, jit, randomise, template
 from torchjax_bridge import audit, errors, to_flax
-from torchjax_bridge.weights import Entry, Flip, Permute, layers, then
+from torchjax_bridge.weights import TWIN_RULES, layers
 from torchjax_bridge.weights import rules as package
-from torchjax_bridge.weights.rules import PLAIN, WEIGHTLESS, Rule, Symbol, Twin, twin_of
+from torchjax_bridge.weights.rules import PLAIN, WEIGHTLESS, Symbol, Twin, twin_of
 
 # torch says that an even kernel with padding="same" costs a copy.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
@@ -255,18 +256,7 @@ def filled_twin(flavour: str, module: nn.Module, twin: Twin, xs: tuple[Any, ...]
     empty = template(model or twin.nnx, *xs, **(mode(twin, False) if model else {}))
     if not module.state_dict():
         return model, {} if model else twin.nnx(nnx.Rngs(0))
-    return model, to_flax(module, empty, rules=hints(module))
-
-
-def hints(module: nn.Module) -> list[Rule]:
-    """What variables of linen do not show of a square transposed convolution: it has no ``transpose_kernel``."""
-    if not isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        return []
-    if module.groups > 1 or module.in_channels != module.out_channels:
-        return []
-    space = tuple(range(2, module.weight.ndim))
-    layout = then(Flip(space), Permute((*space, 0, 1)))
-    return [Rule(type(module), [Entry("weight", "kernel", layout), Entry("bias", "bias", optional=True)])]
+    return model, to_flax(module, empty, rules=TWIN_RULES)
 
 
 def mode(twin: Twin, train: bool) -> dict[str, object]:
@@ -317,9 +307,9 @@ def assert_audit_is_clean(flavour: str, module: nn.Module, twin: Twin, xs: tuple
     if not module.state_dict():
         return  # nothing that the plan could pair
     if flavour == "nnx":
-        found = audit(module, abstract(twin), rules=hints(module))
+        found = audit(module, abstract(twin), rules=TWIN_RULES)
     else:
-        found = audit(module, twin.linen(), *xs, rules=hints(module), flax_kwargs=mode(twin, False))
+        found = audit(module, twin.linen(), *xs, rules=TWIN_RULES, flax_kwargs=mode(twin, False))
     assert found.ok, found
     assert found.layers == 1 or twin.own or twin.flax == "Sequential"  # which are none of Flax's layers
 
@@ -518,6 +508,10 @@ def _untracked() -> nn.Module:
     return module
 
 
+def _pruned() -> nn.Module:
+    return prune.l1_unstructured(nn.Linear(3, 4), "weight", 1)
+
+
 REFUSED = [
     (nn.Embedding(3, 4, max_norm=1.0), r"nn.Embedding has no Flax twin: max_norm=1 rescales rows"),
     (nn.BatchNorm1d(3, momentum=None), "momentum=None averages over all batches"),
@@ -534,6 +528,7 @@ REFUSED = [
     (Standardised(3, 4, 3), "Standardised has no Flax twin: it has a forward of its own"),
     (Doubled(3, 4), "a forward of its own, which need not compute what nn.Linear does"),
     (nn.LazyLinear(4), "knows its sizes after its first call"),
+    (_pruned(), "'weight' is pruned"),
     (nn.ReLU(), "nn.ReLU has no Flax twin: no rule knows one"),
 ]
 
@@ -579,6 +574,10 @@ def test_what_differs_in_training_alone_is_noted() -> None:
     (note,) = twin_of(nn.Embedding(3, 4, padding_idx=0)).notes
     assert "padding_idx=0: torch gives this row no gradient" in note
     assert twin_of(nn.Embedding(3, 4)).notes == ()
+    (note,) = twin_of(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))).notes
+    assert "'weight' is computed by weight_norm in torch" in note
+    (note,) = twin_of(nn.LSTM(3, 4)).notes
+    assert "two biases" in note
 
 
 def test_a_layer_of_another_dtype_has_a_twin_of_that_dtype() -> None:
@@ -587,6 +586,35 @@ def test_a_layer_of_another_dtype_has_a_twin_of_that_dtype() -> None:
     assert twin.settings == {"param_dtype": Symbol("jnp.bfloat16")}
     filled = to_flax(module, abstract(twin))
     assert filled(jnp.asarray([0])).dtype == jnp.bfloat16
+
+
+@pytest.mark.usefixtures("x64_on")
+def test_a_layer_of_64_bits_computes_in_64_bits() -> None:
+    module = nn.LSTM(3, 4, batch_first=True, dtype=torch.float64)
+    x, twin = draw(2, 5, 3).double(), twin_of(module)
+    y, _ = flax_output(*filled_twin("nnx", module, twin, (x.numpy(),)), twin, (x.numpy(),), train=False)
+    assert y.dtype == np.float64
+    assert np.abs(np.asarray(y) - module(x)[0].detach().numpy()).max() <= 1e-12
+
+
+@both
+@pytest.mark.parametrize("kind", [nn.Dropout1d, nn.Dropout2d, nn.Dropout3d])
+def test_dropout_of_channels_draws_once_for_all_of_space(kind: Any, flavour: str) -> None:
+    twin = twin_of(kind(0.5))
+    rank = int(kind.__name__[-2])
+    x = np.ones((8, *[3] * rank, 8), np.float32)
+    y = twin.nnx(nnx.Rngs(0))(x) if flavour == "nnx" else _stochastic(twin.linen(), x)
+    shared = np.asarray(y).reshape(8, -1, 8)
+    assert (shared == shared[:, :1]).all()
+    assert 0.2 < (shared == 0).mean() < 0.8
+
+
+def _stochastic(layer: Any, x: Any) -> Any:
+    return layer.apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+
+
+def test_attention_drops_weights_one_by_one_as_torch_does() -> None:
+    assert twin_of(nn.MultiheadAttention(8, 2, dropout=0.5)).settings["broadcast_dropout"] is False
 
 
 def test_a_twin_reads_no_values() -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "PARTS",
     "PLAIN",
     "RULES",
+    "TWIN_RULES",
     "WEIGHTLESS",
     "Convolution",
     "Entry",
@@ -75,6 +76,9 @@ RULES: tuple[Rule, ...] = (*map(parametrized, PLAIN), *PLAIN)
 # Layers without weights: they have twins, and nothing to pair.
 WEIGHTLESS: tuple[Rule, ...] = _dropout.RULES
 
+# What arrays do not show of twins: rules for `to_flax` where a model of linen was made of twins.
+TWIN_RULES: tuple[Rule, ...] = _conv.TWIN_RULES
+
 LOOKALIKES: tuple[Rule, ...] = _linear.LOOKALIKES
 
 
@@ -87,7 +91,8 @@ def twin_of(module: nn.Module, *, exact_statistics: bool = False) -> Twin:
             variance with the unbiased variance of the batch, as torch does; Flax's takes the biased one.
 
     Returns:
-        The twin, which holds no weights; `to_flax` fills what it builds.
+        The twin, which holds no weights; `to_flax` fills what it builds (linen's variables with
+        ``rules=TWIN_RULES``, since they do not show everything).
 
     Raises:
         SettingsError: Flax has no such layer, or none with these settings, or the class has a ``forward`` of its

@@ -22,7 +22,7 @@ and convolve with ``"VALID"``. ``ConvTranspose``: ``padding=((a, a + output_padd
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from torch import nn
 
@@ -31,7 +31,7 @@ from ._padding import Convolution, Pads, Transposed, kernel_reach, same_pads, to
 from ._rule import Entry, Layer, Rule
 from ._twin import Pad, Twin, changed, torch_uniform
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "TWIN_RULES"]
 
 
 def _convolution(layer: Layer) -> Iterable[Entry]:
@@ -63,7 +63,7 @@ def _pointwise(layer: Layer) -> Layout:
     return then(Reshape(weight, (outputs, inputs)), Permute((1, 0)))
 
 
-def _transposed(layer: Layer) -> Iterable[Entry]:
+def _transposed(layer: Layer, swapped: bool | None = None) -> Iterable[Entry]:
     rank = _rank(layer)
     weight = tuple(layer.torch["weight"].shape)
     kernel = layer.flax.get(("kernel",))
@@ -84,7 +84,7 @@ def _transposed(layer: Layer) -> Iterable[Entry]:
         if layer.module is None and (dilated is None or _all_ones(dilated)):
             raise ValueError("a Conv is taken for a Conv, unless the torch module says otherwise")
         return _entries(_flipped(rank))
-    swapped = getattr(layer.flax_module, "transpose_kernel", None)
+    swapped = getattr(layer.flax_module, "transpose_kernel", swapped)
     if swapped is None and weight[0] != weight[1]:
         swapped = kernel[-2:] == (weight[1], weight[0])
     if swapped is None:
@@ -219,6 +219,8 @@ def _shortest_steps(steps: Sequence[int]) -> int | tuple[int, ...]:
     return steps[0] if len(set(steps)) == 1 else tuple(steps)
 
 
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 RULES = (
     Rule(
         (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -233,7 +235,7 @@ RULES = (
         twin=_convolution_twin,
     ),
     Rule(
-        (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+        _TRANSPOSED,
         _transposed,
         flax_types=("ConvTranspose", "Conv"),
         required=frozenset({"weight"}),
@@ -245,3 +247,6 @@ RULES = (
         twin=_transposed_twin,
     ),
 )
+
+# A twin never has transpose_kernel=True. The variables of linen do not show that where the kernel is square.
+TWIN_RULES = (Rule(_TRANSPOSED, partial(_transposed, swapped=False)),)

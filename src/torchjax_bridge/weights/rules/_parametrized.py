@@ -34,7 +34,7 @@ from ..layouts import Layout, Reshape, then
 from ._computed import SpectralNormed, SpectralParts, WeightNormed, WeightParts
 from ._rule import Entry, Layer, Rule
 
-__all__ = ["parametrized"]
+__all__ = ["computed_notes", "parametrized"]
 
 
 # --- which tensors make which weight -----------------------------------------------------------------
@@ -121,6 +121,20 @@ def _dim(layer: Layer, one: _ComputedTensor, default: int) -> int:
 def _hooks(module: nn.Module | None) -> Iterable[Any]:
     # torch keeps old hooks in this attribute and offers no other way to ask for them.
     return getattr(module, "_forward_pre_hooks", {}).values()
+
+
+def computed_notes(module: nn.Module) -> tuple[str, ...]:
+    """What the plain twin of a layer does not have of its weights: that torch computes them.
+
+    Raises:
+        ValueError: They are computed by something else than ``weight_norm`` and ``spectral_norm``.
+    """
+    made = _computed_tensors(frozenset(module.state_dict()))
+    _refuse_others(Layer({}, {}, module), made)
+    return tuple(
+        f"'{one.name}' is computed by {one.method} in torch: the twin holds the result, and trains that"
+        for one in made
+    )
 
 
 # --- rules -------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ and gives a carry: ``(c, h)`` for an LSTM, where torch has ``(h, c)``.
 torch draws every tensor from ``U(-1 / sqrt(hidden), 1 / sqrt(hidden))``. Flax has no such initializer for biases.
 """
 
+from dataclasses import replace
+
 from torch import nn
 
 from ._twin import Symbol, Twin, changed, torch_uniform
@@ -38,9 +40,8 @@ def layer_twin(module: nn.RNNBase) -> Twin:
         parts.append(Twin("Bidirectional", dict(zip(names, one, strict=True))) if directions == 2 else one[0])
         if module.dropout and place < module.num_layers - 1:
             parts.append(Twin("Dropout", {"rate": module.dropout}))
-    if len(parts) == 1:
-        return parts[0]
-    return Twin("Sequential", {"layers": tuple(parts)})
+    whole = parts[0] if len(parts) == 1 else Twin("Sequential", {"layers": tuple(parts)})
+    return replace(whole, notes=_notes(module))
 
 
 def _cell(module: nn.RNNBase | nn.RNNCellBase, width: int) -> Twin:
@@ -53,8 +54,12 @@ def _cell(module: nn.RNNBase | nn.RNNCellBase, width: int) -> Twin:
         changed(activation_fn=(Symbol("jax.nn.relu") if relu else tanh, tanh)),
         # All gates are one kernel in nnx, whose fan_out is that of a gate times their number.
         {"kernel_init": torch_uniform("fan_out", gates), "recurrent_kernel_init": torch_uniform()},
-        own=name == "GRUCell" and bool(module.bias),
-        notes=()
-        if module.bias
-        else (f"bias=False: Flax's {name} has a bias, which is zero until it is trained",),
+        own=name == "GRUCell" and bool(module.bias),  # which nnx's has no place for
+        notes=_notes(module),
     )
+
+
+def _notes(module: nn.RNNBase | nn.RNNCellBase) -> tuple[str, ...]:
+    if not module.bias:
+        return ("bias=False: Flax's cell has a bias, which is zero until it is trained",)
+    return ("a gate's two biases in torch are one in Flax, which moves half as far in training",)

@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from torchjax_bridge.errors import SettingsError
 
+from ._parametrized import computed_notes
 from ._rule import Rule
 from ._twin import Symbol, Twin
 
@@ -27,7 +28,7 @@ def own_methods(kind: type, base: type) -> bool:
 def find_twin(rules: Iterable[Rule], module: nn.Module, exact_statistics: bool) -> Twin:
     """The twin by the rule of the nearest class; see `twin_of`."""
     kind = type(module)
-    found = {base: rule for rule in rules if rule.twin is not None for base in rule.types}
+    found = {base: rule.twin for rule in rules if rule.twin is not None for base in rule.types}
     base = next((base for base in kind.__mro__ if base in found), None)
     if base is None:
         raise SettingsError(f"{_name(kind)} has no Flax twin: no rule knows one for its class.")
@@ -38,13 +39,11 @@ def find_twin(rules: Iterable[Rule], module: nn.Module, exact_statistics: bool) 
         )
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         raise SettingsError(f"{_name(kind)} has no Flax twin yet: it knows its sizes after its first call.")
-    make = found[base].twin
     try:
-        twin = make(module) if make is not None else None
+        twin, notes = found[base](module), computed_notes(module)
     except ValueError as why:
         raise SettingsError(f"{_name(kind)} has no Flax twin: {why}.") from None
-    if twin is None:
-        raise SettingsError(f"{_name(kind)} has no Flax twin.")
+    twin = replace(twin, notes=(*twin.notes, *notes))
     if exact_statistics and twin.flax == "BatchNorm":
         twin = replace(twin, own=True)
     return _in_its_dtype(twin, module)
