@@ -6,6 +6,7 @@ alone.
 """
 
 from ._frames import Constant, Frame, Node, Parameter, Value, tensors_of
+from ._generalize import generalize
 from ._leaves import is_leaf
 from ._numbers import (
     Argument,
@@ -42,6 +43,7 @@ __all__ = [
     "SourceLine",
     "Value",
     "depends_on_sizes",
+    "generalize",
     "is_leaf",
     "record",
     "tensors_of",

@@ -1,0 +1,78 @@
+"""Example inputs: another batch size, and how torch's inputs are given to the port.
+
+The batch is the first axis of the first tensor, and of every tensor whose first axis is as long.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torchjax_bridge.exchange import to_jax
+from torchjax_bridge.recording import Value, tensors_of
+
+from ._placed import Axes
+
+__all__ = ["Example", "as_arrays"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a module is called with.
+
+    Attributes:
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @property
+    def batch(self) -> int | None:
+        """The size of the first axis of the first tensor."""
+        tensors = (t for t in tensors_of((self.args, dict(self.kwargs)), torch.Tensor) if t.dim())
+        return next((t.shape[0] for t in tensors), None)
+
+    def with_batch(self, size: int) -> "Example":
+        """The same with another batch size: examples are repeated in turn, or left out."""
+        own = self.batch
+
+        def resized(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.dim() or tensor.shape[0] != own or not own:
+                return tensor
+            return tensor[torch.arange(size) % own] if not tensor.is_meta else tensor.new_empty(size, *tensor.shape[1:])
+
+        args, kwargs = _map((self.args, dict(self.kwargs)), resized)
+        return Example(args, kwargs)
+
+
+def _map(tree: Any, change: Any) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return change(tree)
+    if isinstance(tree, tuple | list):
+        items = [_map(item, change) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return {key: _map(item, change) for key, item in tree.items()} if isinstance(tree, dict) else tree
+
+
+def as_arrays(inputs: list[tuple[str, Any]], given: list[Any], orders: Mapping[Value, Axes]) -> list[Any]:
+    """The arguments of the port: torch's tensors as arrays, with the axes in the order of the port.
+
+    Args:
+        inputs: The recorded arguments by name.
+        given: The values of these arguments.
+        orders: The order of axes of each recorded tensor.
+    """
+
+    def convert(recorded: Any, tree: Any) -> Any:
+        if isinstance(recorded, Value):
+            return to_jax(tree.detach().permute(orders[recorded]).contiguous())
+        if isinstance(recorded, tuple | list):
+            return type(tree)(convert(a, b) for a, b in zip(recorded, tree, strict=True))
+        if isinstance(recorded, Mapping):
+            return {key: convert(item, tree[key]) for key, item in recorded.items()}
+        return tree
+
+    return [convert(recorded, tree) for (_, recorded), tree in zip(inputs, given, strict=True)]

@@ -1,0 +1,213 @@
+"""The proof of a port: torch and Flax give the same, also with other weights and another batch size.
+
+Weights are perturbed because a zero head or a layer scale of 1e-6 makes any port look right.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError, BridgeError, PortError
+from torchjax_bridge.exchange import to_torch
+from torchjax_bridge.recording import Value
+from torchjax_bridge.weights import Parity, parity, to_flax
+
+from ._inputs import Example, as_arrays
+from ._model import Model
+from ._placed import Axes
+from ._rules import UserRule
+
+__all__ = ["Proof", "prove"]
+
+_TOLERANCE = 1e-5  # of the largest output, for float32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of outputs.
+
+    Attributes:
+        what: With which weights and batch size.
+        difference: The largest difference, relative to the largest output of torch.
+    """
+
+    what: str
+    difference: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared.
+
+    Attributes:
+        parity: Layer by layer, on the example.
+        checks: The outputs, on the example and with perturbed weights and another batch size.
+    """
+
+    parity: Parity | None
+    checks: tuple[Check, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks)
+
+
+def prove(
+    module: nn.Module, model: Model, twin: nnx.Module, rules: Sequence[UserRule], example: Example, other: Example | None
+) -> Proof:
+    """Compare a port with its torch module, in evaluation.
+
+    Args:
+        module: The torch module.
+        model: Its translation, which knows how inputs and outputs are laid out.
+        twin: The port, with the weights.
+        rules: What pairs the two.
+        example: The example inputs.
+        other: The same with another batch size, or None.
+
+    Raises:
+        PortError: They differ; the message names the first layer.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        found = [Check("the example", _difference(module, model, twin, example))]
+        _require(found[-1], module, twin, rules, model, example)
+        perturbed = _perturbed(module)
+        other_twin = to_flax(perturbed, nnx.clone(twin), rules=tuple(rules))
+        other_twin.eval()
+        used = other or example
+        size = f" and a batch of {used.batch}" if other is not None else ""
+        found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))
+        _require(found[-1], perturbed, other_twin, rules, model, used)
+    finally:
+        module.train(was_training)
+    return Proof(None, tuple(found))
+
+
+def _require(
+    check: Check, module: nn.Module, twin: nnx.Module, rules: Sequence[UserRule], model: Model, example: Example
+) -> None:
+    if check.difference <= _TOLERANCE:
+        return
+    report: Parity | None = None
+    try:
+        report = layer_by_layer(module, twin, rules, model, example)
+    except BridgeError:
+        pass
+    if report is not None and report.ok:
+        return  # decided in float64: rounding
+    first = report.first_difference if report is not None else None
+    where = f" The first layer that differs is '{first.torch_path}' ({first.layer})." if first is not None else ""
+    raise PortError(
+        f"The port of {type(module).__name__} differs from torch by {check.difference:.1e} of the largest output, "
+        f"with {check.what}.{where} This is a mistake of the port; verify=False returns it all the same."
+    )
+
+
+def layer_by_layer(
+    module: nn.Module, twin: nnx.Module, rules: Sequence[UserRule], model: Model, example: Example
+) -> Parity:
+    """The comparison of every layer."""
+    arguments = flax_arguments(model, module, example)
+    return parity(
+        module,
+        twin,
+        *example.args,
+        rules=rules,
+        torch_kwargs=dict(example.kwargs),
+        flax_kwargs={} if len(arguments) == len(example.args) else {},
+    )
+
+
+def flax_arguments(model: Model, module: nn.Module, example: Example) -> list[Any]:
+    """What the port is called with."""
+    top = model.recording.top
+    named = model.recording.arguments(module, example.args, example.kwargs)
+    orders = {value: order for value, order in model.input_orders.items()}
+    chosen = [(name, tree) for name, tree in top.inputs if name in model.passed]
+    return as_arrays(chosen, [named[name] for name, _ in chosen], orders)
+
+
+def _difference(module: nn.Module, model: Model, twin: nnx.Module, example: Example) -> float:
+    """The largest difference of all outputs, relative to the largest element of each."""
+    arguments = flax_arguments(model, module, example)
+    args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = module(*args, **kwargs)
+    graph, state = nnx.split(twin)
+
+    @jax.jit
+    def run(state: Any, arrays: list[Any]) -> Any:
+        return nnx.merge(graph, state)(*_merged(arguments, arrays))
+
+    with jax.default_matmul_precision("highest"):
+        got = run(state, [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)])
+    pairs = list(_pairs(model.recording.top.result, expected, got))
+    places = model.bodies[""].result_places
+    differences = [_relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)]
+    return max(differences, default=0.0)
+
+
+def _merged(tree: Any, arrays: Sequence[Any]) -> Any:
+    """The arguments with their arrays replaced, in order."""
+    leaves, structure = jax.tree.flatten(tree)
+    given = iter(arrays)
+    return jax.tree.unflatten(structure, [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves])
+
+
+def _pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[torch.Tensor, jax.Array]]:
+    if isinstance(recorded, Value):
+        if recorded.dtype is not None:
+            yield torch_tree, flax_tree
+    elif isinstance(recorded, Mapping):
+        for key, item in recorded.items():
+            yield from _pairs(item, torch_tree[key], flax_tree[key])
+    elif isinstance(recorded, tuple | list):
+        for one, two, three in zip(recorded, torch_tree, flax_tree, strict=True):
+            yield from _pairs(one, two, three)
+
+
+def _relative(want: torch.Tensor, have: jax.Array, order: Axes) -> float:
+    expected = want.detach().permute(order).to(torch.float64).numpy()
+    got = np.asarray(to_torch(have, copy=True).to(torch.float64))
+    if expected.shape != got.shape:
+        return float("inf")
+    if not np.array_equal(np.isnan(expected), np.isnan(got)):
+        return float("inf")
+    largest = float(np.nanmax(np.abs(expected), initial=0.0))
+    return float(np.nanmax(np.abs(expected - got), initial=0.0)) / (largest or 1.0)
+
+
+def _perturbed(module: nn.Module) -> nn.Module:
+    """A copy whose weights are none of them negligible, and whose statistics differ from channel to channel."""
+    try:
+        clone = copy.deepcopy(module)
+    except (RuntimeError, TypeError) as err:
+        raise ArgumentError(f"cannot copy {type(module).__name__}: {err}") from err
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
+
+    with torch.no_grad():
+        for parameter in clone.parameters():
+            if parameter.is_floating_point():
+                spread = float(parameter.std(correction=0)) if parameter.numel() else 0.0
+                small = spread < 1e-3  # noqa: E501
+                parameter += noise(parameter) * (0.02 if small and parameter.dim() > 1 else 0.1 if small else 0.1 * spread)
+        for name, buffer in clone.named_buffers():
+            if name.endswith("running_mean"):
+                buffer += 0.1 * noise(buffer)
+            elif name.endswith("running_var"):
+                buffer *= 0.5 + torch.rand(buffer.shape, generator=generator)
+    return clone
+
+
+Arguments = Mapping[str, Any]

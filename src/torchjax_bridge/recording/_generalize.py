@@ -1,0 +1,110 @@
+"""Sizes that Python code turned into plain numbers: found by a second recording with other sizes.
+
+``len(x)``, ``int(n)`` and ``math.ceil(n / 2)`` forget where a number came from, so one recording holds the number of the
+example. A number that differs in a second recording is a size of some tensor, and is given that origin; if it is none, or
+if the second run made other calls, that is a fault.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ._frames import Constant, Frame, Node, Value, tensors_of
+from ._numbers import Dim, Expression, Operation, SizeOf, depends_on_sizes
+from ._recorder import Fault, Recording
+
+__all__ = ["generalize"]
+
+
+def generalize(recording: Recording, other: Recording) -> list[Fault]:
+    """Give the numbers of a recording that are sizes an origin.
+
+    Args:
+        recording: What is changed.
+        other: A recording of the same module with inputs of other sizes.
+
+    Returns:
+        What holds for the sizes of the first recording alone.
+    """
+    faults: list[Fault] = []
+    _frames(recording.top, other.top, faults)
+    return faults
+
+
+def _frames(frame: Frame, other: Frame, faults: list[Fault]) -> None:
+    pairs = [_values(frame.inputs, other.inputs)]
+    for place, node in enumerate(frame.nodes):
+        twin = other.nodes[place] if place < len(other.nodes) else None
+        if twin is None or (node.function, node.path) != (twin.function, twin.path):
+            faults.append(Fault("with inputs of other sizes torch makes other calls from here on", frame.path, node.source))
+            return
+        if node.frame is not None and twin.frame is not None:
+            _frames(node.frame, twin.frame, faults)
+        own = _values((node.args, node.kwargs), (twin.args, twin.kwargs))
+        node.args = _tree(node.args, twin.args, [own, *pairs], node, frame, faults)
+        node.kwargs = _tree(node.kwargs, twin.kwargs, [own, *pairs], node, frame, faults)
+    if len(other.nodes) > len(frame.nodes):
+        last = other.nodes[len(frame.nodes)]
+        faults.append(Fault("with inputs of other sizes torch makes more calls", frame.path, last.source))
+    last_source = frame.nodes[-1] if frame.nodes else None
+    if last_source is not None:
+        frame.result = _tree(frame.result, other.result, pairs, last_source, frame, faults)
+
+
+def _values(one: Any, two: Any) -> list[tuple[Value, Value]]:
+    """The values of two calls, side by side."""
+    return list(zip(tensors_of(one), tensors_of(two), strict=False))
+
+
+def _tree(
+    one: Any, two: Any, visible: list[list[tuple[Value, Value]]], node: Node, frame: Frame, faults: list[Fault]
+) -> Any:
+    """The first of two arguments, with an origin for the numbers in which they differ."""
+    if isinstance(one, Value):
+        if isinstance(one.origin, Constant) and not _same_constant(one, two):
+            faults.append(Fault("a tensor that no call made depends on sizes", frame.path, node.source))
+        return one
+    if isinstance(one, tuple | list) and isinstance(two, tuple | list) and len(one) == len(two):
+        items = [_tree(a, b, visible, node, frame, faults) for a, b in zip(one, two, strict=True)]
+        return type(one)(*items) if hasattr(one, "_fields") else type(one)(items)
+    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+        return {key: _tree(item, two[key], visible, node, frame, faults) for key, item in one.items()}
+    if isinstance(one, slice) and isinstance(two, slice):
+        ends = ((one.start, two.start), (one.stop, two.stop), (one.step, two.step))
+        return slice(*(_tree(a, b, visible, node, frame, faults) for a, b in ends))
+    if isinstance(one, Dim) and depends_on_sizes(one.expression):
+        return one
+    if type(one) is type(two) and (one == two or not isinstance(one, int | float)):
+        return one
+    if isinstance(one, int) and isinstance(two, int):
+        for pairs in visible:
+            for expression in _sizes(int(one), int(two), pairs):
+                return Dim(one, expression)
+    words = f"{one!r} is {two!r} with inputs of other sizes, and is no size of a tensor that this call can see"
+    faults.append(Fault(words, frame.path, node.source))
+    return one
+
+
+def _same_constant(one: Value, two: Any) -> bool:
+    if not isinstance(two, Value) or not isinstance(two.origin, Constant) or not isinstance(one.origin, Constant):
+        return False
+    first, second = one.origin.tensor, two.origin.tensor
+    if first is None or second is None or first.is_meta or second.is_meta:
+        return one.shape == two.shape
+    return first.shape == second.shape and bool((first == second).all())
+
+
+def _sizes(one: int, two: int, pairs: list[tuple[Value, Value]]) -> Iterator[Expression]:
+    """The expressions over sizes of these values that give ``one`` in the first recording and ``two`` in the second."""
+    axes = [
+        (SizeOf(value, axis), size, other.shape[axis])
+        for value, other in pairs
+        if len(value.shape) == len(other.shape)
+        for axis, size in enumerate(value.shape)
+        if size != other.shape[axis]
+    ]
+    yield from (size for size, a, b in axes if (a, b) == (one, two))
+    for size, a, b in axes:
+        if a and b and one % a == 0 and two % b == 0 and one // a == two // b:
+            yield Operation("*", size, one // a)
+        elif one > 1 and two > 1 and a % one == 0 and b % two == 0 and a // one == b // two:
+            yield Operation("//", size, a // one)
