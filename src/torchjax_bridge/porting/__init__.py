@@ -4,6 +4,7 @@ Owns the translation of a recording into source. Refuses what has no exact count
 Gives `port`. Needs flax.
 """
 
-from ._port import Port, port
+from ._port import port
+from ._result import Port
 
 __all__ = ["Port", "port"]

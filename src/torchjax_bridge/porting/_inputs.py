@@ -42,7 +42,11 @@ class Example:
         def resized(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.dim() or tensor.shape[0] != own or not own:
                 return tensor
-            return tensor[torch.arange(size) % own] if not tensor.is_meta else tensor.new_empty(size, *tensor.shape[1:])
+            return (
+                tensor[torch.arange(size) % own]
+                if not tensor.is_meta
+                else tensor.new_empty(size, *tensor.shape[1:])
+            )
 
         args, kwargs = _map((self.args, dict(self.kwargs)), resized)
         return Example(args, kwargs)

@@ -9,7 +9,6 @@ from torch import nn
 from torchjax_bridge.recording import Node, Value, is_leaf
 
 from ._lowering import Lowering
-from ._parameters import parameter_place
 from ._placed import Placed, RefusedError, channels_last, torch_order
 
 __all__ = ["call_layer", "is_layer"]
@@ -42,7 +41,7 @@ def _tied(at: Lowering, node: Node, owner: str) -> Placed:
     if not isinstance(module, nn.Linear):
         raise RefusedError(f"'{node.path}' shares its weight with '{owner}'; only a Linear can")
     parameter = at.model.parameters[owner]
-    kernel = parameter_place(at, parameter)
+    kernel = at.parameter(parameter)
     value = node.args[0]
     rank = len(value.shape)
     placed = at.in_torch_map_order(value)

@@ -128,12 +128,19 @@ class Lowering:
         if isinstance(value.origin, Parameter):
             if not value.origin.is_saved:
                 return Placed(constant_text(value.origin.tensor, value.origin.path), torch_order(rank))
-            return parameter_place(self, value.origin)
+            return self.parameter(value.origin)
         if isinstance(value.origin, Constant):
             if value.origin.tensor is None:
                 raise RefusedError("a tensor of unknown origin is read")
             return Placed(constant_text(value.origin.tensor, "a constant of the module"), torch_order(rank))
         raise RefusedError("a value is read that no translated call made")
+
+    def parameter(self, origin: Parameter) -> Placed:
+        """Where a parameter or buffer stands in the Flax model."""
+        path = origin.path.rpartition(".")[0]
+        name, order = parameter_place(origin, self.model.is_layer(path))
+        self.model.note_read(origin)
+        return Placed(f"{self.attribute(path)}.{name}[...]", order)
 
     def read(self, tree: Any, order: Axes | None = None) -> str:
         """The expression of a value in an order of axes, or of a number.

@@ -24,7 +24,7 @@ from torchjax_bridge.weights import Twin, twin_of
 
 from ._layers import call_layer, is_layer
 from ._lowering import Body, Lowering, Statement, is_container, standard_order, takes
-from ._placed import Placed, RefusedError, channels_last, torch_order
+from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._sequences import function_text, is_chain
 from ._statements import canonical
 from .operations import translate_function
@@ -125,6 +125,11 @@ class Model:
             if full.startswith(inside) and full.endswith(".weight")
         }
 
+    @property
+    def tied_layers(self) -> set[str]:
+        """The layers whose weight is another layer's."""
+        return {path.rpartition(".")[0] for path in self.tied_parameters}
+
     def note_map(self, path: str, shape: tuple[int, ...] | None) -> None:
         """Note which map, if any, a layer is given flattened, in Flax's order of axes."""
         self.flattened[path] = shape
@@ -143,8 +148,18 @@ class Model:
         top = self.recording.top
         for fault in self.recording.faults:
             self.fault(fault)
-        orders = {value: standard_order(value) for _, tree in top.inputs for value in tensors_of(tree)}
-        return self._lower(top, {value: Placed("", order) for value, order in orders.items()}, outermost=True)
+        return self._lower(
+            top, {value: Placed("", order) for value, order in self.input_orders.items()}, outermost=True
+        )
+
+    @property
+    def input_orders(self) -> dict[Value, Axes]:
+        """The order of axes in which each input of the model comes in."""
+        return {
+            value: standard_order(value)
+            for _, tree in self.recording.top.inputs
+            for value in tensors_of(tree)
+        }
 
     # --- calls ----------------------------------------------------------------------------------------------
 

@@ -4,16 +4,11 @@ A layer of torch's own keeps its tensors where its Flax twin keeps them. Any oth
 are in torch.
 """
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
 from torchjax_bridge.recording import Parameter
 
-from ._placed import Axes, Placed, torch_order
-
-if TYPE_CHECKING:
-    from ._lowering import Lowering
+from ._placed import Axes, torch_order
 
 __all__ = ["parameter_place"]
 
@@ -26,16 +21,16 @@ _NORMS = (
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
 
 
-def parameter_place(lowering: "Lowering", origin: Parameter) -> Placed:
-    """Where a parameter stands in the Flax model."""
-    path = origin.path.rpartition(".")[0]
+def parameter_place(origin: Parameter, is_layer: bool) -> tuple[str, Axes]:
+    """The attribute of the owner's Flax twin that holds a parameter, and the order of its axes.
+
+    Args:
+        origin: The parameter.
+        is_layer: Whether its owner becomes one Flax layer.
+    """
     rank = origin.tensor.dim()
-    name, order = (
-        _leaf(origin.owner, origin.name, rank) if lowering.model.is_layer(path) else (origin.name, None)
-    )
-    attribute = f"{lowering.attribute(path)}.{name}"
-    lowering.model.note_read(origin)
-    return Placed(f"{attribute}[...]", order or torch_order(rank))
+    name, order = _leaf(origin.owner, origin.name, rank) if is_layer else (origin.name, None)
+    return name, order or torch_order(rank)
 
 
 def _leaf(owner: nn.Module, name: str, rank: int) -> tuple[str, Axes | None]:

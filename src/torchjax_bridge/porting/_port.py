@@ -1,93 +1,167 @@
-"""`port`: the way in, and what it gives."""
+"""`port`: records a module, translates it, and proves what came out."""
 
+import linecache
 import sys
 import types
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from flax import nnx
 from torch import nn
+from torch.overrides import resolve_name
 
-from torchjax_bridge.errors import PortError
-from torchjax_bridge.recording import Fault, record
+from torchjax_bridge.errors import ArgumentError, PortError
+from torchjax_bridge.recording import Fault, generalize, record
 from torchjax_bridge.weights import to_flax
 
 from ._classes import definitions
+from ._conditions import conditions
+from ._inputs import Example
 from ._model import Model
+from ._proof import prove
+from ._result import Port
 from ._rules import UserRule, rules_of
 from ._source import source_of
 
-__all__ = ["Port", "port"]
+__all__ = ["port"]
 
 
-@dataclass
-class Port:
-    """A torch module as Flax source.
+def port(
+    module: nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    ops: Mapping[Callable[..., Any], str] | None = None,
+    exact_statistics: bool = False,
+    verify: bool = True,
+) -> Port:
+    """Write a torch module as Flax source, class for class, with its weights, and prove that it computes the same.
 
-    Attributes:
-        source: The text of the file.
-        model: The nnx module of that source, with the weights.
-        rules: What `to_flax`, `to_state_dict`, `to_optax` and `parity` need to pair the two models.
+    The module runs on the inputs, and again with another batch size, and what it calls is translated. Images have
+    their channels last in the port, ``(N, H, W, C)``. A transposition that torch makes becomes a layout and costs
+    nothing. Neither the batch size nor a size that the code reads is baked in. The port is compared with torch on
+    the inputs, and once more with perturbed weights and another batch size.
+
+    Args:
+        module: A live module; it is not changed.
+        inputs: Example inputs, as torch takes them: trees of tensors, and whatever else the module takes. The
+            first axis of the first tensor is the batch. A module and inputs on the ``meta`` device are ported
+            without memory for values, and without a proof.
+        kwargs: Keyword arguments for the module.
+        ops: Your own translations, by torch function: a JAX expression with ``{0}``, ``{1}`` and ``{name}`` for
+            the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``. Arguments and result have torch's order
+            of axes.
+        exact_statistics: Whether BatchNorm keeps torch's unbiased running variance, by a small class in the file;
+            ``nnx.BatchNorm`` keeps the biased one.
+        verify: Whether to prove the port.
+
+    Returns:
+        A `Port`: ``source``, ``model`` with the weights, ``rules``, ``notes``, ``proof``.
+
+    Raises:
+        PortError: Something has no exact counterpart. The message lists everything at once, each with the module,
+            the line and a way out. Or the port differs from torch.
+        ArgumentError: The module fails on these inputs, or cannot be copied.
+
+    Memory:
+        Holds every intermediate tensor of one forward while it records. The port's weights are copies.
+
+    >>> import jax, torch
+    >>> ported = port(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), torch.ones(1, 3, 8, 8))
+    >>> ported.model(jax.numpy.ones((2, 8, 8, 3))).shape
+    (2, 6, 6, 4)
     """
-
-    source: str
-    model: Any
-    rules: tuple[UserRule, ...]
-    name: str
-
-    def save(self, path: str | Path) -> None:
-        """Write the source to a file."""
-        Path(path).write_text(self.source)
-
-
-def port(module: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Port:
-    """Write a torch module as Flax source."""
-    recording = record(module, inputs, kwargs)
-    model = Model(recording)
+    name = type(module).__name__
+    example, other = _examples(Example(inputs, dict(kwargs or {})))
+    recording = record(module, example.args, example.kwargs)
+    notes: list[str] = []
+    if other is not None:
+        try:
+            repeated = record(module, other.args, other.kwargs)
+        except ArgumentError:
+            notes.append(f"a batch of {example.batch}: the torch module itself fails with another one")
+            other = None
+        else:
+            recording.faults.extend(generalize(recording, repeated))
+    model = Model(recording, _functions(ops), exact_statistics=exact_statistics)
     model.run()
-    refuse(model.faults, type(module).__name__)
+    held, refused = conditions(recording)
+    notes += held
+    _refuse([*model.faults, *refused], name)
     classes = definitions(model)
-    source = source_of(classes, header(module))
-    twin = _load(source, classes[-1].name)
-    rules = rules_of(model, classes)
-    filled = _filled(module, twin, rules)
-    return Port(source, filled, rules, classes[-1].name)
+    _refuse(model.faults, name)
+    source = source_of(classes, _header(module, notes))
+    kind = _load(source, classes[-1].name)
+    rules = rules_of(model)
+    template = nnx.eval_shape(lambda: kind(rngs=nnx.Rngs(0)))
+    if any(tensor.is_meta for tensor in module.state_dict().values()):
+        return Port(source, template, rules, tuple(notes), None, classes[-1].name)
+    twin = _filled(module, template, rules, name)
+    twin.eval()
+    proof = prove(module, model, twin, rules, example, other) if verify else None
+    return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 
-def header(module: nn.Module) -> str:
+def _examples(given: Example) -> tuple[Example, Example | None]:
+    """The example to record, and one of another batch size.
+
+    In a batch of one, an axis of one element could be the batch or not, so two are recorded.
+    """
+    size = given.batch
+    if not size:
+        return given, None
+    example = given if size > 1 else given.with_batch(2)
+    return example, example.with_batch(max(size, 2) + 1)
+
+
+def _functions(ops: Mapping[Callable[..., Any], str] | None) -> dict[str, str]:
+    found = {}
+    for function, template in (ops or {}).items():
+        name = resolve_name(function)
+        if name is None or not isinstance(template, str):
+            raise ArgumentError(
+                f"ops= takes torch functions and JAX expressions, not {function!r}: {template!r}"
+            )
+        found[name] = template
+    return found
+
+
+def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: str) -> Any:
+    """The port with the weights of the module."""
+    return to_flax(module, template, rules=tuple(rules))
+
+
+def _header(module: nn.Module, notes: Sequence[str]) -> str:
     """The docstring of the file."""
     kind = type(module)
+    conditions = "".join(f"\nHolds for {note}." for note in notes)
     return (
         f"{kind.__name__} of {kind.__module__}, in Flax.\n\n"
-        f"Made from PyTorch {torch.__version__.partition('+')[0]} on {date.today():%Y-%m-%d}. "
-        "Images have their channels last: ``(N, H, W, C)``.\n"
+        f"Made from PyTorch {torch.__version__.partition('+')[0]}. "
+        f"Images have their channels last: ``(N, H, W, C)``.\n{conditions}{chr(10) if conditions else ''}"
     )
 
 
-def refuse(faults: Sequence[Fault], name: str) -> None:
+def _refuse(faults: Sequence[Fault], name: str) -> None:
     """Raise one error with every fault."""
     if not faults:
         return
-    lines = [f"  '{f.path}' ({f.source}: {f.source.text}): {f.reason}" for f in faults]
-    error = PortError(f"{name} cannot be ported:\n" + "\n".join(lines))
-    error.faults = tuple(faults)
+    lines = []
+    for fault in dict.fromkeys(faults):
+        where = f"'{fault.path}'" if fault.path else "the model itself"
+        lines.append(f"- in {where}, {fault.source}: {fault.source.text}\n  {fault.reason}")
+    count = "1 thing has" if len(lines) == 1 else f"{len(lines)} things have"
+    error = PortError(f"{name} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines))
+    error.faults = tuple(dict.fromkeys(faults))
     raise error
 
 
 def _load(source: str, name: str) -> Any:
-    """The class of the source, which runs as a module of its own."""
+    """The class of the source, which runs as a module of its own; tracebacks show its lines."""
     module = types.ModuleType(f"ported_{name}")
+    file = f"<{module.__name__}.py>"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
     sys.modules[module.__name__] = module
-    code = compile(source, f"<{module.__name__}>", "exec")
+    code = compile(source, file, "exec")
     exec(code, module.__dict__)
     return getattr(module, name)
-
-
-def _filled(module: nn.Module, twin: Any, rules: Iterable[UserRule]) -> Any:
-    from flax import nnx
-
-    template = nnx.eval_shape(lambda: twin(rngs=nnx.Rngs(0)))
-    return to_flax(module, template, rules=tuple(rules))

@@ -3,6 +3,7 @@
 Weights are perturbed because a zero head or a layer scale of 1e-6 makes any port look right.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torchjax_bridge.recording import Value
 from torchjax_bridge.weights import Parity, parity, to_flax
 
 from ._inputs import Example, as_arrays
+from ._lowering import takes
 from ._model import Model
 from ._placed import Axes
 from ._rules import UserRule
@@ -55,11 +57,18 @@ class Proof:
     checks: tuple[Check, ...]
 
     def __str__(self) -> str:
-        return "\n".join(f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks)
+        return "\n".join(
+            f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks
+        )
 
 
 def prove(
-    module: nn.Module, model: Model, twin: nnx.Module, rules: Sequence[UserRule], example: Example, other: Example | None
+    module: nn.Module,
+    model: Model,
+    twin: nnx.Module,
+    rules: Sequence[UserRule],
+    example: Example,
+    other: Example | None,
 ) -> Proof:
     """Compare a port with its torch module, in evaluation.
 
@@ -92,19 +101,24 @@ def prove(
 
 
 def _require(
-    check: Check, module: nn.Module, twin: nnx.Module, rules: Sequence[UserRule], model: Model, example: Example
+    check: Check,
+    module: nn.Module,
+    twin: nnx.Module,
+    rules: Sequence[UserRule],
+    model: Model,
+    example: Example,
 ) -> None:
     if check.difference <= _TOLERANCE:
         return
     report: Parity | None = None
-    try:
+    with contextlib.suppress(BridgeError):  # then only the outputs are known to differ
         report = layer_by_layer(module, twin, rules, model, example)
-    except BridgeError:
-        pass
     if report is not None and report.ok:
         return  # decided in float64: rounding
-    first = report.first_difference if report is not None else None
-    where = f" The first layer that differs is '{first.torch_path}' ({first.layer})." if first is not None else ""
+    first = report.first if report is not None else None
+    where = (
+        f" The first layer that differs is '{first.torch_path}' ({first.layer})." if first is not None else ""
+    )
     raise PortError(
         f"The port of {type(module).__name__} differs from torch by {check.difference:.1e} of the largest output, "
         f"with {check.what}.{where} This is a mistake of the port; verify=False returns it all the same."
@@ -115,29 +129,27 @@ def layer_by_layer(
     module: nn.Module, twin: nnx.Module, rules: Sequence[UserRule], model: Model, example: Example
 ) -> Parity:
     """The comparison of every layer."""
-    arguments = flax_arguments(model, module, example)
+    top = model.recording.top
+    names = [name for name, tree in top.inputs if takes(tree)]
+    given = dict(zip(names, flax_arguments(model, example), strict=True))
+    positional = [name for name in names if name not in example.kwargs]
+    by_name = {name: array for name, array in given.items() if name not in positional}
     return parity(
-        module,
-        twin,
-        *example.args,
-        rules=rules,
-        torch_kwargs=dict(example.kwargs),
-        flax_kwargs={} if len(arguments) == len(example.args) else {},
+        module, twin, *example.args, rules=rules, torch_kwargs=dict(example.kwargs), flax_kwargs=by_name
     )
 
 
-def flax_arguments(model: Model, module: nn.Module, example: Example) -> list[Any]:
+def flax_arguments(model: Model, example: Example) -> list[Any]:
     """What the port is called with."""
     top = model.recording.top
-    named = model.recording.arguments(module, example.args, example.kwargs)
-    orders = {value: order for value, order in model.input_orders.items()}
-    chosen = [(name, tree) for name, tree in top.inputs if name in model.passed]
-    return as_arrays(chosen, [named[name] for name, _ in chosen], orders)
+    named = model.recording.arguments(example.args, example.kwargs)
+    chosen = [(name, tree) for name, tree in top.inputs if takes(tree)]
+    return as_arrays(chosen, [named[name] for name, _ in chosen], model.input_orders)
 
 
 def _difference(module: nn.Module, model: Model, twin: nnx.Module, example: Example) -> float:
     """The largest difference of all outputs, relative to the largest element of each."""
-    arguments = flax_arguments(model, module, example)
+    arguments = flax_arguments(model, example)
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = module(*args, **kwargs)
@@ -151,7 +163,9 @@ def _difference(module: nn.Module, model: Model, twin: nnx.Module, example: Exam
         got = run(state, [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)])
     pairs = list(_pairs(model.recording.top.result, expected, got))
     places = model.bodies[""].result_places
-    differences = [_relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)]
+    differences = [
+        _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
+    ]
     return max(differences, default=0.0)
 
 
@@ -159,7 +173,9 @@ def _merged(tree: Any, arrays: Sequence[Any]) -> Any:
     """The arguments with their arrays replaced, in order."""
     leaves, structure = jax.tree.flatten(tree)
     given = iter(arrays)
-    return jax.tree.unflatten(structure, [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves])
+    return jax.tree.unflatten(
+        structure, [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+    )
 
 
 def _pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[torch.Tensor, jax.Array]]:
@@ -200,14 +216,11 @@ def _perturbed(module: nn.Module) -> nn.Module:
         for parameter in clone.parameters():
             if parameter.is_floating_point():
                 spread = float(parameter.std(correction=0)) if parameter.numel() else 0.0
-                small = spread < 1e-3  # noqa: E501
-                parameter += noise(parameter) * (0.02 if small and parameter.dim() > 1 else 0.1 if small else 0.1 * spread)
+                least = 0.02 if parameter.dim() > 1 else 0.1
+                parameter.add_(noise(parameter) * (0.1 * spread if spread > 1e-3 else least))
         for name, buffer in clone.named_buffers():
             if name.endswith("running_mean"):
                 buffer += 0.1 * noise(buffer)
             elif name.endswith("running_var"):
                 buffer *= 0.5 + torch.rand(buffer.shape, generator=generator)
     return clone
-
-
-Arguments = Mapping[str, Any]

@@ -1,13 +1,11 @@
 """What `to_flax` must be told of a port: flattened maps, names that differ, weights that stay in torch."""
 
-from collections.abc import Sequence
 from typing import TypeAlias
 
 from torch import nn
 
 from torchjax_bridge.weights import Flatten, Keep, Rename
 
-from ._classes import Definition
 from ._lowering import attribute_name, is_container
 from ._model import Model
 
@@ -16,9 +14,14 @@ __all__ = ["UserRule", "rules_of"]
 UserRule: TypeAlias = Flatten | Keep | Rename
 
 
-def rules_of(model: Model, classes: Sequence[Definition]) -> tuple[UserRule, ...]:
+def rules_of(model: Model) -> tuple[UserRule, ...]:
     """The rules of a port, deepest paths first."""
     rules: list[UserRule] = [Flatten(path, shape) for path, shape in model.flattened.items()]
+    used = model.called_layers | model.read_owners | set(model.bodies)
+    for path, module in model.modules.items():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own and path not in used and path not in model.tied_layers:
+            rules.append(Keep(path))
     renames = []
     for path, module in model.modules.items():
         flax = _flax_path(model, path)

@@ -1,8 +1,8 @@
 """Sizes that Python code turned into plain numbers: found by a second recording with other sizes.
 
-``len(x)``, ``int(n)`` and ``math.ceil(n / 2)`` forget where a number came from, so one recording holds the number of the
-example. A number that differs in a second recording is a size of some tensor, and is given that origin; if it is none, or
-if the second run made other calls, that is a fault.
+``len(x)``, ``int(n)`` and ``math.ceil(n / 2)`` forget where a number came from, so one recording holds the number
+of the example. A number that differs in a second recording is a size of some tensor, and is given that origin. If it
+is none, or if the second run made other calls, that is a fault.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,11 @@ def _frames(frame: Frame, other: Frame, faults: list[Fault]) -> None:
     for place, node in enumerate(frame.nodes):
         twin = other.nodes[place] if place < len(other.nodes) else None
         if twin is None or (node.function, node.path) != (twin.function, twin.path):
-            faults.append(Fault("with inputs of other sizes torch makes other calls from here on", frame.path, node.source))
+            faults.append(
+                Fault(
+                    "with inputs of other sizes torch makes other calls from here on", frame.path, node.source
+                )
+            )
             return
         if node.frame is not None and twin.frame is not None:
             _frames(node.frame, twin.frame, faults)
@@ -56,7 +60,12 @@ def _values(one: Any, two: Any) -> list[tuple[Value, Value]]:
 
 
 def _tree(
-    one: Any, two: Any, visible: list[list[tuple[Value, Value]]], node: Node, frame: Frame, faults: list[Fault]
+    one: Any,
+    two: Any,
+    visible: list[list[tuple[Value, Value]]],
+    node: Node,
+    frame: Frame,
+    faults: list[Fault],
 ) -> Any:
     """The first of two arguments, with an origin for the numbers in which they differ."""
     if isinstance(one, Value):
@@ -79,13 +88,19 @@ def _tree(
         for pairs in visible:
             for expression in _sizes(int(one), int(two), pairs):
                 return Dim(one, expression)
-    words = f"{one!r} is {two!r} with inputs of other sizes, and is no size of a tensor that this call can see"
+    words = (
+        f"{one!r} is {two!r} with inputs of other sizes, and is no size of a tensor that this call can see"
+    )
     faults.append(Fault(words, frame.path, node.source))
     return one
 
 
 def _same_constant(one: Value, two: Any) -> bool:
-    if not isinstance(two, Value) or not isinstance(two.origin, Constant) or not isinstance(one.origin, Constant):
+    if (
+        not isinstance(two, Value)
+        or not isinstance(two.origin, Constant)
+        or not isinstance(one.origin, Constant)
+    ):
         return False
     first, second = one.origin.tensor, two.origin.tensor
     if first is None or second is None or first.is_meta or second.is_meta:
@@ -94,7 +109,7 @@ def _same_constant(one: Value, two: Any) -> bool:
 
 
 def _sizes(one: int, two: int, pairs: list[tuple[Value, Value]]) -> Iterator[Expression]:
-    """The expressions over sizes of these values that give ``one`` in the first recording and ``two`` in the second."""
+    """Expressions over sizes of these values that are ``one`` in the first recording and ``two`` in the second."""
     axes = [
         (SizeOf(value, axis), size, other.shape[axis])
         for value, other in pairs

@@ -78,6 +78,10 @@ class Recording:
     decisions: list[Decision] = field(default_factory=list)
     modules: dict[str, nn.Module] = field(default_factory=dict)
 
+    def arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a call of the module by the names of the recording."""
+        return dict(_named_arguments(self.module.forward, tuple(args), dict(kwargs)))
+
 
 def record(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, training: bool = False

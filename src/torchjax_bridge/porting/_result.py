@@ -1,0 +1,53 @@
+"""The result of `port`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torchjax_bridge.weights import save_flax
+
+from ._proof import Proof
+from ._rules import UserRule
+
+__all__ = ["Port"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A torch module as Flax source. Print it to see what was ported and proved.
+
+    Attributes:
+        source: The text of the file.
+        model: The ``nnx.Module`` of that source with the weights, in evaluation mode; without values where the
+            torch module is on the ``meta`` device.
+        rules: What `to_flax`, `to_state_dict`, `to_optax` and `parity` take to pair the two models.
+        notes: Conditions under which the port holds, which the header of the file says too.
+        proof: How far torch and Flax were apart; None if nothing was compared.
+        name: The class of the model.
+    """
+
+    source: str
+    model: Any
+    rules: tuple[UserRule, ...]
+    notes: tuple[str, ...]
+    proof: Proof | None
+    name: str
+
+    def save(self, path: str | Path, *, weights: str | Path | None = None) -> None:
+        """Write the source, and the weights if asked for.
+
+        Args:
+            path: The Python file; an existing one is replaced.
+            weights: Where the weights go, as `save_flax` writes them.
+        """
+        Path(path).write_text(self.source, encoding="utf-8")
+        if weights is not None:
+            save_flax(self.model, weights)
+
+    def __str__(self) -> str:
+        lines = [line for line in self.source.splitlines() if line.strip()]
+        classes = self.source.count("\nclass ")
+        head = f"{self.name}: {len(lines)} lines, {classes} class{'es' if classes != 1 else ''}"
+        held = [f"holds for {note}" for note in self.notes]
+        proved = str(self.proof) if self.proof is not None else "not compared with torch"
+        return "\n".join([head, *held, proved])
