@@ -28,3 +28,20 @@ def test_a_network_for_cifar_gives_what_torch_gives_at_any_batch_size(name: str)
             want = module(x).numpy()
         got = np.asarray(model(jnp.asarray(x.permute(0, 2, 3, 1).numpy())))
         assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        torch.nn.Conv2d(3, 4, 3, padding=2, padding_mode="circular"),
+        torch.nn.BatchNorm2d(3, track_running_stats=False),
+    ],
+    ids=str,
+)
+def test_a_layer_is_called_as_its_twin_asks(layer: torch.nn.Module) -> None:
+    module, x = torch.nn.Sequential(layer).eval(), torch.randn(2, 3, 8, 8)
+    model = port(module, x).model
+    model.eval()
+    want = module(x).detach().permute(0, 2, 3, 1).numpy()
+    got = np.asarray(model(jnp.asarray(x.permute(0, 2, 3, 1).numpy())))
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()

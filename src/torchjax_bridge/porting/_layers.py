@@ -84,11 +84,13 @@ def _channels_last(at: Lowering, node: Node, module: Any, me: str, value: Value)
 
 
 def _batch_norm(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
+    keywords = "".join(f", {name}={given!r}" for name, given in at.model.twin(node.path, module).call.items())
     placed = at.at(value)
     if placed.rank == 2:
         at.model.note_map(node.path, placed.map_shape if placed.map_axis is not None else None)
-        return placed.with_text(f"{me}({placed.text})")
-    return _channels_last(at, node, module, me, value)
+        return placed.with_text(f"{me}({placed.text}{keywords})")
+    order = channels_last(len(value.shape))
+    return Placed(f"{me}({at.read(value, order)}{keywords})", order)
 
 
 def _convolution(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
@@ -100,8 +102,7 @@ def _convolution(at: Lowering, node: Node, module: Any, me: str, value: Value) -
     text = at.read(value, order)
     pad = at.model.twin(node.path, module).pad
     if pad is not None:
-        widths, mode = pad
-        text = f"jnp.pad({text}, {widths}, mode={mode!r})"
+        text = pad.source(text)
     return Placed(f"{me}({text})", order)
 
 
