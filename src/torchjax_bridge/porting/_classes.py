@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from ._constructors import Call, Column, DifferError, Items, Tree, merge, render
-from ._fields import Own, fields_of, sequential_items
+from ._fields import Own, fields_of, sequential_items, state_fields
 from ._hints import argument_names
 from ._loops import with_loops
 from ._lowering import Body, Statement, attribute_name, is_container
 from ._model import Model
-from ._statements import Written, written
+from ._modes import in_both_modes
+from ._statements import Written
 
 __all__ = ["Definition", "definitions"]
 
@@ -110,14 +111,14 @@ class _Classes:
         module = body.frame.module
         if is_container(module, nn.Sequential):
             items = sequential_items(self.model, path, module, body)
-            fields: dict[str, Tree] = {"layers": Items("nnx.List([", items, "])")}
+            fields = {**state_fields(body), "layers": Items("nnx.List([", items, "])")}
         else:
             fields = fields_of(self.model, body, path)
         fields = {name: self._resolved(tree) for name, tree in fields.items()}
         return _Instance(path, body, fields, self._written(path, body))
 
     def _written(self, path: str, body: Body) -> Written:
-        lines = written(body)
+        lines = in_both_modes(body)
         module = self.model.modules[path]
 
         def length(owner: str) -> int | None:
@@ -180,31 +181,12 @@ class _Classes:
 
     def _without(self, instance: _Instance, names: Sequence[str]) -> _Instance | None:
         """The instance if it lacked these layers: each gives what it is given."""
-        body = instance.body
-        text = {name: f"self.{name}(" for name in names}
-        statements: list[Statement] = []
-        same: dict[str, str] = {}
-        for statement in body.statements:
-            changed = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), statement.text)
-            for start in text.values():
-                changed = _unwrapped(changed, start)
-            if re.fullmatch(r"_v\d+_", changed) and statement.target == statement.names[0]:
-                same[statement.target] = changed
-                continue
-            statements.append(Statement(statement.names, statement.target, changed, statement.source))
-        result = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), body.result)
-        plain = replace(body, statements=statements, result=result)
+        plain = _body_without(instance.body, names)
         return replace(instance, body=plain, lines=self._written(instance.path, plain))
 
     def _with_optional(self, instance: _Instance, names: set[str]) -> _Instance:
         """The instance with ``x if self.layer is None else self.layer(x)`` for layers that some instances lack."""
-        statements = []
-        for statement in instance.body.statements:
-            text = statement.text
-            for name in names:
-                text = _conditional(text, name)
-            statements.append(Statement(statement.names, statement.target, text, statement.source))
-        body = replace(instance.body, statements=statements)
+        body = _body_with_optional(instance.body, names)
         return replace(instance, body=body, lines=self._written(instance.path, body))
 
     def _define(self, kind: type[nn.Module], instances: list[_Instance]) -> None:
@@ -239,6 +221,34 @@ class _Classes:
 
 
 # --- bodies -------------------------------------------------------------------------------------------------
+
+
+def _body_without(body: Body, names: Sequence[str]) -> Body:
+    starts = [f"self.{name}(" for name in names]
+    statements: list[Statement] = []
+    same: dict[str, str] = {}
+    for statement in body.statements:
+        changed = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), statement.text)
+        for start in starts:
+            changed = _unwrapped(changed, start)
+        if re.fullmatch(r"_v\d+_", changed) and statement.target == statement.names[0]:
+            same[statement.target] = changed
+            continue
+        statements.append(Statement(statement.names, statement.target, changed, statement.source))
+    result = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), body.result)
+    training = None if body.training is None else _body_without(body.training, names)
+    return replace(body, statements=statements, result=result, training=training)
+
+
+def _body_with_optional(body: Body, names: set[str]) -> Body:
+    statements = []
+    for statement in body.statements:
+        text = statement.text
+        for name in names:
+            text = _conditional(text, name)
+        statements.append(Statement(statement.names, statement.target, text, statement.source))
+    training = None if body.training is None else _body_with_optional(body.training, names)
+    return replace(body, statements=statements, training=training)
 
 
 def _alike(one: Written, other: Written) -> bool:

@@ -17,7 +17,7 @@ from ._layers import is_layer
 from ._lowering import Body, attribute_name, is_container
 from ._model import Model, is_function
 
-__all__ = ["Own", "fields_of"]
+__all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
 
 class Own(Text):
@@ -39,12 +39,7 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     fields: dict[str, Tree] = {}
     if body.base_call:
         fields["super()"] = _layer(model, path, module)
-    for name, value in body.attributes.items():
-        fields[name] = Column([value], name, name)
-    for name, rate in body.dropouts.items():
-        fields[name] = Call("nnx.Dropout", [Column([rate], "rate", name)], {}, {}, ("rngs=rngs",))
-    if body.random:
-        fields["rngs"] = Text("rngs")
+    fields.update(state_fields(body))
     for name, child in module._modules.items():
         if child is not None and name not in model.dropped(path):
             tree = _child(model, _join(path, name), child)
@@ -58,6 +53,20 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 text = ["nnx.Variable(jnp.zeros(", Column([tuple(buffer.shape)], "shape", name)]
                 fields[name] = Items(text[0], [text[1]], f", {dtype_text(buffer.dtype)}))")  # type: ignore[list-item,arg-type]
+    return fields
+
+
+def state_fields(body: Body) -> dict[str, Tree]:
+    """The attributes of a class that are no layers: settings, dropouts of its own, random numbers, its mode."""
+    fields: dict[str, Tree] = {name: Column([value], name, name) for name, value in body.attributes.items()}
+    for name, (rate, together) in body.dropouts.items():
+        settings: dict[str, Tree] = {"broadcast_dims": Column([together], "broadcast_dims", name)}
+        sizes: list[Tree] = [Column([rate], "rate", name)]
+        fields[name] = Call("nnx.Dropout", sizes, settings, {"broadcast_dims": ()}, ("rngs=rngs",))
+    if body.random:
+        fields["rngs"] = Text("rngs.dropout.fork()")
+    if body.asks_mode:
+        fields["deterministic"] = Text("False")
     return fields
 
 
@@ -115,11 +124,17 @@ def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> 
     for name, child in module._modules.items():
         tree = None if child is None or is_function(child) else _child(model, _join(path, name), child)
         items.append(
-            Text(body.functions[name][0] if name in body.functions else "lambda x: x")
+            Text(_function(body, name))
             if tree is None
             else tree
         )
     return items
+
+
+def _function(body: Body, name: str) -> str:
+    """A module without weights; one that needs the state of the class is code of its ``__call__``."""
+    text = body.functions[name][0] if name in body.functions else "lambda x: x"
+    return "None" if "self." in text else text
 
 
 def _layer(model: Model, path: str, module: nn.Module) -> Call:

@@ -68,12 +68,15 @@ class Body:
         result: The expression that is returned.
         result_places: Where each returned array stands.
         attributes: The numbers of the module that the code reads, by name.
-        dropouts: The rates of the dropouts that the code calls as functions, by attribute.
+        dropouts: The dropouts that the code calls as functions, by attribute: the rate, and the axes along
+            which they drop everything together.
         functions: Of a Sequential, its modules without weights by name: as a function, what it is given and
             what it gives.
         helpers: The functions that the code needs beside it.
         random: Whether the code draws random numbers.
         base_call: Whether the code calls the layer that the class derives from.
+        training: The code in training, where it is not the same.
+        evaluates_only: Why the whole model has no translation in training; ``""`` if it has one.
     """
 
     frame: Frame
@@ -84,11 +87,18 @@ class Body:
     result: str = ""
     result_places: list[Placed] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
-    dropouts: dict[str, float] = field(default_factory=dict)
+    dropouts: dict[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
     functions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     helpers: set[str] = field(default_factory=set)
     random: bool = False
     base_call: bool = False
+    training: "Body | None" = None
+    evaluates_only: str = ""
+
+    @property
+    def asks_mode(self) -> bool:
+        """Whether the code asks if the model trains."""
+        return self.training is not None or bool(self.evaluates_only)
 
 
 def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -283,11 +293,11 @@ class Lowering:
         """Note a fault of this frame."""
         self.model.fault(Fault(reason, self.frame.path, source))
 
-    def add_dropout(self, rate: float) -> str:
+    def add_dropout(self, rate: float, together: tuple[int, ...] = ()) -> str:
         """The attribute of a new dropout layer, for a dropout that the author called as a function."""
         taken = {*self.frame.module._modules, *vars(self.frame.module), *self.body.dropouts}
         name = next(n for n in ("dropout", *(f"dropout{i}" for i in range(2, 1000))) if n not in taken)
-        self.body.dropouts[name] = rate
+        self.body.dropouts[name] = rate, together
         return name
 
     def attribute(self, path: str) -> str:

@@ -36,6 +36,7 @@ def is_function(module: nn.Module) -> bool:
     """Whether a module is one of torch's own without weights or children, which is code where it is called."""
     return (
         type(module).__module__.startswith("torch.nn")
+        and not is_layer(module)
         and next(module.parameters(), None) is None
         and next(module.buffers(), None) is None
         and not module._modules
@@ -53,8 +54,11 @@ class Model:
         bodies: The translated frames by the path of their module.
         faults: What has no translation.
         flattened: For each layer over a flattened map, by path, the ``(C, *space)`` of the map.
+        exact_statistics: Whether batch norms average the variance that torch averages.
+        other: The recording in the other mode: what a module does there decides whether it gets a class.
+        first: The translation of the other mode, whose orders of axes are kept, or None.
+        dropouts: Calls of ``F.dropout`` that do nothing in evaluation, and drop in training.
         variables: How many variables there are.
-        transpositions: How many transpositions were emitted.
     """
 
     recording: Recording
@@ -65,12 +69,16 @@ class Model:
     read_parameters: dict[str, Parameter] = field(default_factory=dict)
     called_layers: set[str] = field(default_factory=set)
     own_sequentials: set[str] = field(default_factory=set)
-    with_dropout: bool = True
     exact_statistics: bool = False
+    other: Recording | None = None
+    first: "Model | None" = None
+    dropouts: frozenset[Node] = frozenset()
     variables: int = 0
 
     def __post_init__(self) -> None:
-        self.framed = set(_framed(self.recording.top))
+        tops = [self.recording.top, *([self.other.top] if self.other is not None else [])]
+        self.framed = {frame.path for top in tops for frame in _frames(top)}
+        self.active = {frame.path for top in tops for frame in _frames(top) if frame.nodes}
         first: dict[int, str] = {}
         self.tied_parameters: dict[str, str] = {}
         self.parameters: dict[str, Parameter] = {}
@@ -182,7 +190,7 @@ class Model:
             )
         in_sequential = is_container(lowering.frame.module, nn.Sequential)
         is_sequential = is_container(node.module, nn.Sequential)
-        passes = not frame.nodes and isinstance(frame.result, Value)
+        passes = frame.path not in self.active and isinstance(frame.result, Value)
         if is_function(frame.module) or (passes and not is_sequential):
             before = len(lowering.body.statements)
             given = lowering.at(outside[0]).text if len(outside) == 1 else ""
@@ -191,11 +199,13 @@ class Model:
                 made, result = lowering.body.statements[before:], lowering.at(node.result).text
                 function = function_text(given, made, result)
                 lowering.body.functions[node.path.rpartition(".")[2]] = function, given, result
+                if "self." in function:
+                    self.own_sequentials.add(lowering.frame.path)
             return
         places = [lowering.at(value) for value in outside]
         if not (in_sequential or is_sequential):
             places = [lowering.in_torch_map_order(value) for value in outside]
-        earlier = self.bodies.get(frame.path)
+        earlier = self._earlier(frame)
         orders = [place.order for place in places] if earlier is None else earlier.orders
         texts = {
             value: place.text if place.map_axis is not None else lowering.read(given, order)
@@ -208,12 +218,17 @@ class Model:
         body = self._lower(frame, inner)
         if is_sequential and not is_chain(body):
             self.own_sequentials.add(frame.path)
-        if earlier is None:
-            self.bodies[frame.path] = body
-        elif canonical(earlier) != canonical(body):
+        known = self.bodies.setdefault(frame.path, body)
+        if canonical(known) != canonical(body):
             raise RefusedError(f"'{frame.path}' is called again and then does something else")
         call = f"{lowering.attribute(frame.path)}({', '.join(self._arguments(lowering, frame, texts))})"
         self._results(lowering, node, body, call)
+
+    def _earlier(self, frame: Frame) -> Body | None:
+        """The body of an earlier call of the module, in this mode or in the other, whose orders of axes hold."""
+        bodies = [self.bodies.get(frame.path), self.first and self.first.bodies.get(frame.path)]
+        ranks = [len(value.shape) for _, tree in frame.inputs for value in tensors_of(tree)]
+        return next((body for body in bodies if body and [*map(len, body.orders)] == ranks), None)
 
     def _inline(
         self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
@@ -292,6 +307,7 @@ class Model:
                     lowering.set(value, Placed(text, order))
                 elif not is_container(frame.module, nn.Sequential):
                     lowering.in_torch_map_order(value)
+                    self._as_first(lowering, value, len(body.result_places))
                 body.result_places.append(lowering.at(value))
             body.result = self._result(lowering, frame.result)
         except RefusedError as err:
@@ -299,6 +315,13 @@ class Model:
         if outermost:
             self.bodies[frame.path] = body
         return body
+
+    def _as_first(self, lowering: Lowering, value: Value, place: int) -> None:
+        """Bring a result into the order of axes that the other mode gives it."""
+        body = self.first and self.first.bodies.get(lowering.frame.path)
+        order = body.result_places[place].order if body and place < len(body.result_places) else ()
+        if len(order) == len(value.shape) and order != lowering.at(value).order:
+            lowering.set(value, Placed(lowering.read(value, order), order))
 
     def _result(self, lowering: Lowering, tree: Any) -> str:
         if isinstance(tree, Value):
@@ -315,12 +338,12 @@ class Model:
         return lowering.number(tree)
 
 
-def _framed(frame: Frame) -> Iterator[str]:
-    """The paths of the modules that are called as modules."""
-    yield frame.path
+def _frames(frame: Frame) -> Iterator[Frame]:
+    """The calls of modules as modules."""
+    yield frame
     for node in frame.nodes:
         if node.frame is not None:
-            yield from _framed(node.frame)
+            yield from _frames(node.frame)
 
 
 def _parts(name: str, tree: Any) -> list[tuple[Value, str]]:

@@ -18,9 +18,9 @@ from . import (
     _shapes,
     _splitting,
 )
-from ._table import operation, translate_function
+from ._table import operation, table_name, translate_function
 
-__all__ = ["operation", "translate_function"]
+__all__ = ["operation", "table_name", "translate_function"]
 
 # Each of these fills the table.
 FAMILIES = (

@@ -13,7 +13,7 @@ from torchjax_bridge.recording import Node
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, Several, torch_order
 
-__all__ = ["operation", "translate_function"]
+__all__ = ["operation", "table_name", "translate_function"]
 
 Translation = Callable[..., Placed | Several | list[Placed]]
 Function = TypeVar("Function", bound=Translation)

@@ -1,0 +1,56 @@
+"""One body for both modes: what evaluation and training share stands once, the rest under ``self.deterministic``.
+
+Works on syntax trees. In either mode the statements that run are those of that mode, in their order.
+"""
+
+import ast
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import SequenceMatcher
+
+from ._lowering import Body
+from ._statements import Written, written
+
+__all__ = ["in_both_modes"]
+
+
+def in_both_modes(body: Body) -> Written:
+    """The code of a body, with that of its other mode."""
+    lines = written(body)
+    if body.training is not None:
+        lines = _merged(lines, written(body.training))
+    return _refusing_training(lines, body.evaluates_only) if body.evaluates_only else lines
+
+
+def _merged(evaluation: Written, training: Written) -> Written:
+    """A body that runs ``evaluation`` after ``model.eval()``, else ``training``; both take the same arguments."""
+    first = [*evaluation.lines, ast.Return(evaluation.result)]
+    second = [*training.lines, ast.Return(training.result)]
+    lines: list[ast.stmt] = []
+    same = SequenceMatcher(None, [*map(ast.dump, first)], [*map(ast.dump, second)], autojunk=False)
+    for kind, start, end, other_start, other_end in same.get_opcodes():
+        if kind == "equal":
+            lines += first[start:end]
+        else:
+            lines += _branch(first[start:end], second[other_start:other_end])
+    last = lines.pop()
+    if not isinstance(last, ast.Return) or last.value is None:
+        raise AssertionError("a body ends with what it returns")
+    return replace(training, lines=lines, result=last.value)
+
+
+def _refusing_training(evaluation: Written, reason: str) -> Written:
+    """A body that raises an error unless the model evaluates."""
+    message = f"this port evaluates only, so call model.eval() first: {reason}"
+    stop = ast.parse(f"if not self.deterministic:\n    raise NotImplementedError({message!r})").body
+    return replace(evaluation, lines=[*stop, *evaluation.lines])
+
+
+def _branch(evaluation: Sequence[ast.stmt], training: Sequence[ast.stmt]) -> list[ast.stmt]:
+    """Statements that run in one mode only. One that returns needs no ``else``."""
+    evaluates = ast.parse("self.deterministic", mode="eval").body
+    if not evaluation:
+        return [ast.If(ast.UnaryOp(ast.Not(), evaluates), [*training], [])]
+    if isinstance(evaluation[-1], ast.Return):
+        return [ast.If(evaluates, [*evaluation], []), *training]
+    return [ast.If(evaluates, [*evaluation], [*training])]

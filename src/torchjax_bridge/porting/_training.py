@@ -1,0 +1,159 @@
+"""The second mode: a model is recorded and translated in training too, and both translations become one.
+
+Owns why a model has no translation in training: it then evaluates only, and says so. The bodies of training
+stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.recording import Fault, Frame, Node, Recording, SourceLine, record
+
+from ._generators import Generators
+from ._lowering import Body, is_container, takes
+from ._model import Model
+from ._statements import written
+from .operations import table_name
+
+__all__ = ["record_training", "translate_both"]
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def record_training(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, evaluation: Recording
+) -> tuple[Recording | None, list[Fault]]:
+    """Record a module in training mode.
+
+    Args:
+        module: The module.
+        args: What it takes.
+        kwargs: Keyword arguments.
+        evaluation: Its recording in evaluation mode.
+
+    Returns:
+        The recording, or None where it fails; and why a translation of it would not train.
+    """
+    generators = Generators(module)
+    try:
+        with generators.restored():
+            training = record(module, args, kwargs, training=True)
+    except ArgumentError as err:
+        return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
+    faults = [fault for fault in training.faults if fault not in evaluation.faults]
+    asked = {(decision.path, decision.source.line) for decision in evaluation.decisions}
+    for decision in training.decisions:
+        if not decision.by_size and (decision.path, decision.source.line) not in asked:
+            faults.append(Fault(f"{decision.reason}, which differ from step to step", *_where(decision)))
+    faults += generators.drawn(training)
+    faults += stuck(training, training=True)
+    return training, faults
+
+
+def stuck(recording: Recording, *, training: bool) -> Iterator[Fault]:
+    """Layers that stay in the other mode when the model changes its mode, as frozen batch norms do."""
+    for path, module in recording.modules.items():
+        asks = isinstance(module, _BATCH_NORM | nn.modules.instancenorm._InstanceNorm) and (
+            module.running_mean is not None
+        )
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        attends = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+        if module.training is not training and (asks or drops or attends):
+            modes = ("evaluation", "training")
+            reason = f"'{path}' is in {modes[not training]} mode while the model is in {modes[training]} mode"
+            yield Fault(f"{reason}; in Flax all layers change their mode together", path, SourceLine())
+
+
+def translate_both(
+    evaluation: Recording, training: Recording | None, faults: Sequence[Fault], **settings: Any
+) -> tuple[Model, list[Fault]]:
+    """Translate a model in both modes.
+
+    Args:
+        evaluation: The recording in evaluation mode.
+        training: The recording in training mode.
+        faults: Why a translation of it would not train.
+        settings: More arguments of `Model`.
+
+    Returns:
+        The model, and why it does not train: nothing if it does.
+    """
+    if training is not None and not faults:
+        dropouts = _alike_dropouts(evaluation.top, training.top)
+        model = Model(evaluation, other=training, dropouts=dropouts, **settings)
+        model.run()
+        trained = Model(training, other=evaluation, first=model, **settings)
+        trained.run()
+        faults = [fault for fault in trained.faults if fault not in model.faults]
+        faults = faults or list(_joined(model, trained))
+        if not faults:
+            return model, []
+    model = Model(evaluation, **settings)
+    model.run()
+    return model, list(faults)
+
+
+def _joined(model: Model, trained: Model) -> Iterator[Fault]:
+    """Put the bodies of training beside those of evaluation; gives what keeps them apart."""
+    for path, body in trained.bodies.items():
+        own = model.bodies.setdefault(path, body)
+        if own is body:
+            continue
+        if _taken(own) != _taken(body) or own.orders != body.orders:
+            yield Fault(f"'{path}' takes other arguments in training", path, SourceLine())
+        own.attributes |= body.attributes
+        own.dropouts |= body.dropouts
+        own.random |= body.random
+        own.base_call |= body.base_call
+        if _code(own) != _code(body):
+            own.training = body
+            if is_container(own.frame.module, nn.Sequential):
+                model.own_sequentials.add(path)
+    for path, shape in trained.flattened.items():
+        if model.flattened.setdefault(path, shape) != shape:
+            yield Fault(f"'{path}' reads a flattened map in another order in training", path, SourceLine())
+    model.read_parameters |= trained.read_parameters
+    model.called_layers |= trained.called_layers
+    model.own_sequentials |= trained.own_sequentials
+
+
+def _taken(body: Body) -> list[str]:
+    return [name for name, tree in body.inputs if takes(tree)]
+
+
+def _code(body: Body) -> list[str]:
+    lines = written(body)
+    return [ast.dump(tree) for tree in (*lines.lines, lines.result)]
+
+
+def _alike_dropouts(evaluation: Frame, training: Frame) -> frozenset[Node]:
+    """The calls of ``F.dropout`` in evaluation, which do nothing, of modules that make the same calls in training."""
+    first, second = _dropouts(evaluation), _dropouts(training)
+    return frozenset(
+        node
+        for path, nodes in first.items()
+        if [node.source for node in nodes] == [node.source for node in second.get(path, [])]
+        for node in nodes
+    )
+
+
+def _dropouts(frame: Frame) -> dict[str, list[Node]]:
+    found: dict[str, list[Node]] = {}
+    for node in frame.nodes:
+        if node.frame is not None:
+            for path, nodes in _dropouts(node.frame).items():
+                found.setdefault(path, []).extend(nodes)
+        elif table_name(node.function).endswith(_DROPOUTS):
+            found.setdefault(frame.path, []).append(node)
+    return found
+
+
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
+
+
+def _where(fault: Fault) -> tuple[str, SourceLine]:
+    return fault.path, fault.source
