@@ -4,7 +4,7 @@ import linecache
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from flax import nnx
@@ -12,17 +12,18 @@ from torch import nn
 from torch.overrides import resolve_name
 
 from torchjax_bridge.errors import ArgumentError, PortError
-from torchjax_bridge.recording import Fault, generalize, record
+from torchjax_bridge.recording import Fault, SourceLine, generalize, record
 from torchjax_bridge.weights import to_flax
 
 from ._classes import definitions
 from ._conditions import conditions
+from ._generators import Generators
 from ._inputs import Example
-from ._model import Model
 from ._proof import prove
 from ._result import Port
 from ._rules import UserRule, rules_of
 from ._source import source_of
+from ._training import record_training, stuck, training_notes, translate_both
 
 __all__ = ["port"]
 
@@ -33,11 +34,14 @@ def port(
     kwargs: Mapping[str, Any] | None = None,
     ops: Mapping[Callable[..., Any], str] | None = None,
     exact_statistics: bool = False,
+    training: Literal["optional", "required", "none"] = "optional",
     verify: bool = True,
 ) -> Port:
     """Write a torch module as Flax source, class for class, with its weights, and prove that it computes the same.
 
-    The module runs on the inputs, and again with another batch size, and what it calls is translated. Images have
+    The module runs on the inputs in evaluation and in training mode, each again with another batch size, and what
+    it calls is translated. Where training does something else, the port asks ``self.deterministic``, which
+    ``model.train()`` and ``model.eval()`` of nnx set. Images have
     their channels last in the port, ``(N, H, W, C)``. A transposition that torch makes becomes a layout and costs
     nothing. Neither the batch size nor a size that the code reads is baked in. The port is compared with torch on
     the inputs, and once more with perturbed weights and another batch size.
@@ -53,6 +57,10 @@ def port(
             of axes.
         exact_statistics: Whether BatchNorm keeps torch's unbiased running variance, by a small class in the file;
             ``nnx.BatchNorm`` keeps the biased one.
+        training: What becomes of a module that has a translation in evaluation and none in training. With
+            ``"optional"`` its port evaluates only: the file and ``notes`` say why, and a call in training mode
+            raises. With ``"required"`` it is refused. ``"none"`` does not look at training, so every port
+            evaluates only.
         verify: Whether to prove the port.
 
     Returns:
@@ -73,7 +81,10 @@ def port(
     """
     name = type(module).__name__
     example, other = _examples(Example(inputs, dict(kwargs or {})))
-    recording = record(module, example.args, example.kwargs)
+    generators = Generators(module)
+    with generators.restored():
+        recording = record(module, example.args, example.kwargs)
+    recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
     notes: list[str] = []
     if other is not None:
         try:
@@ -83,11 +94,16 @@ def port(
             other = None
         else:
             recording.faults.extend(generalize(recording, repeated))
-    model = Model(recording, _functions(ops), exact_statistics=exact_statistics)
-    model.run()
+    trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
+    if training != "none":
+        trained, lacking = record_training(module, example, other, recording)
+    settings = {"functions": _functions(ops), "exact_statistics": exact_statistics}
+    model, lacking = translate_both(recording, trained, lacking, **settings)
     held, refused = conditions(recording)
     notes += held
+    refused += lacking if training == "required" else []
     _refuse([*model.faults, *refused], name)
+    notes += training_notes(model, lacking)
     classes = definitions(model)
     _refuse(model.faults, name)
     source = source_of(classes, _header(module, notes))

@@ -49,7 +49,8 @@ def _class(definition: Definition) -> list[str]:
     if not definition.fields:
         lines.append("        del rngs")
     params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
-    result = _type(definition.body.frame.result)
+    bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
+    result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))
     lines += ["", f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
     for statement in definition.written.lines:
         lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]

@@ -5,34 +5,36 @@ stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.recording import Fault, Frame, Node, Recording, SourceLine, record
+from torchjax_bridge.recording import Fault, Frame, Node, Recording, SourceLine, generalize, record
 
 from ._generators import Generators
+from ._inputs import Example
 from ._lowering import Body, is_container, takes
 from ._model import Model
 from ._statements import written
 from .operations import table_name
 
-__all__ = ["record_training", "translate_both"]
+__all__ = ["record_training", "stuck", "training_notes", "translate_both"]
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def record_training(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, evaluation: Recording
+    module: nn.Module, example: Example, other: Example | None, evaluation: Recording
 ) -> tuple[Recording | None, list[Fault]]:
     """Record a module in training mode.
 
     Args:
         module: The module.
-        args: What it takes.
-        kwargs: Keyword arguments.
+        example: What it is called with.
+        other: The same with another batch size, or None.
         evaluation: Its recording in evaluation mode.
 
     Returns:
@@ -41,7 +43,12 @@ def record_training(
     generators = Generators(module)
     try:
         with generators.restored():
-            training = record(module, args, kwargs, training=True)
+            training = record(module, example.args, example.kwargs, training=True)
+            if other is not None:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(1)
+                    repeated = record(module, other.args, other.kwargs, training=True)
+                training.faults.extend(generalize(training, repeated))
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]
@@ -95,6 +102,21 @@ def translate_both(
     model = Model(evaluation, **settings)
     model.run()
     return model, list(faults)
+
+
+def training_notes(model: Model, faults: Sequence[Fault]) -> list[str]:
+    """What a user must know before training. A model with faults of training is made to refuse it."""
+    if faults:
+        first, more = faults[0], len(set(faults)) - 1
+        where = f" ({first.source}: {first.source.text})" if first.source.file else ""
+        reason = f"{first.reason}{where}" + (f", and {more} more" if more else "")
+        model.bodies[""].evaluates_only = reason
+        return [f"evaluation only: {reason}"]
+    frozen = [path for path, parameter in model.parameters.items() if not parameter.tensor.requires_grad]
+    if frozen and len(frozen) < len(model.parameters):
+        shown = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
+        return [f"training that leaves {shown} as it is: torch does not train it"]
+    return []
 
 
 def _joined(model: Model, trained: Model) -> Iterator[Fault]:

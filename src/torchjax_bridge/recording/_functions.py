@@ -3,7 +3,7 @@
 A list by name is unavoidable here: nothing in torch says whether ``Tensor.is_contiguous`` computes.
 """
 
-__all__ = ["QUESTIONS", "READS_NOTHING", "short_name"]
+__all__ = ["QUESTIONS", "RANDOM", "READS_NOTHING", "short_name"]
 
 # Their answers depend on neither values nor sizes: dtypes, devices, modes, memory.
 READS_NOTHING = frozenset(
@@ -92,6 +92,32 @@ QUESTIONS = frozenset(
         "item",
         "numpy",
         "tolist",
+    }
+)
+
+
+# Their results differ from call to call, whatever they are given.
+RANDOM = frozenset(
+    {
+        "bernoulli",
+        "bernoulli_",
+        "cauchy_",
+        "exponential_",
+        "geometric_",
+        "log_normal_",
+        "multinomial",
+        "normal",
+        "normal_",
+        "poisson",
+        "rand",
+        "rand_like",
+        "randint",
+        "randint_like",
+        "randn",
+        "randn_like",
+        "random_",
+        "randperm",
+        "uniform_",
     }
 )
 

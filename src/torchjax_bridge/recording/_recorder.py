@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torchjax_bridge.errors import ArgumentError
 
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
-from ._functions import QUESTIONS, READS_NOTHING, short_name
+from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import has_hooks, is_leaf
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
@@ -276,7 +276,7 @@ class _Recorder(TorchFunctionMode):
         returned = [args[0]] if name == "__setitem__" else list(tensors_of(output, torch.Tensor))
         if any(not any(tensor is other for other in returned) for tensor in written):
             self.fault(f"{full} writes to an argument that it does not return")
-        varies = any(value.varies for value in tensors_of((given, given_kwargs))) or name in ("bernoulli_",)
+        varies = any(value.varies for value in tensors_of((given, given_kwargs))) or name in RANDOM
 
         def bind(tensor: torch.Tensor) -> Value:
             return self._bind(tensor, frame, node, varies=varies)

@@ -31,10 +31,13 @@ def attention(
         raise RefusedError(
             "scaled_dot_product_attention of tensors that are not (batch, heads, length, features)"
         )
-    if float(dropout_p):
+    drops = float(dropout_p) > 0
+    if drops and not at.model.recording.module.training:
         raise RefusedError(
-            "scaled_dot_product_attention with dropout_p > 0: jax.nn has no dropout of attention weights"
+            "scaled_dot_product_attention drops in evaluation; pass dropout_p=self.p if self.training else 0.0"
         )
+    if drops and enable_gqa:
+        raise RefusedError("scaled_dot_product_attention(enable_gqa=True) with dropout_p > 0")
     if is_causal and query.shape[2] != key.shape[2]:
         raise RefusedError(
             "scaled_dot_product_attention(is_causal=True) with queries and keys of different length"
@@ -50,8 +53,14 @@ def attention(
         texts.append(f"{word}={mask}")
     if is_causal:
         texts.append("is_causal=True")
-    if scale is not None:
+    if scale is not None and drops:
+        texts[0] = f"({at.number(scale)} * {texts[0]}.shape[-1] ** 0.5 * {texts[0]})"
+    elif scale is not None:
         texts.append(f"scale={at.number(scale)}")
     if value.shape[3] != query.shape[3]:
         raise RefusedError("scaled_dot_product_attention with values of another width than the queries")
+    if drops:  # jax.nn drops no attention weights
+        at.body.random = True
+        texts += ["dropout_rng=self.rngs()", f"dropout_rate={at.number(dropout_p)}", "broadcast_dropout=False"]
+        return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
     return Placed(f"jax.nn.dot_product_attention({', '.join(texts)})", order)

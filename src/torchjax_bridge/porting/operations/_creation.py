@@ -5,11 +5,11 @@ from typing import Any
 from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
-from .._placed import Placed, RefusedError, torch_order
+from .._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._shapes import flat_arguments
 from ._table import operation
 
-__all__: list[str] = []
+__all__ = ["spread_order"]
 
 # What an array has nothing of, or has by default.
 _IGNORED = {"device", "layout", "pin_memory", "requires_grad", "dtype", "memory_format"}
@@ -21,10 +21,17 @@ def _known(node: Node, kwargs: dict[str, Any], *more: str) -> None:
         raise RefusedError(f"{node.function} with {', '.join(sorted(unknown)) or 'out'}")
 
 
+def spread_order(sizes: Any) -> Axes:
+    """The order of a tensor of these sizes: with one number for each example, that of images, to be multiplied by."""
+    rank = len(sizes)
+    images = rank > 3 and all(type(size) is int and size == 1 for size in sizes[1:])
+    return channels_last(rank) if images else torch_order(rank)
+
+
 def _made(at: Lowering, node: Node, function: str, sizes: Any, fill: str = "") -> Placed:
     dtype = at.number(node.result.dtype)
     shape = at.number(tuple(sizes))
-    return Placed(f"jnp.{function}({shape}, {fill}dtype={dtype})", torch_order(len(node.result.shape)))
+    return Placed(f"jnp.{function}({shape}, {fill}dtype={dtype})", spread_order(sizes))
 
 
 @operation("zeros", "ones", "empty")

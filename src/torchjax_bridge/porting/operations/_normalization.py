@@ -110,6 +110,8 @@ def batch_norm(
 ) -> Placed:
     order = channels_last(len(input.shape))
     x = at.read(input, order)
+    if running_mean is not None and bool(training) is not at.model.recording.module.training:
+        raise RefusedError(f"F.batch_norm(training={bool(training)}) whatever the mode of the model")
     if _is_own_layer(at, nn.modules.batchnorm._BatchNorm, running_mean, running_var, weight, bias):
         return Placed(f"super().__call__({x})", order)
     if training or running_mean is None or running_var is None:
