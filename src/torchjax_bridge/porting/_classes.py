@@ -150,7 +150,7 @@ class _Classes:
         richest = max(instances, key=lambda one: (len(one.fields), -instances.index(one)))
         names = list(richest.fields)
         optional = {n for one in instances for n in names if n not in one.fields}
-        if any(set(one.fields) - set(names) for one in instances):
+        if optional & {"rngs", "deterministic"} or any(set(one.fields) - set(names) for one in instances):
             return None
         shown = richest
         if optional:

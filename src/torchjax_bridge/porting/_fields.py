@@ -123,11 +123,7 @@ def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> 
     items: list[Tree] = []
     for name, child in module._modules.items():
         tree = None if child is None or is_function(child) else _child(model, _join(path, name), child)
-        items.append(
-            Text(_function(body, name))
-            if tree is None
-            else tree
-        )
+        items.append(Text(_function(body, name)) if tree is None else tree)
     return items
 
 

@@ -53,9 +53,11 @@ def record_training(
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]
     asked = {(decision.path, decision.source.line) for decision in evaluation.decisions}
-    for decision in training.decisions:
-        if not decision.by_size and (decision.path, decision.source.line) not in asked:
-            faults.append(Fault(f"{decision.reason}, which differ from step to step", *_where(decision)))
+    faults += (
+        Fault(f"{asking.reason}, which differ from step to step", asking.path, asking.source)
+        for asking in training.decisions
+        if not asking.by_size and (asking.path, asking.source.line) not in asked
+    )
     faults += generators.drawn(training)
     faults += stuck(training, training=True)
     return training, faults
@@ -153,7 +155,7 @@ def _code(body: Body) -> list[str]:
 
 
 def _alike_dropouts(evaluation: Frame, training: Frame) -> frozenset[Node]:
-    """The calls of ``F.dropout`` in evaluation, which do nothing, of modules that make the same calls in training."""
+    """The calls of ``F.dropout`` in evaluation that training makes, too: there they drop, here they do nothing."""
     first, second = _dropouts(evaluation), _dropouts(training)
     return frozenset(
         node
@@ -175,7 +177,3 @@ def _dropouts(frame: Frame) -> dict[str, list[Node]]:
 
 
 _DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
-
-
-def _where(fault: Fault) -> tuple[str, SourceLine]:
-    return fault.path, fault.source

@@ -1,8 +1,8 @@
 """Sizes that Python code turned into plain numbers: found by a second recording with other sizes.
 
-``len(x)``, ``int(n)`` and ``math.ceil(n / 2)`` forget where a number came from, so one recording holds the number
-of the example. A number that differs in a second recording is a size of some tensor, and is given that origin. If it
-is none, or if the second run made other calls, that is a fault.
+``len(x)``, ``int(n)`` and ``math.ceil(n / 2)`` forget where a number came from, so one recording holds the
+number of the example. A number that differs in a second recording is a size of some tensor, and is given that
+origin. If it is none, or if the second run made other calls, that is a fault.
 """
 
 from collections.abc import Iterator

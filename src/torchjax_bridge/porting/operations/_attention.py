@@ -61,6 +61,10 @@ def attention(
         raise RefusedError("scaled_dot_product_attention with values of another width than the queries")
     if drops:  # jax.nn drops no attention weights
         at.body.random = True
-        texts += ["dropout_rng=self.rngs()", f"dropout_rate={at.number(dropout_p)}", "broadcast_dropout=False"]
+        texts += [
+            "dropout_rng=self.rngs()",
+            f"dropout_rate={at.number(dropout_p)}",
+            "broadcast_dropout=False",
+        ]
         return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
     return Placed(f"jax.nn.dot_product_attention({', '.join(texts)})", order)

@@ -22,7 +22,7 @@ def _known(node: Node, kwargs: dict[str, Any], *more: str) -> None:
 
 
 def spread_order(sizes: Any) -> Axes:
-    """The order of a tensor of these sizes: with one number for each example, that of images, to be multiplied by."""
+    """The order of a tensor of these sizes: that of images if it holds one number for each example."""
     rank = len(sizes)
     images = rank > 3 and all(type(size) is int and size == 1 for size in sizes[1:])
     return channels_last(rank) if images else torch_order(rank)

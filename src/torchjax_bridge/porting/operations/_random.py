@@ -177,5 +177,3 @@ def feature_dropout(
 @operation("randint", "randint_like", "multinomial")
 def refused(at: Lowering, node: Node, *args: Any, **kwargs: Any) -> Placed:
     raise RefusedError(f"no translation of {node.function}, which draws random numbers")
-
-

@@ -7,8 +7,8 @@ Knows no layers and no rules. Gives `row_major_copies` to the conversion and to 
 """
 
 from . import _xla_copy as xla_copy
-from ._executor import copy_threads
 from ._exchangeable import as_exchangeable
+from ._executor import copy_threads
 from ._row_major import row_major_copies
 
 __all__ = ["as_exchangeable", "copy_threads", "row_major_copies", "xla_copy"]
