@@ -21,6 +21,7 @@ from torchjax_bridge.errors import BridgeError
 
 from .._setting import Setting
 from .._timing import Timed, measure
+from ._dropouts import dropouts_without_chance
 from ._forward import as_flax, difference, leaves
 from ._outcome import LIMIT, Outcome
 from ._source import classes, lines, torch_lines, transpositions
@@ -28,7 +29,6 @@ from .zoo import Entry
 
 __all__ = ["measure_port"]
 
-_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _BATCH, _OTHER_BATCH, _TRAIN_BATCH = 2, 3, 4
 
 
@@ -81,9 +81,9 @@ def _forward(model: Any, *inputs: Any) -> Any:
 
 @torch.no_grad()
 def _train(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> str:
-    """Compare in training mode, with every layer of dropout at rate 0, on copies of both."""
+    """Compare in training mode: whether both draw, and what they give with dropouts without chance."""
     try:
-        drawn = [_torch_trained(module, inputs, seed, dropout=True) for seed in (1, 2)]
+        drawn = [_torch_trained(module, inputs, seed) for seed in (1, 2)]
         twin = nnx.clone(model)
         twin.train()
         inside = [as_flax(one) for one in inputs]
@@ -92,25 +92,19 @@ def _train(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> str
             return "the port draws, torch does not"
         if _same(*found) and not _same(*drawn):
             return "torch draws, the port does not"
-        fixed = [_torch_trained(module, inputs, seed, dropout=False) for seed in (1, 2)]
-        if not _same(*fixed):  # it draws outside of dropout layers, too, so there is nothing to compare
-            return "random" if difference(drawn[0], found[0]) < float("inf") else "not finite"
-        for _, layer in nnx.iter_modules(twin):
-            if isinstance(layer, nnx.Dropout):
-                layer.rate = 0.0
-        worst = difference(fixed[0], _forward(twin, *inside))
+        with dropouts_without_chance():
+            fixed = [_torch_trained(module, inputs, seed) for seed in (1, 2)]
+            if not _same(*fixed):  # stochastic depth and the like
+                return "random" if difference(drawn[0], found[0]) < float("inf") else "not finite"
+            worst = difference(fixed[0], twin(*inside))
     except Exception as err:
         return f"{type(err).__name__}: {_first_line(err)}"
     return "agrees" if worst <= LIMIT else f"differs by {worst:.1e}"
 
 
-def _torch_trained(module: nn.Module, inputs: tuple[Any, ...], seed: int, *, dropout: bool) -> Any:
-    own = copy.deepcopy(module).train()
-    for layer in own.modules():
-        if not dropout and isinstance(layer, _DROPOUTS):
-            layer.p = 0.0
+def _torch_trained(module: nn.Module, inputs: tuple[Any, ...], seed: int) -> Any:
     torch.manual_seed(seed)
-    return own(*copy.deepcopy(inputs))
+    return copy.deepcopy(module).train()(*copy.deepcopy(inputs))
 
 
 def _same(first: Any, second: Any) -> bool:

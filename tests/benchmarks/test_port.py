@@ -9,6 +9,7 @@ from torch import nn
 
 from benchmarks._setting import Setting
 from benchmarks.port import _source
+from benchmarks.port._dropouts import dropouts_without_chance
 from benchmarks.port._forward import DifferentOutputsError, difference
 from benchmarks.port._measure import measure_port
 from benchmarks.port.zoo import Entry, find
@@ -127,6 +128,12 @@ class WithoutDropout(Faithful):
         return self.bn(self.fc(x))
 
 
+class WithAnotherRate(Faithful):
+    def __init__(self, *, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs=rngs)
+        self.dropout.rate = 0.4
+
+
 class WithoutBatchStatistics(Faithful):
     def __call__(self, x):
         return self.dropout(self.bn(self.fc(x), use_running_average=True))
@@ -137,6 +144,7 @@ class WithoutBatchStatistics(Faithful):
     [
         (Faithful, "agrees"),
         (WithoutDropout, "torch draws, the port does not"),
+        (WithAnotherRate, "differs by"),
         (WithoutBatchStatistics, "differs by"),
     ],
 )
@@ -152,6 +160,20 @@ def test_what_a_port_lacks_in_training_mode_alone_is_found(twin: type[nnx.Module
     row = measure_port(entry, port, QUICK)
     assert row.ported
     assert row.train.startswith(said)
+
+
+def test_a_dropout_of_attention_is_known_without_chance():
+    q = torch.randn(2, 3, 4)
+    expected = 0.75 * nn.functional.scaled_dot_product_attention(q, q, q)
+    with dropouts_without_chance():
+        for found in (
+            nn.functional.scaled_dot_product_attention(q, q, q, dropout_p=0.25),
+            nn.functional.scaled_dot_product_attention(q, q, q, None, 0.25),
+        ):
+            torch.testing.assert_close(found, expected)
+        attend = nn.MultiheadAttention(4, 2, dropout=0.25).train()
+        torch.testing.assert_close(attend(q, q, q)[0], attend(q, q, q)[0])
+    assert not torch.equal(attend(q, q, q)[0], attend(q, q, q)[0])
 
 
 def test_maps_are_compared_channels_last_and_outputs_by_name():
