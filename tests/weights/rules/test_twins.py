@@ -485,6 +485,14 @@ def test_a_convolution_says_as_little_as_it_can(module: nn.Module, settings: dic
     assert twin_of(module).settings == settings
 
 
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_what_no_word_of_flax_pads_is_padded_by_hand(mode: str) -> None:
+    twin = twin_of(nn.Conv2d(4, 4, (3, 1), padding=(2, 1), padding_mode=mode))
+    assert twin.settings == {"padding": "VALID"}
+    how = {"circular": "wrap", "replicate": "edge"}.get(mode, mode)
+    assert str(twin.pad) == f'jnp.pad(x, ((0, 0), (2, 2), (1, 1), (0, 0)), mode="{how}")'
+
+
 # --- what has no twin, or not quite ------------------------------------------------------------------------
 
 
@@ -589,8 +597,9 @@ def test_a_layer_of_another_dtype_has_a_twin_of_that_dtype() -> None:
 
 
 @pytest.mark.usefixtures("x64_on")
-def test_a_layer_of_64_bits_computes_in_64_bits() -> None:
-    module = nn.LSTM(3, 4, batch_first=True, dtype=torch.float64)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.RNN])
+def test_a_layer_of_64_bits_computes_in_64_bits(kind: Any) -> None:
+    module = kind(3, 4, batch_first=True, dtype=torch.float64)
     x, twin = draw(2, 5, 3).double(), twin_of(module)
     y, _ = flax_output(*filled_twin("nnx", module, twin, (x.numpy(),)), twin, (x.numpy(),), train=False)
     assert y.dtype == np.float64
