@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchjax_bridge.weights import Twin
+
 from ._constants import dtype_text
 from ._constructors import Call, Column, Items, Text, Tree
 from ._layers import is_layer
@@ -38,7 +40,7 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     module = model.modules[path]
     fields: dict[str, Tree] = {}
     if body.base_call:
-        fields["super()"] = _layer(model, path, module)
+        fields["super()"] = _layer(model.base_twin(path, module), path)
     fields.update(state_fields(body))
     for name, child in module._modules.items():
         if child is not None and name not in model.dropped(path):
@@ -79,7 +81,7 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
     if is_layer(module):
         if path not in model.called_layers and path not in model.read_owners:
             return None
-        return _layer(model, path, module)
+        return _layer(model.twin(path, module), path)
     if is_container(module, nn.Sequential):
         if path in model.own_sequentials:
             return Own(path)
@@ -133,8 +135,7 @@ def _function(body: Body, name: str) -> str:
     return "None" if "self." in text else text
 
 
-def _layer(model: Model, path: str, module: nn.Module) -> Call:
-    twin = model.twin(path, module)
+def _layer(twin: Twin, path: str) -> Call:
     settings = {**twin.settings, **twin.initializers}
     function = ("layers." if twin.own else "nnx.") + twin.flax
     defaults = _defaults(twin.flax, twin.own)

@@ -3,6 +3,7 @@
 Decides for each call whether it is a function, a layer, or a module that gets a class of its own.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,6 +115,13 @@ class Model:
             except SettingsError as err:
                 raise RefusedError(f"'{path}': {err}") from err
         return self._twins[path]
+
+    def base_twin(self, path: str, module: nn.Module) -> Twin:
+        """The Flax twin of the torch layer that a module derives from, with the module's settings."""
+        base = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules."))
+        plain = copy.copy(module)
+        plain.__class__ = base
+        return self.twin(f"{path} as {base.__name__}", plain)
 
     def tied_owner(self, path: str) -> str | None:
         """The full name of the parameter that a layer shares as its weight, if another layer owns it."""

@@ -24,14 +24,35 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
             rules.append(Keep(path))
     renames = []
     for path, module in model.modules.items():
-        flax = _flax_path(model, path)
+        has_weights = next(module.parameters(recurse=False), None) is not None or model.is_layer(path)
+        inside_layer = any(model.is_layer(above) for above in _above(path))
         if (
-            flax != path
-            and not any(True for _ in module.children())
-            and next(module.parameters(), None) is not None
+            has_weights
+            and not inside_layer
+            and any(_is_renamed(model, above) for above in (*_above(path), path))
         ):
-            renames.append(Rename(path, flax))
+            renames.append(Rename(path, _flax_path(model, path)))
     return (*rules, *sorted(renames, key=lambda rule: -rule.torch.count(".")))
+
+
+def _inside_layer(model: Model, path: str) -> bool:
+    return any(model.is_layer(above) for above in _above(path))
+
+
+def _above(path: str) -> list[str]:
+    """The paths of the modules that hold a module, without the root."""
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _is_renamed(model: Model, path: str) -> bool:
+    """Whether a module has another name in the port than `to_flax` expects: a Sequential numbers its items."""
+    above, _, name = path.rpartition(".")
+    holder = model.modules[above]
+    if is_container(holder, nn.Sequential):
+        return name != str(list(holder._modules).index(name))
+    numbered = isinstance(holder, nn.ModuleList) or is_container(holder, nn.ModuleDict)
+    return not numbered and attribute_name(name) != name
 
 
 def _flax_path(model: Model, path: str) -> str:

@@ -149,6 +149,8 @@ class _Recorder(TorchFunctionMode):
         self._bound: dict[int, tuple[Value, int, torch.Tensor]] = {}
         self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
         self._attributes = set(map(id, _tensor_attributes(self.modules)))
+        # By the identity of a view that indexing made: the tensor that it is a part of, and the index.
+        self._views: dict[int, tuple[torch.Tensor, Any]] = {}
         self._calls: list[tuple[Node | None, list[tuple[torch.Tensor, Any]]]] = []
 
     @contextmanager
@@ -283,7 +285,27 @@ class _Recorder(TorchFunctionMode):
 
         node.result = bind(args[0]) if name == "__setitem__" else map_tensors(output, bind)
         frame.nodes.append(node)
+        if name == "__getitem__" and isinstance(output, torch.Tensor) and output._is_view():
+            self._views[id(output)] = args[0], given[1]
+        for tensor in written:
+            self._write_through(tensor, node, frame)
         return iter(output) if name == "__iter__" else output
+
+    def _write_through(self, view: torch.Tensor, node: Node, frame: Frame) -> None:
+        """A write to a part of a tensor is an assignment to that part of the whole."""
+        while id(view) in self._views:
+            whole, index = self._views[id(view)]
+            before = self._bound.get(id(whole))
+            if before is None or before[0].frame is not frame:
+                return  # the next read of the whole is a fault
+            part = self._bound[id(view)][0]
+            args = (before[0], index, part)
+            assignment = Node(args, {}, node.source, function="torch.Tensor.__setitem__", inplace=True)
+            assignment.result = self._bind(whole, frame, assignment, varies=True)
+            before[0].uses += 1
+            part.uses += 1
+            frame.nodes.append(assignment)
+            view = whole
 
     def _sizes(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = self._read(args[0], self.frames[-1])

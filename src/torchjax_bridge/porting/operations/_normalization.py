@@ -24,6 +24,7 @@ def _is_own_layer(at: Lowering, kind: type[nn.Module] | tuple[type[nn.Module], .
     parameters = [origin for origin in mine if not origin.is_buffer]
     if len(mine) != len(owners) or len(parameters) != count or module._modules:
         return False
+    at.model.base_twin(at.frame.path, module)  # refuses settings without a counterpart
     at.body.base_call = True
     return True
 
