@@ -18,25 +18,18 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
     """The rules of a port, deepest paths first."""
     rules: list[UserRule] = [Flatten(path, shape) for path, shape in model.flattened.items()]
     used = model.called_layers | model.read_owners | set(model.bodies)
+    renames = []
     for path, module in model.modules.items():
+        if any(model.is_layer(above) for above in _above(path)):
+            continue  # it goes where the layer goes
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         if own and path not in used and path not in model.tied_layers:
             rules.append(Keep(path))
-    renames = []
-    for path, module in model.modules.items():
-        has_weights = next(module.parameters(recurse=False), None) is not None or model.is_layer(path)
-        inside_layer = any(model.is_layer(above) for above in _above(path))
-        if (
-            has_weights
-            and not inside_layer
-            and any(_is_renamed(model, above) for above in (*_above(path), path))
-        ):
+            continue
+        has_place = own or model.is_layer(path)
+        if has_place and any(_is_renamed(model, place) for place in (*_above(path), path)):
             renames.append(Rename(path, _flax_path(model, path)))
     return (*rules, *sorted(renames, key=lambda rule: -rule.torch.count(".")))
-
-
-def _inside_layer(model: Model, path: str) -> bool:
-    return any(model.is_layer(above) for above in _above(path))
 
 
 def _above(path: str) -> list[str]:
