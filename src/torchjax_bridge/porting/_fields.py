@@ -18,6 +18,8 @@ from ._constructors import Call, Column, Items, Text, Tree
 from ._layers import is_layer
 from ._lowering import Body, attribute_name, is_container
 from ._model import Model, is_function
+from ._own_layers import OWN_NAMES
+from ._placed import RefusedError
 
 __all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
@@ -137,7 +139,11 @@ def _function(body: Body, name: str) -> str:
 
 def _layer(twin: Twin, path: str) -> Call:
     settings = {**twin.settings, **twin.initializers}
-    function = ("layers." if twin.own else "nnx.") + twin.flax
+    if twin.own and twin.flax not in OWN_NAMES:
+        raise RefusedError(
+            f"'{path}' needs {twin.flax} of torchjax_bridge.weights.layers, which no port calls"
+        )
+    function = OWN_NAMES[twin.flax] if twin.own else f"nnx.{twin.flax}"
     defaults = _defaults(twin.flax, twin.own)
     place = path.rpartition(".")[2]
     args: list[Tree] = [Column([value], name, place) for name, value in twin.sizes.items()]

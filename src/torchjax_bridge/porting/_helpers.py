@@ -3,9 +3,12 @@
 Each is source, written as it appears, for arrays with channels last.
 """
 
+from ._own_layers import OWN_LAYERS
+
 __all__ = ["HELPERS"]
 
 HELPERS = {
+    **OWN_LAYERS,
     "normalize": '''
 def normalize(x: jax.Array, axes: int | tuple[int, ...], epsilon: float) -> jax.Array:
     """Mean 0 and variance 1 over the axes."""

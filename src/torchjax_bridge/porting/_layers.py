@@ -71,8 +71,8 @@ def _linear(at: Lowering, node: Node, module: nn.Linear, me: str, value: Value) 
 
 
 def _last_axis(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
-    at.model.note_map(node.path, None)
     if len(module.normalized_shape) == 1:
+        at.model.note_map(node.path, None)
         text, result = _features_last(at, value)
         return result.with_text(f"{me}({text})")
     return Placed(f"{me}({at.in_torch_order(value)})", torch_order(len(value.shape)))

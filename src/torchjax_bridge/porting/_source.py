@@ -180,7 +180,8 @@ def _shortened(line: str, name: str, common: Sequence[str]) -> str:
 
 
 def _imports(body: str) -> list[str]:
-    standard = ["from functools import partial"] if "partial(" in body else []
+    standard = ["import math"] if re.search(r"\bmath\.", body) else []
+    standard += ["from functools import partial"] if "partial(" in body else []
     standard += ["from typing import Any"] if re.search(r"\bAny\b", body) else []
     third = ["import jax"] if re.search(r"\bjax\.", body) else []
     third += ["import jax.numpy as jnp"] if "jnp." in body else []
