@@ -1,4 +1,4 @@
-"""One step of training in torch and in its port: outputs, gradients and statistics, in torch's names and layouts."""
+"""A step of training in torch and in its port: outputs, gradients and statistics, in torch's layouts."""
 
 import copy
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Layers that an emitted file holds where Flax has none of the same meaning: those of ``weights.layers``, as source.
+"""Layers that an emitted file holds where Flax has none of the same meaning: those of ``weights.layers``.
 
 Each is filled by the same rules as the layer of Flax that it derives from.
 """
