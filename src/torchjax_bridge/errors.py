@@ -95,7 +95,7 @@ class PlanError(WeightsError, ValueError):
 
 
 class SettingsError(WeightsError, ValueError):
-    """Two models differ in a setting that arrays do not show, such as epsilon; one is not live; or Flax lacks a setting."""
+    """Two models differ in a setting that arrays do not show, one is not live, or Flax lacks a setting."""
 
 
 class OptimizerStateError(WeightsError, ValueError):

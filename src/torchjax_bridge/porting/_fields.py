@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchjax_bridge.recording import Parameter, layer_class
 from torchjax_bridge.weights import Twin
 
 from ._constants import dtype_text
@@ -20,6 +21,7 @@ from ._lowering import Body, attribute_name, is_container
 from ._model import Model, is_function
 from ._own_layers import OWN_NAMES
 from ._placed import RefusedError
+from ._parameters import parameter_place
 
 __all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
@@ -49,15 +51,32 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
             tree = _child(model, _join(path, name), child)
             if tree is not None:
                 fields[attribute_name(name)] = tree
+    fields.update(model.ties_in(path))
     if not body.base_call:
-        for name, parameter in module._parameters.items():
-            if parameter is not None and _join(path, name) not in model.tied_parameters:
-                fields[name] = _parameter(name, parameter)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and name not in module._non_persistent_buffers_set:
-                text = ["nnx.Variable(jnp.zeros(", Column([tuple(buffer.shape)], "shape", name)]
-                fields[name] = Items(text[0], [text[1]], f", {dtype_text(buffer.dtype)}))")  # type: ignore[list-item,arg-type]
+        fields.update(_own_tensors(model, path, module))
     return fields
+
+
+def _own_tensors(model: Model, path: str, module: nn.Module) -> dict[str, Tree]:
+    """The parameters and saved buffers of a module itself, under the names of the layer that it derives from."""
+    fields: dict[str, Tree] = {}
+    is_layer = layer_class(module) is not None
+    for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        origin = None if tensor is None else Parameter(module, name, _join(path, name), tensor)
+        if origin is None or not origin.is_saved or origin.path in model.tied_parameters:
+            continue
+        if is_layer and name == "num_batches_tracked":
+            continue  # nnx counts no batches
+        field, order = parameter_place(origin, is_layer)
+        ordered = origin.tensor.detach().permute(order)
+        fields[field] = _buffer(field, ordered, is_layer) if origin.is_buffer else _parameter(field, ordered)
+    return fields
+
+
+def _buffer(name: str, buffer: torch.Tensor, is_statistic: bool) -> Tree:
+    kind = "BatchStat" if is_statistic else "Variable"
+    shape = Column([tuple(buffer.shape)], "shape", name)
+    return Items(f"nnx.{kind}(jnp.zeros(", [shape], f", {dtype_text(buffer.dtype)}))")
 
 
 def state_fields(body: Body) -> dict[str, Tree]:

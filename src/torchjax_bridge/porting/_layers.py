@@ -25,7 +25,9 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     """The call of a layer's twin."""
     module = node.module
     owner = at.model.tied_owner(node.path)
-    if owner is not None:
+    if owner is not None and isinstance(module, nn.Embedding):
+        at.model.share_embedding(node.path, owner)
+    elif owner is not None:
         return _tied(at, node, owner)
     me = at.attribute(node.path)
     inputs = [*node.args, *node.kwargs.values()]
@@ -39,7 +41,9 @@ def _tied(at: Lowering, node: Node, owner: str) -> Placed:
     """A Linear whose weight is another layer's: the product is written out, so that the weight stays one."""
     module = node.module
     if not isinstance(module, nn.Linear):
-        raise RefusedError(f"'{node.path}' shares its weight with '{owner}'; only a Linear can")
+        raise RefusedError(
+            f"'{node.path}' shares its weight with '{owner}'; only a Linear or an Embedding can"
+        )
     parameter = at.model.parameters[owner]
     kernel = at.parameter(parameter)
     value = node.args[0]

@@ -28,6 +28,7 @@ from torchjax_bridge.recording import (
     SourceLine,
     Value,
     depends_on_sizes,
+    layer_class,
     tensors_of,
 )
 
@@ -148,7 +149,7 @@ class Lowering:
     def parameter(self, origin: Parameter) -> Placed:
         """Where a parameter or buffer stands in the Flax model."""
         path = origin.path.rpartition(".")[0]
-        name, order = parameter_place(origin, self.model.is_layer(path))
+        name, order = parameter_place(origin, layer_class(origin.owner) is not None)
         self.model.note_read(origin)
         return Placed(f"{self.attribute(path)}.{name}[...]", order)
 
@@ -302,26 +303,30 @@ class Lowering:
 
     def attribute(self, path: str) -> str:
         """The expression of a module below this frame, or of the module itself."""
-        base = self.frame.path
-        if base and path != base and not path.startswith(base + "."):
-            raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
-        text, module, walked = "self", self.frame.module, base
-        for part in path[len(base) :].strip(".").split(".") if path != base else ():
-            if is_container(module, nn.Sequential):
-                place = list(module._modules).index(part)
-                text += f".layers[{place}]" if walked in self.model.framed else f"[{place}]"
-            elif isinstance(module, nn.ModuleList):
-                text += f"[{part}]"
-            elif is_container(module, nn.ModuleDict):
-                text += f"[{part!r}]"
-            else:
-                text += f".{attribute_name(part)}"
-            walked = f"{walked}.{part}" if walked else part
-            child = module._modules[part]
-            if child is None:
-                raise RefusedError(f"'{path}' is None")
-            module = child
-        return text
+        return attribute_text(self.model, self.frame.path, path)
+
+
+def attribute_text(model: Any, base: str, path: str) -> str:
+    """The expression of the module at ``path`` in the class of the module at ``base``."""
+    if base and path != base and not path.startswith(base + "."):
+        raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
+    text, module, walked = "self", model.modules[base], base
+    for part in path[len(base) :].strip(".").split(".") if path != base else ():
+        if is_container(module, nn.Sequential):
+            place = list(module._modules).index(part)
+            text += f".layers[{place}]" if walked in model.framed else f"[{place}]"
+        elif isinstance(module, nn.ModuleList):
+            text += f"[{part}]"
+        elif is_container(module, nn.ModuleDict):
+            text += f"[{part!r}]"
+        else:
+            text += f".{attribute_name(part)}"
+        walked = f"{walked}.{part}" if walked else part
+        child = module._modules[part]
+        if child is None:
+            raise RefusedError(f"'{path}' is None")
+        module = child
+    return text
 
 
 def takes(tree: Any) -> bool:

@@ -23,8 +23,9 @@ from torchjax_bridge.recording import (
 )
 from torchjax_bridge.weights import Twin, twin_of
 
+from ._constructors import Text
 from ._layers import call_layer, is_layer
-from ._lowering import Body, Lowering, Statement, is_container, standard_order, takes
+from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._sequences import function_text, is_chain
 from ._statements import canonical
@@ -92,6 +93,7 @@ class Model:
                 known = first.setdefault(id(tensor), full)
                 if self.parameters[known].owner is not module:
                     self.tied_parameters[full] = known
+        self.shared_embeddings: dict[str, str] = {}
         self._twins: dict[str, Twin] = {}
 
     @property
@@ -132,13 +134,41 @@ class Model:
         """The paths of the modules whose parameters code reads by itself."""
         return {path.rpartition(".")[0] for path in self.read_parameters}
 
+    def share_embedding(self, path: str, owner: str) -> None:
+        """Note that an Embedding has the weight of another layer: the port has one variable for both."""
+        self.shared_embeddings[path] = owner
+        self.note_read(self.parameters[owner])
+
+    def ties_in(self, path: str) -> dict[str, Text]:
+        """The variables that the class of a module gives two layers below it, by the attribute that is set."""
+        found = {}
+        for layer, owner in self.shared_embeddings.items():
+            holder = owner.rpartition(".")[0]
+            if self._common_class(layer, holder) == path:
+                target = attribute_text(self, path, layer).removeprefix("self.")
+                found[f"{target}.embedding"] = Text(f"{attribute_text(self, path, holder)}.embedding")
+        return found
+
+    def _common_class(self, one: str, two: str) -> str:
+        """The innermost module that gets a class of its own and holds both."""
+        common = []
+        for a, b in zip(one.split("."), two.split("."), strict=False):
+            if a != b:
+                break
+            common.append(a)
+        while common and ".".join(common) not in self.bodies:
+            common.pop()
+        return ".".join(common)
+
     def dropped(self, path: str) -> set[str]:
         """The children of a module whose only weight is another layer's."""
         inside = f"{path}." if path else ""
         return {
             full.removeprefix(inside).rpartition(".")[0]
             for full in self.tied_parameters
-            if full.startswith(inside) and full.endswith(".weight")
+            if full.startswith(inside)
+            and full.endswith(".weight")
+            and full.removesuffix(".weight") not in self.shared_embeddings
         }
 
     @property
@@ -191,7 +221,7 @@ class Model:
 
     def _call_module(self, lowering: Lowering, node: Node, frame: Frame) -> None:
         inside = [value for _, tree in frame.inputs for value in tensors_of(tree)]
-        outside = list(tensors_of((node.args, node.kwargs)))
+        outside = [value for _, tree in node.named for value in tensors_of(tree)]
         if len(inside) != len(outside):
             raise RefusedError(
                 f"'{node.path}' is given tensors that the signature of its forward does not name"

@@ -16,7 +16,7 @@ from ._lowering import takes
 __all__ = ["source_of"]
 
 LIMIT = 100
-_SHARED = re.compile(r"(?<![\w.])nnx\.(\w+)\(")
+_SHARED = re.compile(r"(?<![\w.])nnx\.([A-Z]\w*)\(")
 
 
 def source_of(definitions: Sequence[Definition], header: str) -> str:

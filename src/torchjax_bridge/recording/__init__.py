@@ -7,7 +7,7 @@ alone.
 
 from ._frames import Constant, Frame, Node, Parameter, Value, tensors_of
 from ._generalize import generalize
-from ._leaves import is_leaf
+from ._leaves import is_leaf, layer_class
 from ._numbers import (
     Argument,
     Attribute,
@@ -45,6 +45,7 @@ __all__ = [
     "depends_on_sizes",
     "generalize",
     "is_leaf",
+    "layer_class",
     "record",
     "tensors_of",
 ]

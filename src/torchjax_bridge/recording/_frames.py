@@ -81,6 +81,7 @@ class Node:
         function: The public name of the torch function (``"torch.nn.functional.relu"``), or ``""`` for a module.
         module: The module that was called, or None.
         path: Its path from the root.
+        named: Of a frame: the arguments by the names of ``forward``, in the order of the frame's inputs.
         frame: What was recorded inside it; None for a leaf: a layer of torch's own whose inside is known.
         inplace: Whether the function wrote to an argument.
     """
@@ -92,6 +93,7 @@ class Node:
     function: str = ""
     module: nn.Module | None = None
     path: str = ""
+    named: list[tuple[str, Any]] = field(default_factory=list)
     frame: "Frame | None" = None
     inplace: bool = False
 

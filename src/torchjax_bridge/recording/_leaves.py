@@ -5,7 +5,7 @@ Knows the classes. Does not know what becomes of them.
 
 from torch import nn
 
-__all__ = ["is_leaf"]
+__all__ = ["has_hooks", "is_leaf", "layer_class"]
 
 _LEAVES = (
     nn.Linear,
@@ -41,7 +41,7 @@ _LEAVES = (
 
 def is_leaf(module: nn.Module) -> bool:
     """Whether the module computes what its torch class computes."""
-    base = next((kind for kind in type(module).__mro__ if kind in _LEAVES), None)
+    base = layer_class(module)
     return (
         base is not None
         and all(
@@ -52,6 +52,11 @@ def is_leaf(module: nn.Module) -> bool:
         and not has_hooks(module)
         and not hasattr(module, "parametrizations")
     )
+
+
+def layer_class(module: nn.Module) -> type[nn.Module] | None:
+    """The layer of torch's own that a module is, or derives from."""
+    return next((kind for kind in type(module).__mro__ if kind in _LEAVES), None)
 
 
 def has_hooks(module: nn.Module) -> bool:

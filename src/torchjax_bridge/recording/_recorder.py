@@ -368,6 +368,10 @@ class _Recorder(TorchFunctionMode):
             frame.code = getattr(getattr(forward, "__func__", forward), "__code__", None)
             outer = [(t, self._bound.get(id(t))) for t in tensors_of((args, kwargs), torch.Tensor)]
             named = _named_arguments(module.forward, args, kwargs)
+            if node is not None and parent is not None:
+                node.named = [
+                    (name, map_tensors(tree, lambda t: self._read(t, parent))) for name, tree in named
+                ]
             varies = {id(t): bound[0].varies for t, bound in outer if bound is not None}
             for name, tree in named:
 

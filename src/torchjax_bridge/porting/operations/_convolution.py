@@ -66,9 +66,17 @@ def convolution(
 
 @operation("embedding")
 def embedding(
-    at: Lowering, node: Node, input: Value, weight: Value, padding_idx: Any = None, **kwargs: Any
+    at: Lowering,
+    node: Node,
+    input: Value,
+    weight: Value,
+    padding_idx: Any = None,
+    max_norm: Any = None,
+    norm_type: Any = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
 ) -> Placed:
-    if any(kwargs.values()):
+    if max_norm is not None or scale_grad_by_freq or sparse:
         raise RefusedError("F.embedding with max_norm, scale_grad_by_freq or sparse")
     return Placed(
         f"{at.in_torch_order(weight)}[{at.in_torch_order(input)}]", torch_order(len(node.result.shape))
