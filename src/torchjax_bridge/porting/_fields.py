@@ -20,8 +20,8 @@ from ._layers import is_layer
 from ._lowering import Body, attribute_name, is_container
 from ._model import Model, is_function
 from ._own_layers import OWN_NAMES
-from ._placed import RefusedError
 from ._parameters import parameter_place
+from ._placed import RefusedError
 
 __all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
