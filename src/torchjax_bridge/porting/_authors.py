@@ -12,7 +12,7 @@ from types import CodeType
 
 from torchjax_bridge.recording import SourceLine
 
-__all__ = ["author_names"]
+__all__ = ["author_conditions", "author_names"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,8 @@ def author_names(source: SourceLine) -> tuple[tuple[object, ...], tuple[str, ...
 
 @functools.lru_cache(maxsize=1024)
 def _statements(code: CodeType) -> tuple[_Statement, ...]:
-    try:
-        lines, start = inspect.getsourcelines(code)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, SyntaxError, TypeError):
+    tree, start = _parsed(code)
+    if tree is None:
         return ()
     found = []
     for node in ast.walk(tree):
@@ -52,6 +50,31 @@ def _statements(code: CodeType) -> tuple[_Statement, ...]:
         first, last = node.lineno + start - 1, end + start - 1
         found.append(_Statement(first, last, _targets(node), isinstance(node, ast.Return)))
     return tuple(found)
+
+
+def author_conditions(code: CodeType, lines: set[int]) -> list[ast.expr]:
+    """The conditions that a function asks, those around some of its lines first, the innermost first of all."""
+    tree, start = _parsed(code)
+    if tree is None:
+        return []
+    around: list[tuple[int, ast.expr]] = []
+    others: list[tuple[int, ast.expr]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp):
+            first, last = node.lineno + start - 1, (node.end_lineno or node.lineno) + start - 1
+            inside = any(first <= line <= last for line in lines)
+            (around if inside else others).append((last - first, node.test))
+    return [test for _, test in sorted(around, key=lambda pair: pair[0])] + [test for _, test in others]
+
+
+@functools.lru_cache(maxsize=1024)
+def _parsed(code: CodeType) -> tuple[ast.AST | None, int]:
+    """The syntax tree of a function, and the line of the file that it starts at."""
+    try:
+        lines, start = inspect.getsourcelines(code)
+        return ast.parse(textwrap.dedent("".join(lines))), start
+    except (OSError, SyntaxError, TypeError):
+        return None, 0
 
 
 def _targets(node: ast.stmt) -> tuple[str, ...]:

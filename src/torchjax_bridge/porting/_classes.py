@@ -5,20 +5,22 @@ Works from the innermost class outwards, so that the arguments of a child are kn
 
 import ast
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from ._constructors import Call, Column, DifferError, Items, Tree, merge, render
+from ._arguments import arguments_of
+from ._branches import Variant, merged
+from ._constructors import Call, Column, DifferError, Either, Items, Tree, merge, render
+from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
-from ._hints import argument_names
 from ._loops import with_loops
-from ._lowering import Body, Statement, attribute_name, is_container
+from ._lowering import Body, attribute_name, is_container
 from ._model import Model
 from ._modes import in_both_modes
+from ._optional_layers import body_with_optional, body_without
 from ._statements import Written
 
 __all__ = ["Definition", "definitions"]
@@ -36,9 +38,11 @@ class Definition:
         paths: The modules that are its instances.
         body: The code of one of them.
         params: The arguments of ``__init__`` by name, with the value of each instance.
+        defaults: The defaults of the last of them.
         fields: The attributes, as source.
+        conditions: Under which condition, as source, an attribute is there.
         base: The class that it derives from.
-        input_shapes: The shapes of one instance's inputs, in the emitted order.
+        needs_rngs: Whether ``__init__`` takes ``rngs``.
     """
 
     name: str
@@ -47,8 +51,11 @@ class Definition:
     written: Written
     body: Body
     params: dict[str, list[Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
     base: str = "nnx.Module"
+    needs_rngs: bool = True
 
 
 @dataclass
@@ -93,16 +100,30 @@ class _Classes:
         return not is_container(module, nn.Sequential) or path in self.model.own_sequentials or not path
 
     def _group(self, kind: type[nn.Module], paths: Sequence[str]) -> None:
-        clusters: list[list[_Instance]] = []
+        equal: dict[tuple[object, ...], list[_Instance]] = {}
         for instance in map(self._instance, paths):
+            key = (*instance.fields, *_abstract(instance.lines))
+            equal.setdefault(key, []).append(instance)
+        groups: list[list[_Instance]] = []
+        for alike in equal.values():
+            groups += [alike] if self._joined(alike) is not None else self._clusters([[one] for one in alike])
+        for cluster in self._clusters(groups):
+            self._define(kind, cluster)
+
+    def _clusters(self, groups: list[list[_Instance]]) -> list[list[_Instance]]:
+        """The fewest groups that each fit one class: all of them, else greedily."""
+        every = [instance for group in groups for instance in group]
+        if len(groups) > 1 and self._joined(every) is not None:
+            return [every]
+        clusters: list[list[_Instance]] = []
+        for group in groups:
             for cluster in clusters:
-                if self._joined([*cluster, instance]) is not None:
-                    cluster.append(instance)
+                if self._joined([*cluster, *group]) is not None:
+                    cluster += group
                     break
             else:
-                clusters.append([instance])
-        for cluster in clusters:
-            self._define(kind, cluster)
+                clusters.append(list(group))
+        return clusters
 
     # --- one instance ---------------------------------------------------------------------------------------
 
@@ -118,7 +139,9 @@ class _Classes:
         return _Instance(path, body, fields, self._written(path, body))
 
     def _written(self, path: str, body: Body) -> Written:
-        lines = in_both_modes(body)
+        return self._looped(path, in_both_modes(body))
+
+    def _looped(self, path: str, lines: Written) -> Written:
         module = self.model.modules[path]
 
         def length(owner: str) -> int | None:
@@ -133,7 +156,8 @@ class _Classes:
             return len(holder._modules) if isinstance(holder, nn.Sequential | nn.ModuleList) else None
 
         taken = {node.id for line in lines.lines for node in ast.walk(line) if isinstance(node, ast.Name)}
-        return replace(lines, lines=with_loops(lines.lines, length, taken | set(lines.params)))
+        looped = with_loops(lines.lines, length, taken | set(lines.params))
+        return replace(lines, lines=_returned(looped))
 
     def _resolved(self, tree: Tree) -> Tree:
         """The tree with the constructor calls of children in place."""
@@ -147,26 +171,28 @@ class _Classes:
 
     def _joined(self, instances: list[_Instance]) -> tuple[_Instance, dict[str, Tree]] | None:
         """The instance that shows the code of all, and the merged attributes; None if they do not fit."""
-        richest = max(instances, key=lambda one: (len(one.fields), -instances.index(one)))
-        names = list(richest.fields)
-        optional = {n for one in instances for n in names if n not in one.fields}
-        if optional & {"rngs", "deterministic"} or any(set(one.fields) - set(names) for one in instances):
-            return None
-        shown = richest
-        if optional:
-            shown = self._with_optional(richest, optional)
-            for one in instances:
-                lacking = [name for name in names if name not in one.fields]
-                plain = self._without(richest, lacking) if lacking else richest
-                if plain is None or not _alike(plain.lines, one.lines):
-                    return None
-        elif any(not _alike(richest.lines, one.lines) for one in instances):
-            return None
+        names = list(dict.fromkeys(name for one in _by_wealth(instances) for name in one.fields))
+        instances = _with_state(instances)
         try:
             fields = {n: merge([one.fields.get(n) for one in instances], n) for n in names}
         except DifferError:
             return None
-        numbers = list(zip(*(_numbers(one.lines) for one in instances), strict=False)) if not optional else []
+        variants, numbers = _variants(instances), []
+        if len(variants) == 1:
+            shown: _Instance | None = instances[0]
+            numbers = list(zip(*(_numbers(one.lines) for one in instances), strict=True))
+        elif (found := merged([self._variant(group) for group in variants])) is not None:
+            lines, read = found
+            shown = replace(instances[0], lines=self._looped(instances[0].path, lines))
+            fields = {**self._settings(instances, read - set(fields)), **fields}
+        else:
+            shown = self._with_all_layers(instances, names)
+        if shown is None:
+            return None
+        text = "".join(map(ast.unparse, shown.lines.lines))
+        for name, tree in fields.items():
+            if isinstance(tree, Either) and tree.otherwise == "None" and f"self.{name} is " not in text:
+                fields[name] = replace(tree, otherwise="")
         varying = [place for place, values in enumerate(numbers) if len(set(values)) > 1]
         if len(varying) > _MOST_NUMBERS:
             return None
@@ -179,14 +205,39 @@ class _Classes:
             fields = {**{name: Column(list(values), name, name) for values, name in made.items()}, **fields}
         return shown, fields
 
-    def _without(self, instance: _Instance, names: Sequence[str]) -> _Instance | None:
+    def _with_all_layers(self, instances: list[_Instance], names: Sequence[str]) -> _Instance | None:
+        """The instance that has every layer, if the others do the same without those that they lack."""
+        richest = _by_wealth(instances)[0]
+        optional = {n for one in instances for n in names if n not in one.fields}
+        if set(names) - set(richest.fields):
+            return None
+        for one in instances:
+            lacking = [name for name in names if name not in one.fields]
+            plain = self._without(richest, lacking) if lacking else richest
+            if not _alike(plain.lines, one.lines):
+                return None
+        return self._with_optional(richest, optional) if optional else richest
+
+    def _variant(self, group: Sequence[_Instance]) -> Variant:
+        modules = [self.model.modules[one.path] for one in group]
+        return Variant(group[0].body, modules, set(group[0].fields))
+
+    def _settings(self, instances: Sequence[_Instance], names: set[str]) -> dict[str, Tree]:
+        """Attributes that a condition of the body reads."""
+        found: dict[str, Tree] = {}
+        for name in sorted(names):
+            values = [plain(getattr(self.model.modules[one.path], name)) for one in instances]
+            found[name] = Column(values, name, name)
+        return found
+
+    def _without(self, instance: _Instance, names: Sequence[str]) -> _Instance:
         """The instance if it lacked these layers: each gives what it is given."""
-        plain = _body_without(instance.body, names)
+        plain = body_without(instance.body, names)
         return replace(instance, body=plain, lines=self._written(instance.path, plain))
 
     def _with_optional(self, instance: _Instance, names: set[str]) -> _Instance:
         """The instance with ``x if self.layer is None else self.layer(x)`` for layers that some instances lack."""
-        body = _body_with_optional(instance.body, names)
+        body = body_with_optional(instance.body, names)
         return replace(instance, body=body, lines=self._written(instance.path, body))
 
     def _define(self, kind: type[nn.Module], instances: list[_Instance]) -> None:
@@ -194,21 +245,43 @@ class _Classes:
         if joined is None:
             raise AssertionError("instances that were joined one by one fit together")
         shown, fields = joined
-        names = argument_names(kind, fields)
+        modules = [self.model.modules[one.path] for one in instances]
+        names = arguments_of(kind, fields, modules)
         name = self._name(kind)
-        rendered = {field: render(tree, names.by_column) for field, tree in fields.items()}
-        base = "nnx.Module"
-        if "super()" in rendered:
-            base = rendered["super()"].partition("(")[0]
-        definition = Definition(
-            name, kind, [one.path for one in instances], shown.lines, shown.body, names.params, rendered, base
+        rendered = {field: render(tree, names.texts) for field, tree in fields.items()}
+        conditions = {
+            field: names.texts[id(tree.flag)]
+            for field, tree in fields.items()
+            if isinstance(tree, Either) and not tree.otherwise
+        }
+        base = rendered["super()"].partition("(")[0] if "super()" in rendered else "nnx.Module"
+        needs_rngs = "" in [one.path for one in instances] or any("rngs" in t for t in rendered.values())
+        self.found.append(
+            Definition(
+                name,
+                kind,
+                [one.path for one in instances],
+                shown.lines,
+                shown.body,
+                names.params,
+                names.defaults,
+                rendered,
+                conditions,
+                base,
+                needs_rngs,
+            )
         )
-        self.found.append(definition)
         for place, one in enumerate(instances):
+            args: list[Tree] = [
+                Column([values[place]], param, param)
+                for param, values in names.params.items()
+                if param not in names.defaults
+            ]
             kwargs: dict[str, Tree] = {
-                param: Column([values[place]], param, param) for param, values in names.params.items()
+                param: Column([names.params[param][place]], param, param) for param in names.defaults
             }
-            self.calls[one.path] = Call(name, [], kwargs, {}, ("rngs=rngs",))
+            ends = ("rngs=rngs",) if needs_rngs else ()
+            self.calls[one.path] = Call(name, args, kwargs, names.defaults, ends)
 
     def _name(self, kind: type[nn.Module]) -> str:
         base = kind.__name__.strip("_")
@@ -220,35 +293,44 @@ class _Classes:
         return name
 
 
+def _with_state(instances: list[_Instance]) -> list[_Instance]:
+    """The instances, with random numbers and a mode for all if one needs them."""
+    shared: dict[str, Tree] = {
+        name: one.fields[name]
+        for one in instances
+        for name in ("rngs", "deterministic")
+        if name in one.fields
+    }
+    return [replace(one, fields={**one.fields, **shared}) for one in instances]
+
+
+def _by_wealth(instances: Sequence[_Instance]) -> list[_Instance]:
+    """The instances, that with the most attributes first."""
+    return sorted(instances, key=lambda one: -len(one.fields))
+
+
+def _variants(instances: Sequence[_Instance]) -> list[list[_Instance]]:
+    """The instances by their bodies."""
+    found: dict[tuple[str, ...], list[_Instance]] = {}
+    for one in instances:
+        found.setdefault((*one.lines.params, *_abstract(one.lines)), []).append(one)
+    return list(found.values())
+
+
 # --- bodies -------------------------------------------------------------------------------------------------
 
 
-def _body_without(body: Body, names: Sequence[str]) -> Body:
-    starts = [f"self.{name}(" for name in names]
-    statements: list[Statement] = []
-    same: dict[str, str] = {}
-    for statement in body.statements:
-        changed = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), statement.text)
-        for start in starts:
-            changed = _unwrapped(changed, start)
-        if re.fullmatch(r"_v\d+_", changed) and statement.target == statement.names[0]:
-            same[statement.target] = changed
-            continue
-        statements.append(Statement(statement.names, statement.target, changed, statement.source))
-    result = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), body.result)
-    training = None if body.training is None else _body_without(body.training, names)
-    return replace(body, statements=statements, result=result, training=training)
-
-
-def _body_with_optional(body: Body, names: set[str]) -> Body:
-    statements = []
-    for statement in body.statements:
-        text = statement.text
-        for name in names:
-            text = _conditional(text, name)
-        statements.append(Statement(statement.names, statement.target, text, statement.source))
-    training = None if body.training is None else _body_with_optional(body.training, names)
-    return replace(body, statements=statements, training=training)
+def _returned(lines: list[ast.stmt]) -> list[ast.stmt]:
+    """``x = f(x)`` and ``return x`` as one statement."""
+    match lines:
+        case [
+            *before,
+            ast.Assign(targets=[ast.Name(id=name)], value=value),
+            ast.Return(value=ast.Name(id=given)),
+        ]:
+            if name == given:
+                return [*before, ast.Return(value)]
+    return lines
 
 
 def _alike(one: Written, other: Written) -> bool:
@@ -257,7 +339,7 @@ def _alike(one: Written, other: Written) -> bool:
 
 
 def _numbered(lines: Written) -> Iterator[ast.Constant]:
-    for tree in (*lines.lines, lines.result):
+    for tree in lines.lines:
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and type(node.value) in (int, float):
                 yield node
@@ -271,7 +353,7 @@ def _abstract(lines: Written) -> list[str]:
     copied = copy.deepcopy(lines)
     for node in _numbered(copied):
         node.value = 0
-    return [ast.dump(tree) for tree in (*copied.lines, copied.result)]
+    return [ast.dump(tree) for tree in copied.lines]
 
 
 def _with_attributes(lines: Written, names: dict[int, str]) -> Written:
@@ -286,37 +368,4 @@ def _with_attributes(lines: Written, names: dict[int, str]) -> Written:
             return node if name is None else ast.parse(f"self.{name}", mode="eval").body
 
     change = Change()
-    return replace(
-        copied, lines=[change.visit(line) for line in copied.lines], result=change.visit(copied.result)
-    )
-
-
-def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens before ``start`` closes."""
-    depth = 1
-    for place in range(start, len(text)):
-        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return place
-    return len(text)
-
-
-def _unwrapped(text: str, start: str) -> str:
-    """``f(self.layer(x))`` as ``f(x)``."""
-    while start in text:
-        begin = text.index(start)
-        inner = begin + len(start)
-        end = _closing(text, inner)
-        text = text[:begin] + text[inner:end] + text[end + 1 :]
-    return text
-
-
-def _conditional(text: str, name: str) -> str:
-    start = f"self.{name}("
-    if start not in text:
-        return text
-    begin = text.index(start)
-    inner = begin + len(start)
-    end = _closing(text, inner)
-    given = text[inner:end]
-    return f"{text[:begin]}({given} if self.{name} is None else self.{name}({given})){text[end + 1 :]}"
+    return replace(copied, lines=[change.visit(line) for line in copied.lines])

@@ -23,6 +23,11 @@ __all__ = [
 ]
 
 
+# Settings of layers that a reader expects in this order; any other comes after them.
+_ORDER = ("strides", "padding", "kernel_dilation", "feature_group_count", "use_bias")
+_PLACES = {name: place for place, name in enumerate(_ORDER)}
+
+
 class _Missing:
     """The setting of a layer that an instance has not."""
 
@@ -87,7 +92,13 @@ class Items:
 
 @dataclass(eq=False)
 class Either:
-    """A layer that only some instances have; ``flag`` says which."""
+    """A layer that only some instances have; ``flag`` says which.
+
+    Attributes:
+        flag: Whether an instance has it.
+        then: The layer.
+        otherwise: What the others have; ``""`` if they lack the attribute.
+    """
 
     flag: Column
     then: "Tree"
@@ -213,9 +224,9 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     if isinstance(tree, Either):
         flag = names.get(id(tree.flag))
         text = render(tree.then, names)
-        return f"{text} if {flag} else {tree.otherwise}" if flag else text
+        return f"{text} if {flag} else {tree.otherwise}" if flag and tree.otherwise else text
     keywords = []
-    for name, value in tree.kwargs.items():
+    for name, value in sorted(tree.kwargs.items(), key=lambda item: _PLACES.get(item[0], len(_PLACES))):
         text = render(value, names)
         if name in tree.defaults and text == literal(tree.defaults[name]):
             continue

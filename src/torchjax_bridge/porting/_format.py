@@ -4,6 +4,7 @@ Knows Python's brackets and nothing else.
 """
 
 import io
+import re
 import tokenize
 
 __all__ = ["formatted"]
@@ -20,7 +21,7 @@ def formatted(lines: list[str], limit: int) -> list[str]:
     """
     found = []
     for line in lines:
-        found += _split(_double_quoted(line), limit) if line.strip() else [""]
+        found += _split(_spaced_slices(_double_quoted(line)), limit) if line.strip() else [""]
     return found
 
 
@@ -41,10 +42,82 @@ def _double_quoted(line: str) -> str:
     return indent + "".join(parts) + text[end:]
 
 
+def _spaced_slices(line: str) -> str:
+    """``x[:, ::self.stride]`` as ``x[:, :: self.stride]``: ends that are no plain name or number get spaces."""
+    if ":" not in line or line.lstrip().startswith(("def ", "class ", '"')):
+        return line
+    stack: list[int] = []
+    changes: list[tuple[int, int, str]] = []
+    for place, character in _outside_strings(line):
+        if character in "([{":
+            stack.append(place)
+        elif character in ")]}" and stack:
+            start = stack.pop()
+            if character == "]" and start and (line[start - 1].isalnum() or line[start - 1] in "_])"):
+                at = start + 1
+                for item in _items(line[start + 1 : place]):
+                    changes.append((at, at + len(item), _slice(item)))
+                    at += len(item) + 1
+    nested = [c for c in changes if not any(o[0] <= c[0] and c[1] <= o[1] and o is not c for o in changes)]
+    for begin, end, changed in sorted(nested, reverse=True):
+        line = line[:begin] + changed + line[end:]
+    return line
+
+
+def _slice(item: str) -> str:
+    lead = item[: len(item) - len(item.lstrip())]
+    parts = _split_at(item.strip(), ":")
+    if len(parts) == 1 or all(re.fullmatch(r"-?\w*", part) for part in parts):
+        return item
+    text = parts[0].strip()
+    for place, part in enumerate(parts[1:]):
+        text += " " if (parts[place].strip() or text) and not text.endswith(":") else ""
+        text += ":" + (f" {part.strip()}" if part.strip() else "")
+    return lead + text
+
+
+def _split_at(text: str, mark: str) -> list[str]:
+    """The parts of a text between marks that are in no bracket."""
+    depth, start, found = 0, 0, []
+    for place, character in _outside_strings(text):
+        depth += (character in "([{") - (character in ")]}")
+        if character == mark and depth == 0:
+            found.append(text[start:place])
+            start = place + 1
+    return [*found, text[start:]]
+
+
+def _conditional(line: str) -> list[str] | None:
+    """The start, ``a``, ``if test`` and ``else b`` of ``start a if test else b``."""
+    found = re.match(r"( *(?:[\w.]+ = |return ))(.*)", line)
+    if found is None:
+        return None
+    start, text = found.groups()
+    places: dict[str, int] = {}
+    depth = 0
+    for place, character in _outside_strings(text):
+        depth += (character in "([{") - (character in ")]}")
+        for word in (" if ", " else "):
+            if depth == 0 and text.startswith(word, place):
+                places.setdefault(word, place)
+    if len(places) < 2 or places[" if "] > places[" else "]:
+        return None
+    first, second = places[" if "], places[" else "]
+    return [start, text[:first], text[first + 1 : second], text[second + 1 :]]
+
+
 def _split(line: str, limit: int) -> list[str]:
     if len(line) <= limit:
         return [line]
     indent = line[: len(line) - len(line.lstrip())]
+    conditional = _conditional(line)
+    if conditional is not None:
+        lead, *parts = conditional
+        whole = " ".join(parts)
+        deeper = indent + _INDENT
+        if len(deeper) + len(whole) <= limit:
+            return [f"{lead}(", f"{deeper}{whole}", f"{indent})"]
+        return [f"{lead}(", *(part for text in parts for part in _split(deeper + text, limit)), f"{indent})"]
     pair = _last_pair(line)
     if pair is None:
         return [line]

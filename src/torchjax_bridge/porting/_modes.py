@@ -11,21 +11,20 @@ from difflib import SequenceMatcher
 from ._lowering import Body
 from ._statements import Written, written
 
-__all__ = ["in_both_modes"]
+__all__ = ["in_both_modes", "of_both_modes", "refusing_training"]
 
 
 def in_both_modes(body: Body) -> Written:
     """The code of a body, with that of its other mode."""
     lines = written(body)
     if body.training is not None:
-        lines = _merged(lines, written(body.training))
-    return _refusing_training(lines, body.evaluates_only) if body.evaluates_only else lines
+        lines = of_both_modes(lines, written(body.training))
+    return refusing_training(lines, body.evaluates_only) if body.evaluates_only else lines
 
 
-def _merged(evaluation: Written, training: Written) -> Written:
+def of_both_modes(evaluation: Written, training: Written) -> Written:
     """A body that runs ``evaluation`` after ``model.eval()``, else ``training``; both take the same arguments."""
-    first = [*evaluation.lines, ast.Return(evaluation.result)]
-    second = [*training.lines, ast.Return(training.result)]
+    first, second = evaluation.lines, training.lines
     lines: list[ast.stmt] = []
     same = SequenceMatcher(None, [*map(ast.dump, first)], [*map(ast.dump, second)], autojunk=False)
     for kind, start, end, other_start, other_end in same.get_opcodes():
@@ -33,13 +32,10 @@ def _merged(evaluation: Written, training: Written) -> Written:
             lines += first[start:end]
         else:
             lines += _branch(first[start:end], second[other_start:other_end])
-    last = lines.pop()
-    if not isinstance(last, ast.Return) or last.value is None:
-        raise AssertionError("a body ends with what it returns")
-    return replace(training, lines=lines, result=last.value)
+    return replace(training, lines=lines)
 
 
-def _refusing_training(evaluation: Written, reason: str) -> Written:
+def refusing_training(evaluation: Written, reason: str) -> Written:
     """A body that raises an error unless the model evaluates."""
     message = f"this port evaluates only, so call model.eval() first: {reason}"
     stop = ast.parse(f"if not self.deterministic:\n    raise NotImplementedError({message!r})").body

@@ -1,4 +1,4 @@
-"""The result of `port`."""
+"""The result of `port`: source, model, rules, notes and proof."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -8,14 +8,14 @@ from typing import Any
 from torchjax_bridge.recording import Value, tensors_of
 
 from ._classes import Definition
-from ._constructors import MISSING
+from ._constructors import literal
 from ._format import formatted
 from ._helpers import HELPERS
 from ._lowering import takes
 
 __all__ = ["source_of"]
 
-LIMIT = 100
+LIMIT = 110
 _SHARED = re.compile(r"(?<![\w.])nnx\.([A-Z]\w*)\(")
 
 
@@ -39,26 +39,43 @@ def source_of(definitions: Sequence[Definition], header: str) -> str:
 
 def _class(definition: Definition) -> list[str]:
     lines = [f"class {definition.name}({definition.base}):", f'    """{_summary(definition)}"""', ""]
-    lines += [f"    def __init__({', '.join(['self', *_typed(definition), '*', 'rngs: nnx.Rngs'])}) -> None:"]
+    taken = ["self", *_typed(definition), *(["*", "rngs: nnx.Rngs"] if definition.needs_rngs else [])]
+    if definition.fields or len(taken) > 1:
+        lines.append(f"    def __init__({', '.join(taken)}) -> None:")
     start = definition.fields.get("super()")
     if start is not None:
         lines.append(f"        super().__init__({start.partition('(')[2]}")
+    running = ""
     for name, text in definition.fields.items():
+        condition = definition.conditions.get(name, "")
+        if condition and condition != running:
+            lines.append(f"        if {condition}:")
+        running = condition
         if name != "super()":
-            lines.append(f"        self.{name} = {text}")
-    if not definition.fields:
+            lines.append(f"        {'    ' if condition else ''}self.{name} = {text}")
+    if definition.needs_rngs and not definition.fields:
         lines.append("        del rngs")
     params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
     bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
     result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))
-    lines += ["", f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
+    lines += [*([""] if lines[-1] else []), f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
+    lines.append(f'        """{_shapes(definition)}"""')
     for statement in definition.written.lines:
         lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]
-    lines.append(f"        return {ast.unparse(definition.written.result)}")
     return lines
 
 
 def _summary(definition: Definition) -> str:
+    """What a class is: the first line of the author's docstring, else where it comes from."""
+    kind = definition.kind
+    first = ((vars(kind).get("__doc__") or "").strip().splitlines() or [""])[0].strip()
+    if first and "\\" not in first and '"' not in first and len(first) < LIMIT - 20:
+        return first if first.endswith((".", "!", "?")) else f"{first}."
+    return f"{kind.__name__} of {kind.__module__}."
+
+
+def _shapes(definition: Definition) -> str:
+    """The shapes that ``__call__`` takes and gives."""
     shapes = [
         _shape(value, order)
         for value, order in zip(
@@ -72,7 +89,7 @@ def _summary(definition: Definition) -> str:
         for v, p in zip(_values(definition.body.frame.result), definition.body.result_places, strict=True)
     ]
     given, made = " and ".join(shapes[:3]), " and ".join(results[:3])
-    return f"{given} to {made}." if given and made else f"{definition.kind.__name__}."
+    return f"{given} to {made}." if given and made else "The code of ``forward``."
 
 
 def _values(tree: Any) -> list[Value]:
@@ -87,13 +104,15 @@ def _shape(value: Value, order: tuple[int, ...]) -> str:
 
 
 def _typed(definition: Definition) -> list[str]:
-    return [f"{name}: {_setting_type(values)}" for name, values in definition.params.items()]
+    found = []
+    for name, values in definition.params.items():
+        default = f" = {literal(definition.defaults[name])}" if name in definition.defaults else ""
+        found.append(f"{name}: {_setting_type(values)}{default}")
+    return found
 
 
 def _setting_type(values: Sequence[Any]) -> str:
-    kinds = {_setting_kind(value) for value in values if value is not MISSING}
-    if any(value is MISSING for value in values):
-        kinds.add("None")
+    kinds = {_setting_kind(value) for value in values}
     return " | ".join(sorted(kinds, key=lambda kind: (kind == "None", kind)))
 
 
@@ -101,7 +120,7 @@ def _setting_kind(value: Any) -> str:
     if isinstance(value, tuple | list) and value:
         inner = _setting_kind(value[0])
         return f"tuple[{inner}, ...]" if isinstance(value, tuple) else f"list[{inner}]"
-    return {bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "Any")
+    return {type(None): "None", bool: "bool", int: "int", float: "float", str: "str"}.get(type(value), "Any")
 
 
 def _type(tree: Any) -> str:
@@ -132,7 +151,7 @@ def _needed(code: Sequence[str]) -> list[str]:
 
 
 def _with_partials(code: list[str]) -> tuple[list[str], list[str]]:
-    """Settings that all layers of a class share and repeat, as a ``functools.partial`` in front of the classes."""
+    """Settings that the layers of a class share and repeat, as a ``functools.partial`` in front of the classes."""
     shared = []
     for name in dict.fromkeys(_SHARED.findall("\n".join(code))):
         calls = _calls(code, name)
@@ -140,23 +159,39 @@ def _with_partials(code: list[str]) -> tuple[list[str], list[str]]:
         common = [
             k for k in keywords[0] if all(k in other for other in keywords) and not k.startswith("rngs=")
         ]
-        if len(calls) < 3 or not common:
+        if len(calls) < 2 or not common:
             continue
         shared.append(f"{name} = partial(nnx.{name}, {', '.join(common)})")
         code = [_shortened(line, name, common) for line in code]
+    shared = [line.replace("'", '"') for line in shared]
+    code = [re.sub(r"(?<=kernel_init=)initializers[^()]*\([^()]*\)", _double, line) for line in code]
+    text = "\n".join([*shared, *code])
+    starts = dict.fromkeys(re.findall(r"kernel_init=(initializers\.\w+\([^()]*\))", text))
+    if len(starts) == 1 and text.count("kernel_init=") > 1:
+        [start] = starts
+        shared = [f"kernel_init = {start}", *(line.replace(start, "kernel_init") for line in shared)]
+        code = [line.replace(start, "kernel_init") for line in code]
     return shared, code
 
 
+def _double(match: re.Match[str]) -> str:
+    return match.group().replace("'", '"')
+
+
+def _parsed(line: str) -> ast.stmt:
+    """A line of code; the head of a block, with a body."""
+    text = line.strip()
+    return ast.parse(f"{text} pass" if text.endswith(":") else text).body[0]
+
+
 def _calls(code: Sequence[str], name: str) -> list[ast.Call]:
-    found: list[ast.Call] = []
-    for line in code:
-        if f"nnx.{name}(" in line and not line.startswith("class"):
-            found += [
-                node
-                for node in ast.walk(ast.parse(line.strip()))
-                if isinstance(node, ast.Call) and ast.unparse(node.func) == f"nnx.{name}"
-            ]
-    return found
+    return [
+        node
+        for line in code
+        if f"nnx.{name}(" in line and not line.startswith("class")
+        for node in ast.walk(_parsed(line))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == f"nnx.{name}"
+    ]
 
 
 def _keywords(call: ast.Call) -> list[str]:
@@ -176,7 +211,7 @@ def _shortened(line: str, name: str, common: Sequence[str]) -> str:
                 node.keywords = [k for k in node.keywords if f"{k.arg}={ast.unparse(k.value)}" not in common]
             return node
 
-    return indent + ast.unparse(Shorten().visit(ast.parse(line.strip())))
+    return indent + ast.unparse(Shorten().visit(_parsed(line))).splitlines()[0]
 
 
 def _imports(body: str) -> list[str]:

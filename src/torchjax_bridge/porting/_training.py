@@ -151,7 +151,7 @@ def _taken(body: Body) -> list[str]:
 
 def _code(body: Body) -> list[str]:
     lines = written(body)
-    return [ast.dump(tree) for tree in (*lines.lines, lines.result)]
+    return [ast.dump(line) for line in lines.lines]
 
 
 def _alike_dropouts(evaluation: Frame, training: Frame) -> frozenset[Node]:

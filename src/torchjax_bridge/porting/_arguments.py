@@ -1,0 +1,322 @@
+"""The arguments of an emitted class: the author's, as far as his ``__init__`` explains what its instances hold.
+
+Each setting that varies becomes an expression of arguments: the author's own where it fits every instance, else
+a multiple of an argument, else an argument of its own.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ._author_init import AuthorInit, author_init
+from ._constructors import MISSING, Column, Either, Items, Tree, columns, literal
+from ._expressions import Instances, UnknownError, plain
+
+__all__ = ["Arguments", "arguments_of"]
+
+_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial"}
+_GENERIC = {"feature_group_count": "groups", "num_features": "features", "kernel_dilation": "dilation"}
+_GENERIC |= {"strides": "stride"}
+_NOT_COUNTS = {"kernel_size", "strides", "padding", "kernel_dilation", "stride", "dilation"}
+_LARGEST_FACTOR = 8
+
+
+@dataclass
+class Arguments:
+    """The arguments of a class.
+
+    Attributes:
+        params: By name, the value of each instance.
+        defaults: The defaults of the last of them.
+        texts: The expression of each column that varies, by the identity of the column.
+    """
+
+    params: dict[str, list[Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+
+
+def arguments_of(
+    kind: type[nn.Module], fields: Mapping[str, Tree], modules: Sequence[nn.Module]
+) -> Arguments:
+    """The arguments that explain every column of the attributes.
+
+    Args:
+        kind: The torch class.
+        fields: Its attributes, merged over its instances.
+        modules: The instances.
+    """
+    return _Search(kind, fields, modules).run()
+
+
+def _scalar(value: Any) -> Any:
+    """``(3, 3)`` as 3, and no padding as 0: what an author passes for them."""
+    if isinstance(value, tuple | list) and len(value) > 1 and len(set(map(repr, value))) == 1:
+        return value[0]
+    return 0 if value == "VALID" else plain(value)
+
+
+class _Search:
+    def __init__(
+        self, kind: type[nn.Module], fields: Mapping[str, Tree], modules: Sequence[nn.Module]
+    ) -> None:
+        self.fields = fields
+        self.init: AuthorInit = author_init(kind)
+        self.every = [(name, column) for name, tree in fields.items() for column in columns(tree)]
+        self.flags = {id(tree.flag) for tree in _eithers(list(fields.values()))}
+        self.hints = self.init.hints(fields)
+        self.instances = Instances(modules, {})
+        self.expressions: dict[int, ast.expr] = {}
+        self.made: dict[str, list[Any]] = {}  # arguments that the author has not
+        self.defaults: dict[str, Any] = {}
+
+    def run(self) -> Arguments:
+        self._learn()
+        names = [name for name in self.init.arguments if self._is_candidate(name)]
+        rest = []
+        for attribute, column in self.every:
+            if column.varies and not self._explained(column, names):
+                rest.append((attribute, column))
+        self._join([item for item in rest if id(item[1]) not in self.flags], names)
+        for attribute, column in rest:
+            if id(column) in self.flags:
+                self._flag(attribute, column)
+        return self._result(names)
+
+    # --- what is known --------------------------------------------------------------------------------------
+
+    def _learn(self) -> None:
+        """The author's arguments, as far as attributes and layers show them."""
+        known, count = self.instances.known, len(self.instances.modules)
+        for attribute, given in self.init.assigned.items():
+            for value, _ in given:
+                if isinstance(value, ast.Name) and value.id in self.init.arguments:
+                    values = [plain(getattr(module, attribute, MISSING)) for module in self.instances.modules]
+                    if all(isinstance(v, bool | int | float | str | tuple) for v in values):
+                        known.setdefault(value.id, values)
+        for _ in range(4):
+            for _, column in self.every:
+                for hint in self.hints.get(id(column), ()):
+                    self._solve(hint.expression, column)
+        for name, values in list(known.items()):
+            if MISSING in values:
+                del known[name]
+        for name, default in self.init.defaults.items():
+            known.setdefault(name, [default] * count)
+
+    def _solve(self, expression: ast.expr, column: Column) -> None:
+        """Find the one argument that an expression needs and nothing else shows."""
+        known = self.instances.known
+        names = {n.id for n in ast.walk(expression) if isinstance(n, ast.Name)} & set(self.init.arguments)
+        for place, wanted in enumerate(column.values):
+            if wanted is MISSING or id(column) in self.flags:
+                continue
+            unknown = [n for n in names if n not in known or known[n][place] is MISSING]
+            if len(unknown) != 1:
+                continue
+            name, wanted = unknown[0], _scalar(wanted)
+            value = self._inverse(expression, name, place, wanted)
+            if value is not MISSING:
+                known.setdefault(name, [MISSING] * len(column.values))[place] = value
+
+    def _inverse(self, expression: ast.expr, name: str, place: int, wanted: Any) -> Any:
+        if isinstance(expression, ast.Name):
+            return wanted
+        if type(wanted) is not int:
+            return MISSING
+        if isinstance(self.init.defaults.get(name), bool):
+            for value in (False, True):
+                try:
+                    if self.instances.values(expression, [place], {name: value}) == [wanted]:
+                        return value
+                except UnknownError:
+                    pass
+            return MISSING
+        try:
+            [low], [high] = (self.instances.values(expression, [place], {name: at}) for at in (0, 1))
+            if high == low:
+                return MISSING
+            value = round((wanted - low) / (high - low))
+            found = self.instances.values(expression, [place], {name: value}) == [wanted]
+        except (UnknownError, TypeError):
+            return MISSING
+        return value if found else MISSING
+
+    @property
+    def _unknown(self) -> list[str]:
+        """The author's arguments that nothing shows."""
+        return [
+            name for name in self.init.arguments if name not in self.instances.known and name not in self.made
+        ]
+
+    def _is_candidate(self, name: str) -> bool:
+        values = self.instances.known.get(name, ())
+        return name not in _RESERVED and len({repr(value) for value in values}) > 1
+
+    # --- columns --------------------------------------------------------------------------------------------
+
+    def _explained(self, column: Column, names: Sequence[str]) -> bool:
+        places = [place for place, value in enumerate(column.values) if value is not MISSING]
+        wanted = [_scalar(column.values[place]) for place in places]
+        for hint in self.hints.get(id(column), ()):
+            try:
+                if _equal(self.instances.values(hint.expression, places), wanted, id(column) in self.flags):
+                    self.expressions[id(column)] = self.instances.short(hint.expression, places, names)
+                    return True
+            except UnknownError:
+                continue
+        return False
+
+    def _join(self, rest: list[tuple[str, Column]], names: list[str]) -> None:
+        """Columns that no expression of the author's explains: equal ones are one argument."""
+        groups: list[list[tuple[str, Column]]] = []
+        for item in sorted(rest, key=lambda item: len(item[1].values) - len(item[1].known)):
+            group = next((group for group in groups if _agree(group, item[1])), None)
+            if group is None:
+                groups.append([item])
+            else:
+                group.append(item)
+        order = {id(column): place for place, (_, column) in enumerate(self.every)}
+        groups.sort(key=lambda group: min(order[id(column)] for _, column in group))
+        for group in groups:
+            values = [
+                next((_scalar(v) for _, c in group if (v := c.values[i]) is not MISSING), MISSING)
+                for i in range(len(group[0][1].values))
+            ]
+            expression = self._explained_elsewhere(values)
+            expression = expression or self._related(values, [*names, *self.made], group[0][1].setting)
+            if expression is None:
+                name = self._name(group)
+                self.made[name] = self.instances.known[name] = values
+                expression = ast.Name(name, ast.Load())
+            for _, column in group:
+                self.expressions[id(column)] = expression
+
+    def _explained_elsewhere(self, wanted: Sequence[Any]) -> ast.expr | None:
+        """The expression of a column with the same values."""
+        places = [place for place, value in enumerate(wanted) if value is not MISSING]
+        for _, column in self.every:
+            values = [_scalar(column.values[place]) for place in places]
+            if id(column) in self.expressions and _equal(values, [wanted[place] for place in places], False):
+                return self.expressions[id(column)]
+        return None
+
+    def _related(self, wanted: Sequence[Any], names: Sequence[str], setting: str) -> ast.expr | None:
+        """Another argument, or a multiple or a part of one."""
+        places = [place for place, value in enumerate(wanted) if value is not MISSING]
+        given = [wanted[place] for place in places]
+        for name in names:
+            known = [self.instances.known[name][place] for place in places]
+            if _equal(known, given, False):
+                return ast.Name(name, ast.Load())
+        if setting in _NOT_COUNTS or any(type(value) is not int or value < 3 for value in given):
+            return None
+        if self._unknown:  # an argument of the author's explains it better
+            return None
+        for name in names:
+            known = [self.instances.known[name][place] for place in places]
+            if any(type(value) is not int or value <= 0 for value in known) or len(set(known)) < 2:
+                continue
+            for factor in range(2, _LARGEST_FACTOR + 1):
+                if [factor * value for value in known] == given:
+                    return ast.BinOp(ast.Constant(factor), ast.Mult(), ast.Name(name, ast.Load()))
+                if [value // factor for value in known] == given:
+                    return ast.BinOp(ast.Name(name, ast.Load()), ast.FloorDiv(), ast.Constant(factor))
+        return None
+
+    def _name(self, group: list[tuple[str, Column]]) -> str:
+        group = sorted(group, key=lambda item: item[1].place == "")
+        hints = [hint for _, column in group for hint in self.hints.get(id(column), ())]
+        first, column = group[0]
+        generic = _GENERIC.get(column.setting, column.setting)
+        settings = {column.setting for _, column in group}
+        wanted = [hint.name for hint in hints if hint.name]
+        wanted += [name for name in self._unknown if any(setting in name for setting in settings)]
+        wanted += [column.setting for name, column in group if column.setting == name]
+        return self._free([*wanted, generic, f"{first}_{generic}", *(f"{generic}{i}" for i in range(2, 100))])
+
+    def _free(self, wanted: Sequence[str]) -> str:
+        taken = {*_RESERVED, *self.made, *(n for n in self.init.arguments if self._is_candidate(n))}
+        return next(name for name in wanted if name.isidentifier() and name not in taken)
+
+    def _flag(self, attribute: str, column: Column) -> None:
+        """An optional layer that no condition of the author's explains."""
+        for name, values in self.made.items():
+            if _equal([value is not MISSING for value in values], column.values, True):
+                test = ast.Compare(ast.Name(name, ast.Load()), [ast.IsNot()], [ast.Constant(None)])
+                self.expressions[id(column)] = test
+                self.defaults[name] = None
+                return
+            if _equal(values, column.values, False):
+                self.expressions[id(column)] = ast.Name(name, ast.Load())
+                return
+        name = self._free([attribute, f"has_{attribute}"])
+        self.made[name] = list(column.values)
+        self.defaults[name] = False
+        self.expressions[id(column)] = ast.Name(name, ast.Load())
+
+    # --- the result -----------------------------------------------------------------------------------------
+
+    def _result(self, names: Sequence[str]) -> Arguments:
+        used = {
+            node.id for e in self.expressions.values() for node in ast.walk(e) if isinstance(node, ast.Name)
+        }
+        params = {name: self.instances.known[name] for name in names if name in used}
+        params |= {name: values for name, values in self.made.items() if name in used}
+        defaults = dict(self.defaults)
+        for name, values in params.items():
+            if name in self.init.defaults and self.init.defaults[name] in values:
+                defaults[name] = self.init.defaults[name]
+            elif MISSING in values and name not in defaults:
+                defaults[name] = type(next(value for value in values if value is not MISSING))()
+            params[name] = [defaults[name] if value is MISSING else value for value in values]
+        ordered = sorted(params, key=lambda name: name in defaults)
+        texts = {}
+        for _, column in self.every:
+            expression = self.expressions.get(id(column))
+            if expression is not None:
+                texts[id(column)] = _text(expression, column)
+        return Arguments(
+            {name: params[name] for name in ordered},
+            {n: defaults[n] for n in ordered if n in defaults},
+            texts,
+        )
+
+
+def _text(expression: ast.expr, column: Column) -> str:
+    text = ast.unparse(ast.fix_missing_locations(expression))
+    if isinstance(expression, ast.Constant):
+        text = literal(expression.value)
+    first = column.known[0]
+    if isinstance(first, tuple | list) and not isinstance(_scalar(first), tuple):
+        return f"({', '.join([text] * len(first))})"
+    return text
+
+
+def _equal(one: Sequence[Any], other: Sequence[Any], as_truth: bool) -> bool:
+    if as_truth:
+        return [bool(value) for value in one] == list(other)
+    return all(type(a) is type(b) and a == b for a, b in zip(map(_scalar, one), other, strict=True))
+
+
+def _agree(group: list[tuple[str, Column]], column: Column) -> bool:
+    both = False
+    for _, other in group:
+        for one, two in zip(other.values, column.values, strict=True):
+            if one is not MISSING and two is not MISSING:
+                both = True
+                if type(_scalar(one)) is not type(_scalar(two)) or _scalar(one) != _scalar(two):
+                    return False
+    return both
+
+
+def _eithers(trees: Sequence[Tree]) -> Iterator[Either]:
+    for tree in trees:
+        if isinstance(tree, Either):
+            yield tree
+            yield from _eithers([tree.then])
+        elif isinstance(tree, Items):
+            yield from _eithers(tree.items)

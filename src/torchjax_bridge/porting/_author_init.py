@@ -1,0 +1,234 @@
+"""What the author's ``__init__`` says: which expression of its arguments each setting of each layer is.
+
+Reads source as a hint. Without source there are no hints; a hint that does not fit the built modules is not used.
+"""
+
+import ast
+import copy
+import inspect
+import textwrap
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ._constructors import Call, Column, Either, Items, Tree
+
+__all__ = ["AuthorInit", "Hint", "author_init"]
+
+# What torch calls the settings of its layers, by Flax's name.
+_TORCH_NAMES = {
+    "in_features": ("in_channels", "in_features"),
+    "out_features": ("out_channels", "out_features"),
+    "strides": ("stride",),
+    "kernel_dilation": ("dilation",),
+    "feature_group_count": ("groups",),
+    "num_features": ("num_features", "normalized_shape", "num_channels"),
+    "features": ("embedding_dim",),
+    "rate": ("p",),
+    "group_size": ("num_groups",),
+}
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What the author wrote for one setting.
+
+    Attributes:
+        expression: It, with local variables replaced by what they stand for.
+        name: The variable that he passed, or ``""``.
+    """
+
+    expression: ast.expr
+    name: str = ""
+
+
+@dataclass
+class AuthorInit:
+    """The ``__init__`` of a class.
+
+    Attributes:
+        arguments: The names of its arguments, in order, without ``self``.
+        defaults: Their defaults, where these are numbers, strings or None.
+        assigned: For each attribute what was assigned to it, each with the condition that it was under.
+        scope: The names of the file that the class is in.
+        settled: What each local variable that is assigned once stands for.
+    """
+
+    arguments: list[str] = field(default_factory=list)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    assigned: dict[str, list[tuple[ast.expr, ast.expr | None]]] = field(default_factory=dict)
+    scope: Mapping[str, Any] = field(default_factory=dict)
+    settled: dict[str, ast.expr] = field(default_factory=dict)
+
+    def hints(self, fields: Mapping[str, Tree]) -> dict[int, list[Hint]]:
+        """For each column of the attributes, by its identity, what the author wrote for it."""
+        found: dict[int, list[Hint]] = {}
+        for name, tree in fields.items():
+            for value, condition in self.assigned.get(name, ()):
+                self._match(tree, value, found)
+                if condition is not None and isinstance(tree, Either):
+                    found.setdefault(id(tree.flag), []).append(Hint(self._settled(condition)))
+        return found
+
+    def _settled(self, expression: ast.expr) -> ast.expr:
+        return _replaced(expression, self.settled)
+
+    def _match(self, tree: Tree, value: ast.expr, found: dict[int, list[Hint]]) -> None:
+        if isinstance(value, ast.IfExp):
+            if isinstance(tree, Either):
+                for test in (value.test, ast.UnaryOp(ast.Not(), value.test)):
+                    found.setdefault(id(tree.flag), []).append(Hint(self._settled(test)))
+            if not isinstance(tree, Column):
+                self._match(tree, value.body, found)
+                self._match(tree, value.orelse, found)
+                return
+        if isinstance(tree, Either):
+            if isinstance(value, ast.Name) and value.id in self.arguments:
+                found.setdefault(id(tree.flag), []).append(Hint(value, value.id))
+            self._match(tree.then, value, found)
+        elif isinstance(tree, Column):
+            name = value.id if isinstance(value, ast.Name) else ""
+            found.setdefault(id(tree), []).append(Hint(self._settled(value), name))
+        elif isinstance(value, ast.Name) and value.id in self.settled:
+            self._match(tree, self.settled[value.id], found)
+        elif isinstance(value, ast.Call):
+            self._match_call(tree, value, found)
+
+    def _match_call(self, tree: Tree, value: ast.Call, found: dict[int, list[Hint]]) -> None:
+        target = self._resolved(value.func)
+        if isinstance(target, types.FunctionType):
+            inlined = _inlined(target, value)
+            if inlined is not None:
+                self._match(tree, inlined, found)
+        elif not isinstance(target, type):
+            return
+        elif isinstance(tree, Items) and issubclass(target, nn.Sequential | nn.ModuleList):
+            written = value.args
+            if len(written) == 1 and isinstance(written[0], ast.List):
+                written = written[0].elts
+            for item, expression in zip(tree.items, written, strict=False):
+                if isinstance(expression, ast.Starred):
+                    return
+                self._match(item, expression, found)
+        elif (
+            isinstance(tree, Items) and tree.items and value.args
+        ):  # a parameter: nn.Parameter(torch.ones(dim))
+            inner = next((a for a in value.args if isinstance(a, ast.Call)), None)
+            if inner is not None and inner.args and isinstance(tree.items[0], Column):
+                shape = inner.args[0] if len(inner.args) == 1 else ast.Tuple(list(inner.args), ast.Load())
+                self._match(tree.items[0], shape, found)
+        elif isinstance(tree, Call):
+            given = _bound(target.__init__, value, skip=1)  # type: ignore[misc]
+            for setting, item in (*_settings(tree), *tree.kwargs.items()):
+                names = (*_TORCH_NAMES.get(setting, ()), setting)
+                written_as = next((given[name] for name in names if name in given), None)
+                if written_as is not None:
+                    self._match(item, written_as, found)
+
+    def _resolved(self, function: ast.expr) -> Any:
+        if isinstance(function, ast.Name):
+            return self.scope.get(function.id)
+        if isinstance(function, ast.Attribute):
+            return getattr(self._resolved(function.value), function.attr, None)
+        return None
+
+
+def _settings(call: Call) -> Iterator[tuple[str, Tree]]:
+    for item in call.args:
+        if isinstance(item, Column):
+            yield item.setting, item
+
+
+def author_init(kind: type[nn.Module]) -> AuthorInit:
+    """The ``__init__`` of a torch class."""
+    tree = _tree(kind.__init__)
+    if tree is None:
+        return AuthorInit()
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    plain = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    defaults = {
+        p.name: p.default for p in plain if p.default is None or type(p.default) in (bool, int, float, str)
+    }
+    found = AuthorInit([p.name for p in plain], defaults, scope=kind.__init__.__globals__)
+    found.settled = _settled_names(tree, {p.name for p in parameters})
+    _assignments(tree.body, None, found.assigned)
+    return found
+
+
+def _tree(function: Callable[..., Any]) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, SyntaxError, TypeError):
+        return None
+    return tree if isinstance(tree, ast.FunctionDef) else None
+
+
+def _settled_names(tree: ast.FunctionDef, taken: set[str]) -> dict[str, ast.expr]:
+    """The local variables that are assigned once, outside loops."""
+    stored = Counter(
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    )
+    found: dict[str, ast.expr] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            if stored[name] == 1 and name not in taken:
+                found[name] = _replaced(node.value, found)
+    return found
+
+
+def _assignments(
+    body: list[ast.stmt],
+    condition: ast.expr | None,
+    found: dict[str, list[tuple[ast.expr, ast.expr | None]]],
+) -> None:
+    for line in body:
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        value: ast.expr | None = getattr(line, "value", None)
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and value is not None:
+            if target.value.id == "self":
+                found.setdefault(target.attr, []).append((value, condition))
+        elif isinstance(line, ast.If):
+            _assignments(line.body, _both(condition, line.test), found)
+            _assignments(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)), found)
+
+
+def _both(one: ast.expr | None, other: ast.expr) -> ast.expr:
+    return other if one is None else ast.BoolOp(ast.And(), [one, other])
+
+
+def _bound(function: Callable[..., Any], call: ast.Call, skip: int = 0) -> dict[str, ast.expr]:
+    """The arguments of a written call by name."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    found = {}
+    for parameter, given in zip(parameters, call.args, strict=False):
+        if isinstance(given, ast.Starred) or parameter.kind is parameter.VAR_POSITIONAL:
+            break
+        found[parameter.name] = given
+    found.update({keyword.arg: keyword.value for keyword in call.keywords if keyword.arg is not None})
+    for parameter in parameters:
+        if parameter.name not in found and type(parameter.default) in (bool, int, float, str):
+            found[parameter.name] = ast.Constant(parameter.default)
+    return found
+
+
+def _inlined(function: types.FunctionType, call: ast.Call) -> ast.expr | None:
+    """What a function of the author's returns, as an expression of what it is called with."""
+    tree = _tree(function)
+    if tree is None or not isinstance(tree.body[-1], ast.Return) or tree.body[-1].value is None:
+        return None
+    given = _bound(function, call)
+    local = _settled_names(tree, set(given))
+    return _replaced(_replaced(tree.body[-1].value, local), given)
+
+
+def _replaced(expression: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
+    class Replace(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.AST:
+            return copy.deepcopy(known[node.id]) if node.id in known else node
+
+    return Replace().visit(copy.deepcopy(expression))

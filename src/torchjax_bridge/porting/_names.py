@@ -1,0 +1,133 @@
+"""Names for the variables of a body: the author's, each used again as soon as its old value is dead.
+
+Knows statements and the branches that they are in. Knows nothing of torch or of layouts.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torchjax_bridge.recording import SourceLine
+
+__all__ = ["VARIABLE", "Line", "names_of"]
+
+VARIABLE = re.compile(r"_v\d+_")
+_RESERVED = {"self", "jnp", "jax", "nnx", "np", "nn", "partial", "initializers"}
+
+# Which variants of a body run a statement; None for all.
+Path = frozenset[int] | None
+
+
+@dataclass
+class Line:
+    """A statement that is still to be named.
+
+    Attributes:
+        names: The variables that it binds.
+        target: Its left side.
+        text: Its right side; of a ``return``, what it returns.
+        source: The author's line.
+        statement: Which execution of which statement of the author's made it; ``()`` where that is unknown.
+        author: The names on the left side of that statement.
+        returns: Whether that statement returns.
+        path: Which variants of the body run it; None for all.
+        is_copy: Whether it gives a value another name at the end of a branch.
+    """
+
+    names: tuple[str, ...]
+    target: str
+    text: str
+    source: SourceLine = field(default_factory=SourceLine)
+    statement: tuple[object, ...] = ()
+    author: tuple[str, ...] = ()
+    returns: bool = False
+    path: Path = None
+    is_copy: bool = False
+
+
+def names_of(
+    params: Mapping[str, str], inputs: Sequence[tuple[str, Any]], lines: Sequence[Line]
+) -> dict[str, str]:
+    """A name for each variable.
+
+    Args:
+        params: The variables that are arguments, or parts of one, with their expressions.
+        inputs: The arguments by name.
+        lines: The statements in order, ``return`` included.
+    """
+    uses: dict[str, list[tuple[int, Path]]] = {}
+    copies: dict[str, list[int]] = {}
+    for place, line in enumerate(lines):
+        for name in VARIABLE.findall(line.text):
+            uses.setdefault(name, []).append((place, line.path))
+        if line.is_copy:
+            copies.setdefault(line.names[0], []).append(place)
+    names = dict(params)
+    whole = {name for name, tree in inputs if isinstance(tree, list | tuple | dict)}
+    defined: dict[str, list[Path]] = {variable: [None] for variable in params}
+
+    def read_after(variable: str, place: int, path: Path) -> bool:
+        return any(later > place and _together(where, path) for later, where in uses.get(variable, ()))
+
+    def held(name: str, place: int, path: Path, variable: str) -> bool:
+        """Whether a value that is read after ``place`` has this name, or gets it while ``variable`` is needed."""
+        if name in _RESERVED or name in whole:
+            return True
+        for other, paths in defined.items():
+            same = other != variable and names[other] == name and any(_together(at, path) for at in paths)
+            if same and read_after(other, place, path):
+                return True
+        return any(
+            names.get(other) == name
+            and any(
+                at > place and _together(lines[at].path, path) and read_after(variable, at, path)
+                for at in places
+            )
+            for other, places in copies.items()
+            if other != variable
+        )
+
+    for place, line in enumerate(lines):
+        for variable, given in zip(line.names, _wanted(line, uses), strict=True):
+            defined.setdefault(variable, []).append(line.path)
+            if variable not in uses:
+                names[variable] = "_"
+            elif variable not in names:
+                places = copies.get(variable, [place])
+                for name in _candidates(given, line, {name for name, _ in inputs}):
+                    if not any(held(name, at, lines[at].path, variable) for at in places):
+                        names[variable] = name
+                        break
+    return names
+
+
+def _candidates(given: Sequence[str], line: Line, arguments: set[str]) -> Iterator[str]:
+    """Names to try, in order."""
+    wanted = [name for name in given if name != "_"] or [_fallback(line.text, arguments)]
+    yield from wanted
+    yield from (f"{wanted[0]}_{count}" for count in itertools.count(2))
+
+
+def _together(one: Path, other: Path) -> bool:
+    """Whether one variant runs both."""
+    return one is None or other is None or bool(one & other)
+
+
+def _wanted(line: Line, uses: Mapping[str, object]) -> Iterator[Sequence[str]]:
+    """The author's names for what a statement binds."""
+    alive = [name for name in line.names if name in uses]
+    for place in range(len(line.names)):
+        if line.is_copy:
+            yield line.author
+        elif len(line.author) == len(line.names) > 1:
+            yield line.author[place : place + 1]
+        else:
+            yield line.author if len(line.author) == 1 and len(alive) == 1 else ()
+
+
+def _fallback(text: str, params: set[str]) -> str:
+    """A name for a value that the author has in the middle of an expression."""
+    layer = re.match(r"self\.(\w+)\(", text)
+    return f"{layer.group(1)}_out" if layer and len(params) > 1 else "y"
