@@ -29,7 +29,7 @@ ALLOWED_IMPORTS = {
 # Inside a package: each line may import from the lines above it, and not from itself.
 LAYERS = {
     "weights": (
-        ("_nearest", "_report", "layers", "layouts"),
+        ("_example", "_nearest", "_report", "layers", "layouts"),
         ("moving", "rules"),
         ("settings",),
         ("_audit_report", "trees"),

@@ -5,7 +5,7 @@ cannot be recorded is a `Fault` of the recording. Gives `weights` and `port` the
 alone.
 """
 
-from ._frames import Constant, Frame, Node, Parameter, Value, tensors_of
+from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._generalize import generalize
 from ._leaves import is_leaf, layer_class
 from ._numbers import (
@@ -46,6 +46,7 @@ __all__ = [
     "generalize",
     "is_leaf",
     "layer_class",
+    "map_tensors",
     "record",
     "tensors_of",
 ]

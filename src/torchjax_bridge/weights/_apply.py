@@ -12,6 +12,7 @@ from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
 from torchjax_bridge.exchange import Path, check_copy, join_path, refuse_in_fork, to_jax, to_torch
 
 from ._audit import compare_settings
+from ._example import read_example
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
 from .layouts import same_bits
@@ -29,6 +30,8 @@ def to_flax(
     template: Any,
     *,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     strict: bool = True,
     copy: bool | None = True,
 ) -> Any:
@@ -43,6 +46,9 @@ def to_flax(
             module that is not in a variable is filled if torch has a tensor of its name, and otherwise kept.
         rules: `Rule`, `Rename`, `LayerType`, `Flatten`, `Fused`, `Keep` and `Fill` objects, which say what the
             models do not show.
+        inputs: What the torch model takes, as for `plan`: a copy of the module runs once, and shows who reads
+            flattened maps. The Flax model is taken to flatten its own channels-last maps.
+        kwargs: Keyword arguments that the torch model takes.
         strict: With ``False``, a torch tensor without a place is left out, and a leaf without a source keeps the
             template's value. A mismatch or an ambiguity still raises.
         copy: ``True`` gives row-major arrays in new memory; ``False`` gives views of the torch memory and
@@ -58,6 +64,7 @@ def to_flax(
 
     Raises:
         PlanError: Source and template do not fit; the message lists every fault.
+        ArgumentError: ``inputs`` are given and the source cannot run, or fails on them.
         ExchangeError: A tensor cannot become an array: its values do not fit in 32 bits with x64 off, it has no
             memory, or ``copy=False`` is impossible.
         TypeError: ``copy`` or ``strict`` is none of the values above.
@@ -84,8 +91,9 @@ def to_flax(
     """
     refuse_in_fork("convert weights")
     _check_options(strict, copy)
+    example = read_example(source, inputs, kwargs)
     torch_tree, flax_tree, given = read_sides(source, template, rules)
-    plan = make_plan(torch_tree, flax_tree, given)
+    plan = make_plan(torch_tree, flax_tree, given, example=example)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     plan.warn_of_assumptions(stacklevel=2)
     _refuse_holes(plan, flax_tree)
@@ -123,6 +131,8 @@ def to_state_dict(
     template: nn.Module | Mapping[str, Any],
     *,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     strict: bool = True,
     copy: bool | None = True,
 ) -> dict[str, Any]:
@@ -133,6 +143,8 @@ def to_state_dict(
         template: The ``nn.Module`` to fill (it is not changed), or a ``state_dict`` with its keys. It also
             provides what Flax does not have: ``num_batches_tracked`` and a module's extra state.
         rules: As for `to_flax`; the same rules work in both directions.
+        inputs: As for `to_flax`, for a template that is an ``nn.Module``.
+        kwargs: Likewise.
         strict: With ``False``, a Flax leaf without a place is left out, and a key without a source keeps the
             template's value. A mismatch or an ambiguity still raises.
         copy: ``True`` gives row-major tensors in new memory; ``False`` gives views of JAX's memory (do not write to
@@ -145,6 +157,7 @@ def to_state_dict(
     Raises:
         PlanError: Source and template do not fit, two different leaves would fill one tied tensor, or the
             source holds no arrays; the message lists every fault.
+        ArgumentError: ``inputs`` are given and the template cannot run, or fails on them.
         ExchangeError: An array cannot become a tensor.
         TypeError: ``copy`` or ``strict`` is none of the values above.
 
@@ -168,8 +181,9 @@ def to_state_dict(
     """
     refuse_in_fork("convert weights")
     _check_options(strict, copy)
+    example = read_example(template, inputs, kwargs)
     torch_tree, flax_tree, given = read_sides(template, source, rules)
-    plan = make_plan(torch_tree, flax_tree, given)
+    plan = make_plan(torch_tree, flax_tree, given, example=example)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     plan.warn_of_assumptions(stacklevel=2)
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}

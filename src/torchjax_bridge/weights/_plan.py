@@ -16,10 +16,11 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
+from ._example import Example, read_example
 from ._plan_checks import dtype_faults, group_by_text, notes_on_moves, paths_of, twice_filled, unfilled_arrays
 from ._plan_hints import UserRule, apply_hints
 from ._report import Fault, Report
-from .flatten import ask_about_maps
+from .flatten import ask_about_maps, record_orders, tell_orders
 from .pairing import (
     Matcher,
     Move,
@@ -33,7 +34,7 @@ from .pairing import (
     settle_ties,
     take_out_filled,
 )
-from .rules import RULES, Rename, Rule
+from .rules import RULES, Flatten, Rename, Rule
 from .trees import FlaxTree, TorchTree, read_flax, read_torch
 
 __all__ = ["PairingWarning", "PartialWarning", "Plan", "UserRule", "plan"]
@@ -58,6 +59,8 @@ class Plan:
         layers: The modules that belong together, containers included: the path on the torch side (without
             wrappers) and the path in Flax (without the collection).
         assumed: Conclusions that names, classes and shapes do not prove; a conversion warns of them.
+        flattened: What a run of the torch model on ``inputs`` shows of flattened maps. Pass them as ``rules`` where
+            the same models meet without inputs.
     """
 
     moves: tuple[Move, ...]
@@ -69,6 +72,7 @@ class Plan:
     flavour: str
     layers: tuple[tuple[Path, Path], ...] = ()
     assumed: tuple[str, ...] = ()
+    flattened: tuple[Flatten, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -100,6 +104,7 @@ class Plan:
         lines += [f"  stays in Flax: {join_path(path)}" for path in self.flax_only]
         lines += [f"  assumed: {text}" for text in self.assumed]
         lines += [f"  note: {note}" for note in self.notes]
+        lines += [f"  recorded: {rule}" for rule in self.flattened]
         lines += [f"  {line}" for line in self.report.lines()]
         return "\n".join(lines)
 
@@ -138,7 +143,14 @@ class PairingWarning(UserWarning):
     """A conversion rests on an assumption, which `Plan.assumed` lists."""
 
 
-def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
+def plan(
+    source: Any,
+    template: Any,
+    *,
+    rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Plan:
     """Plan how the weights of one side go to the other, without moving them.
 
     Args:
@@ -148,12 +160,23 @@ def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
         rules: `Rule` for layer types of your own, `Rename` for names that differ, `LayerType` for layers of
             a bare ``state_dict``, `Flatten` for a layer that reads a flattened map, `Fused` for layers that one
             side keeps as one, `Keep` and `Fill` for what only one side has.
+        inputs: What the torch model takes: a tensor, or a tuple of positional arguments. With them a copy of the
+            model runs, on the meta device if it needs no values, and shows which layers read a flattened map
+            and in which order, which Linear's output is viewed as a map, and in which order layers are called
+            (linen's automatic names). The Flax model is taken to keep its maps with the channels last and to
+            flatten those, which ``flattened`` lists. Say ``Flatten(path, None)`` where it moves the channels to
+            the front first, which no run of the torch model can show; `parity` proves which is true.
+        kwargs: Keyword arguments that the torch model takes.
 
     Returns:
         A frozen `Plan`; its ``report`` lists every fault. `to_flax` and `to_state_dict` run it.
 
     Raises:
         PlanError: The two are not one torch side and one Flax side, or a rule is no rule.
+        ArgumentError: The torch side cannot run, or fails on these inputs.
+
+    Memory:
+        Moves nothing. A run on inputs holds the intermediate tensors of the model if it needs values.
 
     >>> from torch import nn
     >>> from flax import nnx
@@ -162,9 +185,10 @@ def plan(source: Any, template: Any, *, rules: Iterable[UserRule] = ()) -> Plan:
       weight  kernel  permute(1, 0)  Linear
       bias    bias    as it is       Linear
     """
-    if is_torch_side(source):
-        return make_plan(*read_sides(source, template, rules))
-    return make_plan(*read_sides(template, source, rules))
+    if not is_torch_side(source):
+        source, template = template, source
+    example = read_example(source, inputs, kwargs)
+    return make_plan(*read_sides(source, template, rules), example=example)
 
 
 def is_torch_side(thing: Any) -> bool:
@@ -197,9 +221,23 @@ def make_plan(
     flax_tree: FlaxTree,
     rules: Sequence[UserRule],
     cast: torch.dtype | None = None,
+    example: Example | None = None,
 ) -> Plan:
-    """Match two sides that were read. ``cast`` is the dtype that floating-point values are cast to."""
+    """Match two sides that were read.
+
+    Args:
+        torch_tree: The torch side.
+        flax_tree: The Flax side.
+        rules: The caller's.
+        cast: The dtype that floating-point values are cast to.
+        example: What the torch model takes, to run it.
+    """
     faults = [*torch_tree.faults, *apply_hints(torch_tree, rules)]
+    recorded, flattened = None, list[Flatten]()
+    if example is not None and torch_tree.root.module is not None:
+        recorded = record_orders(torch_tree.root.module, *example)
+        flattened, contradicted = tell_orders(torch_tree, recorded)
+        faults += contradicted
     own = [rule for rule in rules if isinstance(rule, Rule)]
     kept, keep_faults = keep_in_torch(torch_tree, rules)
     flax_root, taken_out, fill_faults = take_out_filled(flax_tree.root, rules)
@@ -217,7 +255,7 @@ def make_plan(
     ties, left = settle_ties(torch_tree, match)
     faults += merge_class_faults(restrict_series(left, torch_tree.root), torch_tree, moves)
     faults += twice_filled(moves)
-    map_faults, map_assumptions = ask_about_maps(torch_tree, moves, rules)
+    map_faults, map_assumptions = ask_about_maps(torch_tree, moves, recorded)
     faults += map_faults
     faults += dtype_faults(torch_tree, moves)
     return Plan(
@@ -226,10 +264,24 @@ def make_plan(
         (*(leaf.path for leaf in flax_tree.kept), *unfilled_arrays(leaves, moves)),
         tuple(ties.items()),
         tuple(
-            dict.fromkeys([*torch_tree.notes, *match.notes, *notes_on_moves(torch_tree, moves, leaves, cast)])
+            dict.fromkeys(
+                [
+                    *torch_tree.notes,
+                    *match.notes,
+                    *notes_on_moves(torch_tree, moves, leaves, cast),
+                    *([_RECORDED] if flattened else []),
+                ]
+            )
         ),
         Report(tuple(merge_by_class(dict.fromkeys(faults), torch_tree.root))),
         flax_tree.flavour,
         tuple(dict.fromkeys(match.layers)),
         tuple(group_by_text(dict.fromkeys([*match.assumed, *map_assumptions]))),
+        tuple(flattened),
     )
+
+
+_RECORDED = (
+    "what was recorded holds for a Flax model that flattens its own channels-last maps; say Flatten(<layer>, None) "
+    "where it moves the channels to the front first"
+)

@@ -18,6 +18,7 @@ from torchjax_bridge.exchange import Path
 
 from .._audit import compare_settings
 from .._audit_report import Audit
+from .._example import Example
 from .._plan import Plan, UserRule, make_plan, read_sides
 from ..flatten import output_order
 from ..pairing import Move
@@ -198,10 +199,13 @@ class Twins:
         return {leaf.path: leaf.value for leaf in self.flax_tree.root.flat().values()}
 
 
-def read_twins(torch_module: Any, flax_model: Any, rules: Iterable[UserRule]) -> Twins:
-    """Read both models and make the plan between them.
+def read_twins(
+    torch_module: Any, flax_model: Any, rules: Iterable[UserRule], example: Example | None = None
+) -> Twins:
+    """Read both models and make the plan between them, with what a run on ``example`` shows of flattened maps.
 
     Raises:
+        ArgumentError: The torch model fails on the example.
         SettingsError: One of them is not a live model.
         PlanError: They have no layer in common.
     """
@@ -213,7 +217,7 @@ def read_twins(torch_module: Any, flax_model: Any, rules: Iterable[UserRule]) ->
         raise SettingsError("a linen module without its variables cannot run: pass (module, variables).")
     template = model if variables is None else variables
     torch_tree, flax_tree, given = read_sides(torch_module, template, rules)
-    plan = make_plan(torch_tree, flax_tree, given)
+    plan = make_plan(torch_tree, flax_tree, given, example=example)
     if not plan.moves:
         plan.report.raise_unless_ok("compare two models that have no layer in common", strict=True)
         raise PlanError("the two models have no layer in common.")

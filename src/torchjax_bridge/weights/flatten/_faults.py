@@ -9,12 +9,16 @@ from math import isqrt
 from torchjax_bridge.exchange import join_path
 
 from .._report import Fault
+from ..rules import Flatten
 from ..trees import TorchNode
 
 __all__ = [
+    "contradicted_fault",
     "fixed_order_fault",
     "flattened_input_fault",
     "group_norm_fault",
+    "input_order_fault",
+    "mixed_order_fault",
     "unclear_reader_fault",
     "viewed_output_fault",
     "wrong_order_faults",
@@ -37,29 +41,71 @@ def wrong_order_faults(node: TorchNode, channels: Sequence[int]) -> Iterable[Fau
             yield Fault("rules", message, path)
 
 
-def flattened_input_fault(node: TorchNode, width: int, channels: int) -> Fault:
-    """A layer whose input may be a flattened map."""
+# What comes first where a run would answer.
+_RUN = "Pass inputs=<what the torch model takes>, and a run of it answers; or say what the Flax model does: "
+_SEE = "Pass inputs=<what the torch model takes> to see whether they are. "
+_SAY = "Say what the Flax model does: "
+
+
+def contradicted_fault(node: TorchNode, said: tuple[int, ...], rule: Flatten) -> Fault:
+    """A `Flatten` of the caller's that names another map than a run of the torch model shows."""
+    message = f"Flatten says {said}, and with these inputs torch flattens {rule.features}: rules=[{rule}]"
+    return Fault("rules", message, join_path(node.origin))
+
+
+def input_order_fault(node: TorchNode, sizes: tuple[int, ...]) -> Fault:
+    """A layer that reads an input of the model, flattened."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
-        f"{node.where} takes {width} inputs in a model with feature maps, and no layer is sure to give that many: "
-        "if they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). Say what the Flax "
-        f'model does: rules=[Flatten("{path}", {_shape(width, channels)})], with what torch flattens, if it '
-        f'flattens its own channels-last map, or Flatten("{path}", None) if it moves the channels to the front '
-        "first, or if nothing is flattened (a map pooled to one position, a latent vector)",
+        f"{node.where} reads axes {sizes} of an input, which torch flattens in this order, and no layer shows "
+        f'whether Flax takes that input with its channels last: rules=[Flatten("{path}", {sizes})] if it does, or '
+        f'Flatten("{path}", None) if it takes it as torch does',
         path,
     )
 
 
-def fixed_order_fault(node: TorchNode, width: int, channels: int) -> Fault:
+def mixed_order_fault(node: TorchNode, width: int, *, output: bool = False) -> Fault:
+    """A layer of whose features a part is a flattened map."""
+    path, word = join_path(node.origin), ", output=True" if output else ""
+    what = (
+        f"gives {width} features, of some of which a map is made"
+        if output
+        else (f"takes {width} features, of which some are a flattened map, beside others")
+    )
+    return Fault(
+        "ambiguous",
+        f"{node.where} {what}: torch keeps a map (C, H, W) where Flax keeps (H, W, C), and no layout makes such a "
+        "mixture alike. Move the channels to the front in Flax where torch has them and say "
+        f'rules=[Flatten("{path}", None{word})]',
+        path,
+    )
+
+
+def flattened_input_fault(node: TorchNode, width: int, channels: int, *, can_run: bool) -> Fault:
+    """A layer whose input may be a flattened map; ``can_run`` if a run of the model could tell."""
+    path = join_path(node.origin)
+    return Fault(
+        "ambiguous",
+        f"{node.where} takes {width} inputs in a model with feature maps, and no layer is sure to give that many: "
+        "if they are a flattened map, torch flattens (C, H, W) where Flax flattens (H, W, C). "
+        f'{_RUN if can_run else _SAY}rules=[Flatten("{path}", {_shape(width, channels)})], with what torch '
+        f'flattens, if it flattens its own channels-last map, or Flatten("{path}", None) if it moves the channels '
+        "to the front first, or if nothing is flattened (a map pooled to one position, a latent vector)",
+        path,
+    )
+
+
+def fixed_order_fault(node: TorchNode, width: int, channels: int, *, can_run: bool) -> Fault:
     """An attention or a bilinear layer whose input may be a flattened map."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
         f"{node.where} takes {width} features in a model with feature maps, and no layer is sure to give that "
         f"many: if they are a flattened map {_shape(width, channels)}, torch flattens (C, H, W) where Flax "
-        "flattens (H, W, C), and its weights are laid out for torch's order only. Move the channels to the front "
-        f'in Flax before flattening; say rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
+        "flattens (H, W, C), and its weights are laid out for torch's order only. "
+        f"{_SEE if can_run else ''}Move the channels to the front in Flax before flattening; say "
+        f'rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
         path,
     )
 
@@ -76,16 +122,16 @@ def unclear_reader_fault(node: TorchNode, width: int, linear: TorchNode) -> Faul
     )
 
 
-def viewed_output_fault(node: TorchNode, width: int, channels: int) -> Fault:
+def viewed_output_fault(node: TorchNode, width: int, channels: int, *, can_run: bool) -> Fault:
     """A Linear whose output may become a map."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
         f"{node.where} gives {width} outputs, and no layer is sure to read them as they are: if a map is made of "
-        "them, torch views them as (C, H, W) where Flax views them as (H, W, C). Say what the Flax model does: "
-        f'rules=[Flatten("{path}", {_shape(width, channels)}, output=True)], with the map that torch makes, if '
-        f'Flax makes a channels-last one, or Flatten("{path}", None, output=True) if it makes torch\'s and moves '
-        "the channels to the end, or if no map is made",
+        "them, torch views them as (C, H, W) where Flax views them as (H, W, C). "
+        f'{_RUN if can_run else _SAY}rules=[Flatten("{path}", {_shape(width, channels)}, output=True)], with the '
+        f'map that torch makes, if Flax makes a channels-last one, or Flatten("{path}", None, output=True) if it '
+        "makes torch's and moves the channels to the end, or if no map is made",
         path,
     )
 

@@ -11,17 +11,26 @@ __all__ = [
     "NO_READER",
     "PER_FEATURE",
     "TAKES_FEATURES",
-    "gives_channels",
     "in_sequentials",
+    "is_of_maps",
     "loose_flattens",
-    "pools_to_a_point",
     "takes_all",
-    "takes_channels",
 ]
 
 # Layers with one number a feature, which work in any order of the features. A GroupNorm does not.
 PER_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *PER_FEATURE)
+# Layers that only a model with feature maps has.
+_OF_MAPS = (
+    nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+    nn.Dropout2d, nn.Dropout3d, nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Fold,
+    nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.LPPool2d, nn.ChannelShuffle,
+)  # fmt: skip
+
+
+def is_of_maps(kind: type | None) -> bool:
+    """Whether only a model with feature maps has such a layer."""
+    return kind is not None and issubclass(kind, _OF_MAPS)
 
 
 def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
@@ -52,7 +61,7 @@ def in_sequentials(root: TorchNode) -> tuple[dict[int, int], dict[int, int]]:
                 if flat and isinstance(module, TAKES_FEATURES):
                     behind[id(child)] = channels
                 flat = flat and isinstance(module, PER_FEATURE)
-                channels = gives_channels(module)
+                channels = _gives_channels(module)
                 if isinstance(module, nn.Linear):
                     last = child
                 elif not isinstance(module, PER_FEATURE):
@@ -65,18 +74,11 @@ def takes_all(module: nn.Flatten) -> bool:
     return module.start_dim == 1 and module.end_dim == -1
 
 
-def gives_channels(module: nn.Module | None) -> int:
+def _gives_channels(module: nn.Module | None) -> int:
     """The channels of a layer's output map; 0 where they are not known."""
     if isinstance(module, nn.modules.conv._ConvNd):
         return module.out_channels
     return module.num_features if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d) else 0
-
-
-def takes_channels(module: nn.Module | None) -> int:
-    """The channels of a layer's input map; 0 where they are not known."""
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return module.in_channels
-    return gives_channels(module)
 
 
 NO_READER = (
@@ -92,7 +94,7 @@ _POOLS = (
 )  # fmt: skip
 
 
-def pools_to_a_point(module: nn.Module | None) -> bool:
+def _pools_to_a_point(module: nn.Module | None) -> bool:
     """Whether a layer leaves a single position."""
     return isinstance(module, _POOLS) and module.output_size in (1, (1,), (1, 1), (1, 1, 1))
 
@@ -100,7 +102,7 @@ def pools_to_a_point(module: nn.Module | None) -> bool:
 def loose_flattens(root: TorchNode) -> list[TorchNode]:
     """Each ``nn.Flatten`` whose reader no ``Sequential`` shows; none where maps are pooled to a point."""
     nodes = list(root.walk())
-    if any(pools_to_a_point(node.module) for node in nodes):
+    if any(_pools_to_a_point(node.module) for node in nodes):
         return []
     found = []
     for node in nodes:

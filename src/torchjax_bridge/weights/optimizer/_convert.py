@@ -51,6 +51,8 @@ def to_optax(
     module: nn.Module,
     template: Any,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     step: int | None = None,
     tx: optax.GradientTransformation | None = None,
 ) -> Any:
@@ -64,6 +66,8 @@ def to_optax(
         template: The side that ``opt_state`` was made for: an ``nnx.Module``, an ``nnx.State`` or linen variables,
             as for `to_flax`, or the variables of ``as_jax_module(module)``, which have torch's names and layouts.
         rules: As for `to_flax`.
+        inputs: What ``module`` takes, as for `to_flax`.
+        kwargs: Keyword arguments that it takes.
         step: How many steps have been taken. Only needed where the optax state counts them (a schedule) and the
             torch optimizer does not (SGD).
         tx: The transformation of a bare ``opt_state``; an ``nnx.Optimizer`` has its own. It is tried on small
@@ -97,7 +101,7 @@ def to_optax(
     """
     kind, group = _class_of(optimizer)
     step = check_step(step)
-    moves = moves_of(module, template, rules)
+    moves = moves_of(module, template, rules, inputs, kwargs)
     names = names_of(optimizer, module)
     faults = lost_ties(moves, names)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
@@ -131,6 +135,8 @@ def to_optimizer_state(
     module: nn.Module,
     template: Any,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     step: int | None = None,
     tx: optax.GradientTransformation | None = None,
 ) -> dict[str, Any]:
@@ -142,6 +148,8 @@ def to_optimizer_state(
         module: The torch module whose parameters it optimizes.
         template: The side that ``opt_state`` belongs to, as for `to_optax`.
         rules: As for `to_flax`.
+        inputs: What ``module`` takes, as for `to_flax`.
+        kwargs: Keyword arguments that it takes.
         step: How many steps have been taken, where torch counts them and the optax state does not (RMSprop
             and Adagrad without a schedule, outside an ``nnx.Optimizer``).
         tx: The transformation of a bare ``opt_state``, as for `to_optax`.
@@ -164,7 +172,7 @@ def to_optimizer_state(
     """
     kind, group = _class_of(optimizer)
     step = check_step(step)
-    moves = moves_of(module, template, rules)
+    moves = moves_of(module, template, rules, inputs, kwargs)
     names = names_of(optimizer, module)
     state = opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state
     faults = lost_ties(moves, names)

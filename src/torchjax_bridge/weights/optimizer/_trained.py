@@ -21,11 +21,17 @@ from ..pairing import RAW, Move
 __all__ = ["lost_ties", "moves_of", "names_of"]
 
 
-def moves_of(module: nn.Module, template: Any, rules: Iterable[UserRule]) -> tuple[Move, ...]:
+def moves_of(
+    module: nn.Module,
+    template: Any,
+    rules: Iterable[UserRule],
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> tuple[Move, ...]:
     """The moves of parameters, each under the first of its names, as torch's optimizers know it."""
     if (named := _by_torch_names(module, template)) is not None:
         return named
-    made = plan(module, template, rules=rules)
+    made = plan(module, template, rules=rules, inputs=inputs, kwargs=kwargs)
     made.report.raise_unless_ok("match the optimizer's parameters", strict=True)
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     trained = {name: first[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}

@@ -107,7 +107,8 @@ class UniqueFitSearch:
                 self._accept(pairs)
                 one, another = pairs[0], pairs[-1]
                 subject = f"{one[0].where} to {another[0].where}"
-                words = f"equal, and paired by number with {one[1].where} to {another[1].where}"
+                how = "by number" if one[0].called is None else "in the order of their calls"
+                words = f"equal, and paired {how} with {one[1].where} to {another[1].where}"
                 # One neighbour that is paired by shape in the same direction confirms the others.
                 if _numbers_of(certain, pairs):
                     self.notes.append(f"{subject}: {words}")
@@ -217,17 +218,24 @@ def _by_their_names(
 
 
 def _by_number(ours: list[TorchNode], theirs: list[FlaxNode]) -> Pairs:
-    """Pairs equal candidates by their numbers, if both sides have numbers."""
-    if len(ours) != len(theirs) or len({node.path[:-1] for node in ours}) != 1:
-        return []
+    """Pairs equal candidates by linen's numbers and the order of torch's calls, or else torch's numbers."""
+    numbers = [_number(node, ours[0]) for node in ours]
     places = [_place(node) for node in theirs]
-    if not all(isinstance(node.path[-1], int) for node in ours) or None in places:
+    if len(ours) != len(theirs) or None in numbers or None in places:
         return []
     if len({place[0] for place in places if place}) != 1:
         return []
-    first = sorted(ours, key=lambda node: int(node.path[-1]))
+    first = sorted(ours, key=lambda node: _number(node, ours[0]) or 0)
     other = sorted(theirs, key=lambda node: (_place(node) or ((), 0))[1])
     return list(zip(first, other, strict=True))
+
+
+def _number(node: TorchNode, beside: TorchNode) -> int | None:
+    """A number by which a node can be compared with another: of its first call, or else in their container."""
+    if node.called is not None and beside.called is not None:
+        return node.called
+    name = node.path[-1]
+    return name if isinstance(name, int) and node.path[:-1] == beside.path[:-1] else None
 
 
 def _place(node: FlaxNode) -> tuple[tuple[Name, ...], int] | None:
@@ -239,19 +247,19 @@ def _place(node: FlaxNode) -> tuple[tuple[Name, ...], int] | None:
 
 
 def _runs_forward(known: Pairs, pairs: Pairs) -> bool:
-    """Whether numbers rise together among all pairs of the same container and prefix."""
+    """Whether numbers rise together among all pairs that have comparable ones."""
     return all(before[1] < after[1] for before, after in pairwise(sorted(_numbers_of(known, pairs))))
 
 
 def _numbers_of(known: Pairs, pairs: Pairs) -> list[tuple[int, int]]:
-    """The numbers on both sides of the known pairs with the container and prefix of ``pairs``."""
-    container = pairs[0][0].path[:-1]
+    """The numbers on both sides of the known pairs that can be compared with those of ``pairs``."""
     prefix = (_place(pairs[0][1]) or ((), 0))[0]
     line = []
     for one, other in known:
         place = _place(other)
-        if one.path[:-1] == container and place is not None and place[0] == prefix:
-            line.append((int(one.path[-1]), place[1]))
+        number = _number(one, pairs[0][0])
+        if number is not None and place is not None and place[0] == prefix:
+            line.append((number, place[1]))
     return line
 
 

@@ -92,7 +92,8 @@ class Flatten:
     torch flattens ``(C, H, W)``, a Flax model usually ``(H, W, C)``, so the rows of the kernel come in
     another order. Arrays do not show the order, and a wrong one goes unnoticed. So in a model with feature
     maps, a layer needs this hint if nothing else explains its input width. So does a Linear of a generator or
-    a decoder whose output is viewed as ``(C, H, W)``.
+    a decoder whose output is viewed as ``(C, H, W)``. With ``inputs=``, a run of the torch model gives the hint,
+    for a Flax model that flattens its own channels-last map. A hint of the caller's prevails.
 
     Args:
         torch: The dotted path of the layer, or a pattern: a Linear, a recurrent layer or cell (its input), or

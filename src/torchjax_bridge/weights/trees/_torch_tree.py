@@ -48,6 +48,7 @@ class TorchNode(Node):
         declared: Whether the caller declared its class, so that it computes what that class computes.
         told: Which of ``features`` and ``output`` the caller declared, even as None.
         fused: The `Fused` rules for layers in it.
+        called: Its place in the order of first calls, if a run of the model shows it.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class TorchNode(Node):
     declared: bool = False
     told: frozenset[str] = frozenset()
     fused: tuple[Fused, ...] = ()
+    called: int | None = None
 
     def flat(self, prefix: str = "") -> dict[str, TorchLeaf]:
         """Every tensor at or below this node, by its dotted name relative to it."""

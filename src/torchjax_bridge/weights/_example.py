@@ -1,0 +1,48 @@
+"""Example inputs of a torch model: ``inputs=`` and ``kwargs=``, in the manner of ``torch.export``."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError
+
+__all__ = ["Example", "read_example"]
+
+
+class Example(NamedTuple):
+    """The arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None) -> Example | None:
+    """The call that a caller describes; None if there are no inputs.
+
+    Args:
+        torch_side: The model that would run.
+        inputs: One tensor, or a tuple of positional arguments; None for none.
+        kwargs: Keyword arguments; None for none.
+
+    Raises:
+        ArgumentError: The torch side is a ``state_dict``; or ``inputs`` is a dict or a list, which may be one
+            argument or several.
+    """
+    if inputs is None and kwargs is None:
+        return None
+    if not isinstance(torch_side, nn.Module):
+        raise ArgumentError(
+            "inputs= runs the torch model, and a state_dict cannot run: pass the nn.Module that it belongs to."
+        )
+    if isinstance(inputs, Mapping):
+        raise ArgumentError(
+            "inputs= is a mapping: pass kwargs={...} if these are keyword arguments, or inputs=({...},) if the "
+            "model takes it as one argument."
+        )
+    if isinstance(inputs, list):
+        raise ArgumentError(
+            "inputs= is a list: pass the positional arguments as a tuple, or inputs=([...],)."
+        )
+    args = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
+    return Example(args, dict(kwargs or {}))

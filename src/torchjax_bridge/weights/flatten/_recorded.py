@@ -1,0 +1,248 @@
+"""What a recording shows of feature orders: which layers read flattened maps, and which give what becomes a map.
+
+Follows the axes of all tensors through a `Recording`: ``_functions`` knows what functions do to them, this file
+what layers do. All that a layer reads or gives is said of the axes of its parameters, the same at every call.
+
+It takes the Flax model to keep its maps with the channels last, and to flatten, view and permute them where torch
+does. Whether it moves the channels to the front first, no recording of torch's can show.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.recording import (
+    Constant,
+    Frame,
+    Node,
+    Parameter,
+    Recording,
+    Value,
+    map_tensors,
+    record,
+    tensors_of,
+)
+
+from ._axes import Atom, Axes, Axis, Order, order_of, size_of, spoil, unify, unknown
+from ._functions import apply, broadcast, convolve, linear, mark_map
+
+__all__ = ["Recorded", "record_orders"]
+
+
+class Recorded(NamedTuple):
+    """What runs of a module show, each by the id of a module.
+
+    Attributes:
+        reads: The order of the features that a layer reads; for an attention or a Bilinear, of those that matter.
+        gives: The order of the features that a Linear gives.
+        calls: When a module was called first.
+    """
+
+    reads: dict[int, Order]
+    gives: dict[int, Order]
+    calls: dict[int, int]
+
+
+def record_orders(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Recorded:
+    """Run a copy of a module on inputs: without values if it needs none, in evaluation mode, then in training mode.
+
+    The second run is for layers that the first does not call.
+
+    Raises:
+        ArgumentError: The module fails on these inputs.
+    """
+    found = Recorded({}, {}, {})
+    for training in (False, True):
+        with suppress(*([ArgumentError] if training else [])):
+            run = _run(module, args, kwargs, training)
+            _Flow(run).tell(module, found)
+        if all(id(one) in found.calls for one in module.modules() if one._parameters):
+            break
+    return found
+
+
+def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> Recording:
+    with suppress(ArgumentError, RuntimeError, TypeError):
+        memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), False) for p in module.parameters()}
+        memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
+        abstract = map_tensors((tuple(args), dict(kwargs)), lambda tensor: tensor.to("meta"))
+        return record(deepcopy(module, memo), *abstract, training=training)
+    return record(module, args, kwargs, training=training)
+
+
+class _Flow:
+    """The axes of every value of a recording."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._axes: dict[Value, Axes] = {}
+        self._owned: dict[tuple[int, str], Axes] = {}
+        self._calls: dict[int, int] = {id(recording.module): 0}
+        self._faulty = {fault.path for fault in recording.faults}
+        for _, tree in recording.top.inputs:
+            for value in tensors_of(tree):
+                images = len(value.shape) > 3 and value.dtype is not None and value.dtype.is_floating_point
+                self._axes[value] = tuple(
+                    (Atom(size, guess=("channel" if at == 1 else "space") if images and at else None),)
+                    for at, size in enumerate(value.shape)
+                )
+        self._run(recording.top)
+
+    def _take(self, value: Value) -> Axes:
+        if value not in self._axes:
+            origin = value.origin
+            if isinstance(origin, Parameter):
+                return self._parameter(origin.owner, origin.name, value.shape)
+            lost = isinstance(origin, Constant) and origin.tensor is None
+            self._axes[value] = tuple((Atom(size, broken=lost),) for size in value.shape)
+        return self._axes[value]
+
+    def _parameter(self, owner: nn.Module, name: str, shape: Sequence[int]) -> Axes:
+        """The axes of a parameter, the same wherever it is read; one that is computed is its layer's."""
+        key = _key(owner, name)
+        if key not in self._owned:
+            gives = isinstance(owner, nn.Linear | nn.Bilinear) and name in ("weight", "bias")
+            self._owned[key] = tuple(
+                (Atom(size, guess="feature" if gives and not at else None),) for at, size in enumerate(shape)
+            )
+        return self._owned[key]
+
+    # --- running ------------------------------------------------------------------------------------------
+
+    def _run(self, frame: Frame) -> None:
+        for node in frame.nodes:
+            results: list[Value] = list(tensors_of(node.result))
+            values: list[Value] = list(tensors_of((node.args, node.kwargs)))
+            if frame.path in self._faulty:
+                spoil([axis for value in values for axis in self._take(value)], leaked=True)
+                found = [unknown(value.shape) for value in results]
+            elif node.module is None:
+                found = self._applied(node, results)
+            else:
+                self._calls.setdefault(id(node.module), len(self._calls))
+                found = self._layer(node, [self._take(value) for value in values], results)
+            for value, axes in zip(results, found, strict=True):
+                self._axes[value] = axes
+
+    def _applied(self, node: Node, results: Sequence[Value]) -> list[Axes]:
+        try:
+            found = apply(node, self._take)
+        except (IndexError, KeyError, TypeError, ValueError, RuntimeError):  # arguments of another kind
+            found = []
+        if len(found) == len(results):
+            return found
+        spoil(
+            [axis for value in tensors_of((node.args, node.kwargs)) for axis in self._take(value)],
+            leaked=True,
+        )
+        return [unknown(value.shape) for value in results]
+
+    def _inside(self, node: Node, given: Sequence[Axes]) -> list[Axes]:
+        """The axes that a module gives by what its forward does."""
+        frame = node.frame
+        inside = (
+            [value for _, tree in frame.inputs for value in tensors_of(tree)] if frame is not None else []
+        )
+        results: list[Value] = list(tensors_of(node.result))
+        if frame is None or len(inside) != len(given):
+            spoil([axis for axes in given for axis in axes], leaked=True)
+            return [unknown(value.shape) for value in results]
+        self._axes |= dict(zip(inside, given, strict=True))
+        self._run(frame)
+        return [self._take(value) for value in tensors_of(frame.result)]
+
+    def _layer(self, node: Node, given: Sequence[Axes], results: Sequence[Value]) -> list[Axes]:
+        module: Any = node.module
+        forward = getattr(type(module), "forward", None)
+        if not given or not results or 0 in results[0].shape:
+            return self._inside(node, given)
+        x, shape = given[0], results[0].shape
+        kind = next((kind for kind in _LAYERS if isinstance(module, kind) and forward is kind.forward), None)
+        if isinstance(module, nn.modules.conv._ConvNd) and kind is None and node.frame is None:
+            return [convolve(x, shape, len(module.kernel_size))]
+        if kind is nn.Linear:
+            return [linear(x, self._parameter(module, "weight", (module.out_features, module.in_features)))]
+        if kind is nn.Embedding:
+            return [(*x, _features(shape[-1]))]
+        if kind in (nn.LayerNorm, nn.RMSNorm):
+            weight = self._parameter(module, "weight", module.normalized_shape)
+            return [broadcast([x, weight], shape)]
+        if kind in _NORMS:
+            mark_map(x)
+            if getattr(module, "num_parameters", 2) > 1 and len(x) > 1:
+                unify(x[1], self._parameter(module, "weight", shape[1:2])[0])
+            return [x]
+        if kind is nn.Bilinear:
+            weight = self._parameter(module, "weight", module.weight.shape)
+            unify(x[-1], weight[1])
+            unify(given[1][-1], weight[2])
+            return [(*x[:-1], weight[0])]
+        if kind is nn.MultiheadAttention:
+            for place, axes in enumerate(given[:3]):
+                unify(axes[-1], self._given(module, place, axes))
+            weights = [tuple((Atom(size),) for size in value.shape) for value in results[1:]]
+            return [(*x[:-1], _features(shape[-1])), *weights]
+        if kind is not None and issubclass(kind, nn.RNNBase | nn.RNNCellBase):
+            unify(x[-1], self._given(module, 0, x))
+            rest = [(*((Atom(n),) for n in v.shape[:-1]), _features(v.shape[-1])) for v in results[1:]]
+            return [(*x[:-1], _features(shape[-1])), *rest]
+        if kind is not None:  # a dropout
+            return [x]
+        return self._inside(node, given)
+
+    def _given(self, module: nn.Module, place: int, axes: Axes) -> Axis:
+        """The axis of what a recurrent layer or an attention reads."""
+        return self._parameter(module, f"read {place}", (size_of(axes[-1]),))[0]
+
+    # --- telling ------------------------------------------------------------------------------------------
+
+    def tell(self, module: nn.Module, found: Recorded) -> None:
+        """Add what is known of each layer, by the id of the module that was copied."""
+        copies = self._recording.modules
+        for path, one in module.named_modules(remove_duplicate=False):
+            copy = copies.get(path)
+            if copy is None or id(one) in found.calls:
+                continue
+            if id(copy) in self._calls:
+                found.calls[id(one)] = self._calls[id(copy)]
+            reads = [order_of(axis) for axis in self._read_axes(copy)]
+            if reads:
+                found.reads[id(one)] = next((order for order in reads if order.kind != "plain"), reads[0])
+            weight = self._known(copy, "weight")
+            if isinstance(copy, nn.Linear) and weight is not None:
+                found.gives[id(one)] = order_of(weight[0])
+
+    def _known(self, module: nn.Module, name: str) -> Axes | None:
+        return self._owned.get(_key(module, name))
+
+    def _read_axes(self, module: nn.Module) -> list[Axis]:
+        weight = self._known(module, "weight")
+        if isinstance(module, nn.Linear | nn.Bilinear):
+            return list(weight[1:]) if weight is not None else []
+        if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
+            return list(weight) if weight is not None else []
+        places = [self._known(module, f"read {place}") for place in range(3)]
+        return [axes[0] for axes in places if axes is not None]
+
+
+def _key(owner: nn.Module, name: str) -> tuple[int, str]:
+    tensor = owner._parameters.get(name)
+    return (id(owner), name) if tensor is None else (id(tensor), "")
+
+
+_NORMS = (
+    nn.GroupNorm, nn.PReLU, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d,
+    nn.InstanceNorm2d, nn.InstanceNorm3d,
+)  # fmt: skip
+_LAYERS: tuple[type[nn.Module], ...] = (
+    *_NORMS, nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.LSTM, nn.GRU,
+    nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
+)  # fmt: skip
+
+
+def _features(size: int) -> Axis:
+    return (Atom(size, guess="feature"),)
