@@ -14,6 +14,8 @@ from torchjax_bridge.recording import Value, tensors_of
 
 from ._placed import Axes
 
+_MORE_PIXELS = (32, 64)  # so that networks that halve images five times take them, and height is not width
+
 __all__ = ["Example", "as_arrays"]
 
 
@@ -35,6 +37,14 @@ class Example:
         tensors = (t for t in tensors_of((self.args, dict(self.kwargs)), torch.Tensor) if t.dim())
         return next((t.shape[0] for t in tensors), None)
 
+    def enlarged(self) -> "Example | None":
+        """The same with larger images and longer sequences of tokens; None where there are none."""
+        args, kwargs = _map((self.args, dict(self.kwargs)), _enlarged)
+        sizes = [tensor.shape for tensor in tensors_of((args, kwargs), torch.Tensor)]
+        if sizes == [tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs)), torch.Tensor)]:
+            return None
+        return Example(args, kwargs)
+
     def with_batch(self, size: int) -> "Example":
         """The same with another batch size: examples are repeated in turn, or left out."""
         own = self.batch
@@ -50,6 +60,19 @@ class Example:
 
         args, kwargs = _map((self.args, dict(self.kwargs)), resized)
         return Example(args, kwargs)
+
+
+def _enlarged(tensor: torch.Tensor) -> torch.Tensor:
+    """An image with more pixels, a sequence of tokens with one more; any other tensor as it is."""
+    if tensor.dim() == 4 and tensor.is_floating_point():
+        if tensor.is_meta:
+            return tensor.new_empty(
+                *tensor.shape[:2], *map(sum, zip(tensor.shape[2:], _MORE_PIXELS, strict=True))
+            )
+        return torch.nn.functional.pad(tensor, (0, _MORE_PIXELS[1], 0, _MORE_PIXELS[0]), mode="replicate")
+    if tensor.dim() == 2 and not tensor.is_floating_point():
+        return torch.cat([tensor, tensor[:, -1:]], 1)
+    return tensor
 
 
 def _map(tree: Any, change: Any) -> Any:

@@ -3,7 +3,7 @@
 import linecache
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,14 +12,14 @@ from torch import nn
 from torch.overrides import resolve_name
 
 from torchjax_bridge.errors import ArgumentError, PortError
-from torchjax_bridge.recording import Fault, SourceLine, generalize, record
+from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, record
 from torchjax_bridge.weights import to_flax
 
 from ._classes import definitions
 from ._conditions import conditions
 from ._generators import Generators
 from ._inputs import Example
-from ._proof import prove
+from ._proof import holds_for, prove
 from ._result import Port
 from ._rules import UserRule, rules_of
 from ._source import source_of
@@ -33,6 +33,7 @@ def port(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     ops: Mapping[Callable[..., Any], str] | None = None,
+    assume: Iterable[str] = (),
     exact_statistics: bool = False,
     training: Literal["optional", "required", "none"] = "optional",
     verify: bool = True,
@@ -55,6 +56,8 @@ def port(
         ops: Your own translations, by torch function: a JAX expression with ``{0}``, ``{1}`` and ``{name}`` for
             the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``. Arguments and result have torch's order
             of axes.
+        assume: Lines of torch code, as ``"file.py:12"``, that decide by the values of a tensor. The port does what
+            they decided for the example, and its header says so.
         exact_statistics: Whether BatchNorm keeps torch's unbiased running variance, by a small class in the file;
             ``nnx.BatchNorm`` keeps the biased one.
         training: What becomes of a module that has a translation in evaluation and none in training. With
@@ -94,12 +97,14 @@ def port(
             other = None
         else:
             recording.faults.extend(generalize(recording, repeated))
+    larger, fixed = _larger_sizes(module, recording, example)
+    notes += fixed
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
     if training != "none":
         trained, lacking = record_training(module, example, other, recording)
     settings = {"functions": _functions(ops), "exact_statistics": exact_statistics}
     model, lacking = translate_both(recording, trained, lacking, **settings)
-    held, refused = conditions(recording)
+    held, refused = conditions(recording, frozenset(assume))
     notes += held
     refused += lacking if training == "required" else []
     _refuse([*model.faults, *refused], name)
@@ -115,6 +120,9 @@ def port(
     twin = _filled(module, template, rules, name)
     twin.eval()
     proof = prove(module, model, twin, rules, example, other) if verify else None
+    if verify and larger is not None and not holds_for(module, model, twin, larger):
+        notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
+        source = source_of(classes, _header(module, notes))
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 
@@ -128,6 +136,27 @@ def _examples(given: Example) -> tuple[Example, Example | None]:
         return given, None
     example = given if size > 1 else given.with_batch(2)
     return example, example.with_batch(max(size, 2) + 1)
+
+
+def _larger_sizes(
+    module: nn.Module, recording: Recording, example: Example
+) -> tuple[Example | None, list[str]]:
+    """Larger images and longer sequences, if the module takes them, and what holds for the sizes of the example.
+
+    Numbers of the recording that are sizes of these get their origin.
+    """
+    larger = example.enlarged()
+    if larger is None:
+        return None, []
+    try:
+        repeated = record(module, larger.args, larger.kwargs)
+    except ArgumentError:
+        return None, []  # the module itself takes these sizes alone
+    faults = generalize(recording, repeated)
+    notes = list(
+        dict.fromkeys(f"inputs of the example's sizes: `{f.source.text}` ({f.source})" for f in faults)
+    )
+    return (None if notes else larger), notes
 
 
 def _functions(ops: Mapping[Callable[..., Any], str] | None) -> dict[str, str]:

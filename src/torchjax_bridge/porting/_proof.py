@@ -26,7 +26,7 @@ from ._model import Model
 from ._placed import Axes
 from ._rules import UserRule
 
-__all__ = ["Proof", "prove"]
+__all__ = ["Proof", "holds_for", "prove"]
 
 _TOLERANCE = 1e-5  # of the largest output, for float32
 
@@ -98,6 +98,18 @@ def prove(
     finally:
         module.train(was_training)
     return Proof(None, tuple(found))
+
+
+def holds_for(module: nn.Module, model: Model, twin: nnx.Module, example: Example) -> bool:
+    """Whether a port gives what torch gives, in evaluation, for inputs that need not fit it."""
+    was_training = module.training
+    module.eval()
+    try:
+        return _difference(module, model, twin, example) <= _TOLERANCE
+    except (TypeError, ValueError):  # shapes that do not fit
+        return False
+    finally:
+        module.train(was_training)
 
 
 def _require(

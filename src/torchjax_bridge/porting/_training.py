@@ -5,6 +5,7 @@ stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
 """
 
 import ast
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -49,6 +50,10 @@ def record_training(
                     torch.manual_seed(1)
                     repeated = record(module, other.args, other.kwargs, training=True)
                 training.faults.extend(generalize(training, repeated))
+            larger = example.enlarged()
+            with contextlib.suppress(ArgumentError):  # the sizes are then the module's own
+                if larger is not None:
+                    generalize(training, record(module, larger.args, larger.kwargs, training=True))
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]

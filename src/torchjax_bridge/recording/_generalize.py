@@ -121,5 +121,3 @@ def _sizes(one: int, two: int, pairs: list[tuple[Value, Value]]) -> Iterator[Exp
     for size, a, b in axes:
         if a and b and one % a == 0 and two % b == 0 and one // a == two // b:
             yield Operation("*", size, one // a)
-        elif one > 1 and two > 1 and a % one == 0 and b % two == 0 and a // one == b // two:
-            yield Operation("//", size, a // one)

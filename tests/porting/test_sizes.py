@@ -1,0 +1,145 @@
+"""No size of the example is baked into a port, or the port says so."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from flax import nnx
+from torch import Tensor, nn
+
+from torchjax_bridge import port
+from torchjax_bridge.errors import ArgumentError, PortError
+
+
+def _agree(module: nn.Module, model: object, x: Tensor) -> None:
+    images = x.dim() == 4
+    given = jnp.asarray((x.permute(0, 2, 3, 1) if images else x).contiguous().numpy())
+    got = np.asarray(model(given))  # type: ignore[operator]
+    want = module(x).detach()
+    want = want.permute(0, 2, 3, 1) if want.dim() == 4 else want
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-5, atol=1e-5)
+
+
+class _Forgets(nn.Module):
+    """Sizes that Python turns into plain numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        y = F.interpolate(y, size=(int(y.shape[2]) * 2, int(y.shape[3] * 3)), mode="bilinear")
+        return y.mean((2, 3)).view(len(x), 2, -1).flatten(1)
+
+
+def test_plain_numbers_get_the_size_that_they_came_from() -> None:
+    module = _Forgets().eval()
+    ported = port(module, torch.randn(2, 3, 8, 12))
+    assert ported.notes == ()
+    for shape in ((2, 3, 8, 12), (5, 3, 8, 12), (1, 3, 10, 6)):
+        _agree(module, ported.model, torch.randn(shape))
+
+
+class _Rounds(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * math.ceil(x.shape[2] / 3)
+
+
+def test_a_number_that_is_no_size_is_a_condition() -> None:
+    ported = port(_Rounds(), torch.randn(2, 3, 8, 8))
+    (note,) = ported.notes
+    assert "x * math.ceil(x.shape[2] / 3)" in note
+    assert note in ported.source
+
+
+class _ByBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + math.ceil(x.shape[0] / 2)
+
+
+def test_a_number_that_depends_on_the_batch_size_is_refused() -> None:
+    with pytest.raises(PortError, match="is no size of a tensor"):
+        port(_ByBatch(), torch.randn(2, 3))
+
+
+class _Loops(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        rows = [row * 2 for row in x]
+        return torch.stack(rows)
+
+
+def test_code_that_runs_once_for_each_example_is_refused() -> None:
+    with pytest.raises(PortError, match="torch makes"):
+        port(_Loops(), torch.randn(2, 3))
+
+
+class _Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x > 0).all()):
+            return x
+        return x * 2
+
+
+def test_a_decision_by_values_is_refused_until_it_is_accepted_by_its_line() -> None:
+    x = torch.randn(2, 3) - 5
+    with pytest.raises(PortError) as refused:
+        port(_Decides(), x)
+    advice = next(word for word in str(refused.value).split() if word.startswith("assume="))
+    line = advice.split('"')[1]
+    ported = port(_Decides(), x, assume=[line])
+    assert "(x > 0).all()" in ported.notes[0]
+    _agree(_Decides(), ported.model, x)
+    with pytest.raises(ArgumentError, match="decide nothing"):
+        port(_Decides(), x, assume=["other.py:1"])
+
+
+class _Halves(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1
+        x[:, ::2].mul_(3)
+        y = x[:, 1:]
+        y += 1
+        return x
+
+
+def test_a_write_to_a_part_is_a_write_to_the_whole() -> None:
+    ported = port(_Halves(), torch.randn(2, 5))
+    _agree(_Halves(), ported.model, torch.randn(3, 5))
+
+
+class _Swapped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _Pair()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(b=x, a=x[:, :1])
+
+
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return b - a * self.scale
+
+
+def test_keyword_arguments_in_another_order_are_told_apart() -> None:
+    ported = port(_Swapped(), torch.randn(2, 5))
+    _agree(_Swapped(), ported.model, torch.randn(3, 5))
+
+
+def test_a_model_on_the_meta_device_is_ported_without_values() -> None:
+    with torch.device("meta"):
+        module, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)), torch.ones(2, 3, 8, 8)
+    ported = port(module, x)
+    assert ported.proof is None
+    leaves = jax.tree.leaves(nnx.state(ported.model))
+    assert len(leaves) == 4
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
