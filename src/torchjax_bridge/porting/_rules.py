@@ -23,11 +23,6 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         if any(model.is_layer(above) for above in _above(path)):
             continue  # it goes where the layer goes
         own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        base = layer_class(module)
-        if own and base is not None and not model.is_layer(path):
-            rules.append(
-                LayerType(path, base)
-            )  # its forward is its own, its tensors lie as those of its base
         if own and path not in used and path not in model.tied_layers:
             rules.append(Keep(path))
             continue
