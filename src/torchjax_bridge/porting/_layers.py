@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchjax_bridge.recording import Node, Value, is_leaf
+from torchjax_bridge.recording import Node, Value, is_leaf, tensors_of
 
 from ._lowering import Lowering
+from ._masks import is_blocking
 from ._placed import Placed, RefusedError, channels_last, torch_order
 
 __all__ = ["call_layer", "is_layer"]
@@ -34,7 +35,11 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     for kinds, call in _CALLS:
         if isinstance(module, kinds):
             return call(at, node, module, me, inputs[0])
-    raise RefusedError(f"nn.{type(module).__name__} has no Flax counterpart that a port could call")
+    at.model.twin(node.path, module)  # which may say why it has none
+    raise RefusedError(
+        f"nn.{type(module).__name__} has no Flax counterpart that a port could call; keep it in torch with "
+        "as_jax_module"
+    )
 
 
 def _tied(at: Lowering, node: Node, owner: str) -> Placed:
@@ -83,25 +88,28 @@ def _last_axis(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
 
 
 def _channels_last(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
-    order = channels_last(len(value.shape))
+    rank = len(value.shape)
+    space = next((int(digit) for digit in type(module).__name__ if digit.isdigit()), None)
+    if space is not None and rank != space + 2:
+        raise RefusedError(f"'{node.path}' is given {rank} axes, without a batch; add the axis with x[None]")
+    order = channels_last(rank)
     return Placed(f"{me}({at.read(value, order)})", order)
 
 
 def _batch_norm(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
     keywords = "".join(f", {name}={given!r}" for name, given in at.model.twin(node.path, module).call.items())
-    placed = at.at(value)
-    if placed.rank == 2:
+    placed, order = at.at(value), channels_last(len(value.shape))
+    if placed.rank == 2 and placed.order == order:
         at.model.note_map(node.path, placed.map_shape if placed.map_axis is not None else None)
         return placed.with_text(f"{me}({placed.text}{keywords})")
-    order = channels_last(len(value.shape))
     return Placed(f"{me}({at.read(value, order)}{keywords})", order)
 
 
 def _convolution(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
     if len(value.shape) != len(module.kernel_size) + 2:
-        raise RefusedError("a convolution of an input without a batch")
+        raise RefusedError("a convolution of an input without a batch; add the axis with x[None]")
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and len(node.args) + len(node.kwargs) > 1:
-        raise RefusedError(f"'{node.path}' is called with output_size")
+        raise RefusedError(f"'{node.path}' is called with output_size; set output_padding instead")
     order = channels_last(len(value.shape))
     text = at.read(value, order)
     pad = at.model.twin(node.path, module).pad
@@ -111,7 +119,8 @@ def _convolution(at: Lowering, node: Node, module: Any, me: str, value: Value) -
 
 
 def _embedding(at: Lowering, node: Node, module: nn.Embedding, me: str, value: Value) -> Placed:
-    return Placed(f"{me}({at.in_torch_order(value)})", torch_order(len(value.shape) + 1))
+    placed = at.in_torch_map_order(value)
+    return Placed(f"{me}({placed.text})", (*placed.order, placed.rank))
 
 
 def _elementwise(at: Lowering, node: Node, module: nn.Module, me: str, value: Value) -> Placed:
@@ -136,46 +145,77 @@ def _attention(
     at: Lowering, node: Node, module: nn.MultiheadAttention, me: str, value: Value
 ) -> list[Placed]:
     names = (
-        "query",
-        "key",
-        "value",
-        "key_padding_mask",
-        "need_weights",
-        "attn_mask",
-        "average_attn_weights",
+        *("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask", "average_attn_weights"),
         "is_causal",
     )
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     weights = node.result[1]
     if isinstance(weights, Value) and weights.uses:
-        raise RefusedError(f"the attention weights of '{node.path}' are read (need_weights=True)")
+        raise RefusedError(
+            f"the attention weights of '{node.path}' are read (need_weights=True), which nnx does not give; use "
+            "F.scaled_dot_product_attention, or write them out"
+        )
     query, key, value = given["query"], given["key"], given["value"]
     if len(query.shape) != 3:
-        raise RefusedError(f"'{node.path}' is given inputs without a batch")
+        raise RefusedError(f"'{node.path}' is given inputs without a batch; add the axis with x[None]")
     order = (0, 1, 2) if module.batch_first else (1, 0, 2)
     same = query is key and key is value
     texts = [at.read(query, order)] if same else [at.read(tensor, order) for tensor in (query, key, value)]
     masks = []
     if (mask := given.get("attn_mask")) is not None:
-        if mask.dtype != torch.bool:
-            raise RefusedError(f"'{node.path}' is given an additive attn_mask; pass a mask of booleans")
-        text = at.in_torch_order(mask)
-        masks.append(
-            f"~{text}"
-            if len(mask.shape) == 2
-            else f"~{text}.reshape(-1, {module.num_heads}, *{text}.shape[1:])"
-        )
+        text = _allowed(at, node, mask, "attn_mask")
+        if len(mask.shape) == 3:
+            text = f"{text}.reshape(-1, {module.num_heads}, *{text}.shape[1:])"
+        masks.append(text)
     if (padding := given.get("key_padding_mask")) is not None:
-        if padding.dtype != torch.bool:
-            raise RefusedError(
-                f"'{node.path}' is given an additive key_padding_mask; pass a mask of booleans"
-            )
-        masks.append(f"~{at.in_torch_order(padding)}[:, None, None, :]")
-    mask_text = f", mask={' & '.join(f'({mask})' for mask in masks)}" if masks else ""
+        masks.append(f"{_allowed(at, node, padding, 'key_padding_mask')}[:, None, None, :]")
+    mask_text = f", mask={' & '.join(masks)}" if masks else ""
     called = Placed(f"{me}({', '.join(texts)}{mask_text})", order)
     if isinstance(weights, Value):
         return [called, Placed("None", torch_order(len(weights.shape)))]
     return [called]
+
+
+def _allowed(at: Lowering, node: Node, mask: Value, name: str) -> str:
+    """What may be attended to, of a mask that says what may not: true, or minus infinity."""
+    text = at.in_torch_order(mask)
+    if mask.dtype == torch.bool:
+        return f"(~{text})"
+    if is_blocking(mask):
+        return f"({text} == 0)"
+    raise RefusedError(
+        f"'{node.path}' is given a {name} that is added, and nnx takes booleans; pass a mask of booleans"
+    )
+
+
+def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> list[Placed]:
+    states = [state for state in tensors_of(node.result) if state is not node.result[0]]
+    inputs = list(tensors_of((node.args, node.kwargs)))
+    reads_states = any(state.uses for state in states)
+    at.model.twin(node.path, module)
+    if len(inputs) != 1 or len(value.shape) != 3:
+        raise RefusedError(
+            f"'{node.path}' is given a state, a packed sequence, or no batch; pass a padded batch alone, and start "
+            "from zeros"
+        )
+    order = (0, 1, 2) if module.batch_first else (1, 0, 2)
+    text = at.read(value, order)
+    if not reads_states:
+        none = [Placed("None", torch_order(len(state.shape))) for state in states]
+        return [Placed(f"{me}({text})", order), *none]
+    if module.num_layers > 1:
+        raise RefusedError(
+            f"the last state of '{node.path}' is read, and its Flax twin of {module.num_layers} layers gives the "
+            "outputs alone; read the last output, or write one layer after the other"
+        )
+    both = at.variable(f"{me}({text}, return_carry=True)", node.source)
+    carry = f"{both}[0]"
+    names = ("[1]", "[0]") if isinstance(module, nn.LSTM) else ("",)  # Flax's is (c, h)
+    stacked = [
+        f"jnp.stack([{carry}[0]{name}, {carry}[1]{name}])" if module.bidirectional else f"{carry}{name}[None]"
+        for name in names
+    ]
+    return [Placed(f"{both}[1]", order), *(Placed(state, (0, 1, 2)) for state in stacked)]
 
 
 _CALLS: tuple[tuple[Any, Any], ...] = (
@@ -188,4 +228,5 @@ _CALLS: tuple[tuple[Any, Any], ...] = (
     (nn.PReLU, _prelu),
     (nn.modules.dropout._DropoutNd, _dropout),
     (nn.MultiheadAttention, _attention),
+    (nn.RNNBase, _recurrent),
 )

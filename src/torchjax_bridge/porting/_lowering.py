@@ -113,6 +113,7 @@ class Lowering:
     Attributes:
         body: What has been emitted.
         model: The whole model: other bodies, faults, the settings of the port.
+        known: The values by their expressions.
     """
 
     def __init__(self, model: Any, frame: Frame) -> None:
@@ -120,19 +121,20 @@ class Lowering:
         self.frame = frame
         self.body = Body(frame, frame.inputs)
         self._places: dict[Value, Placed] = {}
+        self.known: dict[str, tuple[Value, Placed]] = {}  # by expression
 
     # --- values ---------------------------------------------------------------------------------------------
 
     def at(self, value: Value) -> Placed:
         """Where a value stands."""
-        found = self._places.get(value)
-        if found is None:
-            found = self._places[value] = self._origin(value)
-        return found
+        if value not in self._places:
+            self.set(value, self._origin(value))
+        return self._places[value]
 
     def set(self, value: Value, placed: Placed) -> None:
         """Say where a value stands."""
         self._places[value] = placed
+        self.known[placed.text] = value, placed
 
     def _origin(self, value: Value) -> Placed:
         rank = len(value.shape)

@@ -7,10 +7,12 @@ import torch
 from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
-from .._placed import Placed, RefusedError
+from .._placed import Axes, Placed, RefusedError
 from ._table import operation
 
 __all__: list[str] = []
+
+_ORDERS: dict[int, Axes] = {3: (0, 1, 2), 4: (0, 2, 1, 3)}
 
 
 @operation("scaled_dot_product_attention")
@@ -27,38 +29,42 @@ def attention(
     scale: Any = None,
     enable_gqa: bool = False,
 ) -> Placed:
-    if len(query.shape) != 4 or len(key.shape) != 4 or len(value.shape) != 4:
+    rank = len(query.shape)
+    if rank not in _ORDERS or len(key.shape) != rank or len(value.shape) != rank:
         raise RefusedError(
-            "scaled_dot_product_attention of tensors that are not (batch, heads, length, features)"
+            "scaled_dot_product_attention of tensors that are not (batch, heads, length, features); reshape them "
+            "first"
         )
     drops = float(dropout_p) > 0
     if drops and not at.model.recording.module.training:
         raise RefusedError(
             "scaled_dot_product_attention drops in evaluation; pass dropout_p=self.p if self.training else 0.0"
         )
-    if drops and enable_gqa:
-        raise RefusedError("scaled_dot_product_attention(enable_gqa=True) with dropout_p > 0")
-    if is_causal and query.shape[2] != key.shape[2]:
+    if drops and (enable_gqa or rank == 3 or query.shape[-1] != value.shape[-1]):
         raise RefusedError(
-            "scaled_dot_product_attention(is_causal=True) with queries and keys of different length"
+            "scaled_dot_product_attention with dropout_p > 0 is translated for (batch, heads, length, features) "
+            "with as many heads and features of each; repeat the keys and values first"
         )
-    if query.shape[:2] != key.shape[:2] and not (enable_gqa and query.shape[0] == key.shape[0]):
-        raise RefusedError("scaled_dot_product_attention that broadcasts its keys")
-    order = (0, 2, 1, 3)
-    texts = [at.read(tensor, order) for tensor in (query, key, value)]
+    lead = query.shape[:-2]
+    shared = enable_gqa and rank == 4 and lead[0] == key.shape[0] == value.shape[0]
+    if (lead != key.shape[:-2] or lead != value.shape[:-2]) and not shared:
+        raise RefusedError(
+            "scaled_dot_product_attention that broadcasts its keys or values; expand them first"
+        )
+    if value.shape[-1] != query.shape[-1]:
+        return _written_out(at, query, key, value, attn_mask, is_causal, scale, shared)
+    order = _ORDERS[rank]
+    head = "" if rank == 4 else "[:, :, None]"
+    texts = [at.read(tensor, order) + head for tensor in (query, key, value)]
     if attn_mask is not None:
         word = "mask" if attn_mask.dtype == torch.bool else "bias"
-        rank = len(attn_mask.shape)
-        mask = at.in_torch_order(attn_mask) + ("" if rank == 4 else f"[{'None, ' * (4 - rank)}...]")
-        texts.append(f"{word}={mask}")
+        texts.append(f"{word}={_four_axes(at.in_torch_order(attn_mask), len(attn_mask.shape), rank)}")
     if is_causal:
         texts.append("is_causal=True")
     if scale is not None and drops:
         texts[0] = f"({at.number(scale)} * {texts[0]}.shape[-1] ** 0.5 * {texts[0]})"
     elif scale is not None:
         texts.append(f"scale={at.number(scale)}")
-    if value.shape[3] != query.shape[3]:
-        raise RefusedError("scaled_dot_product_attention with values of another width than the queries")
     if drops:  # jax.nn drops no attention weights
         at.body.random = True
         texts += [
@@ -67,4 +73,48 @@ def attention(
             "broadcast_dropout=False",
         ]
         return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
-    return Placed(f"jax.nn.dot_product_attention({', '.join(texts)})", order)
+    made = f"jax.nn.dot_product_attention({', '.join(texts)})"
+    return Placed(made if rank == 4 else f"{made}[:, :, 0]", order)
+
+
+def _four_axes(mask: str, mask_rank: int, rank: int) -> str:
+    """A mask as ``(batch, heads, queries, keys)``."""
+    if mask_rank == 4:
+        return mask
+    if rank == 3 and mask_rank == 3:
+        return f"{mask}[:, None]"
+    return f"{mask}[{'None, ' * (4 - mask_rank)}...]"
+
+
+def _written_out(
+    at: Lowering,
+    query: Value,
+    key: Value,
+    value: Value,
+    mask: Value | None,
+    is_causal: Any,
+    scale: Any,
+    shared: bool,
+) -> Placed:
+    """Values of another width than the queries, which ``jax.nn`` refuses."""
+    if shared and query.shape[1] != key.shape[1]:
+        raise RefusedError(
+            "scaled_dot_product_attention(enable_gqa=True) with values of another width than the queries; repeat "
+            "the keys and values first"
+        )
+    rank = len(query.shape)
+    order = _ORDERS[rank]
+    letters = ("bqd", "bkd", "bqk", "bqd") if rank == 3 else ("bqhd", "bkhd", "bhqk", "bqhd")
+    q, k, v = (at.read(tensor, order) for tensor in (query, key, value))
+    by = f" * {at.number(scale)}" if scale is not None else f" / jnp.sqrt({q}.shape[-1])"
+    scores = f"(jnp.einsum('{letters[0]},{letters[1]}->{letters[2]}', {q}, {k}){by})"
+    if mask is not None:
+        text = at.in_torch_order(mask)
+        scores = (
+            f"jnp.where({text}, {scores}, -jnp.inf)" if mask.dtype == torch.bool else f"({scores} + {text})"
+        )
+    if is_causal:
+        seen = f"jnp.tril(jnp.ones(({q}.shape[1], {k}.shape[1]), bool))"
+        scores = f"jnp.where({seen}, {scores}, -jnp.inf)"
+    text = f"jnp.einsum('{letters[2]},{letters[1]}->{letters[3]}', nnx.softmax({scores}), {v})"
+    return Placed(text, order)

@@ -1,87 +1,228 @@
-"""Indexing, gathering, and writing to a part of a tensor."""
+"""Indexing, and writing to a part of a tensor.
 
+torch takes numbers and slices first, and indices of tensors then; NumPy takes a number beside an array for an
+array. So the two kinds are two steps here.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
-from torchjax_bridge.recording import Node, Value
+import torch
 
-from .._lowering import Lowering
-from .._placed import Placed, RefusedError, torch_order
-from ._reductions import axes_of, axis_text
+from torchjax_bridge.recording import Node, Value, tensors_of
+
+from .._lowering import Lowering, transposed
+from .._placed import Axes, Placed, RefusedError, torch_order
+from ._operands import aligned, axes_of, axis_text
 from ._table import operation
 
 __all__: list[str] = []
 
-
-def _index_text(at: Lowering, index: Any) -> str:
-    if isinstance(index, slice):
-        start, stop, step = (
-            "" if end is None else at.number(end) for end in (index.start, index.stop, index.step)
-        )
-        return f"{start}:{stop}" + (f":{step}" if step else "")
-    if index is None or index is Ellipsis:
-        return "None" if index is None else "..."
-    if isinstance(index, Value):
-        return at.in_torch_order(index)
-    if isinstance(index, list | tuple):
-        return f"jnp.asarray({at.number(list(index))})"
-    return at.number(index)
+_MASK = "an index by a mask gives an output whose shape depends on values; use torch.where"
 
 
-def _items(index: Any) -> list[Any]:
-    return list(index) if isinstance(index, tuple) else [index]
+@dataclass
+class _Basic:
+    """The first step: what stands at each place of the emitted array, and the order of what is left.
+
+    Attributes:
+        parts: The text of the index of each emitted axis.
+        order: The order of the axes that are left.
+        arrays: The indices that are left for the second step, by axis of what is left.
+    """
+
+    parts: list[str]
+    order: Axes
+    arrays: dict[int, Value | list[Any]]
+
+    @property
+    def text(self) -> str:
+        """The index without trailing colons."""
+        parts = list(self.parts)
+        while len(parts) > 1 and parts[-1] == ":":
+            parts.pop()
+        plain = parts == self.parts and len(parts) > 2 and all(part == ":" for part in parts[:-1])
+        return f"..., {parts[-1]}" if plain else ", ".join(parts)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the first step does nothing."""
+        return all(part == ":" for part in self.parts)
 
 
-def _is_bool_mask(index: Any) -> bool:
-    return isinstance(index, Value) and str(index.dtype) in ("torch.bool", "torch.uint8")
+def _is_mask(item: Any) -> bool:
+    if isinstance(item, list | tuple):
+        return any(map(_is_mask, item))
+    if isinstance(item, Value):
+        return item.dtype in (torch.bool, torch.uint8)
+    return isinstance(item, bool)
+
+
+def _items(index: Any, rank: int) -> list[Any]:
+    """One item an axis of the input, and None where one comes in."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(map(_is_mask, items)):
+        raise RefusedError(_MASK)
+    rest = [slice(None)] * (rank - sum(item is not None and item is not Ellipsis for item in items))
+    place = next((place for place, item in enumerate(items) if item is Ellipsis), None)
+    return [*items, *rest] if place is None else [*items[:place], *rest, *items[place + 1 :]]
+
+
+def _slice_text(at: Lowering, item: slice) -> str:
+    ends = (item.start, item.stop, item.step)
+    if any(isinstance(end, Value) for end in ends):
+        raise RefusedError("a slice with a tensor as its end; use a number, or torch.gather")
+    start, stop, step = ("" if end is None else at.number(end) for end in ends)
+    return f"{start}:{stop}" + (f":{step}" if step else "")
+
+
+def _is_array(item: Any) -> bool:
+    return isinstance(item, list | tuple) or (isinstance(item, Value) and bool(item.shape))
+
+
+def _basic(at: Lowering, placed: Placed, items: list[Any]) -> _Basic:
+    own = [item for item in items if item is not None]
+    axes: dict[int, int] = {}  # of the input, and what becomes of it
+    arrays: dict[int, Any] = {}
+    news: list[int] = []
+    old = 0
+    for item in items:
+        axis = len(axes) + len(news)
+        if item is None:
+            news.append(axis)
+            continue
+        if isinstance(item, slice) or _is_array(item):
+            axes[old] = axis
+        if _is_array(item):
+            arrays[axis] = item
+        old += 1
+    entries: list[tuple[str, int | None]] = [(_part(at, own[old]), axes.get(old)) for old in placed.order]
+    for new in news:  # behind the axis that it follows
+        where = next((place + 1 for place, (_, axis) in enumerate(entries) if axis == new - 1), 0)
+        entries.insert(where if new else 0, ("None", new))
+    order = tuple(axis for _, axis in entries if axis is not None)
+    return _Basic([part for part, _ in entries], order, arrays)
+
+
+def _part(at: Lowering, item: Any) -> str:
+    if isinstance(item, slice):
+        return _slice_text(at, item)
+    return ":" if _is_array(item) else at.read(item)
+
+
+def _array_text(at: Lowering, item: Any) -> str:
+    if isinstance(item, Value):
+        return at.in_torch_order(item)
+    if any(tensors_of(item)):
+        raise RefusedError("an index by a list that holds tensors; stack them first")
+    return f"jnp.asarray({list(map(int, item))})" if all(isinstance(i, int) for i in item) else _nested(item)
+
+
+def _nested(item: Any) -> str:
+    return f"jnp.asarray({torch.tensor(item).tolist()})"
 
 
 @operation("getitem")
 def getitem(at: Lowering, node: Node, input: Value, index: Any) -> Placed:
-    items = _items(index)
-    if any(map(_is_bool_mask, items)):
-        raise RefusedError(
-            "an index by a mask gives an output whose shape depends on values; use torch.where"
-        )
-    if any(isinstance(item, bool) for item in items):
-        raise RefusedError("an index by True or False")
-    rank = len(input.shape)
-    named = sum(item is not None and item is not Ellipsis for item in items)
-    if any(item is Ellipsis for item in items):
-        place = next(place for place, item in enumerate(items) if item is Ellipsis)
-        items[place : place + 1] = [slice(None)] * (rank - named)
-    else:
-        items += [slice(None)] * (rank - named)
-    if all(isinstance(item, slice | int) for item in items):
-        placed = at.in_torch_map_order(input)
-        kept = [axis for axis in placed.order if isinstance(items[axis], slice)]
-        order = tuple(sorted(kept).index(axis) for axis in kept)
-        parts = [_index_text(at, items[axis]) for axis in placed.order]
-        if all(part == ":" for part in parts):
-            return placed
-        while len(parts) > 1 and parts[-1] == ":":
-            parts.pop()
-        if len(parts) > 2 and len(parts) == rank and all(part == ":" for part in parts[:-1]):
-            parts = ["...", parts[-1]]
-        return Placed(f"{placed.text}[{', '.join(parts)}]", order)
-    parts = [_index_text(at, item) for item in items]
-    while len(parts) > 1 and parts[-1] == ":":
-        parts.pop()
-    return Placed(f"{at.in_torch_order(input)}[{', '.join(parts)}]", torch_order(len(node.result.shape)))
+    items = _items(index, len(input.shape))
+    placed = at.in_torch_map_order(input)
+    basic = _basic(at, placed, items)
+    first = placed if basic.is_all else Placed(f"{placed.text}[{basic.text}]", basic.order)
+    if not basic.arrays:
+        return first
+    if len(basic.arrays) == 1:
+        ((axis, array),) = basic.arrays.items()
+        place, text = first.place(axis), _array_text(at, array)
+        rank = len(array.shape) if isinstance(array, Value) else torch.tensor(array).dim()
+        order: list[int] = []
+        for old in first.order:
+            order += range(axis, axis + rank) if old == axis else [old + (rank - 1) * (old > axis)]
+        return Placed(f"{first.text}[{', '.join([*[':'] * place, text])}]", tuple(order))
+    if first.order != torch_order(first.rank):
+        first = Placed(_in_order(first), torch_order(first.rank))
+    parts = [
+        _array_text(at, basic.arrays[axis]) if axis in basic.arrays else ":"
+        for axis in range(max(basic.arrays) + 1)
+    ]
+    return Placed(f"{first.text}[{', '.join(parts)}]", torch_order(len(node.result.shape)))
+
+
+def _in_order(placed: Placed) -> str:
+    axes = tuple(placed.order.index(axis) for axis in range(placed.rank))
+    return transposed(placed.text, axes)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
 
 
 @operation("setitem")
 def setitem(at: Lowering, node: Node, input: Value, index: Any, value: Any) -> Placed:
-    items = _items(index)
-    if any(map(_is_bool_mask, items)):
-        if len(items) > 1 or (isinstance(value, Value) and value.shape):
-            raise RefusedError("an assignment by a mask is translated for one number")
-        text = f"jnp.where({at.in_torch_order(items[0])}, {at.read(value)}, {at.in_torch_order(input)})"
-        if len(items[0].shape) != len(input.shape):
-            raise RefusedError("an assignment by a mask of fewer axes")
-        return Placed(text, torch_order(len(input.shape)))
-    parts = ", ".join(_index_text(at, item) for item in items)
-    text = f"{at.in_torch_order(input)}.at[{parts}].set({at.in_torch_order(value)})"
-    return Placed(text, torch_order(len(input.shape)))
+    items = list(index) if isinstance(index, tuple) else [index]
+    if any(map(_is_mask, items)):
+        return _masked(at, node, input, items, value)
+    return _written(at, node, input, index, value, "set")
+
+
+@operation("index_put")
+def index_put(
+    at: Lowering, node: Node, input: Value, indices: Any, values: Value, accumulate: bool = False
+) -> Placed:
+    return _written(at, node, input, tuple(indices), values, "add" if accumulate else "set")
+
+
+def _written(at: Lowering, node: Node, input: Value, index: Any, value: Any, method: str) -> Placed:
+    items = _items(index, len(input.shape))
+    placed = at.in_torch_map_order(input)
+    basic = _basic(at, placed, items)
+    if not basic.arrays:
+        new = value_text(at, node, input, value, basic.order)
+        return placed.with_text(f"{placed.text}.at[{basic.text}].{method}({new})")
+    if len(items) > len(input.shape) or any(not isinstance(i, slice) and not _is_array(i) for i in items):
+        raise RefusedError("an assignment by tensors and by numbers or None at once; write two steps")
+    order = torch_order(len(input.shape))
+    parts = [_array_text(at, item) if _is_array(item) else _slice_text(at, item) for item in items]
+    while parts[-1] == ":":
+        parts.pop()
+    arrays = [item for item in items if _is_array(item)]
+    ranks = [len(item.shape) if isinstance(item, Value) else torch.tensor(item).dim() for item in arrays]
+    rank = len(items) - len(arrays) + max(ranks)
+    new = value_text(at, node, input, value, torch_order(rank))
+    return Placed(f"{at.read(input, order)}.at[{', '.join(parts)}].{method}({new})", order)
+
+
+def value_text(at: Lowering, node: Node, input: Value, value: Any, order: Axes) -> str:
+    """What is written to a part of a tensor: of its dtype, and broadcast to that part's order."""
+    wanted = at.number(input.dtype)
+    if not isinstance(value, Value):
+        exact = not isinstance(value, float) or "float" in wanted
+        return at.number(value) if exact else f"jnp.asarray({at.number(value)}).astype({wanted})"
+    if len(value.shape) > len(order):
+        raise RefusedError(
+            f"{node.function} of a value with more axes than the part it is written to; squeeze it"
+        )
+    at.in_torch_map_order(value)
+    text = aligned(at, value, order)
+    return text if at.number(value.dtype) == wanted else f"{text}.astype({wanted})"
+
+
+def _masked(at: Lowering, node: Node, input: Value, items: list[Any], value: Any) -> Placed:
+    mask = items[0]
+    if len(items) > 1 or not isinstance(mask, Value) or (isinstance(value, Value) and value.shape):
+        raise RefusedError(
+            "an assignment by a mask is translated for one mask and one number; use torch.where"
+        )
+    placed = at.in_torch_map_order(input)
+    order = tuple(axis for axis in placed.order if axis < len(mask.shape))
+    text = at.read(mask, order)
+    items_text = [":" if axis < len(mask.shape) else "None" for axis in placed.order]
+    if "None" in items_text:
+        text += f"[{', '.join(items_text)}]"
+    new = at.read(value) if isinstance(value, Value) else at.number(value)
+    cast = text if mask.dtype == torch.bool else f"({text} != 0)"
+    return placed.with_text(f"jnp.where({cast}, {new}, {placed.text})")
+
+
+# --- along one axis -----------------------------------------------------------------------------------------
 
 
 @operation("select")
@@ -93,28 +234,23 @@ def select(at: Lowering, node: Node, input: Value, dim: Any, index: Any) -> Plac
 @operation("narrow")
 def narrow(at: Lowering, node: Node, input: Value, dim: Any, start: Any, length: Any) -> Placed:
     (axis,) = axes_of(input, dim)
-    return getitem(at, node, input, (*[slice(None)] * axis, slice(start, start + length)))
+    if isinstance(start, Value):
+        raise RefusedError("torch.narrow that starts at a tensor; pass a number")
+    end = start + length
+    if int(start) < 0 <= int(end):
+        end = None
+    return getitem(at, node, input, (*[slice(None)] * axis, slice(start, end)))
 
 
 @operation("index_select")
 def index_select(at: Lowering, node: Node, input: Value, dim: Any, index: Value) -> Placed:
     placed = at.in_torch_map_order(input)
+    text = at.read(index) if index.shape else f"{at.read(index)}.reshape(1)"
     where = axis_text(placed, axes_of(input, dim))
-    return placed.with_text(f"jnp.take({placed.text}, {at.read(index)}, axis={where})")
+    return placed.with_text(f"jnp.take({placed.text}, {text}, axis={where})")
 
 
-@operation("gather", "take_along_dim")
-def gather(
-    at: Lowering, node: Node, input: Value, dim: Any, index: Value, *, sparse_grad: bool = False
-) -> Placed:
-    if isinstance(dim, Value):
-        dim, index = index, dim  # Tensor.take_along_dim(indices, dim)
-    if any(
-        a != b
-        for axis, (a, b) in enumerate(zip(input.shape, index.shape, strict=True))
-        if axis != int(dim) % len(input.shape)
-    ):
-        raise RefusedError("torch.gather whose index is smaller than the input along another axis")
-    (axis,) = axes_of(input, dim)
-    text = f"jnp.take_along_axis({at.in_torch_order(input)}, {at.in_torch_order(index)}, axis={axis})"
-    return Placed(text, torch_order(len(input.shape)))
+@operation("take")
+def take(at: Lowering, node: Node, input: Value, index: Value) -> Placed:
+    placed = at.in_torch_map_order(index)
+    return placed.with_text(f"{at.in_torch_order(input)}.reshape(-1)[{placed.text}]")

@@ -2,27 +2,32 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchjax_bridge.recording import Node, Parameter, Value
 
 from .._lowering import Lowering
-from .._placed import Placed, RefusedError, channels_last, torch_order
+from .._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._table import operation
 
 __all__: list[str] = []
 
 
-def _is_own_layer(at: Lowering, kind: type[nn.Module] | tuple[type[nn.Module], ...], *tensors: Any) -> bool:
-    """Whether these are all the tensors of the running module, so that its base class computes this."""
+def _is_own_layer(
+    at: Lowering, kind: type[nn.Module] | tuple[type[nn.Module], ...], settings: dict[str, Any], *tensors: Any
+) -> bool:
+    """Whether these are all the tensors and the settings of the running module: its base class computes this."""
     module = at.frame.module
-    if not isinstance(module, kind):
+    if not isinstance(module, kind) or module._modules:
+        return False
+    if any(getattr(module, name) != setting for name, setting in settings.items()):
         return False
     owners = [tensor.origin for tensor in tensors if isinstance(tensor, Value)]
     count = sum(tensor is not None for tensor in module._parameters.values())
     mine = [origin for origin in owners if isinstance(origin, Parameter) and origin.owner is module]
     parameters = [origin for origin in mine if not origin.is_buffer]
-    if len(mine) != len(owners) or len(parameters) != count or module._modules:
+    if len(mine) != len(owners) or len(parameters) != count:
         return False
     at.model.base_twin(at.frame.path, module)  # refuses settings without a counterpart
     at.body.base_call = True
@@ -31,11 +36,20 @@ def _is_own_layer(at: Lowering, kind: type[nn.Module] | tuple[type[nn.Module], .
 
 def _scaled(at: Lowering, text: str, weight: Any, bias: Any) -> str:
     if weight is not None:
-        text = f"({text} * {at.read(weight)})"
-    return text if bias is None else f"({text} + {at.read(bias)})"
+        text = f"({text} * {at.in_torch_order(weight)})"
+    return text if bias is None else f"({text} + {at.in_torch_order(bias)})"
 
 
-@operation("layer_norm")
+def _last_axes(at: Lowering, input: Value, count: int) -> tuple[str, Axes, str]:
+    """The input with its last axes last, its order, and these axes as an argument."""
+    rank = len(input.shape)
+    order = at.in_torch_map_order(input).order
+    if order[-count:] != torch_order(rank)[-count:]:
+        order = torch_order(rank)
+    return at.read(input, order), order, "-1" if count == 1 else str(tuple(range(-count, 0)))
+
+
+@operation("F.layer_norm")
 def layer_norm(
     at: Lowering,
     node: Node,
@@ -45,16 +59,11 @@ def layer_norm(
     bias: Value | None = None,
     eps: float = 1e-5,
 ) -> Placed:
-    if len(normalized_shape) != 1:
-        raise RefusedError("F.layer_norm over several axes")
-    rank = len(input.shape)
-    placed = at.in_torch_map_order(input)
-    order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
-    x = at.read(input, order)
-    if _is_own_layer(at, nn.LayerNorm, weight, bias):
+    x, order, axes = _last_axes(at, input, len(normalized_shape))
+    if axes == "-1" and _is_own_layer(at, nn.LayerNorm, {"eps": eps}, weight, bias):
         return Placed(f"super().__call__({x})", order)
     at.body.helpers.add("normalize")
-    return Placed(_scaled(at, f"normalize({x}, -1, {at.number(eps)})", weight, bias), order)
+    return Placed(_scaled(at, f"normalize({x}, {axes}, {at.number(eps)})", weight, bias), order)
 
 
 @operation("rms_norm")
@@ -66,17 +75,15 @@ def rms_norm(
     weight: Value | None = None,
     eps: Any = None,
 ) -> Placed:
-    if len(normalized_shape) != 1 or eps is None:
-        raise RefusedError("F.rms_norm over several axes or without eps")
-    rank = len(input.shape)
-    placed = at.in_torch_map_order(input)
-    order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
-    x = at.variable(at.read(input, order), node.source)
-    mean = f"jnp.square({x}).mean(-1, keepdims=True)"
-    return Placed(_scaled(at, f"({x} * jax.lax.rsqrt({mean} + {at.number(eps)}))", weight, None), order)
+    text, order, axes = _last_axes(at, input, len(normalized_shape))
+    x = at.variable(text, node.source)
+    at.known[x] = input, Placed(x, order)
+    mean = f"jnp.square({x}).mean({axes}, keepdims=True)"
+    small = at.number(eps) if eps is not None else repr(torch.finfo(node.result.dtype).eps)
+    return Placed(_scaled(at, f"({x} * jax.lax.rsqrt({mean} + {small}))", weight, None), order)
 
 
-@operation("group_norm")
+@operation("F.group_norm")
 def group_norm(
     at: Lowering,
     node: Node,
@@ -88,7 +95,7 @@ def group_norm(
 ) -> Placed:
     order = channels_last(len(input.shape))
     x = at.read(input, order)
-    if _is_own_layer(at, nn.GroupNorm, weight, bias):
+    if _is_own_layer(at, nn.GroupNorm, {"eps": eps, "num_groups": num_groups}, weight, bias):
         return Placed(f"super().__call__({x})", order)
     at.body.helpers.add("group_normalize")
     at.body.helpers.add("normalize")
@@ -96,7 +103,7 @@ def group_norm(
     return Placed(_scaled(at, text, weight, bias), order)
 
 
-@operation("batch_norm")
+@operation("F.batch_norm")
 def batch_norm(
     at: Lowering,
     node: Node,
@@ -112,8 +119,12 @@ def batch_norm(
     order = channels_last(len(input.shape))
     x = at.read(input, order)
     if running_mean is not None and bool(training) is not at.model.recording.module.training:
-        raise RefusedError(f"F.batch_norm(training={bool(training)}) whatever the mode of the model")
-    if _is_own_layer(at, nn.modules.batchnorm._BatchNorm, running_mean, running_var, weight, bias):
+        raise RefusedError(
+            f"F.batch_norm(training={bool(training)}) whatever the mode of the model; pass training=self.training"
+        )
+    own = (running_mean, running_var, weight, bias)
+    settings = {"eps": eps, **({"momentum": momentum} if training else {})}
+    if _is_own_layer(at, nn.modules.batchnorm._BatchNorm, settings, *own):
         return Placed(f"super().__call__({x})", order)
     if training or running_mean is None or running_var is None:
         raise RefusedError(
@@ -124,7 +135,7 @@ def batch_norm(
     return Placed(_scaled(at, text, weight, bias), order)
 
 
-@operation("instance_norm")
+@operation("F.instance_norm")
 def instance_norm(
     at: Lowering,
     node: Node,
@@ -138,13 +149,60 @@ def instance_norm(
     eps: float = 1e-5,
 ) -> Placed:
     if running_mean is not None or not use_input_stats:
-        raise RefusedError("F.instance_norm with running statistics")
+        raise RefusedError(
+            "F.instance_norm with running statistics has no counterpart; use F.batch_norm in evaluation"
+        )
     rank = len(input.shape)
     order = channels_last(rank)
     at.body.helpers.add("normalize")
     axes = tuple(range(1, rank - 1))
     text = f"normalize({at.read(input, order)}, {axes}, {at.number(eps)})"
     return Placed(_scaled(at, text, weight, bias), order)
+
+
+@operation("torch.layer_norm")
+def layer_norm_of_torch(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    normalized_shape: Any,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Placed:
+    return layer_norm(at, node, input, normalized_shape, weight, bias, eps)
+
+
+@operation("torch.group_norm")
+def group_norm_of_torch(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    num_groups: Any,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Placed:
+    return group_norm(at, node, input, num_groups, weight, bias, eps)
+
+
+@operation("torch.batch_norm")
+def batch_norm_of_torch(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    training: Any,
+    momentum: Any,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Placed:
+    return batch_norm(at, node, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 @operation("local_response_norm")

@@ -1,12 +1,14 @@
-"""Pooling and interpolation, with channels last."""
+"""Pooling, with channels last."""
 
+import math
 from typing import Any
 
-from torchjax_bridge.recording import Dim, Node, Operation, SizeOf, Value
+from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, channels_last
 from ._convolution import per_axis
+from ._operands import is_fixed, sizes_of
 from ._table import operation
 
 __all__: list[str] = []
@@ -18,7 +20,7 @@ def _space(node: Node, input: Value) -> int:
     digits = [character for character in name if character.isdigit()]
     space = int(digits[0]) if digits else len(input.shape) - 2
     if len(input.shape) != space + 2:
-        raise RefusedError(f"{name} of an input without a batch")
+        raise RefusedError(f"{name} of an input without a batch; add the axis with x[None]")
     return space
 
 
@@ -27,7 +29,10 @@ def _first(node: Node) -> Value:
     if isinstance(node.result, Value):
         return node.result
     if node.result[1].uses:
-        raise RefusedError("the positions of the largest elements (return_indices=True) are read")
+        raise RefusedError(
+            "the positions of the largest elements (return_indices=True) are read, which no pooling of JAX gives; "
+            "keep this part in torch with as_jax_module"
+        )
     return node.result[0]
 
 
@@ -59,10 +64,8 @@ def _windows(
     "max_pool1d",
     "max_pool2d",
     "max_pool3d",
-    "max_pool2d_with_indices",
-    "boolean_dispatch",
-    "fn",
     "max_pool1d_with_indices",
+    "max_pool2d_with_indices",
     "max_pool3d_with_indices",
 )
 def max_pool(
@@ -103,16 +106,22 @@ def avg_pool(
     divisor_override: Any = None,
 ) -> Placed:
     _space(node, input)
-    if divisor_override is not None:
-        raise RefusedError("avg_pool2d with divisor_override")
     kernel, steps, pads, hangs = _windows(at, input, node.result, kernel_size, stride, padding, 1, ceil_mode)
     padded = any(low for low, _ in pads)
-    if hangs and padded and count_include_pad:
-        raise RefusedError("avg_pool with padding whose last window hangs over the end (ceil_mode=True)")
     order = channels_last(len(input.shape))
-    count = ", count_include_pad=False" if (padded or hangs) and (hangs or not count_include_pad) else ""
-    text = f"nnx.avg_pool({at.read(input, order)}, {kernel}{_strides(steps)}{_padding(pads)}{count})"
-    return Placed(text, order)
+    x, count, scale = at.read(input, order), "", ""
+    if divisor_override is not None:
+        scale = f" * {math.prod(kernel) / int(divisor_override)!r}"
+    elif hangs and padded and count_include_pad:
+        # torch counts the padding, but not what hangs over its end
+        own = per_axis(padding, len(pads))
+        x = f"jnp.pad({x}, {((0, 0), *((int(p), int(p)) for p in own), (0, 0))})"
+        pads = tuple((0, high - int(p)) for (_, high), p in zip(pads, own, strict=True))
+        count = ", count_include_pad=False"
+    elif hangs or (padded and not count_include_pad):
+        count = ", count_include_pad=False"
+    text = f"nnx.avg_pool({x}, {kernel}{_strides(steps)}{_padding(pads)}{count})"
+    return Placed(f"({text}{scale})" if scale else text, order)
 
 
 def _strides(steps: tuple[int, ...]) -> str:
@@ -137,71 +146,21 @@ def adaptive_pool(
     at: Lowering, node: Node, input: Value, output_size: Any, return_indices: bool = False
 ) -> Placed:
     _space(node, input)
-    output = _first(node)
+    _first(node)
     kind = "avg" if "avg" in node.function else "max"
     order = channels_last(len(input.shape))
-    before, after = input.shape[2:], output.shape[2:]
-    sizes = per_axis(output_size, len(before))
-    if before == after and not all(size == 1 for size in after):
-        if any(size is not None for size in sizes) and kind == "avg":
-            at.body.helpers.add("adaptive_avg_pool")
-            return Placed(f"adaptive_avg_pool({at.read(input, order)}, {after})", order)
-        return at.in_torch_map_order(input)
+    own = sizes_of(input)[2:]
+    sizes = [own[axis] if size is None else size for axis, size in enumerate(per_axis(output_size, len(own)))]
     x = at.read(input, order)
     space = tuple(range(1, len(order) - 1))
     axes = space if len(space) > 1 else space[0]
-    if all(size == 1 for size in after):
+    if all(is_fixed(size) and int(size) == 1 for size in sizes):
         return Placed(f"{x}.{'mean' if kind == 'avg' else 'max'}({axes}, keepdims=True)", order)
-    if kind == "avg" and len(before) == 2:
-        at.body.helpers.add("adaptive_avg_pool")
-        return Placed(f"adaptive_avg_pool({x}, {after})", order)
-    if all(a % b == 0 for a, b in zip(before, after, strict=True)):
-        window = tuple(a // b for a, b in zip(before, after, strict=True))
-        return Placed(f"nnx.{kind}_pool({x}, {window}, strides={window})", order)
-    raise RefusedError(f"adaptive {kind} pooling from {before} to {after}")
-
-
-@operation("interpolate", "upsample")
-def interpolate(
-    at: Lowering,
-    node: Node,
-    input: Value,
-    size: Any = None,
-    scale_factor: Any = None,
-    mode: str = "nearest",
-    align_corners: Any = None,
-    recompute_scale_factor: Any = None,
-    antialias: bool = False,
-) -> Placed:
-    rank = len(input.shape)
-    order = channels_last(rank)
-    x = at.read(input, order)
-    before, after = input.shape[2:], node.result.shape[2:]
-    if size is None:
-        factors = per_axis(scale_factor, rank - 2)
-        if any(float(factor) * a != b for factor, a, b in zip(factors, before, after, strict=True)):
-            raise RefusedError(
-                "F.interpolate whose scale_factor gives no whole size: torch then samples at another scale"
-            )
-        sizes: tuple[Any, ...] = tuple(
-            Dim(b, Operation("*", SizeOf(input, 2 + place), int(factor))) if float(factor).is_integer() else b
-            for place, (b, factor) in enumerate(zip(after, factors, strict=True))
-        )
-    else:
-        sizes = per_axis(size, rank - 2)
-    shape = f"({x}.shape[0], {', '.join(map(at.number, sizes))}, {x}.shape[{rank - 1}])"
-    if mode == "nearest":
-        if any(b % a for a, b in zip(before, after, strict=True)):
-            raise RefusedError(
-                "nearest interpolation by a factor that is no whole number: jax.image rounds in another way"
-            )
-        return Placed(f"jax.image.resize({x}, {shape}, 'nearest')", order)
-    if mode in ("bilinear", "linear") and not align_corners and not antialias:
-        return Placed(f"jax.image.resize({x}, {shape}, 'linear', antialias=False)", order)
-    if mode in ("bilinear", "linear") and align_corners and rank == 4:
-        at.body.helpers.add("resize_corners")
-        return Placed(f"resize_corners({x}, {at.number(sizes)})", order)
-    raise RefusedError(
-        f"F.interpolate(mode={mode!r}, align_corners={align_corners}, antialias={antialias}): "
-        "jax.image.resize has another grid or kernel"
-    )
+    if all(
+        not is_fixed(size) and size.expression == mine.expression
+        for size, mine in zip(sizes, own, strict=True)
+    ):
+        return Placed(x, order)
+    helper = f"adaptive_{kind}_pool"
+    at.body.helpers.add(helper)
+    return Placed(f"{helper}({x}, {at.number(tuple(sizes))})", order)

@@ -7,7 +7,7 @@ from torchjax_bridge.recording import Node, Value
 from .._lowering import Lowering
 from .._placed import Axes, Placed, RefusedError, channels_last
 from ._creation import spread_order
-from ._shapes import flat_arguments
+from ._operands import listed
 from ._table import operation, table_name
 
 __all__: list[str] = []
@@ -43,7 +43,7 @@ def dropout(
         placed = at.at(input)
         return placed.with_text(f"self.{at.add_dropout(float(p))}({placed.text})")
     if rank != int(name.removeprefix("dropout").removesuffix("d")) + 2:
-        raise RefusedError(f"{name} of {rank} axes")
+        raise RefusedError(f"{name} of {rank} axes; add the axis of the batch with x[None]")
     order = channels_last(rank)
     attribute = at.add_dropout(float(p), tuple(range(1, rank - 1)))
     return Placed(f"self.{attribute}({at.read(input, order)})", order)
@@ -92,9 +92,9 @@ def _like(at: Lowering, value: Value) -> tuple[str, Placed]:
     """The shape of a tensor whose values do not matter, and how it stands."""
     placed, origin = at.at(value), value.origin
     if isinstance(origin, Node) and table_name(origin.function) in ("empty", "zeros", "ones"):
-        sizes = flat_arguments(origin.args) or origin.kwargs["size"]
+        sizes = listed(origin.args, origin.kwargs, "size")
     elif isinstance(origin, Node) and table_name(origin.function) in ("new_empty", "new_zeros", "new_ones"):
-        sizes = flat_arguments(origin.args[1:]) or origin.kwargs["size"]
+        sizes = listed(origin.args[1:], origin.kwargs, "size")
     else:
         return f"{placed.text}.shape", placed
     return at.number(tuple(sizes[axis] for axis in placed.order)), placed
@@ -105,7 +105,7 @@ def bernoulli(at: Lowering, node: Node, input: Value, p: Any = None, *, generato
     shape, placed = _like(at, input)
     if node.function.endswith("bernoulli_"):
         if isinstance(p, Value):
-            raise RefusedError("bernoulli_ with a tensor of probabilities")
+            raise RefusedError("bernoulli_ with a tensor of probabilities; use torch.bernoulli(p)")
         probability = "0.5" if p is None else at.number(p)
     elif p is None:
         probability, shape = placed.text, f"{placed.text}.shape"
@@ -150,8 +150,8 @@ def random_like(at: Lowering, node: Node, input: Value, **kwargs: Any) -> Placed
 @operation("rand", "randn")
 def random(at: Lowering, node: Node, *size: Any, **kwargs: Any) -> Placed:
     if kwargs.get("generator") is not None:
-        raise RefusedError(f"{node.function} with a generator of its own")
-    sizes = flat_arguments(size) if size else list(kwargs["size"])
+        raise RefusedError(f"{node.function} with a generator of its own; leave it out")
+    sizes = listed(size, kwargs, "size")
     kind = "normal" if node.function.endswith("randn") else "uniform"
     order: Axes = spread_order(sizes)
     text = f"jax.random.{kind}({_key(at)}, {at.number(tuple(sizes))}, {at.number(node.result.dtype)})"
@@ -161,7 +161,7 @@ def random(at: Lowering, node: Node, *size: Any, **kwargs: Any) -> Placed:
 @operation("randperm")
 def permutation(at: Lowering, node: Node, n: Any, **kwargs: Any) -> Placed:
     if kwargs.get("generator") is not None:
-        raise RefusedError("torch.randperm with a generator of its own")
+        raise RefusedError("torch.randperm with a generator of its own; leave it out")
     return Placed(f"jax.random.permutation({_key(at)}, {at.number(n)})", (0,))
 
 
@@ -170,10 +170,12 @@ def feature_dropout(
     at: Lowering, node: Node, input: Value, p: float = 0.5, training: Any = False, inplace: bool = False
 ) -> Placed:
     if _drops(at, node, p, training):
-        raise RefusedError(f"no translation of {node.function} in training")
+        raise RefusedError(f"no translation of {node.function} in training; use F.dropout")
     return at.at(input)
 
 
 @operation("randint", "randint_like", "multinomial")
 def refused(at: Lowering, node: Node, *args: Any, **kwargs: Any) -> Placed:
-    raise RefusedError(f"no translation of {node.function}, which draws random numbers")
+    raise RefusedError(
+        f"no translation of {node.function}, which draws random numbers; use torch.rand, torch.randn or F.dropout"
+    )

@@ -1,41 +1,16 @@
-"""Functions that reduce axes, or that run along one: each axis is where it stands in the emitted array."""
+"""Functions that reduce axes: each axis is where it stands in the emitted array."""
 
+import math
 from typing import Any
 
 from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
-from .._placed import Axes, Placed, RefusedError, torch_order
-from ._elementwise import operands
-from ._table import Translation, operation
+from .._placed import Placed, RefusedError
+from ._operands import axes_of, axis_text, operands, remaining
+from ._table import Translation, last_name, operation
 
-__all__ = ["axes_of", "axis_text", "remaining"]
-
-
-def axes_of(value: Value, dim: Any) -> tuple[int, ...]:
-    """The torch axes that ``dim`` names; all of them for None or an empty tuple."""
-    rank = len(value.shape)
-    if dim is None or (isinstance(dim, tuple | list) and not dim):
-        return tuple(range(rank))
-    return tuple(
-        sorted(int(d) % rank if rank else 0 for d in (dim if isinstance(dim, tuple | list) else (dim,)))
-    )
-
-
-def axis_text(placed: Placed, axes: tuple[int, ...]) -> str:
-    """Where axes stand, as an argument."""
-    places = sorted(placed.place(axis) for axis in axes)
-    if len(places) == 1:
-        return "-1" if places[0] == placed.rank - 1 and placed.rank > 1 else str(places[0])
-    return str(tuple(places))
-
-
-def remaining(order: Axes, gone: tuple[int, ...], keepdim: bool) -> Axes:
-    """The order of the axes that are left."""
-    if keepdim:
-        return order
-    left = [axis for axis in order if axis not in gone]
-    return tuple(sorted(left).index(axis) for axis in left)
+__all__ = ["length"]
 
 
 def reduced(at: Lowering, function: str, input: Value, dim: Any, keepdim: bool, extra: str = "") -> Placed:
@@ -49,26 +24,43 @@ def reduced(at: Lowering, function: str, input: Value, dim: Any, keepdim: bool, 
 
 
 def _reduction(function: str) -> Translation:
+    def translate(at: Lowering, node: Node, input: Value, dim: Any = None, keepdim: bool = False) -> Placed:
+        return reduced(at, function, input, dim, bool(keepdim))
+
+    return translate
+
+
+def _accumulation(function: str) -> Translation:
     def translate(
         at: Lowering, node: Node, input: Value, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Placed:
-        cast = "" if dtype is None else f", dtype={at.number(dtype)}"
+        wanted = at.number(node.result.dtype)
+        cast = "" if wanted == at.number(input.dtype) else f", dtype={wanted}"
         return reduced(at, function, input, dim, bool(keepdim), cast)
 
     return translate
 
 
-for _name in ("mean", "sum", "prod", "any", "all", "nansum", "nanmean", "count_nonzero"):
+for _name in ("mean", "sum", "prod", "nansum", "nanmean"):
+    operation(_name)(_accumulation(f"jnp.{_name}"))
+for _name in ("any", "all"):
     operation(_name)(_reduction(f"jnp.{_name}"))
 operation("amax")(_reduction("jnp.max"))
 operation("amin")(_reduction("jnp.min"))
-operation("logsumexp")(_reduction("jax.nn.logsumexp"))
+operation("logsumexp", "special.logsumexp")(_reduction("jax.nn.logsumexp"))
+
+
+@operation("count_nonzero")
+def count_nonzero(at: Lowering, node: Node, input: Value, dim: Any = None) -> Placed:
+    return reduced(at, "jnp.count_nonzero", input, dim, False)
 
 
 def _position(function: str) -> Translation:
     def translate(at: Lowering, node: Node, input: Value, dim: Any = None, keepdim: bool = False) -> Placed:
         if dim is None:
-            return Placed(f"{function}({at.in_torch_order(input)})", ())
+            text = f"{function}({at.in_torch_order(input)})"
+            order = tuple(range(len(node.result.shape)))
+            return Placed(f"{text}.reshape({node.result.shape})" if order else text, order)
         return reduced(at, function, input, dim, bool(keepdim))
 
     return translate
@@ -98,13 +90,77 @@ operation("max")(_extremum("max"))
 operation("min")(_extremum("min"))
 
 
+@operation("aminmax")
+def aminmax(
+    at: Lowering, node: Node, input: Value, *, dim: Any = None, keepdim: bool = False
+) -> list[Placed]:
+    return [reduced(at, f"jnp.{kind}", input, dim, bool(keepdim)) for kind in ("min", "max")]
+
+
+@operation("median", "nanmedian", "kthvalue")
+def median(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    *settings: Any,
+    dim: Any = None,
+    keepdim: bool = False,
+    k: Any = None,
+) -> list[Placed]:
+    name = last_name(node)
+    given = list(settings)
+    if name == "kthvalue":
+        k = given.pop(0) if given else k
+        dim = -1 if dim is None and not given else dim
+    if given:
+        dim = given.pop(0)
+    keepdim = bool(given.pop(0)) if given else bool(keepdim)
+    if name == "nanmedian":
+        raise RefusedError("torch.nanmedian takes the lower of two middle values, jnp.nanmedian their mean")
+    x = at.in_torch_map_order(input)
+    if dim is None:
+        count = f"{x.text}.size"
+        return [Placed(f"jnp.sort({x.text}.reshape(-1))[({count} - 1) // 2]", ())]
+    axes = axes_of(input, dim)
+    place = x.place(axes[0])
+    rank = f"({x.text}.shape[{place}] - 1) // 2" if name == "median" else f"{at.number(k)} - 1"
+    item = f"[{rank}]" if keepdim else rank
+    found = f"[{', '.join([*[':'] * place, f'jnp.asarray({item})' if keepdim else item])}]"
+    order = remaining(x.order, axes, keepdim)
+    return [
+        Placed(f"jnp.{function}({x.text}, axis={place}){found}", order) for function in ("sort", "argsort")
+    ]
+
+
+@operation("quantile", "nanquantile")
+def quantile(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    q: Any,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+) -> Placed:
+    placed, axes = at.in_torch_map_order(input), axes_of(input, dim)
+    where = "" if dim is None and not keepdim else f", axis={axis_text(placed, axes)}"
+    how = (", keepdims=True" if keepdim else "") + (
+        "" if interpolation == "linear" else f", method={interpolation!r}"
+    )
+    order = remaining(placed.order, axes, bool(keepdim))
+    if isinstance(q, Value) and len(q.shape) == 1:
+        order = (0, *(axis + 1 for axis in order))
+    return Placed(f"jnp.{last_name(node)}({placed.text}, {at.read(q)}{where}{how})", order)
+
+
 def _spread(function: str, both: bool) -> Translation:
     def translate(
         at: Lowering,
         node: Node,
         input: Value,
         dim: Any = None,
-        unbiased: bool = True,
+        unbiased: Any = True,
         keepdim: bool = False,
         *,
         correction: Any = None,
@@ -125,110 +181,127 @@ operation("var_mean")(_spread("jnp.var", both=True))
 operation("std_mean")(_spread("jnp.std", both=True))
 
 
-@operation("norm", "linalg.vector_norm", "linalg.norm")
+# --- norms --------------------------------------------------------------------------------------------------
+
+
+def length(at: Lowering, placed: Placed, axes: tuple[int, ...], p: Any, keepdim: bool) -> Placed:
+    """The p-norm over axes."""
+    where = f", axis={axis_text(placed, axes)}" if axes else ""
+    keep = ", keepdims=True" if keepdim else ""
+    order = remaining(placed.order, axes, keepdim)
+    x = placed.text
+    if isinstance(p, float | int) and p in (1, 2, math.inf, -math.inf, 0):
+        if len(axes) == 1:
+            by = "" if p == 2 else f", ord={at.number(p)}"
+            return Placed(f"jnp.linalg.norm({x}{by}{where}{keep})", order)
+        made = {
+            2: f"jnp.sqrt(jnp.sum(jnp.square({x}){where}{keep}))",
+            1: f"jnp.sum(jnp.abs({x}){where}{keep})",
+            0: f"jnp.sum({x} != 0{where}{keep})",
+            math.inf: f"jnp.max(jnp.abs({x}){where}{keep})",
+            -math.inf: f"jnp.min(jnp.abs({x}){where}{keep})",
+        }
+        return Placed(made[p], order)
+    power = at.number(p)
+    return Placed(f"(jnp.sum(jnp.abs({x}) ** {power}{where}{keep}) ** (1 / {power}))", order)
+
+
+@operation("norm")
 def norm(
     at: Lowering,
     node: Node,
     input: Value,
-    p: Any = 2,
+    p: Any = "fro",
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Placed:
+    if isinstance(p, str) and p != "fro":
+        raise RefusedError(f"{node.function}(p={p!r}); only vector norms are translated")
+    placed = at.in_torch_map_order(input)
+    return length(at, placed, axes_of(input, dim), 2 if p in ("fro", None) else p, bool(keepdim))
+
+
+@operation("linalg.vector_norm")
+def vector_norm(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    ord: Any = 2,
     dim: Any = None,
     keepdim: bool = False,
     *,
+    dtype: Any = None,
+) -> Placed:
+    return length(at, at.in_torch_map_order(input), axes_of(input, dim), ord, bool(keepdim))
+
+
+@operation("linalg.norm", "linalg.matrix_norm")
+def matrix_norm(
+    at: Lowering,
+    node: Node,
+    input: Value,
     ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
 ) -> Placed:
-    order = p if ord is None else ord
-    if order not in (None, 2, 2.0, "fro"):
-        raise RefusedError(f"{node.function} of order {order!r}: only the Euclidean norm is translated")
-    if node.function.endswith("linalg.norm") and dim is None and len(input.shape) == 2 and order == 2:
-        raise RefusedError("torch.linalg.norm(ord=2) of a matrix is its largest singular value")
-    placed = at.in_torch_map_order(input)
+    if last_name(node) == "matrix_norm":
+        ord, dim = "fro" if ord is None else ord, (-2, -1) if dim is None else dim
     axes = axes_of(input, dim)
-    keep = ", keepdims=True" if keepdim else ""
-    if len(axes) == 1:
-        text = f"jnp.linalg.norm({placed.text}, axis={axis_text(placed, axes)}{keep})"
-    else:
-        text = f"jnp.sqrt(jnp.sum(jnp.square({placed.text}), axis={axis_text(placed, axes)}{keep}))"
-    return Placed(text, remaining(placed.order, axes, bool(keepdim)))
+    if ord not in (None, "fro") and len(axes) > 1:
+        raise RefusedError(
+            f"{node.function} of order {ord!r} over two axes is a norm of matrices; use torch.linalg.vector_norm, "
+            "or the Frobenius norm"
+        )
+    if isinstance(ord, str) and len(axes) == 1:
+        raise RefusedError(f"{node.function} of order {ord!r} over one axis; use torch.linalg.vector_norm")
+    return length(at, at.in_torch_map_order(input), axes, 2 if ord in (None, "fro") else ord, bool(keepdim))
 
 
-# --- along an axis ------------------------------------------------------------------------------------------
+@operation("dist")
+def dist(at: Lowering, node: Node, input: Value, other: Value, p: Any = 2) -> Placed:
+    (x, y), placed = operands(at, [input, other])
+    return length(at, Placed(f"({x} - {y})", placed.order), tuple(range(placed.rank)), p, keepdim=False)
 
 
-def _along(function: str) -> Translation:
-    def translate(
-        at: Lowering, node: Node, input: Value, dim: Any = -1, _stacklevel: int = 3, dtype: Any = None
-    ) -> Placed:
-        if dim is None:
-            raise RefusedError(f"{node.function} without dim")
-        placed = at.in_torch_map_order(input)
-        text = placed.text
-        if dtype is not None and dtype != input.dtype:
-            text = f"{text}.astype({at.number(dtype)})"
-        return placed.with_text(f"{function}({text}, axis={axis_text(placed, axes_of(input, dim))})")
-
-    return translate
-
-
-operation("softmax", "special.softmax")(_along("nnx.softmax"))
-operation("log_softmax")(_along("nnx.log_softmax"))
-operation("glu")(_along("nnx.glu"))
-
-
-@operation("softmin")
-def softmin(at: Lowering, node: Node, input: Value, dim: Any = None, _stacklevel: int = 3) -> Placed:
-    placed = at.in_torch_map_order(input)
-    return placed.with_text(f"nnx.softmax(-{placed.text}, axis={axis_text(placed, axes_of(input, dim))})")
-
-
-@operation("cumsum", "cumprod")
-def cumulate(at: Lowering, node: Node, input: Value, dim: Any, *, dtype: Any = None) -> Placed:
-    placed = at.in_torch_map_order(input)
-    function = node.function.rpartition(".")[2].strip("_")
-    cast = "" if node.result.dtype == input.dtype else f", dtype={at.number(node.result.dtype)}"
-    return placed.with_text(
-        f"jnp.{function}({placed.text}, axis={axis_text(placed, axes_of(input, dim))}{cast})"
-    )
-
-
-@operation("sort")
-def sort(
-    at: Lowering, node: Node, input: Value, dim: Any = -1, descending: bool = False, stable: bool = False
-) -> list[Placed]:
-    placed = at.in_torch_map_order(input)
-    how = f"axis={axis_text(placed, axes_of(input, dim))}" + (", descending=True" if descending else "")
-    return [
-        placed.with_text(f"jnp.sort({placed.text}, {how})"),
-        placed.with_text(f"jnp.argsort({placed.text}, {how})"),
-    ]
-
-
-@operation("topk")
-def topk(
-    at: Lowering, node: Node, input: Value, k: Any, dim: Any = -1, largest: bool = True, sorted: bool = True
-) -> list[Placed]:
-    if not largest or axes_of(input, dim) != (len(input.shape) - 1,):
-        raise RefusedError("torch.topk is translated for the largest elements of the last axis")
-    text = f"jax.lax.top_k({at.in_torch_order(input)}, {at.number(k)})"
-    order = torch_order(len(input.shape))
-    return [Placed(f"{text}[0]", order), Placed(f"{text}[1]", order)]
-
-
-@operation("diff")
-def diff(at: Lowering, node: Node, input: Value, n: int = 1, dim: Any = -1, prepend: Any = None) -> Placed:
-    before = "" if prepend is None else f", prepend={at.in_torch_order(prepend)}"
-    axis = axes_of(input, dim)[0]
-    return Placed(
-        f"jnp.diff({at.in_torch_order(input)}, n={n}, axis={axis}{before})", torch_order(len(input.shape))
-    )
-
-
-@operation("normalize")
-def normalize(
-    at: Lowering, node: Node, input: Value, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: None = None
+@operation("pairwise_distance")
+def pairwise_distance(
+    at: Lowering, node: Node, x1: Value, x2: Value, p: Any = 2.0, eps: Any = 1e-6, keepdim: bool = False
 ) -> Placed:
-    if p != 2.0:
-        raise RefusedError("F.normalize is translated for p=2")
+    (x, y), placed = operands(at, [x1, x2])
+    apart = Placed(f"({x} - {y} + {at.number(eps)})", placed.order)
+    return length(at, apart, (placed.rank - 1,), p, bool(keepdim))
+
+
+@operation("cosine_similarity")
+def cosine_similarity(
+    at: Lowering, node: Node, x1: Value, x2: Value, dim: Any = 1, eps: Any = 1e-8
+) -> Placed:
+    rank = max(len(x1.shape), len(x2.shape))
+    for value in (x1, x2):
+        at.in_torch_map_order(value)
+    (x, y), placed = operands(at, [x1, x2])
+    axes = (int(dim) % rank,)
+    if x1.shape != x2.shape:
+        raise RefusedError(f"{node.function} of tensors that are broadcast; expand them first")
+    where = f"axis={axis_text(placed, axes)}"
+    floor = at.number(eps)
+    lengths = (f"jnp.maximum(jnp.linalg.norm({t}, {where}), {floor})" for t in (x, y))
+    text = f"(jnp.sum({x} * {y}, {where}) / ({' * '.join(lengths)}))"
+    return Placed(text, remaining(placed.order, axes, keepdim=False))
+
+
+@operation("F.normalize")
+def normalize(at: Lowering, node: Node, input: Value, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12) -> Placed:
     placed = at.in_torch_map_order(input)
-    axis = axis_text(placed, axes_of(input, dim))
-    length = f"jnp.linalg.norm({placed.text}, axis={axis}, keepdims=True)"
-    return placed.with_text(f"({placed.text} / jnp.maximum({length}, {at.number(eps)}))")
+    size = length(at, placed, axes_of(input, dim), p, keepdim=True).text
+    return placed.with_text(f"({placed.text} / jnp.maximum({size}, {at.number(eps)}))")
+
+
+@operation("cdist")
+def cdist(at: Lowering, node: Node, x1: Value, x2: Value, p: Any = 2.0, compute_mode: Any = None) -> Placed:
+    apart = f"({at.in_torch_order(x1)}[..., :, None, :] - {at.in_torch_order(x2)}[..., None, :, :])"
+    rank = len(node.result.shape)
+    return length(at, Placed(apart, tuple(range(rank + 1))), (rank,), p, keepdim=False)

@@ -6,46 +6,73 @@ ignored.
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torchjax_bridge.recording import Node
 
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, Several, torch_order
+from ._agreement import agreed
 
-__all__ = ["operation", "table_name", "translate_function"]
+__all__ = ["operation", "refused", "table_name", "translate_function"]
 
 Translation = Callable[..., Placed | Several | list[Placed]]
 Function = TypeVar("Function", bound=Translation)
 
-_TABLE: dict[str, tuple[Translation, inspect.Signature]] = {}
-_PREFIXES = (
-    "torch.Tensor.",
-    "torch.nn.functional.",
-    "torch._C._nn.",
-    "torch._C.TensorBase.",
-    "torch._C.",
-    "torch.",
-)
-# torch takes NumPy's names for some arguments.
-_KEYWORDS = {"self": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim"}
+TABLE: dict[str, tuple[Translation, inspect.Signature]] = {}
+_PREFIXES = {
+    "torch.Tensor.": "Tensor.",
+    "torch.nn.functional.": "F.",
+    "torch._C._nn.": "F.",
+    "torch._C.TensorBase.": "Tensor.",
+    "torch.functional.": "torch.",
+    "torch._C.": "torch.",
+}
+# torch has several names for one argument.
+_ALIASES = {
+    "self": ("input",),
+    "tensor": ("input", "other"),
+    "axis": ("dim",),
+    "axes": ("dim", "dims"),
+    "dims": ("dim",),
+    "keepdims": ("keepdim",),
+    "exponent": ("other",),
+    "axis0": ("dim0",),
+    "axis1": ("dim1",),
+    "vec": ("other",),
+    "mat2": ("other",),
+    "vec2": ("other",),
+    "A": ("input",),
+    "x": ("input",),
+    "y": ("other",),
+}
 
 
 def operation(*names: str) -> Callable[[Function], Function]:
     """Register a translation.
 
     Args:
-        names: Names of torch functions without ``torch.``, ``torch.Tensor.`` or ``torch.nn.functional.``, and
-            without the underscores of magic and in-place methods.
+        names: Names of torch functions without the underscores of magic and in-place methods. A bare name is
+            that of the function, the method and the function in ``torch.nn.functional``; where these differ, it
+            is written ``"torch.embedding"``, ``"Tensor.unfold"`` or ``"F.unfold"``.
     """
 
     def register(translation: Function) -> Function:
         signature = inspect.signature(translation)
         for name in names:
-            _TABLE[name] = translation, signature
+            TABLE[name] = translation, signature
         return translation
 
     return register
+
+
+def refused(reason: str, *names: str) -> None:
+    """Register functions that no translation can give, with the reason and what to do instead."""
+
+    def refuse(at: Lowering, node: Node, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RefusedError(f"{node.function} {reason}")
+
+    operation(*names)(refuse)
 
 
 def translate_function(lowering: Lowering, node: Node) -> Placed | Several | list[Placed]:
@@ -58,28 +85,63 @@ def translate_function(lowering: Lowering, node: Node) -> Placed | Several | lis
     if own is not None:
         texts = [lowering.in_torch_order(argument) for argument in node.args]
         keywords = {name: lowering.in_torch_order(argument) for name, argument in node.kwargs.items()}
-        return Placed(f"({own.format(*texts, **keywords)})", torch_order(len(node.result.shape)))
-    found = _TABLE.get(table_name(node.function))
+        made = Placed(f"({own.format(*texts, **keywords)})", torch_order(len(node.result.shape)))
+        return agreed(lowering, node, made)
+    found = find(node.function)
     if found is None:
-        raise RefusedError(f"no translation of {node.function}")
+        raise RefusedError(
+            f"no translation of {node.function}; write it with functions that have one, or keep this module in "
+            "torch with as_jax_module"
+        )
     translation, signature = found
-    kwargs = {_KEYWORDS.get(name, name): value for name, value in node.kwargs.items()}
+    kwargs = {_parameter(signature, name): value for name, value in node.kwargs.items()}
+    if kwargs.get("out") is None:
+        kwargs.pop("out", None)
     try:
         bound = signature.bind(lowering, node, *node.args, **kwargs)
     except TypeError as err:
         raise RefusedError(
-            f"{node.function} is called with arguments that have no translation: {err}"
+            f"{node.function} is called with arguments that have no translation ({err}); leave them out, or "
+            "write it with other functions"
         ) from err
-    return translation(*bound.args, **bound.kwargs)
+    return agreed(lowering, node, translation(*bound.args, **bound.kwargs))
+
+
+def find(function: str) -> tuple[Translation, inspect.Signature] | None:
+    """The translation of a public name, and its signature."""
+    name = _qualified(function)
+    return TABLE.get(name) or TABLE.get(name.partition(".")[2])
 
 
 def table_name(function: str) -> str:
-    """The name in the table of a public name."""
+    """A public name as the table has it, without the module: ``"iadd"`` for ``"torch.Tensor.__iadd__"``."""
+    name = _qualified(function)
+    space, _, bare = name.partition(".")
+    return bare if space in ("torch", "Tensor", "F") else name
+
+
+def _qualified(function: str) -> str:
+    """A public name with its module in short: ``"Tensor.iadd"``."""
     name = function.removesuffix(".__get__")
-    name = next((name.removeprefix(prefix) for prefix in _PREFIXES if name.startswith(prefix)), name)
-    return name.strip("_") if name.rpartition(".")[2].strip("_") else name
+    for prefix, short in _PREFIXES.items():
+        if name.startswith(prefix):
+            name = short + name.removeprefix(prefix)
+            break
+    space, dot, last = name.rpartition(".")
+    if last.startswith("__") and last.endswith("__"):
+        last = last[2:-2]
+    elif not last.startswith("_"):
+        last = last.rstrip("_")
+    return f"{space}{dot}{last}"
 
 
-def some(value: Any) -> bool:
-    """Whether an optional argument was given and is not zero or false."""
-    return value is not None and value is not False and value != 0
+def last_name(node: Node) -> str:
+    """The name of the function that a call is of, without its module."""
+    return _qualified(node.function).rpartition(".")[2]
+
+
+def _parameter(signature: inspect.Signature, name: str) -> str:
+    """The parameter of a translation that a keyword of torch is."""
+    if name in signature.parameters:
+        return name
+    return next((other for other in _ALIASES.get(name, ()) if other in signature.parameters), name)
