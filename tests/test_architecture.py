@@ -39,7 +39,7 @@ LAYERS = {
         ("_plan",),
         ("_audit",),
         ("_apply",),
-        ("files", "optimizer", "compare"),
+        ("files", "optimizer", "compare", "linking"),
     ),
     "wrap": (("_call", "_cache", "_settings"), ("jax_in_torch", "torch_in_jax")),
 }

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .exchange import torch_dtype as torch_dtype
     from .porting import port as port
     from .weights import audit as audit
+    from .weights import link as link
     from .weights import parity as parity
     from .weights import plan as plan
     from .weights import to_flax as to_flax
@@ -45,6 +46,7 @@ _LAZY = {
     "as_jax_function": "wrap",
     "as_jax_module": "wrap",
     "audit": "weights",
+    "link": "weights",
     "parity": "weights",
     "plan": "weights",
     "port": "porting",
@@ -63,6 +65,7 @@ __all__ = [
     "errors",
     "jax_device",
     "jax_dtype",
+    "link",
     "parity",
     "plan",
     "port",

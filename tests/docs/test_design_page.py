@@ -27,9 +27,10 @@ def test_the_table_names_every_package() -> None:
         assert package in (".", "weights/layers") or f"{package}/" in text, package
 
 
-def test_the_picture_of_imports_is_up_to_date() -> None:
-    script = _script()
-    assert script.PICTURE.read_text() == script.picture(), "run python docs/make_import_graph.py"
+@pytest.mark.parametrize("name", ["make_import_graph", "make_sync_picture"])
+def test_a_picture_is_up_to_date(name: str) -> None:
+    script = _script(name)
+    assert script.PICTURE.read_text() == script.picture(), f"run python docs/{name}.py"
 
 
 def test_an_arrow_that_follows_from_others_is_left_out() -> None:
@@ -37,8 +38,8 @@ def test_an_arrow_that_follows_from_others_is_left_out() -> None:
     assert _script().transitive_reduction(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_import_graph", ROOT / "docs" / "make_import_graph.py")
+def _script(name: str = "make_import_graph") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

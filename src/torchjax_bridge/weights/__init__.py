@@ -23,6 +23,7 @@ from .files import (
     save_state_dict,
 )
 from .layouts import Constant, Each, Flip, Identity, Layout, Permute, Reshape, Split, Stack, Sum, then
+from .linking import Link, link
 from .rules import (
     RULES,
     TWIN_RULES,
@@ -67,6 +68,7 @@ __all__ = [
     "Layer",
     "LayerType",
     "Layout",
+    "Link",
     "Pad",
     "PairingWarning",
     "Parity",
@@ -89,6 +91,7 @@ __all__ = [
     "audit",
     "compare_checkpoints",
     "convert",
+    "link",
     "load_flax",
     "load_state_dict",
     "open_checkpoint",

@@ -20,7 +20,7 @@ from .moving import as_exchangeable, row_major_copies
 from .pairing import Move
 from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, place_on_sharding, sharding_of
 
-__all__ = ["to_flax", "to_state_dict"]
+__all__ = ["refuse_holes", "to_flax", "to_state_dict"]
 
 Key = TypeVar("Key")
 
@@ -96,7 +96,7 @@ def to_flax(
     plan = make_plan(torch_tree, flax_tree, given, example=example)
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     plan.warn_of_assumptions(stacklevel=2)
-    _refuse_holes(plan, flax_tree)
+    refuse_holes(plan, flax_tree)
     plan.warn_of_what_is_left(stacklevel=2)
     laid_out: dict[Path, torch.Tensor] = {}
     views: list[Path] = []
@@ -294,7 +294,7 @@ _HOLE = (
 )
 
 
-def _refuse_holes(plan: Plan, tree: FlaxTree) -> None:
+def refuse_holes(plan: Plan, tree: FlaxTree) -> None:
     """Refuse leaves that would keep a value of an abstract template, which has none."""
     filled = {path for move in plan.moves for path in move.flax_paths}
     holes = [Fault("missing", _HOLE, join_path(path)) for path in tree.holes(filled)]

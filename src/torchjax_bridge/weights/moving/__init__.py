@@ -3,12 +3,13 @@
 Owns where a copy lies and what makes it: XLA's transposition (`xla_copy`), slabs in the cache (`_relayout`), or one
 plain copy (`_row_major`); and the threads that do so (`_executor`). Refuses nothing: layouts were checked before.
 Knows no layers and no rules. Gives `row_major_copies` to the conversion and to the optimizer state, `xla_copy` and
-`copy_threads` to the writing of files.
+`copy_threads` to the writing of files, `copy_into` to the link.
 """
 
 from . import _xla_copy as xla_copy
 from ._exchangeable import as_exchangeable
 from ._executor import copy_threads
-from ._row_major import row_major_copies
+from ._relayout import copy_into
+from ._row_major import cast_to, row_major_copies
 
-__all__ = ["as_exchangeable", "copy_threads", "row_major_copies", "xla_copy"]
+__all__ = ["as_exchangeable", "cast_to", "copy_into", "copy_threads", "row_major_copies", "xla_copy"]

@@ -6,7 +6,8 @@ in runs, transposed in the cache, and written in runs. `torch.channel_shuffle` t
 image it is, by definition, a transposition of ``(groups, channels // groups)`` at every position, and torch does it
 with vector instructions on all its threads. Bits are copied and never read as numbers.
 
-A tensor that is not a permuted dense block, or whose runs are short, is left to ``copy_``; the result is the same.
+A slab is cast while it is in the cache, so a cast costs no pass of its own. A tensor that is not a permuted dense
+block, or whose runs are short, is left to ``copy_``; the result is the same.
 """
 
 from math import prod
@@ -33,7 +34,9 @@ _TILE = 64
 
 
 def copy_into(dst: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
-    """Write ``src``, of any strides, into ``dst``, which is row-major and of the same shape and dtype.
+    """Write ``src``, of any strides, into ``dst``, which is row-major and of the same shape.
+
+    If the dtypes differ, the values are cast, as by ``copy_``.
 
     Returns:
         ``dst``.
@@ -41,13 +44,15 @@ def copy_into(dst: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
     Memory:
         Two slabs of a few MB beside the two tensors.
     """
-    bits = _SAME_WIDTH.get(src.element_size())
+    bits = _SAME_WIDTH.get(dst.element_size())
     # One thread gains little: ``copy_`` between two orders of axes is slow because it uses only one.
     if bits is None or not src.is_cpu or src.nbytes < _SMALL_BYTES or torch.get_num_threads() == 1:
         return dst.copy_(src)
     if src.is_neg() or src.is_conj():  # the bits are not the values
         return dst.copy_(src)
-    target, source = dst.squeeze().view(bits), src.squeeze().view(bits)
+    target, source = dst.squeeze().view(bits), src.squeeze()
+    if dst.dtype is src.dtype:
+        source = source.view(bits)
     order = _order_in_memory(source)
     last = source.ndim - 1
     if order is None or order[-1] == last:
@@ -56,9 +61,9 @@ def copy_into(dst: torch.Tensor, src: torch.Tensor) -> torch.Tensor:
     if max(write_run, read_run) < _MIN_ROWS or (read_run < _MIN_ROWS and src.nbytes < _LARGE_BYTES):
         return dst.copy_(src)
     if write_run >= read_run:
-        _read_in_order(target, source, order)
+        _read_in_order(target, source, order, dst.dtype)
     else:
-        _write_in_order(target, source, order)
+        _write_in_order(target, source, order, dst.dtype)
     return dst
 
 
@@ -73,7 +78,7 @@ def _order_in_memory(tensor: torch.Tensor) -> list[int] | None:
     return order
 
 
-def _read_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int]) -> None:
+def _read_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int], dtype: torch.dtype) -> None:
     """Copy slabs that are dense in the source, in runs along the target's last axis."""
     slowest, last = order[0], source.ndim - 1
     size = source.shape[slowest]
@@ -83,7 +88,7 @@ def _read_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int])
         rest = sorted(range(last), key=order.index)  # in the order of the source
         inverse = [1 + rest.index(axis) for axis in range(last)]
         for start, count, rows in _slabs(size, row):
-            block = source.narrow(last, start, count * rows)
+            block = _cast(source.narrow(last, start, count * rows), target, dtype)
             transposed = _transposed(block, count, rows, height)
             transposed = transposed.view(count, *(source.shape[axis] for axis in rest), rows)
             part = target.narrow(last, start, count * rows).unflatten(last, (count, rows))
@@ -93,20 +98,20 @@ def _read_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int])
     if not step:  # one index of the slowest axis is larger than a slab
         inner_order = [axis - (axis > slowest) for axis in order[1:]]
         for index in range(size):
-            _read_in_order(target.select(slowest, index), source.select(slowest, index), inner_order)
+            _read_in_order(target.select(slowest, index), source.select(slowest, index), inner_order, dtype)
         return
     position = order.index(last)
     outer, inner = order[:position], order[position + 1 :]
     axes = [*outer, *inner, last]
     for start in range(0, size, step):
-        block = source.narrow(slowest, start, min(step, size - start))
+        block = _cast(source.narrow(slowest, start, min(step, size - start)), target, dtype)
         count, height = (prod(block.shape[axis] for axis in group) for group in (outer, inner))
         transposed = _transposed(block, count, block.shape[last], height)
         transposed = transposed.view([block.shape[axis] for axis in axes])
         target.narrow(slowest, start, block.shape[slowest]).copy_(transposed.permute(_inverse(axes)))
 
 
-def _write_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int]) -> None:
+def _write_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int], dtype: torch.dtype) -> None:
     """Copy slabs that are dense in the target, in runs along the source's fastest axis."""
     fastest = order[-1]
     size = target.shape[0]
@@ -116,6 +121,7 @@ def _write_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int]
         for start, count, rows in _slabs(size, row):
             block = source.narrow(0, start, count * rows).unflatten(0, (count, rows))
             packed = block.movedim(1, -1).contiguous()  # (count, the other axes as in the target, rows)
+            packed = _cast(packed, target, dtype)
             transposed = _transposed(packed, count, width, rows)
             target.narrow(0, start, count * rows).view(count, rows, width).copy_(transposed)
         return
@@ -123,14 +129,19 @@ def _write_in_order(target: torch.Tensor, source: torch.Tensor, order: list[int]
     if not step:
         inner_order = [axis - 1 for axis in order if axis]
         for index in range(size):
-            _write_in_order(target[index], source[index], inner_order)
+            _write_in_order(target[index], source[index], inner_order, dtype)
         return
     for start in range(0, size, step):
         part, block = (side.narrow(0, start, min(step, size - start)) for side in (target, source))
-        packed = block.movedim(fastest, -1).contiguous()
+        packed = _cast(block.movedim(fastest, -1).contiguous(), target, dtype)
         count, width = prod(part.shape[:fastest]), prod(part.shape[fastest + 1 :])
         transposed = _transposed(packed, count, width, part.shape[fastest])
         part.copy_(transposed.view(part.shape))
+
+
+def _cast(block: torch.Tensor, target: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A dense block with the bits of ``dtype``, in the same order in memory; as it is, if it has them."""
+    return block if block.dtype is target.dtype else block.to(dtype).view(target.dtype)
 
 
 def _slabs(size: int, row: int) -> list[tuple[int, int, int]]:

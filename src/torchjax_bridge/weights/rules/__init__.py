@@ -15,7 +15,7 @@ from . import _activation, _attention, _conv, _dropout, _embedding, _linear, _no
 from ._attention import PARTS
 from ._dense_axes import axes_of_equation, dense_kernel, possible_axes
 from ._fused import Fused
-from ._hints import Fill, Flatten, Keep, LayerType, Rename
+from ._hints import Fill, Flatten, Keep, LayerType, Rename, matches_path
 from ._linear import in_input_order
 from ._padding import Convolution, Pads, Transposed, kernel_reach, same_pads, torch_pads, transposed_pads
 from ._parametrized import parametrized
@@ -52,6 +52,7 @@ __all__ = [
     "dense_kernel",
     "in_input_order",
     "kernel_reach",
+    "matches_path",
     "own_methods",
     "possible_axes",
     "same_pads",

@@ -1,0 +1,203 @@
+"""The Flax side of a link: an nnx module, whose Variables are read and set in place, or a tree, which is made anew.
+
+Both take and give the arrays of the leaves that cross as a list in the order of the plan, and refuse a leaf that is
+gone or new. A tree is an nnx state or linen variables.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from torchjax_bridge.exchange import Path, join_path
+
+from ..trees import FlaxLeaf, FlaxTree, read_flax
+from ._stale import changed, raise_if_stale
+
+__all__ = ["FlaxSide", "NnxModule", "Tree"]
+
+
+class FlaxSide:
+    """What both kinds have in common.
+
+    Args:
+        template: What the link was made with.
+        tree: The template, as it was read.
+        paths: The leaves that cross, in the order of the plan.
+    """
+
+    in_place = False
+
+    def __init__(self, template: Any, tree: FlaxTree, paths: Sequence[Path]) -> None:
+        self._template = template
+        self._tree = tree
+        self._paths = paths
+        self.leaves = _leaves(tree)
+
+    def check(self) -> None:
+        """Raise a `PlanError` that names every leaf that was added, removed or given another shape."""
+
+    def values(self, given: Any) -> list[Any]:
+        """The value of each leaf, in ``given`` if the link is not in place."""
+        raise NotImplementedError
+
+    def put(self, arrays: Sequence[jax.Array | None]) -> Any:
+        """The model with these arrays, itself or a new tree; None leaves a leaf as it is."""
+        raise NotImplementedError
+
+    def _compare(self, now: Mapping[Path, FlaxLeaf], what: str) -> None:
+        before = {join_path(path): leaf.shape for path, leaf in self.leaves.items()}
+        after = {join_path(path): leaf.shape for path, leaf in now.items()}
+        raise_if_stale(
+            [
+                *changed(before, after, what),
+                *(
+                    f"{what} '{name}' had shape {shape} and has {after[name]} now"
+                    for name, shape in before.items()
+                    if after.get(name, shape) != shape
+                ),
+            ]
+        )
+
+
+class NnxModule(FlaxSide):
+    """An nnx module: its Variables get new values, and stay the objects that they are."""
+
+    in_place = True
+
+    def __init__(self, module: nnx.Module, tree: FlaxTree, paths: Sequence[Path]) -> None:
+        super().__init__(module, tree, paths)
+        self._note()
+
+    def _note(self) -> None:
+        """Note the structure, and how each leaf is read and set."""
+        self._structure = [(holder, _contents(holder)) for holder in _holders(self._template)]
+        verbs = [_verbs(self._template, path, self.leaves[path].holder) for path in self._paths]
+        self._readers = [reader for reader, _ in verbs]
+        self._setters = [setter for _, setter in verbs]
+
+    def check(self) -> None:
+        """Raise a `PlanError` that names every Variable that was added, removed or given another shape."""
+        for holder, contents in self._structure:
+            now = _contents(holder)
+            if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
+                break
+        else:
+            return
+        leaves = _leaves(read_flax(self._template))
+        self._compare(leaves, "Variable")
+        self.leaves = leaves  # a setting changed, or a Variable was replaced by one of its shape
+        self._note()
+
+    def values(self, given: Any) -> list[Any]:
+        """The value of each Variable."""
+        if given is not None and given is not self._template:
+            raise TypeError(
+                f"pull() reads the nnx module that the link was made with, not a {type(given).__name__}: leave "
+                "the argument out, or make a link with the other model."
+            )
+        self.check()
+        return [read() for read in self._readers]
+
+    def put(self, arrays: Sequence[jax.Array | None]) -> nnx.Module:
+        """Set the Variables, and return the module."""
+        for put, array in zip(self._setters, arrays, strict=True):
+            if array is not None:
+                put(array)
+        return self._template
+
+
+class Tree(FlaxSide):
+    """An nnx state or linen variables: a push gives a new tree."""
+
+    def __init__(self, template: Any, tree: FlaxTree, paths: Sequence[Path]) -> None:
+        super().__init__(template, tree, paths)
+        found, structure = jax.tree.flatten(template)
+        self._structure: Any = structure
+        places = {id(value): place for place, value in enumerate(found)}
+        ours = [places.get(id(self.leaves[path].value), -1) for path in paths]
+        # An array that is in the tree twice does not say which leaf it is.
+        self._places = ours if len(places) == len(found) and -1 not in ours else None
+
+    def values(self, given: Any) -> list[Any]:
+        """The value of each leaf of the tree that is given."""
+        if given is None:
+            raise TypeError(
+                "pull() needs the state or the variables to read, since those of the link never change: "
+                "link.pull(variables)."
+            )
+        if self._places is not None:
+            found, structure = jax.tree.flatten(given)
+            if structure == self._structure:
+                return [found[place] for place in self._places]
+        now = _leaves(read_flax(given))
+        self._compare(now, "leaf")
+        return [now[path].value for path in self._paths]
+
+    def put(self, arrays: Sequence[jax.Array | None]) -> Any:
+        """A new tree with these arrays and the template's other leaves."""
+        given = zip(self._paths, arrays, strict=True)
+        return self._tree.fill({path: array for path, array in given if array is not None})
+
+
+def _leaves(tree: FlaxTree) -> dict[Path, FlaxLeaf]:
+    return {leaf.path: leaf for leaf in tree.root.flat().values()}
+
+
+# --- nnx ----------------------------------------------------------------------------------------------
+
+
+def _verbs(module: nnx.Module, path: Path, holder: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """What reads and what sets a leaf. The raw verbs, where nothing hooks into the others, cost a tenth of them."""
+    if not isinstance(holder, nnx.Variable):
+        return partial(_read_plain, module, path), partial(_set_plain, module, path)
+    plain = isinstance(holder.get_raw_value(), jax.Array | jax.ShapeDtypeStruct | np.ndarray)
+    return (
+        holder.get_raw_value if plain and not holder.has_metadata("on_get_value") else holder.get_value,
+        holder.set_raw_value if plain and not holder.has_metadata("on_set_value") else holder.set_value,
+    )
+
+
+def _holders(module: nnx.Module) -> Iterator[Any]:
+    """The attributes of every module, and every list, tuple and dict among them."""
+    stack: list[Any] = [module]
+    seen: set[int] = set()
+    while stack:
+        one = stack.pop()
+        if isinstance(one, nnx.Variable) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, nnx.Pytree):
+            one = vars(one)
+        elif not isinstance(one, dict | list | tuple):
+            continue
+        yield one
+        stack.extend(_contents(one))
+
+
+def _contents(holder: Any) -> tuple[Any, ...]:
+    return tuple(holder.values()) if isinstance(holder, dict) else tuple(holder)
+
+
+def _read_plain(module: nnx.Module, path: Path) -> Any:
+    """An array that is in no Variable."""
+    found: Any = module
+    for name in path:
+        found = found[name] if isinstance(found, _ITEMS) else getattr(found, str(name))
+    return found
+
+
+def _set_plain(module: nnx.Module, path: Path, array: jax.Array) -> None:
+    """Set an array that is in no Variable."""
+    holder = _read_plain(module, path[:-1])
+    if isinstance(holder, _ITEMS):
+        holder[path[-1]] = array
+    else:
+        setattr(holder, str(path[-1]), array)
+
+
+_ITEMS: Any = (dict, list, tuple, nnx.List)

@@ -1,0 +1,361 @@
+"""`link`: plans once, and then pushes the weights of a torch module to Flax and pulls them back, again and again.
+
+Every value is laid out before the first is set, so an error leaves both models as they were.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import torch
+from flax import nnx
+from jax.sharding import Sharding, SingleDeviceSharding
+from torch import nn
+
+from torchjax_bridge.errors import ExchangeError, PlanError
+from torchjax_bridge.exchange import (
+    Path,
+    array_to_torch,
+    join_path,
+    refuse_in_fork,
+    tensor_to_jax,
+    torch_dtype,
+)
+
+from .._apply import refuse_holes
+from .._audit import compare_settings
+from .._example import read_example
+from .._plan import Plan, UserRule, make_plan, read_sides
+from .._report import what_it_is
+from ..layouts import same_bits
+from ..moving import as_exchangeable, cast_to, copy_into, row_major_copies
+from ..trees import FlaxTree, live_nnx, place_on_sharding, sharding_of
+from ._flax_side import FlaxSide, NnxModule, Tree
+from ._frozen import frozen_keys
+from ._stale import stale
+from ._steps import Step
+from ._streams import InFlight, side_streams
+from ._torch_side import Seen, TorchSide
+
+__all__ = ["Link", "link"]
+
+
+def link(
+    module: nn.Module,
+    model: Any,
+    *,
+    rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
+    dtype: Any = None,
+    frozen: str | Iterable[str] | Callable[[str, torch.Tensor], bool] = (),
+    share: bool = False,
+    changed_only: bool = False,
+) -> "Link":
+    """A `Link` between two models whose weights cross again and again, as in RL, distillation or evaluation.
+
+    Plans once, as `to_flax` does. After that, `Link.push` and `Link.pull` only copy.
+
+    Args:
+        module: The torch module.
+        model: An ``nnx.Module``, which pushes change in place; or an ``nnx.State`` or linen variables (arrays, or
+            the structs of ``jax.eval_shape``), from which a push makes a new tree.
+        rules: As for `to_flax`.
+        inputs: What the torch module takes, as for `to_flax`.
+        kwargs: Keyword arguments that it takes.
+        dtype: A floating-point dtype of JAX, such as ``jnp.bfloat16``, to which a push casts every floating-point
+            tensor while it is laid out. A pull casts back to the dtypes of the module. None keeps every dtype.
+        frozen: What no push and no pull touches: keys of the ``state_dict``, paths of modules, patterns of either
+            (``"blocks.*.norm"``), or a function of the key and the tensor.
+        share: Whether leaves with the same layout on both sides share torch's memory if they can, instead of being
+            copied. Such arrays change when torch writes to its tensors; see ``docs/sharing-memory.md``.
+        changed_only: Whether a push leaves out a tensor whose version (``Tensor._version``), memory and strides are
+            those of the last push, if Flax still holds the array of that push. Some writes raise no version: those
+            to ``parameter.data``, those of ``torch.optim`` with ``fused=True``, and those through NumPy, DLPack or
+            another process. They are missed, so this is off unless it is asked for.
+
+    Returns:
+        The link. It has moved nothing yet.
+
+    Raises:
+        PlanError: The models do not fit, ``frozen`` names nothing or a part of a fused leaf, or a leaf of an
+            abstract model would stay without a value. The message lists every fault.
+        ArgumentError: ``inputs`` are given and the module fails on them.
+        TypeError: ``module`` is no ``nn.Module``, or ``dtype`` is no floating-point dtype.
+
+    Warns:
+        PairingWarning: As for `to_flax`.
+        SettingsWarning: As for `to_flax`.
+
+    Memory:
+        The link holds both models; with ``changed_only`` also the memory that each tensor had at the last push.
+
+    >>> import torch
+    >>> from flax import nnx
+    >>> module = torch.nn.Linear(2, 3)
+    >>> twin = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    >>> both = link(module, twin)
+    >>> both.push() is twin
+    True
+    >>> with torch.no_grad():
+    ...     _ = module.weight.mul_(2)
+    >>> both.push().kernel[...].T.tolist() == module.weight.tolist()
+    True
+    """
+    refuse_in_fork("link two models")
+    if not isinstance(module, nn.Module):
+        raise TypeError(
+            f"link() takes a live nn.Module, not {what_it_is(module)}: its tensors are read again at each push. "
+            "For a state_dict use to_flax."
+        )
+    cast = _floating(dtype)
+    example = read_example(module, inputs, kwargs)
+    torch_tree, flax_tree, given = read_sides(module, model, rules)
+    plan = make_plan(torch_tree, flax_tree, given, cast, example)
+    plan.report.raise_unless_ok(f"link {what_it_is(module)} and {what_it_is(model)}", strict=True)
+    left = frozen_keys(frozen, plan, torch_tree.state)
+    plan = replace(
+        plan,
+        moves=tuple(move for move in plan.moves if not left.intersection(move.torch_keys)),
+        torch_only=(*plan.torch_only, *left),
+    )
+    refuse_holes(plan, flax_tree)
+    _refuse_abstract_streams(flax_tree, model)
+    plan.warn_of_assumptions(stacklevel=2)
+    if layers := live_nnx(flax_tree):
+        compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
+    keys = [key for move in plan.moves for key in move.torch_keys]
+    ties = [(key, twin) for key, twin in plan.ties if twin in keys]
+    torch_side = TorchSide(module, [*keys, *(key for key, _ in ties)], ties)
+    paths = [path for move in plan.moves for path in move.flax_paths]
+    flax_side = (NnxModule if isinstance(model, nnx.Module) else Tree)(model, flax_tree, paths)
+    steps: list[Step] = []
+    first = 0
+    for move in plan.moves:
+        shardings = [sharding_of(flax_side.leaves[path]) for path in move.flax_paths]
+        slots = [torch_side.slots[key] for key in move.torch_keys]
+        steps.append(Step(move, slots, first, shardings, torch_tree.device))
+        first += len(move.flax_paths)
+    return Link(plan, torch_side, flax_side, steps, Options(cast, share, changed_only))
+
+
+class Options(NamedTuple):
+    """What the caller of `link` chose."""
+
+    cast: torch.dtype | None
+    share: bool
+    changed_only: bool
+
+
+class Link:
+    """What `link` gives: two models, the plan between them, and the two verbs.
+
+    Attributes:
+        plan: The plan; print it to see what crosses. What is frozen is listed under ``torch_only``.
+
+    A link is not for several threads at once.
+    """
+
+    def __init__(
+        self, plan: Plan, torch_side: TorchSide, flax_side: FlaxSide, steps: list[Step], options: Options
+    ) -> None:
+        self.plan = plan
+        self._torch = torch_side
+        self._flax = flax_side
+        self._steps = steps
+        self._cast, self._share, self._changed_only = options
+        self._paths = [path for step in steps for path in step.move.flax_paths]
+        self._devices = {slot.device for slot in torch_side.slots.values()}
+        self._in_flight = InFlight()
+
+    def __repr__(self) -> str:
+        return f"Link({len(self._steps)} moves, {self.plan.flavour})"
+
+    def push(self) -> Any:
+        """Give the weights of the module to Flax.
+
+        Returns:
+            The nnx module of the link, with new arrays in its Variables; or a new state or new variables, with the
+            leaves of the link's own tree where torch has none. Shapes, dtypes and shardings are the same at each
+            push, so nothing is traced again. The arrays are committed to their device, as all that cross. So a
+            function that was compiled for a model with uncommitted arrays is compiled (not traced) again after the
+            first push.
+
+        Raises:
+            PlanError: A module, a parameter, a buffer or a Variable was added, removed or replaced by one that does
+                not fit, since the link was made. The message names it.
+            ExchangeError: A value cannot cross, such as an integer beyond 32 bits with x64 off.
+
+        Memory:
+            New arrays each time, unless shared. Arrays of earlier pushes keep their values. While a push runs,
+            there are the weights of the module, those of the last push and the new ones.
+        """
+        refuse_in_fork("push weights")
+        self._torch.check()
+        self._flax.check()
+        held = self._flax.values(None) if self._changed_only and self._flax.in_place else None
+        arrays: list[jax.Array | None] = [None] * len(self._paths)
+        places: list[int] = []
+        tensors: list[torch.Tensor] = []
+        seen: list[tuple[Step, list[Seen]]] = []
+        with side_streams(self._devices):
+            for step in self._steps:
+                if self._changed_only and (same := step.unchanged(held)) is not None:
+                    if held is None:
+                        arrays[step.first : step.first + len(same)] = same
+                    continue
+                sources = [slot.read() for slot in step.slots]
+                if self._changed_only:
+                    seen.append(
+                        (step, [slot.look(one) for slot, one in zip(step.slots, sources, strict=True)])
+                    )
+                for place, tensor in enumerate(step.forward(sources), step.first):
+                    array = self._without_relayout(
+                        tensor, step.shardings[place - step.first], self._paths[place]
+                    )
+                    if array is None:
+                        places.append(place)
+                        tensors.append(tensor)
+                    else:
+                        arrays[place] = array
+            copies = row_major_copies(tensors, self._cast)
+            for place, array in zip(places, self._to_arrays(places, copies), strict=True):
+                arrays[place] = array
+        model = self._flax.put(arrays)
+        for step, before in seen:
+            step.note(before, arrays)
+        return model
+
+    def _without_relayout(
+        self, tensor: torch.Tensor, sharding: Sharding | None, path: Path
+    ) -> jax.Array | None:
+        """The array of a leaf that is shared, or that lies where its sharding says; None if it is to be copied."""
+        if sharding is None and not self._share:
+            return None
+        dtype = cast_to(tensor.dtype, self._cast)
+        if sharding is not None:
+            return place_on_sharding(tensor.to(dtype), sharding, join_path(path), True)
+        if tensor.is_contiguous() and dtype is tensor.dtype:
+            return tensor_to_jax(tensor, path=path)
+        return None
+
+    def _to_arrays(self, places: Sequence[int], copies: Sequence[torch.Tensor]) -> list[jax.Array]:
+        try:
+            return [tensor_to_jax(copy) for copy in copies]
+        except ExchangeError:  # repeated with names, for the message
+            for place, copy in zip(places, copies, strict=True):
+                tensor_to_jax(copy, path=self._paths[place])
+            raise
+
+    def pull(self, values: Any = None) -> None:
+        """Write the weights of Flax into the module's own parameters and buffers, in place.
+
+        Their versions rise, and the optimizers that hold them stay valid. A tied tensor is written once.
+
+        Args:
+            values: The ``nnx.State`` or the linen variables to read, of the structure that the link was made with.
+                None for an nnx module.
+
+        Raises:
+            PlanError: As for `push`; or a leaf has another shape or dtype than the plan says, or two leaves hold
+                different values for one tied tensor. Nothing is written then.
+            ExchangeError: An array cannot become a tensor.
+            TypeError: ``values`` is missing, or given for an nnx module.
+
+        Memory:
+            Writes into the module's memory. Where parts are concatenated, also one copy of them.
+        """
+        refuse_in_fork("pull weights")
+        self._torch.check()
+        arrays = self._flax.values(values)
+        writes: dict[object, tuple[str, torch.Tensor, torch.Tensor]] = {}
+        faults: list[str] = []
+        with side_streams(self._devices):
+            for step in self._steps:
+                tensors = [
+                    self._tensor(path, arrays[place])
+                    for place, path in enumerate(step.move.flax_paths, step.first)
+                ]
+                own = [slot.read() for slot in step.slots]
+                for slot, target, tensor in zip(step.slots, own, step.inverse(tensors, own), strict=True):
+                    if tensor.dtype is not target.dtype:
+                        faults += self._misfit(slot.key, target, tensor)
+                    # By memory, so that a tied tensor is written once. Views may begin at the same address.
+                    first = writes.setdefault(target.data_ptr() or slot.key, (slot.key, target, tensor))
+                    if first[1] is target:
+                        continue
+                    if (first[1].shape, first[1].stride()) == (target.shape, target.stride()):
+                        faults += _two_values(first, slot.key, tensor)
+                    else:
+                        writes[slot.key] = (slot.key, target, tensor)
+            if faults:
+                listed = "\n".join(f"  {line}" for line in faults)
+                raise PlanError(f"cannot pull these weights to torch:\n{listed}")
+            for _, target, tensor in writes.values():
+                _write(target, tensor)
+            for device in self._devices:
+                if device.type == "cuda":
+                    self._in_flight.hold(device, writes)
+
+    def _tensor(self, path: Path, value: Any) -> torch.Tensor:
+        if type(value) is jax.ShapeDtypeStruct:
+            raise PlanError(
+                f"'{join_path(path)}' is a jax.ShapeDtypeStruct, which has no values: push first."
+            )
+        if type(getattr(value, "sharding", None)) is not SingleDeviceSharding:
+            value = as_exchangeable(value)
+        tensor = array_to_torch(value, path=path)
+        if tensor.shape != (shape := self._flax.leaves[path].shape):
+            raise stale([f"'{join_path(path)}' had shape {shape} in Flax and has {tuple(tensor.shape)} now"])
+        return tensor
+
+    def _misfit(self, key: str, target: torch.Tensor, tensor: torch.Tensor) -> Iterable[str]:
+        if _WIDER.get(tensor.dtype) is target.dtype:
+            return
+        if self._cast is None or not (tensor.is_floating_point() and target.is_floating_point()):
+            yield (
+                f"'{key}' is {target.dtype} in torch and {tensor.dtype} in Flax: pass dtype= to link() to have "
+                "floating-point values cast"
+            )
+
+
+# With x64 off, JAX holds these 64-bit integers in 32 bits.
+_WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
+_SMALL_BYTES = 1 << 18  # `copy_into` leaves smaller tensors to copy_
+
+
+def _two_values(
+    first: tuple[str, torch.Tensor, torch.Tensor], key: str, tensor: torch.Tensor
+) -> Iterable[str]:
+    """The fault of two keys of one tensor with different values."""
+    if not same_bits(first[2], tensor):
+        yield f"'{key}' is the same tensor as '{first[0]}' in torch, but Flax holds two values"
+
+
+def _write(target: torch.Tensor, tensor: torch.Tensor) -> None:
+    if target.nbytes >= _SMALL_BYTES and target.is_cpu and tensor.is_cpu and target.is_contiguous():
+        copy_into(target, tensor)
+    else:
+        target.copy_(tensor)
+
+
+def _floating(dtype: Any) -> torch.dtype | None:
+    if dtype is None:
+        return None
+    cast = torch_dtype(dtype)
+    if not cast.is_floating_point:
+        raise TypeError(
+            f"dtype={dtype!r} is no floating-point dtype: pass one such as jnp.bfloat16, or None."
+        )
+    return cast
+
+
+def _refuse_abstract_streams(tree: FlaxTree, model: Any) -> None:
+    """Refuse random streams without a value in a module that is filled in place."""
+    for leaf in tree.kept if isinstance(model, nnx.Module) else ():
+        if isinstance(leaf.value, jax.ShapeDtypeStruct):
+            raise PlanError(
+                f"'{join_path(leaf.path)}' is a random stream without a value, and a push changes only weights: "
+                "link a concrete module, such as to_flax(module, model) gives."
+            )

@@ -1,0 +1,171 @@
+"""The torch side of a link: where the tensors of the plan live in the module, and whether they still do.
+
+A `Slot` reads its tensor from the module each time, so a parameter that was replaced by one of its shape is seen.
+This is the only file of the link that reads ``_parameters``, ``_buffers`` and ``_modules``: ``named_parameters``
+would take longer than the copies of small tensors.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from torchjax_bridge.errors import PlanError
+
+from ._stale import changed, raise_if_stale, stale
+
+__all__ = ["Seen", "Slot", "TorchSide"]
+
+
+class Seen(NamedTuple):
+    """A tensor as it was at the last push."""
+
+    tensor: torch.Tensor
+    version: int | None
+    address: int
+    strides: tuple[int, ...]
+    alias: torch.Tensor
+    """Keeps the memory, so that another tensor cannot get the same address."""
+
+
+class Slot:
+    """The place of one parameter or buffer in its module.
+
+    Attributes:
+        key: Its key in the module's ``state_dict``.
+        shape: The shape that the plan was made for.
+        dtype: The dtype at that time.
+        device: The device at that time.
+        last: The tensor as it was at the last push.
+    """
+
+    __slots__ = ("_holder", "_name", "device", "dtype", "key", "last", "shape")
+
+    def __init__(self, key: str, holder: dict[str, Any], name: str) -> None:
+        self.key = key
+        self._holder = holder
+        self._name = name
+        tensor = holder[name]
+        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
+        self.last: Seen | None = None
+
+    def read(self) -> torch.Tensor:
+        """The tensor that is there now, detached; it shares memory and version with the module's own.
+
+        Raises:
+            PlanError: It is missing, or has another shape, dtype or device than the plan was made for.
+        """
+        tensor = self._holder.get(self._name)
+        if tensor is None or tensor.shape != self.shape or tensor.dtype is not self.dtype:
+            raise stale(self.faults())
+        alias = tensor.detach()
+        if alias.device != self.device:
+            raise stale(self.faults())
+        return alias
+
+    def faults(self) -> Iterator[str]:
+        """What is not as it was, one line each."""
+        tensor = self._holder.get(self._name)
+        if tensor is None:
+            yield f"parameter or buffer '{self.key}' was removed"
+            return
+        for what in ("shape", "dtype", "device"):
+            before, now = getattr(self, what), getattr(tensor, what)
+            if before != now:
+                said = (tuple(before), tuple(now)) if what == "shape" else (before, now)
+                yield f"'{self.key}' had {what} {said[0]} and has {said[1]} now"
+
+    def unchanged(self) -> bool:
+        """Whether the tensor's version, memory and strides are those of ``last``."""
+        if self.last is None:
+            return False
+        was, version, address, strides, _ = self.last
+        tensor = self._holder.get(self._name)
+        return (
+            tensor is was
+            and version is not None
+            and tensor._version == version
+            and tensor.data_ptr() == address
+            and tensor.stride() == strides
+            and tensor.shape == self.shape
+        )
+
+    def look(self, alias: torch.Tensor) -> Seen:
+        """The tensor as it is now, before it is copied; ``alias`` is what `read` gave."""
+        version = None if alias.is_inference() else alias._version  # an inference tensor counts no versions
+        return Seen(self._holder[self._name], version, alias.data_ptr(), alias.stride(), alias)
+
+
+class TorchSide:
+    """The slots of a module, and what its structure was when they were found.
+
+    Args:
+        module: The live module.
+        ties: Pairs of keys that are one tensor.
+        keys: The keys of all tensors in the ``state_dict``.
+
+    Raises:
+        PlanError: A key is no parameter or buffer of the module.
+    """
+
+    def __init__(self, module: nn.Module, keys: Iterable[str], ties: Iterable[tuple[str, str]]) -> None:
+        self._module = module
+        self.slots = {key: _slot(module, key) for key in keys}
+        self._ties = [(self.slots[key], self.slots[twin]) for key, twin in ties]
+        self._keys = _keys(module)
+        self._children = _children(module)
+        self._structure = list(_structure(module))
+
+    def check(self) -> None:
+        """Raise a `PlanError` that names every module, parameter or buffer that was added, removed or replaced."""
+        for holder, names, children in self._structure:
+            if tuple(holder) != names or (children is not None and tuple(holder.values()) != children):
+                self._explain()
+                break
+        for slot, twin in self._ties:
+            if slot.read().data_ptr() != twin.read().data_ptr():
+                raise_if_stale([f"'{slot.key}' was the same tensor as '{twin.key}' and is another now"])
+
+    def _explain(self) -> None:
+        """Raise, unless the change does not touch the weights, as a buffer that is not persistent."""
+        children = _children(self._module)
+        faults = [*changed(self._children, children, "module")]
+        faults += [
+            f"module '{name}' was replaced"
+            for name, one in self._children.items()
+            if children.get(name, one) is not one
+        ]
+        raise_if_stale([*faults, *changed(self._keys, _keys(self._module), "parameter or buffer")])
+        self._structure = list(_structure(self._module))
+
+
+def _keys(module: nn.Module) -> dict[str, None]:
+    return dict.fromkeys(module.state_dict(keep_vars=True))
+
+
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    return {name: one for name, one in module.named_modules(remove_duplicate=False) if name}
+
+
+def _structure(module: nn.Module) -> Iterator[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...] | None]]:
+    """Every dict of children, parameters or buffers, with its names; of children also the modules."""
+    for part in module.modules():
+        yield part._modules, tuple(part._modules), tuple(part._modules.values())
+        yield part._parameters, tuple(part._parameters), None
+        yield part._buffers, tuple(part._buffers), None
+
+
+def _slot(module: nn.Module, key: str) -> Slot:
+    path, _, name = key.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        owner = None
+    for holder in () if owner is None else (owner._parameters, owner._buffers):
+        if holder.get(name) is not None:
+            return Slot(key, holder, name)
+    raise PlanError(
+        f"cannot link '{key}': the state_dict has it, but the module has no such parameter or buffer (a hook makes "
+        "it). Convert with to_flax and to_state_dict each time."
+    )
