@@ -4,6 +4,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from torchjax_bridge.recording import layer_class
 from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename
 
 from ._lowering import attribute_name, is_container
@@ -26,8 +27,9 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         if own and path not in used and path not in model.tied_layers:
             rules.append(Keep(path))
             continue
-        if path in used and _has_own_call(model, path, module):
-            rules.append(LayerType(path, _torch_class(module)))
+        base = layer_class(module)
+        if own and base is not None and _has_own_class(model, path, module):
+            rules.append(LayerType(path, base))
         has_place = own or model.is_layer(path)
         if has_place and any(_is_renamed(model, place) for place in (*_above(path), path)):
             renames.append(Rename(path, _flax_path(model, path)))
@@ -50,15 +52,9 @@ def _is_renamed(model: Model, path: str) -> bool:
     return not numbered and attribute_name(name) != name
 
 
-def _has_own_call(model: Model, path: str, module: nn.Module) -> bool:
-    """Whether its class in the file derives from Flax's and calls it."""
-    body = model.bodies.get(path)
-    return body.base_call if body else model.is_layer(path) and model.twin(path, module).own
-
-
-def _torch_class(module: nn.Module) -> type[nn.Module]:
-    """The layer of torch's own that a module is, or derives from."""
-    return next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn.modules."))
+def _has_own_class(model: Model, path: str, module: nn.Module) -> bool:
+    """Whether a torch layer, or what derives from one, is a class of the file: its name says nothing to `to_flax`."""
+    return not model.is_layer(path) or model.twin(path, module).own
 
 
 def _flax_path(model: Model, path: str) -> str:
