@@ -53,7 +53,7 @@ def _is_renamed(model: Model, path: str) -> bool:
 
 
 def _has_own_class(model: Model, path: str, module: nn.Module) -> bool:
-    """Whether a torch layer, or what derives from one, is a class of the file, whose name `to_flax` does not know."""
+    """Whether a torch layer, or what derives from one, is a class of the file that `to_flax` does not know."""
     return not model.is_layer(path) or model.twin(path, module).own
 
 
