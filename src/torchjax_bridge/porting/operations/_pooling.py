@@ -1,4 +1,4 @@
-"""Pooling, with channels last."""
+"""Pooling of arrays whose channels are last: windows, ceilings and adaptive sizes as torch has them."""
 
 import math
 from typing import Any
