@@ -46,7 +46,7 @@ def flax_step(ported: Port, model: nnx.Module, module: nn.Module, x: torch.Tenso
 
     def loss(model: nnx.Module, x: jax.Array) -> Any:
         outputs = jax.tree.leaves(model(x))
-        weights = [jnp.asarray(_weights(torch.empty(output.shape)).numpy()) for output in outputs]
+        weights = [_as_images(_weights(torch.empty(_in_torch(output.shape)))) for output in outputs]
         return sum(jnp.sum(o * w) for o, w in zip(outputs, weights, strict=True)), outputs
 
     @nnx.jit
@@ -54,13 +54,17 @@ def flax_step(ported: Port, model: nnx.Module, module: nn.Module, x: torch.Tenso
         return nnx.value_and_grad(loss, has_aux=True)(model, x)
 
     with jax.default_matmul_precision("highest"):
-        images = x.permute(0, 2, 3, 1) if x.dim() == 4 else x
-        (_, outputs), gradients = step(model, jnp.asarray(images.numpy()))
-    as_torch = [torch.from_numpy(jax.device_get(output).copy()) for output in outputs]
+        (_, outputs), gradients = step(model, _as_images(x))
+    as_torch = [_as_torch(output) for output in outputs]
     statistics = _statistics(to_state_dict(model, module, rules=ported.rules))
     nnx.update(model, gradients)
     named = to_state_dict(model, module, rules=ported.rules)
     return Step(as_torch, {name: named[name] for name, _ in module.named_parameters()}, statistics)
+
+
+def flax_outputs(model: nnx.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What the model returns in the mode that it is in."""
+    return [_as_torch(output) for output in jax.tree.leaves(model(_as_images(x)))]
 
 
 def furthest(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
@@ -77,6 +81,19 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     if isinstance(tree, torch.Tensor):
         return [tree]
     return [tensor for item in tree for tensor in _tensors(item)] if isinstance(tree, tuple | list) else []
+
+
+def _as_images(tensor: torch.Tensor) -> jax.Array:
+    return jnp.asarray((tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).numpy())
+
+
+def _as_torch(output: jax.Array) -> torch.Tensor:
+    tensor = torch.from_numpy(jax.device_get(output).copy())
+    return tensor.permute(0, 3, 1, 2) if tensor.dim() == 4 else tensor
+
+
+def _in_torch(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[0], shape[3], shape[1], shape[2]) if len(shape) == 4 else shape
 
 
 def _weights(tensor: torch.Tensor) -> torch.Tensor:

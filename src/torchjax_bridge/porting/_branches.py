@@ -66,8 +66,8 @@ def merged(variants: Sequence[Variant]) -> tuple[Written, set[str]] | None:
             written, attributes = of_both_modes(written, training), attributes | more
     except _FailedError:
         return None
-    reason = next((v.body.evaluates_only for v in variants if v.body.evaluates_only), "")
-    return (refusing_training(written, reason) if reason else written), attributes
+    evaluates_only = any(v.body.evaluates_only for v in variants)
+    return (refusing_training(written) if evaluates_only else written), attributes
 
 
 class _Merge:

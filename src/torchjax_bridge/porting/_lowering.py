@@ -77,7 +77,7 @@ class Body:
         random: Whether the code draws random numbers.
         base_call: Whether the code calls the layer that the class derives from.
         training: The code in training, where it is not the same.
-        evaluates_only: Why the whole model has no translation in training; ``""`` if it has one.
+        evaluates_only: Whether the code raises in training.
     """
 
     frame: Frame
@@ -94,12 +94,12 @@ class Body:
     random: bool = False
     base_call: bool = False
     training: "Body | None" = None
-    evaluates_only: str = ""
+    evaluates_only: bool = False
 
     @property
     def asks_mode(self) -> bool:
         """Whether the code asks if the model trains."""
-        return self.training is not None or bool(self.evaluates_only)
+        return self.training is not None or self.evaluates_only
 
 
 def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:

@@ -19,7 +19,7 @@ def in_both_modes(body: Body) -> Written:
     lines = written(body)
     if body.training is not None:
         lines = of_both_modes(lines, written(body.training))
-    return refusing_training(lines, body.evaluates_only) if body.evaluates_only else lines
+    return refusing_training(lines) if body.evaluates_only else lines
 
 
 def of_both_modes(evaluation: Written, training: Written) -> Written:
@@ -35,9 +35,9 @@ def of_both_modes(evaluation: Written, training: Written) -> Written:
     return replace(training, lines=lines)
 
 
-def refusing_training(evaluation: Written, reason: str) -> Written:
+def refusing_training(evaluation: Written) -> Written:
     """A body that raises an error unless the model evaluates."""
-    message = f"this port evaluates only, so call model.eval() first: {reason}"
+    message = "this port evaluates only, as its first lines say: call model.eval()"
     stop = ast.parse(f"if not self.deterministic:\n    raise NotImplementedError({message!r})").body
     return replace(evaluation, lines=[*stop, *evaluation.lines])
 

@@ -2,6 +2,7 @@
 
 import linecache
 import sys
+import textwrap
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -179,7 +180,7 @@ def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: s
 def _header(module: nn.Module, notes: Sequence[str]) -> str:
     """The docstring of the file."""
     kind = type(module)
-    conditions = "".join(f"\nHolds for {note}." for note in notes)
+    conditions = "".join(f"\n{textwrap.fill(f'Holds for {note}.', 100)}" for note in notes)
     return (
         f"{kind.__name__} of {kind.__module__}, in Flax.\n\n"
         f"Made from PyTorch {torch.__version__.partition('+')[0]}. "

@@ -142,7 +142,7 @@ def _needed(code: Sequence[str]) -> list[str]:
     text, found = "\n".join(code), []
     for _ in range(2):
         for name in HELPERS:
-            if re.search(rf"(?<![\w.]){name}\(", text) and name not in found:
+            if re.search(rf"(?<![\w.]){name}[()]", text) and name not in found:
                 found.append(name)
                 text += HELPERS[name]
     return [

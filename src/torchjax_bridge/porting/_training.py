@@ -115,9 +115,9 @@ def training_notes(model: Model, faults: Sequence[Fault]) -> list[str]:
     """What a user must know before training. A model with faults of training is made to refuse it."""
     if faults:
         first, more = faults[0], len(set(faults)) - 1
-        where = f" ({first.source}: {first.source.text})" if first.source.file else ""
+        where = f" ({first.source})" if first.source.file else ""
         reason = f"{first.reason}{where}" + (f", and {more} more" if more else "")
-        model.bodies[""].evaluates_only = reason
+        model.bodies[""].evaluates_only = True
         return [f"evaluation only: {reason}"]
     frozen = [path for path, parameter in model.parameters.items() if not parameter.tensor.requires_grad]
     if frozen and len(frozen) < len(model.parameters):

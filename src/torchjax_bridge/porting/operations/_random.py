@@ -22,14 +22,12 @@ def _drops(at: Lowering, node: Node, p: float, training: Any) -> bool:
     Raises:
         RefusedError: It drops in evaluation too.
     """
-    if node in at.model.dropouts:
-        return p > 0
     if training and p > 0 and not at.model.recording.module.training:
         raise RefusedError(
             f"{table_name(node.function)}(training=True) drops in evaluation, where nnx.Dropout does nothing; "
             "pass training=self.training"
         )
-    return bool(training) and p > 0
+    return p > 0 and (bool(training) or node in at.model.dropouts)
 
 
 @operation("dropout", "dropout1d", "dropout2d", "dropout3d")
