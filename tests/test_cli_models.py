@@ -84,6 +84,22 @@ class NnxWords(nnx.Module):
     def __call__(self, ids, scale):
         return self.out(self.embed(ids) * scale)
 
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).flatten(1))
+
+class NnxFlat(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), padding="VALID", rngs=rngs)
+        self.fc = nnx.Linear(16, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(self.conv(x).reshape(len(x), -1))
+
 class Broken(nn.Module):
     def __init__(self):
         super().__init__()
@@ -289,3 +305,21 @@ def test_a_linen_module_as_template_is_refused_with_the_factory_that_then_works(
         spec = lines[-1].split("--template ")[1]
         assert "params.conv.kernel" in run(*command, spec).stdout
         assert "cannot run" in run("audit", "--model", of("Net"), "--template", of("Net"), code=2).stderr
+
+
+def test_an_input_answers_what_is_flattened_without_a_rules_file(models: pathlib.Path) -> None:
+    torch.save({"conv.weight": torch.randn(4, 3, 3, 3), "conv.bias": torch.randn(4)}, "part.pt")
+    fc = {"fc.weight": torch.randn(5, 16), "fc.bias": torch.randn(5)}
+    torch.save(torch.load("part.pt") | fc, "flat.pt")
+    pair = ("--model", of("Flat"), "--template", of("NnxFlat"))
+    given = ("--input", "random:1x3x4x4")
+    asked = run("plan", "flat.pt", "--to", "flax", *pair, code=1).stdout
+    assert "Pass --input (what the torch model takes, such as random:1x3x32x32), and a run of it answers" in asked
+    planned = run("plan", "flat.pt", "--to", "flax", *pair, *given).stdout
+    assert 'recorded: Flatten("fc", (4, 2, 2))' in planned
+    run("convert", "flat.pt", "flat.safetensors", "--to", "flax", *pair, *given)
+    back = run("convert", "flat.safetensors", "back.pt", "--to", "torch", *pair, *given)
+    assert "wrote 4 tensors" in back.stdout
+    assert all(torch.equal(load_state_dict("back.pt")[key], value) for key, value in fc.items())
+    assert "outputs agree" in run("parity", "flat.pt", *pair, *given).stdout
+    run("plan", "flat.pt", "--to", "flax", "--template", of("NnxFlat"), *given, code=1)

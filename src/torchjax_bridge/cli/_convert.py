@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from ._inputs import Inputs, Seed, TorchArguments, read_example
 from ._options import Debug, Key, Memory, Model, Rules, Template, parse_bytes, parse_dtype
 from ._settings import print_settings
 from ._terminal import format_bytes, print_line, progress, report_library_errors
@@ -14,7 +15,8 @@ from ._terminal import format_bytes, print_line, progress, report_library_errors
 HELP = """Convert a checkpoint to the other framework, or to another format, one tensor at a time.
 
 SRC and DST are files or folders: safetensors (also sharded), .pt/.pth/.th/.bin, .msgpack, Orbax. DST appears only
-when it is complete. From torch to Flax, --template defines the result; from Flax to torch, --model does.
+when it is complete. From torch to Flax, --template defines the result; from Flax to torch, --model does. With
+--model and --input, a run of the torch model shows who reads flattened maps.
 
 \b
 Examples:
@@ -45,6 +47,9 @@ def convert(
         typer.Option("--dtype", metavar="DTYPE", help="Cast floating-point tensors: bf16, f16, f32, f64."),
     ] = None,
     rules: Rules = None,
+    inputs: Inputs = None,
+    torch_arg: TorchArguments = None,
+    seed: Seed = 0,
     key: Key = None,
     shard_size: Annotated[
         str | None,
@@ -69,7 +74,7 @@ def convert(
 
     cast = None if dtype is None else parse_dtype(dtype)
     limit, size = parse_bytes(memory), None if shard_size is None else parse_bytes(shard_size)
-    user_rules = read_rules(rules)
+    user_rules, example = read_rules(rules), read_example(inputs, torch_arg, seed)
     sides = torch_model(model, debug), flax_template(template, debug)
     with report_library_errors(debug, model), ExitStack() as bars, warnings.catch_warnings():
         warnings.simplefilter("ignore", PairingWarning)  # printed below
@@ -87,6 +92,7 @@ def convert(
             key=key,
             resume=resume,
             overwrite=overwrite,
+            **example,
             progress=lambda route: bars.enter_context(progress(f"converting {src}", route.nbytes)),
         )
     if done.note:

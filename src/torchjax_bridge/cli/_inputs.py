@@ -16,7 +16,15 @@ from ._options import parse_dtype
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FlaxArguments", "Inputs", "Seed", "TorchArguments", "read_arguments", "read_inputs"]
+__all__ = [
+    "FlaxArguments",
+    "Inputs",
+    "Seed",
+    "TorchArguments",
+    "read_arguments",
+    "read_example",
+    "read_inputs",
+]
 
 Inputs = Annotated[
     list[str] | None,
@@ -78,6 +86,13 @@ def read_arguments(options: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             found[name] = value
     return found
+
+
+def read_example(specs: Sequence[str] | None, arguments: Sequence[str] | None, seed: int) -> dict[str, Any]:
+    """``inputs`` and ``kwargs`` as `to_flax` takes them; nothing where no input is given."""
+    if not specs and not arguments:
+        return {}
+    return {"inputs": tuple(read_inputs(specs, seed)), "kwargs": read_arguments(arguments)}
 
 
 def _draw(spec: str, generator: "torch.Generator") -> "torch.Tensor":

@@ -96,8 +96,9 @@ def parity(
     with report_library_errors(debug), report_model_errors(debug), warnings.catch_warnings():
         for category in (PairingWarning, SettingsWarning):  # the table shows what they say, or its effect
             warnings.simplefilter("ignore", category)
+        example = {"inputs": tuple(tensors), "kwargs": torch_kwargs}
         flax = _fill_flax(
-            torch_module, flax, checkpoint, key, user_rules, tensors, flax_kwargs, channels_last
+            torch_module, flax, checkpoint, key, user_rules, example, flax_kwargs, channels_last
         )
         torch_module.eval()
         found = compare(
@@ -122,7 +123,7 @@ def _fill_flax(
     checkpoint: Path | None,
     key: str | None,
     user_rules: "Sequence[UserRule]",
-    tensors: "Sequence[torch.Tensor]",
+    example: Mapping[str, Any],
     flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
 ) -> Any:
@@ -139,12 +140,12 @@ def _fill_flax(
             _load_checkpoint(torch_module, checkpoint, key)
     module, template = (None, flax) if isinstance(flax, nnx.Module) else flax
     if template is None:
-        template = _init_linen(torch_module, module, user_rules, tensors, flax_kwargs, channels_last)
+        template = _init_linen(torch_module, module, user_rules, example, flax_kwargs, channels_last)
     if flax_weights and checkpoint is not None:
         filled = load_flax(checkpoint, template)
-        torch_module.load_state_dict(to_state_dict(filled, torch_module, rules=user_rules))
+        torch_module.load_state_dict(to_state_dict(filled, torch_module, rules=user_rules, **example))
     else:
-        filled = to_flax(torch_module, template, rules=user_rules)
+        filled = to_flax(torch_module, template, rules=user_rules, **example)
     if module is not None:
         return module, filled
     filled.eval()
@@ -170,7 +171,7 @@ def _init_linen(
     torch_module: "nn.Module",
     module: Any,
     user_rules: "Sequence[UserRule]",
-    tensors: "Sequence[torch.Tensor]",
+    example: Mapping[str, Any],
     flax_kwargs: Mapping[str, Any],
     channels_last: bool | None,
 ) -> Any:
@@ -183,6 +184,7 @@ def _init_linen(
     from torchjax_bridge.exchange import to_jax
     from torchjax_bridge.weights import plan
 
+    tensors: tuple[torch.Tensor, ...] = example["inputs"]
     orders = [True, False] if channels_last is None else [channels_last]
     if all(tensor.ndim not in (3, 4, 5) or not tensor.is_floating_point() for tensor in tensors):
         orders = orders[:1]
@@ -200,7 +202,7 @@ def _init_linen(
             return module.init(streams, *arrays, **flax_kwargs)
 
         try:
-            fits = plan(torch_module, jax.eval_shape(init, arrays), rules=user_rules).ok
+            fits = plan(torch_module, jax.eval_shape(init, arrays), rules=user_rules, **example).ok
         except (TypeError, ValueError):  # this order does not fit; the other one may
             if last is orders[-1]:
                 raise

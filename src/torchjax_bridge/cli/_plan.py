@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ._inputs import Inputs, Seed, TorchArguments, read_example
 from ._options import AsJson, Debug, Key, Model, Rules, Template
 from ._settings import print_settings, settings_as_json
 from ._terminal import print_line, report_library_errors, to_cli_wording
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
 
 HELP = """Print how a checkpoint would be converted to the other framework, and every fault. Convert nothing.
 
-With --model and an nnx --template, also warn of settings (epsilon, padding, ...) that differ.
+With --model and an nnx --template, also warn of settings (epsilon, padding, ...) that differ. With --model and
+--input, a run of the torch model shows who reads flattened maps.
 
 \b
 Example:
-  torchjax-bridge plan net.pth --to flax --template my.nets:flax_net --model my.nets:Net
+  torchjax-bridge plan net.pth --to flax --template my.nets:flax_net --model my.nets:Net --input random:1x3x32x32
 
 Exit codes: 0 it would convert; 1 there are faults; 2 usage."""
 
@@ -30,6 +32,9 @@ def plan(
     model: Model = None,
     template: Template = None,
     rules: Rules = None,
+    inputs: Inputs = None,
+    torch_arg: TorchArguments = None,
+    seed: Seed = 0,
     key: Key = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -40,10 +45,12 @@ def plan(
     from ._factory import flax_template, torch_model
     from ._rules import read_rules
 
-    user_rules = read_rules(rules)
+    user_rules, example = read_rules(rules), read_example(inputs, torch_arg, seed)
     sides = torch_model(model, debug), flax_template(template, debug)
     with report_library_errors(debug, model):
-        route = files.find_route(src, to=to, model=sides[0], template=sides[1], rules=user_rules, key=key)
+        route = files.find_route(
+            src, to=to, model=sides[0], template=sides[1], rules=user_rules, key=key, **example
+        )
     plan = route.plan
     if as_json:
         print_line(json.dumps(_as_json(route), indent=2))

@@ -109,6 +109,8 @@ _OPTION_OF_ARGUMENT = {
     "torch_kwargs={...}": "--torch-arg NAME=VALUE",
     "flax_kwargs={...}": "--flax-arg NAME=VALUE",
     "channels_last=True": "--channels-last",
+    "inputs=<what the torch model takes>": "--input (what the torch model takes, such as random:1x3x32x32)",
+    "kwargs={...}": "--torch-arg NAME=VALUE",
 }
 _FIXED_BY_MODEL = ("nothing on the torch side fills", "pass the nn.Module")
 

@@ -1,5 +1,6 @@
 """Example inputs of a torch model: ``inputs=`` and ``kwargs=``, in the manner of ``torch.export``."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
 
     Raises:
         ArgumentError: The torch side is a ``state_dict``; or ``inputs`` is a dict or a list, which may be one
-            argument or several.
+            argument or several; or the model takes other arguments.
     """
     if inputs is None and kwargs is None:
         return None
@@ -45,4 +46,13 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
             "inputs= is a list: pass the positional arguments as a tuple, or inputs=([...],)."
         )
     args = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
-    return Example(args, dict(kwargs or {}))
+    example = Example(args, dict(kwargs or {}))
+    signature = inspect.signature(torch_side.forward)
+    try:
+        signature.bind(*example.args, **example.kwargs)
+    except TypeError as err:
+        raise ArgumentError(
+            f"the torch model takes {signature} and cannot be called with these inputs: {err}. Pass positional "
+            "arguments as a tuple, inputs=(...), and keyword arguments as kwargs={...}."
+        ) from err
+    return example

@@ -392,10 +392,17 @@ def test_keyword_arguments_go_into_the_run() -> None:
         assert made.flattened == (Flatten("fc", (16, 2, 2)),)
 
 
+class Keyword(nn.Module):
+    def forward(self, *, x: Any) -> Any:
+        return x
+
+
 def test_inputs_that_cannot_be_run_are_one_clear_error() -> None:
     module, template = _pair(lambda s, x: s.fc(x), fc=nn.Linear(64, 5))
     with pytest.raises(errors.ArgumentError, match="Own fails on these inputs"):
         plan(module, template, inputs=VECTOR)
+    with pytest.raises(errors.ArgumentError, match=r"takes \(\*, x.*missing a required.*kwargs=\{\.\.\.\}"):
+        plan(Keyword(), template, inputs=())
     with pytest.raises(errors.ArgumentError, match="a state_dict cannot run"):
         to_flax(module.state_dict(), template, inputs=VECTOR)
     for inputs in ({"x": VECTOR}, [VECTOR]):

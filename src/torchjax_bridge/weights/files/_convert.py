@@ -2,7 +2,7 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torchjax_bridge.errors import CheckpointError
 
 from .._audit import compare_settings
 from .._audit_report import Audit
+from .._example import read_example
 from .._plan import Plan, UserRule, read_sides
 from ..trees import live_nnx
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
@@ -87,6 +88,8 @@ def convert(
     model: nn.Module | None = None,
     template: Any = None,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     memory: int = MEMORY,
     shard_size: int | None = None,
@@ -107,6 +110,8 @@ def convert(
         model: The torch module, best on the meta device. It shows the classes of its layers.
         template: The Flax side, best abstract: from ``nnx.eval_shape`` or ``jax.eval_shape``.
         rules: As for `to_flax`.
+        inputs: What ``model`` takes, as for `to_flax`.
+        kwargs: Keyword arguments that it takes.
         dtype: Cast floating-point tensors to this.
         memory: Bytes to hold in addition to the largest leaf.
         shard_size: The bytes of one file in a folder.
@@ -124,6 +129,7 @@ def convert(
 
     Raises:
         PlanError: The two sides do not fit; the message lists every fault.
+        ArgumentError: ``inputs`` are given without a model, or it fails on them.
         CheckpointError: The source is damaged, or the target cannot be written; nothing is left behind.
 
     Warns:
@@ -134,7 +140,16 @@ def convert(
         torch 1.6 is read into memory whole.
     """
     route = find_route(
-        source, to=to, model=model, template=template, rules=rules, dtype=dtype, key=key, memory=memory
+        source,
+        to=to,
+        model=model,
+        template=template,
+        rules=rules,
+        inputs=inputs,
+        kwargs=kwargs,
+        dtype=dtype,
+        key=key,
+        memory=memory,
     )
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
@@ -167,6 +182,8 @@ def find_route(
     model: nn.Module | None = None,
     template: Any = None,
     rules: Iterable[UserRule] = (),
+    inputs: Any = None,
+    kwargs: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     key: str | None = None,
     memory: int = MEMORY,
@@ -177,6 +194,7 @@ def find_route(
         CheckpointError: The source is damaged, its framework is unknown, or the other side was not given.
     """
     rules = tuple(rules)
+    example = read_example(model, inputs, kwargs)
     if to not in ("torch", "flax"):
         raise CheckpointError(f"to={to!r} is not a framework: pass 'flax' or 'torch'.")
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -196,14 +214,14 @@ def find_route(
                 f"{checkpoint.path} holds torch weights, whose names in Flax depend on the Flax model: pass it as "
                 "template=...."
             )
-        plan, leaves, metadata = route_to_flax(checkpoint, model, template, rules, dtype)
+        plan, leaves, metadata = route_to_flax(checkpoint, model, template, rules, dtype, example)
     else:
         if model is None:
             raise CheckpointError(
                 f"{checkpoint.path} holds Flax weights, whose names in torch depend on the torch model: pass it as "
                 "model=...."
             )
-        plan, leaves = route_to_torch(checkpoint, model, template, rules, dtype)
+        plan, leaves = route_to_torch(checkpoint, model, template, rules, dtype, example)
     if dtype is not None:
         leaves = [cast(leaf, dtype) for leaf in leaves]
     settings = None if plan is None else _compare_settings(model, template, plan, rules)

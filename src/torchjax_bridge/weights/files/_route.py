@@ -21,6 +21,7 @@ from torch import nn
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path
 
+from .._example import Example
 from .._plan import Plan, UserRule, make_plan
 from .._report import Fault, Report
 from ..pairing import Move
@@ -42,6 +43,7 @@ def route_to_flax(
     template: Any,
     rules: Iterable[UserRule] = (),
     dtype: torch.dtype | None = None,
+    example: Example | None = None,
 ) -> tuple[Plan, list[Leaf], dict[str, str]]:
     """The Flax leaves of a torch checkpoint.
 
@@ -51,6 +53,7 @@ def route_to_flax(
         template: The Flax side.
         rules: As for `to_flax`.
         dtype: The dtype to which floating-point tensors will be cast, for the plan's notes.
+        example: What the module takes, to run it.
 
     Returns:
         The plan with its faults, the leaves, and metadata for the conversion back.
@@ -59,7 +62,7 @@ def route_to_flax(
         CheckpointError: The file does not fit the module.
     """
     tree, file_leaves = _torch_side(source, model, rules)
-    plan = _plan(tree, read_flax(template), rules, dtype)
+    plan = _plan(tree, read_flax(template), rules, dtype, example)
     leaves: list[Leaf] = []
     for move in plan.moves:
         sources = [file_leaves[key] for key in move.torch_keys]
@@ -77,6 +80,7 @@ def route_to_torch(
     template: Any | None,
     rules: Iterable[UserRule] = (),
     dtype: torch.dtype | None = None,
+    example: Example | None = None,
 ) -> tuple[Plan, list[Leaf]]:
     """The torch leaves of a Flax checkpoint, and the plan.
 
@@ -86,6 +90,7 @@ def route_to_torch(
         template: Its Flax model; with None only the names are known.
         rules: As for `to_state_dict`.
         dtype: The dtype to which floating-point tensors will be cast, for the plan's notes.
+        example: What the module takes, to run it.
 
     Raises:
         CheckpointError: The file does not fit the template, or a key of the module has no value.
@@ -98,7 +103,7 @@ def route_to_torch(
     for node in flax_tree.root.walk():  # plain arrays of the template that the file lacks
         node.leaves = {name: leaf for name, leaf in node.leaves.items() if leaf.path in file_leaves}
     dtypes = {path: leaf.dtype for path, leaf in file_leaves.items()}
-    plan = _plan(tree, flax_tree, rules, dtype)
+    plan = _plan(tree, flax_tree, rules, dtype, example)
     torch_only = _read_torch_only(source)
     leaves: dict[str, Leaf] = {}
     for move in plan.moves:
@@ -301,9 +306,15 @@ def infer_flax_tree(source: Checkpoint) -> FlaxTree:
     return read_flax(nnx.State(tree))
 
 
-def _plan(tree: TorchTree, flax_tree: FlaxTree, rules: Iterable[UserRule], dtype: torch.dtype | None) -> Plan:
+def _plan(
+    tree: TorchTree,
+    flax_tree: FlaxTree,
+    rules: Iterable[UserRule],
+    dtype: torch.dtype | None,
+    example: Example | None,
+) -> Plan:
     with _with_x64():
-        return make_plan(tree, flax_tree, tuple(rules), dtype)
+        return make_plan(tree, flax_tree, tuple(rules), dtype, example)
 
 
 @contextmanager
