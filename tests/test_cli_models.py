@@ -314,7 +314,10 @@ def test_an_input_answers_what_is_flattened_without_a_rules_file(models: pathlib
     pair = ("--model", of("Flat"), "--template", of("NnxFlat"))
     given = ("--input", "random:1x3x4x4")
     asked = run("plan", "flat.pt", "--to", "flax", *pair, code=1).stdout
-    assert "Pass --input (what the torch model takes, such as random:1x3x32x32), and a run of it answers" in asked
+    assert (
+        "Pass --input (what the torch model takes, such as random:1x3x32x32), and a run of it answers"
+        in asked
+    )
     planned = run("plan", "flat.pt", "--to", "flax", *pair, *given).stdout
     assert 'recorded: Flatten("fc", (4, 2, 2))' in planned
     run("convert", "flat.pt", "flat.safetensors", "--to", "flax", *pair, *given)
