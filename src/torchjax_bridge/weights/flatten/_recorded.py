@@ -57,21 +57,23 @@ def record_orders(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     """
     found = Recorded({}, {}, {})
     for training in (False, True):
-        with suppress(*([ArgumentError] if training else [])):
-            run = _run(module, args, kwargs, training)
+        run = _run(module, args, kwargs, training)
+        if run is not None:
             _Flow(run).tell(module, found)
         if all(id(one) in found.calls for one in module.modules() if one._parameters):
             break
     return found
 
 
-def _run(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> Recording:
+def _run(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
+) -> Recording | None:
     with suppress(ArgumentError, RuntimeError, TypeError):
         memo: dict[int, Any] = {id(p): nn.Parameter(p.to("meta"), False) for p in module.parameters()}
         memo |= {id(buffer): buffer.to("meta") for buffer in module.buffers()}
         abstract = map_tensors((tuple(args), dict(kwargs)), lambda tensor: tensor.to("meta"))
         return record(deepcopy(module, memo), *abstract, training=training)
-    return record(module, args, kwargs, training=training)
+    return None if training else record(module, args, kwargs)
 
 
 class _Flow:
@@ -115,31 +117,22 @@ class _Flow:
 
     def _run(self, frame: Frame) -> None:
         for node in frame.nodes:
-            results: list[Value] = list(tensors_of(node.result))
-            values: list[Value] = list(tensors_of((node.args, node.kwargs)))
+            # A module may return sizes, which have no axes.
+            results = [value for value in tensors_of(node.result) if value.dtype is not None]
+            given = [self._take(value) for value in tensors_of((node.args, node.kwargs))]
+            found: list[Axes] = []
             if frame.path in self._faulty:
-                spoil([axis for value in values for axis in self._take(value)], leaked=True)
-                found = [unknown(value.shape) for value in results]
+                pass
             elif node.module is None:
-                found = self._applied(node, results)
+                with suppress(IndexError, KeyError, TypeError, ValueError, RuntimeError):  # unusual arguments
+                    found = apply(node, self._take)
             else:
                 self._calls.setdefault(id(node.module), len(self._calls))
-                found = self._layer(node, [self._take(value) for value in values], results)
-            for value, axes in zip(results, found, strict=True):
-                self._axes[value] = axes
-
-    def _applied(self, node: Node, results: Sequence[Value]) -> list[Axes]:
-        try:
-            found = apply(node, self._take)
-        except (IndexError, KeyError, TypeError, ValueError, RuntimeError):  # arguments of another kind
-            found = []
-        if len(found) == len(results):
-            return found
-        spoil(
-            [axis for value in tensors_of((node.args, node.kwargs)) for axis in self._take(value)],
-            leaked=True,
-        )
-        return [unknown(value.shape) for value in results]
+                found = self._layer(node, given, results)
+            if len(found) != len(results):
+                spoil([axis for axes in given for axis in axes], leaked=True)
+                found = [unknown(value.shape) for value in results]
+            self._axes |= dict(zip(results, found, strict=True))
 
     def _inside(self, node: Node, given: Sequence[Axes]) -> list[Axes]:
         """The axes that a module gives by what its forward does."""
@@ -147,13 +140,11 @@ class _Flow:
         inside = (
             [value for _, tree in frame.inputs for value in tensors_of(tree)] if frame is not None else []
         )
-        results: list[Value] = list(tensors_of(node.result))
         if frame is None or len(inside) != len(given):
-            spoil([axis for axes in given for axis in axes], leaked=True)
-            return [unknown(value.shape) for value in results]
+            return []
         self._axes |= dict(zip(inside, given, strict=True))
         self._run(frame)
-        return [self._take(value) for value in tensors_of(frame.result)]
+        return [self._take(value) for value in tensors_of(frame.result) if value.dtype is not None]
 
     def _layer(self, node: Node, given: Sequence[Axes], results: Sequence[Value]) -> list[Axes]:
         module: Any = node.module
