@@ -4,7 +4,9 @@ Owns the translation of a recording into source. Refuses what has no exact count
 Gives `port`. Needs flax.
 """
 
+from ._parts import Replacement
 from ._port import port
 from ._result import Port
+from ._torch_part import TorchPart
 
-__all__ = ["Port", "port"]
+__all__ = ["Port", "Replacement", "TorchPart", "port"]

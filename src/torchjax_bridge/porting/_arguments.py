@@ -78,7 +78,7 @@ class _Search:
         names = [name for name in self.init.arguments if self._is_candidate(name)]
         rest = []
         for attribute, column in self.every:
-            if column.varies and not self._explained(column, names):
+            if column.varies and (column.is_given or not self._explained(column, names)):
                 rest.append((attribute, column))
         self._join([item for item in rest if id(item[1]) not in self.flags], names)
         for attribute, column in rest:
@@ -112,7 +112,7 @@ class _Search:
         known = self.instances.known
         names = {n.id for n in ast.walk(expression) if isinstance(n, ast.Name)} & set(self.init.arguments)
         for place, wanted in enumerate(column.values):
-            if wanted is MISSING or id(column) in self.flags:
+            if wanted is MISSING or column.is_given or id(column) in self.flags:
                 continue
             unknown = [n for n in names if n not in known or known[n][place] is MISSING]
             if len(unknown) != 1:
@@ -189,7 +189,7 @@ class _Search:
             expression = self._explained_elsewhere(values)
             expression = expression or self._related(values, [*names, *self.made], group[0][1].setting)
             if expression is None:
-                name = self._name(group)
+                name = self._name(group, _paths(group, groups))
                 self.made[name] = self.instances.known[name] = values
                 expression = ast.Name(name, ast.Load())
             for _, column in group:
@@ -227,7 +227,7 @@ class _Search:
                     return ast.BinOp(ast.Name(name, ast.Load()), ast.FloorDiv(), ast.Constant(factor))
         return None
 
-    def _name(self, group: list[tuple[str, Column]]) -> str:
+    def _name(self, group: list[tuple[str, Column]], paths: list[str]) -> str:
         group = sorted(group, key=lambda item: item[1].place == "")
         hints = [hint for _, column in group for hint in self.hints.get(id(column), ())]
         first, column = group[0]
@@ -236,7 +236,9 @@ class _Search:
         wanted = [hint.name for hint in hints if hint.name]
         wanted += [name for name in self._unknown if any(setting in name for setting in settings)]
         wanted += [column.setting for name, column in group if column.setting == name]
-        return self._free([*wanted, generic, f"{first}_{generic}", *(f"{generic}{i}" for i in range(2, 100))])
+        return self._free(
+            [*paths, *wanted, generic, f"{first}_{generic}", *(f"{generic}{i}" for i in range(2, 100))]
+        )
 
     def _free(self, wanted: Sequence[str]) -> str:
         taken = {*_RESERVED, *self.made, *(n for n in self.init.arguments if self._is_candidate(n))}
@@ -284,6 +286,16 @@ class _Search:
             {n: defaults[n] for n in ordered if n in defaults},
             texts,
         )
+
+
+def _paths(group: list[tuple[str, Column]], groups: list[list[tuple[str, Column]]]) -> list[str]:
+    """The name of an argument of the model itself that stands for one of several modules: their paths differ."""
+    column = group[0][1]
+    alike = [other for other in groups if other[0][1].setting == column.setting]
+    if not column.is_given or len(column.values) > 1 or len(alike) < 2:
+        return []
+    name = column.values[0].path.replace(".", "_")
+    return [name if name.isidentifier() else f"layer{name}"]
 
 
 def _text(expression: ast.expr, column: Column) -> str:

@@ -76,7 +76,7 @@ class _Classes:
         self.model = model
         self.found: list[Definition] = []
         self.calls: dict[str, Call] = {}  # the constructor call of each instance
-        self.names: set[str] = set()
+        self.names = {part.imported[1] for part in model.parts.values() if part.imported}
 
     def build(self) -> list[Definition]:
         own = [path for path, body in self.model.bodies.items() if self._is_class(path, body)]

@@ -13,6 +13,7 @@ __all__ = [
     "Call",
     "Column",
     "Either",
+    "Given",
     "Items",
     "Text",
     "Tree",
@@ -38,6 +39,17 @@ class _Missing:
 MISSING = _Missing()
 
 
+@dataclass(frozen=True)
+class Given:
+    """A setting that no file can hold, so that it is an argument of every class up to the model itself.
+
+    Attributes:
+        path: The torch module that it stands for.
+    """
+
+    path: str
+
+
 @dataclass(eq=False)
 class Column:
     """A setting, with its value in each instance.
@@ -59,8 +71,13 @@ class Column:
 
     @property
     def varies(self) -> bool:
-        """Whether instances differ."""
-        return len({_key(value) for value in self.known}) > 1
+        """Whether instances differ, or the value must be given."""
+        return self.is_given or len({_key(value) for value in self.known}) > 1
+
+    @property
+    def is_given(self) -> bool:
+        """Whether no file can hold the value."""
+        return any(isinstance(value, Given) for value in self.known)
 
 
 @dataclass(eq=False)

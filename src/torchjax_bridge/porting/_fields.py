@@ -99,6 +99,8 @@ def _join(path: str, name: str) -> str:
 
 def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
     """The constructor of a child, or None if it needs no attribute."""
+    if path in model.parts:
+        return model.parts[path].tree(path) if path in model.called_layers else None
     if is_layer(module):
         if path not in model.called_layers and path not in model.read_owners:
             return None
@@ -145,7 +147,9 @@ def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> 
     """What stands in the ``nnx.Sequential``: layers, and functions for modules without weights."""
     items: list[Tree] = []
     for name, child in module._modules.items():
-        tree = None if child is None or is_function(child) else _child(model, _join(path, name), child)
+        place = _join(path, name)
+        code = child is None or (is_function(child) and place not in model.parts)
+        tree = None if code or child is None else _child(model, place, child)
         items.append(Text(_function(body, name)) if tree is None else tree)
     return items
 

@@ -34,6 +34,7 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     inputs = [*node.args, *node.kwargs.values()]
     for kinds, call in _CALLS:
         if isinstance(module, kinds):
+            at.model.twin(node.path, module)  # refused here, where it is called, if there is none
             return call(at, node, module, me, inputs[0])
     at.model.twin(node.path, module)  # which may say why it has none
     raise RefusedError(

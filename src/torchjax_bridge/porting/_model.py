@@ -4,7 +4,7 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from torchjax_bridge.weights import Twin, twin_of
 from ._constructors import Text
 from ._layers import call_layer, is_layer
 from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
+from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._sequences import function_text, is_chain
 from ._statements import canonical
@@ -56,6 +57,7 @@ class Model:
         bodies: The translated frames by the path of their module.
         faults: What has no translation.
         flattened: For each layer over a flattened map, by path, the ``(C, *space)`` of the map.
+        parts: What is not looked into, by path: what the caller translates, and what stays in torch.
         exact_statistics: Whether batch norms average the variance that torch averages.
         other: The recording in the other mode: what a module does there decides whether it gets a class.
         first: The translation of the other mode, whose orders of axes are kept, or None.
@@ -64,13 +66,14 @@ class Model:
     """
 
     recording: Recording
-    functions: Mapping[str, str] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     bodies: dict[str, Body] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     flattened: dict[str, tuple[int, ...] | None] = field(default_factory=dict)
     read_parameters: dict[str, Parameter] = field(default_factory=dict)
     called_layers: set[str] = field(default_factory=set)
     own_sequentials: set[str] = field(default_factory=set)
+    parts: Mapping[str, Part] = field(default_factory=dict)
     exact_statistics: bool = False
     other: Recording | None = None
     first: "Model | None" = None
@@ -102,8 +105,8 @@ class Model:
         return self.recording.modules
 
     def is_layer(self, path: str) -> bool:
-        """Whether the module at a path becomes one Flax layer."""
-        return is_layer(self.modules[path])
+        """Whether the module at a path becomes one Flax layer, or a part that is not looked into."""
+        return path in self.parts or is_layer(self.modules[path])
 
     def twin(self, path: str, module: nn.Module) -> Twin:
         """The Flax twin of a layer.
@@ -213,11 +216,33 @@ class Model:
         """Emit what one call becomes."""
         if node.module is None:
             lowering.bind(node, translate_function(lowering, node))
+        elif node.path in self.parts:
+            self._call_part(lowering, node, self.parts[node.path])
         elif node.frame is None:
             self.called_layers.add(node.path)
             lowering.bind(node, call_layer(lowering, node))
         else:
             self._call_module(lowering, node, node.frame)
+
+    def _call_part(self, lowering: Lowering, node: Node, part: Part) -> None:
+        self.called_layers.add(node.path)
+
+        def text(tree: Any) -> str:
+            if isinstance(tree, Value):
+                return lowering.read(tree, part.order(len(tree.shape)))
+            if isinstance(tree, dict):
+                return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in tree.items()) + "}"
+            if isinstance(tree, list):
+                return "[" + ", ".join(map(text, tree)) + "]"
+            if isinstance(tree, tuple):
+                return "(" + "".join(f"{text(item)}, " for item in tree) + ")"
+            return lowering.number(tree)
+
+        given = [*map(text, node.args), *(f"{name}={text(tree)}" for name, tree in node.kwargs.items())]
+        places = [Placed("", part.order(len(value.shape))) for value in tensors_of(node.result)]
+        if not places:
+            raise RefusedError(f"'{node.path}' returns no tensor, and is translated or kept as one call")
+        self._results(lowering, node, places, f"{lowering.attribute(node.path)}({', '.join(given)})")
 
     def _call_module(self, lowering: Lowering, node: Node, frame: Frame) -> None:
         inside = [value for _, tree in frame.inputs for value in tensors_of(tree)]
@@ -260,7 +285,7 @@ class Model:
         if canonical(known) != canonical(body):
             raise RefusedError(f"'{frame.path}' is called again and then does something else")
         call = f"{lowering.attribute(frame.path)}({', '.join(self._arguments(lowering, frame, texts))})"
-        self._results(lowering, node, body, call)
+        self._results(lowering, node, body.result_places, call)
 
     def _earlier(self, frame: Frame) -> Body | None:
         """The body of an earlier call of the module, in this mode or in the other, whose orders of axes hold."""
@@ -300,9 +325,9 @@ class Model:
                 by_name = True
         return found
 
-    def _results(self, lowering: Lowering, node: Node, body: Body, call: str) -> None:
+    def _results(self, lowering: Lowering, node: Node, places: Sequence[Placed], call: str) -> None:
         """Bind what a call of an emitted class returns; a number too is a variable."""
-        values, places = list(tensors_of(node.result)), body.result_places
+        values = list(tensors_of(node.result))
         if isinstance(node.result, Value):
             name = lowering.variable(call, node.source)
             lowering.set(values[0], Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))

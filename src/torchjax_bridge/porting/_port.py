@@ -4,7 +4,7 @@ import linecache
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,18 +12,23 @@ from flax import nnx
 from torch import nn
 from torch.overrides import resolve_name
 
-from torchjax_bridge.errors import ArgumentError, PortError
+from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, record
 from torchjax_bridge.weights import to_flax
 
 from ._classes import definitions
 from ._conditions import conditions
+from ._constructors import Given
 from ._generators import Generators
 from ._inputs import Example
+from ._parts import Modules, find_parts, shared_weights
+from ._placed import RefusedError
 from ._proof import holds_for, prove
+from ._refusal import refuse
 from ._result import Port
 from ._rules import UserRule, rules_of
 from ._source import source_of
+from ._torch_part import TorchPart, fill_unsaved
 from ._training import record_training, stuck, training_notes, translate_both
 
 __all__ = ["port"]
@@ -33,7 +38,9 @@ def port(
     module: nn.Module,
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
-    ops: Mapping[Callable[..., Any], str] | None = None,
+    ops: Mapping[Callable[..., Any], str | Callable[..., str]] | None = None,
+    modules: Modules | None = None,
+    keep: Collection[str] = (),
     assume: Iterable[str] = (),
     exact_statistics: bool = False,
     training: Literal["optional", "required", "none"] = "optional",
@@ -55,8 +62,15 @@ def port(
             without memory for values, and without a proof.
         kwargs: Keyword arguments for the module.
         ops: Your own translations, by torch function: a JAX expression with ``{0}``, ``{1}`` and ``{name}`` for
-            the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``. Arguments and result have torch's order
+            the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``, or a function from the expressions of
+            the arguments to that expression. Arguments and result have torch's order
             of axes.
+        modules: Your own translations, by torch class: a subclass of ``nnx.Module``, or its path
+            ``"package.module:Class"``, or a `Replacement`, or a function from the torch module to a
+            `Replacement`, such as ``{MyLayer: lambda layer: Replacement(FlaxLayer, {"size": layer.size})}``. The
+            file imports the class, makes it and calls it in the place of the torch module.
+        keep: Paths of modules that stay in torch, or patterns (``"blocks.*.mixer"``). The emitted class takes each
+            as an argument; ``model`` has a `TorchPart` in its place, through which gradients flow.
         assume: Lines of torch code, as ``"file.py:12"``, that decide by the values of a tensor. The port does what
             they decided for the example, and its header says so.
         exact_statistics: Whether BatchNorm keeps torch's unbiased running variance, by a small class in the file;
@@ -84,40 +98,53 @@ def port(
     (2, 6, 6, 4)
     """
     name = type(module).__name__
+    parts = find_parts(module, modules, keep)
     example, other = _examples(Example(inputs, dict(kwargs or {})))
     generators = Generators(module)
     with generators.restored():
-        recording = record(module, example.args, example.kwargs)
+        recording = record(module, example.args, example.kwargs, whole=parts)
+    recording.faults += shared_weights(module, parts)
     recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
     notes: list[str] = []
     if other is not None:
         try:
-            repeated = record(module, other.args, other.kwargs)
+            repeated = record(module, other.args, other.kwargs, whole=parts)
         except ArgumentError:
             notes.append(f"a batch of {example.batch}: the torch module itself fails with another one")
             other = None
         else:
             recording.faults.extend(generalize(recording, repeated))
-    larger, fixed = _larger_sizes(module, recording, example)
+    larger, fixed = _larger_sizes(module, recording, example, parts)
     notes += fixed
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
     if training != "none":
-        trained, lacking = record_training(module, example, other, recording)
-    settings = {"functions": _functions(ops), "exact_statistics": exact_statistics}
+        trained, lacking = record_training(module, example, other, recording, parts)
+    settings = {"parts": parts, "functions": _functions(ops), "exact_statistics": exact_statistics}
     model, lacking = translate_both(recording, trained, lacking, **settings)
     held, refused = conditions(recording, frozenset(assume))
     notes += held
     refused += lacking if training == "required" else []
-    _refuse([*model.faults, *refused], name)
+    refuse([*model.faults, *refused], name)
     notes += training_notes(model, lacking)
-    classes = definitions(model)
-    _refuse(model.faults, name)
-    source = source_of(classes, _header(module, notes))
+    try:
+        classes = definitions(model)
+    except RefusedError as err:
+        model.fault(Fault(str(err), "", SourceLine()))
+    refuse(model.faults, name)
+    given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
+    imported = [part.imported for part in parts.values() if part.imported is not None]
+    source = source_of(classes, _header(module, notes, given), imported)
     kind = _load(source, classes[-1].name)
     rules = rules_of(model)
-    template = nnx.eval_shape(lambda: kind(rngs=nnx.Rngs(0)))
-    if any(tensor.is_meta for tensor in module.state_dict().values()):
+
+    def build() -> Any:
+        held = {name: TorchPart(module.get_submodule(path)) for name, path in given.items()}
+        return kind(**held, rngs=nnx.Rngs(0))
+
+    template = nnx.eval_shape(build)
+    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         return Port(source, template, rules, tuple(notes), None, classes[-1].name)
+    fill_unsaved(template)
     twin = _filled(module, template, rules, name)
     twin.eval()
     proof = prove(module, model, twin, rules, example, other) if verify else None
@@ -140,7 +167,7 @@ def _examples(given: Example) -> tuple[Example, Example | None]:
 
 
 def _larger_sizes(
-    module: nn.Module, recording: Recording, example: Example
+    module: nn.Module, recording: Recording, example: Example, whole: Collection[str]
 ) -> tuple[Example | None, list[str]]:
     """Larger images and longer sequences, if the module takes them, and what holds for the sizes of the example.
 
@@ -150,7 +177,7 @@ def _larger_sizes(
     if larger is None:
         return None, []
     try:
-        repeated = record(module, larger.args, larger.kwargs)
+        repeated = record(module, larger.args, larger.kwargs, whole=whole)
     except ArgumentError:
         return None, []  # the module itself takes these sizes alone
     faults = generalize(recording, repeated)
@@ -160,15 +187,17 @@ def _larger_sizes(
     return (None if notes else larger), notes
 
 
-def _functions(ops: Mapping[Callable[..., Any], str] | None) -> dict[str, str]:
-    found = {}
+def _functions(
+    ops: Mapping[Callable[..., Any], str | Callable[..., str]] | None,
+) -> dict[str, Callable[..., str]]:
+    found: dict[str, Callable[..., str]] = {}
     for function, template in (ops or {}).items():
         name = resolve_name(function)
-        if name is None or not isinstance(template, str):
+        if name is None or not (isinstance(template, str) or callable(template)):
             raise ArgumentError(
                 f"ops= takes torch functions and JAX expressions, not {function!r}: {template!r}"
             )
-        found[name] = template
+        found[name] = template.format if isinstance(template, str) else template
     return found
 
 
@@ -177,29 +206,26 @@ def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: s
     return to_flax(module, template, rules=tuple(rules))
 
 
-def _header(module: nn.Module, notes: Sequence[str]) -> str:
-    """The docstring of the file."""
+def _header(module: nn.Module, notes: Sequence[str], given: Mapping[str, str]) -> str:
+    """The docstring of the file.
+
+    Args:
+        module: The torch module.
+        notes: Conditions of the port.
+        given: The modules that stay in torch, by the arguments that stand for them.
+    """
     kind = type(module)
     conditions = "".join(f"\n{textwrap.fill(f'Holds for {note}.', 100)}" for note in notes)
+    conditions += "".join(
+        f"\n``{name}`` is '{path}', which stays in torch: "
+        f'``TorchPart(net.get_submodule("{path}"))`` of torchjax_bridge.porting.'
+        for name, path in given.items()
+    )
     return (
         f"{kind.__name__} of {kind.__module__}, in Flax.\n\n"
         f"Made from PyTorch {torch.__version__.partition('+')[0]}. "
         f"Images have their channels last: ``(N, H, W, C)``.\n{conditions}{chr(10) if conditions else ''}"
     )
-
-
-def _refuse(faults: Sequence[Fault], name: str) -> None:
-    """Raise one error with every fault."""
-    if not faults:
-        return
-    lines = []
-    for fault in dict.fromkeys(faults):
-        where = f"'{fault.path}'" if fault.path else "the model itself"
-        lines.append(f"- in {where}, {fault.source}: {fault.source.text}\n  {fault.reason}")
-    count = "1 thing has" if len(lines) == 1 else f"{len(lines)} things have"
-    error = PortError(f"{name} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines))
-    error.faults = tuple(dict.fromkeys(faults))
-    raise error
 
 
 def _load(source: str, name: str) -> Any:

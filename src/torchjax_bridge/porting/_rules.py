@@ -5,14 +5,14 @@ from typing import TypeAlias
 from torch import nn
 
 from torchjax_bridge.recording import layer_class
-from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename
+from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
 
 from ._lowering import attribute_name, is_container
 from ._model import Model
 
 __all__ = ["UserRule", "rules_of"]
 
-UserRule: TypeAlias = Flatten | Keep | LayerType | Rename
+UserRule: TypeAlias = Flatten | Keep | LayerType | Rename | Rule
 
 
 def rules_of(model: Model) -> tuple[UserRule, ...]:
@@ -23,17 +23,26 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
     for path, module in model.modules.items():
         if any(model.is_layer(above) for above in _above(path)):
             continue  # it goes where the layer goes
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        is_part = path in model.parts
+        own = [*module.parameters(recurse=is_part), *module.buffers(recurse=is_part)]
         if own and path not in used and path not in model.tied_layers:
             rules.append(Keep(path))
             continue
         base = layer_class(module)
-        if own and base is not None and _has_own_class(model, path, module):
+        if own and not is_part and base is not None and _has_own_class(model, path, module):
             rules.append(LayerType(path, base))
         has_place = own or model.is_layer(path)
         if has_place and any(_is_renamed(model, place) for place in (*_above(path), path)):
             renames.append(Rename(path, _flax_path(model, path)))
+    rules += _rules_of_parts(model)
     return (*rules, *sorted(renames, key=lambda rule: -rule.torch.count(".")))
+
+
+def _rules_of_parts(model: Model) -> list[Rule | LayerType]:
+    """The rules of the parts that the model calls, each once."""
+    called = {path: part for path, part in model.parts.items() if path in model.called_layers}
+    found = [rule for path, part in called.items() for rule in part.rules_at(path)]
+    return [rule for place, rule in enumerate(found) if not any(rule is other for other in found[:place])]
 
 
 def _above(path: str) -> list[str]:

@@ -2,13 +2,13 @@
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torchjax_bridge.recording import Value, tensors_of
 
 from ._classes import Definition
-from ._constructors import literal
+from ._constructors import Given, literal
 from ._format import formatted
 from ._helpers import HELPERS
 from ._lowering import takes
@@ -19,12 +19,15 @@ LIMIT = 110
 _SHARED = re.compile(r"(?<![\w.])nnx\.([A-Z]\w*)\(")
 
 
-def source_of(definitions: Sequence[Definition], header: str) -> str:
+def source_of(
+    definitions: Sequence[Definition], header: str, imported: Collection[tuple[str, str]] = ()
+) -> str:
     """The text of the file.
 
     Args:
         definitions: The classes, each before those that use it.
         header: The docstring of the file, without quotes.
+        imported: More classes to import: the module of each, and its name.
     """
     code: list[str] = []
     for definition in definitions:
@@ -33,7 +36,8 @@ def source_of(definitions: Sequence[Definition], header: str) -> str:
     helpers = _needed(code)
     body = "\n".join([*formatted(shared, LIMIT), *helpers, *formatted(code, LIMIT)])
     gap = "\n\n" if shared else "\n\n\n"
-    imports = "\n".join(_imports(body))
+    own = [f"from {module} import {name}" for module, name in sorted(set(imported))]
+    imports = "\n".join([*_imports(body), *([""] if own else []), *own])
     return f'"""{header}"""\n\n{imports}{gap}' + body.strip("\n") + "\n"
 
 
@@ -117,6 +121,8 @@ def _setting_type(values: Sequence[Any]) -> str:
 
 
 def _setting_kind(value: Any) -> str:
+    if isinstance(value, Given):
+        return "Callable[..., Any]"
     if isinstance(value, tuple | list) and value:
         inner = _setting_kind(value[0])
         return f"tuple[{inner}, ...]" if isinstance(value, tuple) else f"list[{inner}]"
@@ -216,6 +222,7 @@ def _shortened(line: str, name: str, common: Sequence[str]) -> str:
 
 def _imports(body: str) -> list[str]:
     standard = ["import math"] if re.search(r"\bmath\.", body) else []
+    standard += ["from collections.abc import Callable"] if re.search(r"\bCallable\b", body) else []
     standard += ["from functools import partial"] if "partial(" in body else []
     standard += ["from typing import Any"] if re.search(r"\bAny\b", body) else []
     third = ["import jax"] if re.search(r"\bjax\.", body) else []

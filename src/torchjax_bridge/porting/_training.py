@@ -6,7 +6,7 @@ stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
 
 import ast
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,11 @@ _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def record_training(
-    module: nn.Module, example: Example, other: Example | None, evaluation: Recording
+    module: nn.Module,
+    example: Example,
+    other: Example | None,
+    evaluation: Recording,
+    whole: Collection[str] = (),
 ) -> tuple[Recording | None, list[Fault]]:
     """Record a module in training mode.
 
@@ -37,6 +41,7 @@ def record_training(
         example: What it is called with.
         other: The same with another batch size, or None.
         evaluation: Its recording in evaluation mode.
+        whole: Paths of modules that are not looked into.
 
     Returns:
         The recording, or None where it fails; and why a translation of it would not train.
@@ -44,16 +49,18 @@ def record_training(
     generators = Generators(module)
     try:
         with generators.restored():
-            training = record(module, example.args, example.kwargs, training=True)
+            training = record(module, example.args, example.kwargs, training=True, whole=whole)
             if other is not None:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(1)
-                    repeated = record(module, other.args, other.kwargs, training=True)
+                    repeated = record(module, other.args, other.kwargs, training=True, whole=whole)
                 training.faults.extend(generalize(training, repeated))
             larger = example.enlarged()
             with contextlib.suppress(ArgumentError):  # the sizes are then the module's own
                 if larger is not None:
-                    generalize(training, record(module, larger.args, larger.kwargs, training=True))
+                    generalize(
+                        training, record(module, larger.args, larger.kwargs, training=True, whole=whole)
+                    )
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]

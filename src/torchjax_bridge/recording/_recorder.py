@@ -7,7 +7,7 @@ code runs as it is: what it decided by a size or a value is a `Decision` of the 
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,7 +84,12 @@ class Recording:
 
 
 def record(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, training: bool = False
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+    whole: Collection[str] = (),
 ) -> Recording:
     """Run a copy of a module once, without gradients, and record it.
 
@@ -93,6 +98,7 @@ def record(
         args: What it takes: trees of tensors and whatever else. They are not written to.
         kwargs: Keyword arguments.
         training: Whether the copy runs in training mode.
+        whole: Paths of modules that are recorded as one call, as layers of torch's own are.
 
     Returns:
         A `Recording`.
@@ -112,7 +118,7 @@ def record(
         ) from err
     clone.train(training)
     args, kwargs = map_tensors((tuple(args), dict(kwargs or {})), lambda tensor: tensor.detach().clone())
-    recorder = _Recorder(clone)
+    recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
     try:
         with ExitStack() as stack:
@@ -134,13 +140,14 @@ def record(
 class _Recorder(TorchFunctionMode):
     """The state of one recording."""
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, whole: Collection[str]) -> None:
         super().__init__()
         self.frames: list[Frame] = []
         self.top: Frame | None = None
         self.faults: list[Fault] = []
         self.decisions: list[Decision] = []
         self.modules = dict(root.named_modules(remove_duplicate=False))
+        self._whole = {id(self.modules[path]) for path in whole}
         self._paused = 0
         self._paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
@@ -157,11 +164,12 @@ class _Recorder(TorchFunctionMode):
     def hooked(self) -> Iterator[None]:
         """Hooks on every module while it runs, and numbers that know their attribute."""
         unique = {id(module): module for module in self.modules.values()}
-        leaves = {key for key, module in unique.items() if is_leaf(module)}
-        watched = {key for key, module in unique.items() if has_hooks(module)}
+        leaves = {key for key, module in unique.items() if key in self._whole or is_leaf(module)}
+        watched = {key for key, module in unique.items() if has_hooks(module) and key not in self._whole}
+        inner = {id(part) for key in self._whole for part in unique[key].modules()}
         handles = []
         for key, module in unique.items():
-            if not type(module).__module__.startswith("torch.") and key not in leaves:
+            if not type(module).__module__.startswith("torch.") and key not in leaves | inner:
                 _name_numbers(module, self._paths[key][0])
 
             def before(

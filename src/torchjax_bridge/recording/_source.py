@@ -14,7 +14,7 @@ import torch
 __all__ = ["SourceLine", "author_line"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_OURS = os.path.dirname(__file__) + os.sep
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SourceLine:
 
 
 def author_line() -> SourceLine:
-    """The innermost running line that belongs neither to torch nor to the recorder."""
+    """The innermost running line that belongs neither to torch nor to this library."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

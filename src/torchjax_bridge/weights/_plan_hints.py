@@ -28,7 +28,9 @@ def apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
                 node.fused += (rule,)
         if not isinstance(rule, LayerType | Flatten):
             continue
-        named = [node for node in layers if rule.matches(node.origin)]
+        # A class may be that of a module whose layers hold the tensors; a flattened map is read by a layer.
+        places = layers if isinstance(rule, Flatten) else [n for n in tree.root.walk() if not n.empty]
+        named = [node for node in places if rule.matches(node.origin)]
         if not named:
             near = did_you_mean(rule.torch, [join_path(node.origin) for node in layers])
             faults.append(Fault("rules", f"{rule} names no layer of the torch side{near}", rule.torch))

@@ -8,7 +8,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from torchjax_bridge.recording import Node
+import jax
+import jax.numpy as jnp
+import jax.scipy.special
+
+from torchjax_bridge.recording import Node, Value, tensors_of
 
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, Several, torch_order
@@ -85,14 +89,13 @@ def translate_function(lowering: Lowering, node: Node) -> Placed | Several | lis
     if own is not None:
         texts = [lowering.in_torch_order(argument) for argument in node.args]
         keywords = {name: lowering.in_torch_order(argument) for name, argument in node.kwargs.items()}
-        made = Placed(f"({own.format(*texts, **keywords)})", torch_order(len(node.result.shape)))
-        return agreed(lowering, node, made)
+        made = f"({own(*texts, **keywords)})"
+        orders = tuple(torch_order(len(value.shape)) for value in tensors_of(node.result))
+        placed = Placed(made, orders[0]) if isinstance(node.result, Value) else Several(made, orders)
+        return agreed(lowering, node, placed)
     found = find(node.function)
     if found is None:
-        raise RefusedError(
-            f"no translation of {node.function}; write it with functions that have one, or keep this module in "
-            "torch with as_jax_module"
-        )
+        raise RefusedError(f"no translation of {node.function}{_suggestion(node)}")
     translation, signature = found
     kwargs = {_parameter(signature, name): value for name, value in node.kwargs.items()}
     if kwargs.get("out") is None:
@@ -111,6 +114,32 @@ def find(function: str) -> tuple[Translation, inspect.Signature] | None:
     """The translation of a public name, and its signature."""
     name = _qualified(function)
     return TABLE.get(name) or TABLE.get(name.partition(".")[2])
+
+
+def _suggestion(node: Node) -> str:
+    """What to type for a function of torch's: the function of that name in JAX, where there is one."""
+    if not node.function.startswith("torch.") or node.function.endswith(".__get__"):
+        return ""
+    name = table_name(node.function)
+    same = next((text for text, holder in _JAX.items() if _holds(holder, name)), None)
+    given = ", ".join(
+        [*(f"{{{place}}}" for place in range(len(node.args))), *(_keyword(key) for key in node.kwargs)]
+    )
+    call = f'"{same}.{name}({given})"' if same else '"...{0}..."'
+    return f"; pass ops={{{node.function}: {call}}}" + ("" if same else ", with JAX code of the same meaning")
+
+
+def _holds(holder: Any, name: str) -> bool:
+    for part in name.split("."):
+        holder = getattr(holder, part, None)
+    return callable(holder)
+
+
+def _keyword(name: str) -> str:
+    return f"{'axis' if name == 'dim' else name}={{{name}}}"
+
+
+_JAX = {"jnp": jnp, "jax.nn": jax.nn, "jax.scipy.special": jax.scipy.special, "jax.lax": jax.lax}
 
 
 def table_name(function: str) -> str:

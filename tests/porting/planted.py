@@ -1,0 +1,151 @@
+"""A model with a fault of every kind, and the Flax classes that a user could write for its parts."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Part(nn.Module):
+    """A 1x1 convolution after a function of ``(N, 4, 6, 6)``."""
+
+    def __init__(self, function: Callable[["Part", Tensor], Tensor], **attributes: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+        self.function = function
+        vars(self).update(attributes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.function(self, x))
+
+
+def spectrum(part: Part, x: Tensor) -> Tensor:
+    return torch.fft.fft2(x).real
+
+
+def by_value(part: Part, x: Tensor) -> Tensor:
+    return x + 1 if bool((x > 0).all()) else x
+
+
+def by_batch(part: Part, x: Tensor) -> Tensor:
+    for _ in range(len(x)):
+        x = x * 0.5
+    return x
+
+
+def through_a_view(part: Part, x: Tensor) -> Tensor:
+    x = x.clone()
+    x.view(-1).add_(1)
+    return x * 2
+
+
+def constant(part: Part, x: Tensor) -> Tensor:
+    return x + part.table
+
+
+def made_by_numpy(part: Part, x: Tensor) -> Tensor:
+    return x + torch.from_numpy(np.linspace(0, 1, 4, dtype=np.float32).reshape(4, 1, 1))
+
+
+def bicubic(part: Part, x: Tensor) -> Tensor:
+    return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)
+
+
+def batch_statistics(part: Part, x: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, training=True)
+
+
+class Unsaved(Part):
+    def __init__(self) -> None:
+        super().__init__(constant)
+        self.register_buffer("table", torch.rand(4, 6, 6), persistent=False)
+
+
+class Weights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).mT
+        result, weights = self.attention(tokens, tokens, tokens)
+        return (weights @ result).mT.reshape(x.shape)
+
+
+class Renormalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4, max_norm=1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.embedding(torch.zeros(1, dtype=torch.int64)).mT[:, :, None]
+
+
+def hooked() -> Part:
+    part = Part(lambda part, x: x)
+    part.conv.register_forward_hook(lambda module, args, output: output * 2)
+    return part
+
+
+def parametrized() -> nn.Module:
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+
+
+def faulty() -> nn.Module:
+    """Every fault, each in a module of its own."""
+    torch.manual_seed(0)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        spectrum=Part(spectrum),
+        by_value=Part(by_value),
+        by_batch=Part(by_batch),
+        view=Part(through_a_view),
+        constant=Part(constant, table=torch.rand(4, 6, 6)),
+        numpy=Part(made_by_numpy),
+        bicubic=Part(bicubic),
+        statistics=Part(batch_statistics),
+        unsaved=Unsaved(),
+        weights=Weights(),
+        renormalised=Renormalised(),
+        hooked=hooked(),
+        parametrized=parametrized(),
+    )
+    return nn.Sequential(parts)
+
+
+# For each part: the text of the line that the error shows, and the reason.
+EXPECTED = {
+    "spectrum": ("return torch.fft.fft2(x).real", "no translation of torch.fft.fft2"),
+    "by_value": ("return x + 1 if bool((x > 0).all()) else x", "asks for values"),
+    "by_batch": (
+        "return self.conv(self.function(self, x))",
+        "with inputs of other sizes torch makes other calls",
+    ),
+    "view": ("return x * 2", "written to in place through a view"),
+    "constant": ("return x + part.table", "register it as a buffer that is saved"),
+    "numpy": ("return x + torch.from_numpy(", "made by no function of torch's"),
+    "bicubic": ('return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)', "JAX has another grid"),
+    "statistics": ("return F.batch_norm(x, None, None, training=True)", "use nn.BatchNorm2d"),
+    "unsaved": ("return x + part.table", "persistent=True"),
+    "weights": ("result, weights = self.attention(tokens, tokens, tokens)", "need_weights=True"),
+    "renormalised": ("return x + self.embedding(", "set max_norm=None"),
+    "hooked": ("", "has forward hooks"),
+    "parametrized": ("", "no translation"),
+}
+
+
+class FlaxSpectrum(nnx.Module):
+    """What `spectrum` computes, for ``(N, H, W, C)``, with a scale of its own."""
+
+    def __init__(self, channels: int, scale: float = 1.0, *, rngs: nnx.Rngs) -> None:
+        self.conv = nnx.Conv(channels, channels, (1, 1), rngs=rngs)
+        self.scale = scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.conv(self.scale * jnp.fft.fft2(x, axes=(1, 2)).real)

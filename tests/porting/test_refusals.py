@@ -1,0 +1,92 @@
+"""What a port refuses: all of it at once, each with its place, the reason, and a way out that works when typed."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from torchjax_bridge import port
+from torchjax_bridge.errors import ArgumentError, PortError
+
+from . import planted
+from .planted import EXPECTED, faulty
+
+
+def _message() -> str:
+    with pytest.raises(PortError) as caught:
+        port(faulty(), torch.randn(2, 4, 6, 6))
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def message() -> str:
+    return _message()
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_refusal_names_the_module_the_line_and_the_reason(message: str, name: str) -> None:
+    text, reason = EXPECTED[name]
+    items = [item for item in message.split("\n- ")[1:] if re.search(rf"'{name}[.']", item.partition(":")[0])]
+    assert any(text in item and reason in item for item in items), "\n".join(items) or message
+    assert name == "parametrized" or any(re.search(r", planted\.py:\d+: ", item) for item in items)
+
+
+def test_the_ways_out_of_a_refusal_work_as_they_are_written(message: str) -> None:
+    keep = [name for found in re.findall(r"keep=(\[.*?\])", message) for name in eval(found)]
+    ops = eval(re.search(r"ops=(\{.*?\"\})", message)[1])
+    assume = eval(re.search(r"assume=(\[.*?\])", message)[1])
+    others = [name for name in keep if name not in ("spectrum", "by_value")]
+    assert len(others) == len(keep) - 2
+    ported = port(faulty(), torch.randn(2, 4, 6, 6), ops=ops, keep=others, assume=assume)
+    assert assume[0] in ported.source
+    assert all(check.difference <= 1e-5 for check in ported.proof.checks)
+    assert "import torch" not in ported.source
+
+
+def test_a_line_of_several_modules_is_reported_once() -> None:
+    model = nn.Sequential(planted.Part(planted.spectrum), planted.Part(planted.spectrum))
+    with pytest.raises(PortError, match=r"1 thing has(.|\n)*'0' and '1'(.|\n)*keep=\['0', '1'\]"):
+        port(model, torch.randn(2, 4, 6, 6))
+
+
+def test_a_line_of_the_model_itself_is_refused_with_the_way_to_a_module() -> None:
+    with pytest.raises(PortError, match=r"in the model itself, planted\.py(.|\n)*a module of its own"):
+        port(planted.Part(planted.spectrum), torch.randn(2, 4, 6, 6))
+
+
+def test_an_own_translation_is_text_or_a_function_of_texts() -> None:
+    for own in ("jnp.fft.fft2({0})", lambda x: f"jnp.fft.fft2({x})"):
+        ported = port(planted.Part(planted.spectrum), torch.randn(2, 4, 6, 6), ops={torch.fft.fft2: own})
+        assert "jnp.fft.fft2(" in ported.source
+
+
+def test_a_wrong_translation_of_the_users_is_not_returned() -> None:
+    with pytest.raises(PortError, match="differs from torch"):
+        port(
+            planted.Part(planted.spectrum),
+            torch.randn(2, 4, 6, 6),
+            ops={torch.fft.fft2: "2 * jnp.fft.fft2({0})"},
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": ["part"]}, "no module of the model; it has '0'"),
+        ({"keep": "0"}, r"takes a list of paths, such as \['0'\]"),
+        ({"modules": {nn.LSTM: planted.FlaxSpectrum}}, "no module of the model is of that class"),
+        ({"modules": {planted.Part: nn.Linear}}, "takes a subclass of nnx.Module"),
+        ({"modules": {planted.Part: "planted:Nothing"}}, "cannot import Nothing"),
+        ({"modules": {planted.Part: lambda layer: 3}}, "gives 3 for Part"),
+        ({"ops": {torch.fft.fft2: 3}}, "takes torch functions"),
+    ],
+    ids=str,
+)
+def test_a_way_out_that_is_typed_wrongly_is_refused_by_name(options: dict, words: str) -> None:
+    model = nn.Sequential(planted.Part(planted.spectrum))
+    model.append(nn.Identity())
+    model.append(planted.Part(planted.spectrum))
+    model.head = nn.Identity()
+    with pytest.raises(ArgumentError, match=words):
+        port(model, torch.randn(2, 4, 6, 6), **options)
