@@ -130,7 +130,10 @@ EXPECTED = {
     "view": ("return x * 2", "written to in place through a view"),
     "constant": ("return x + part.table", "register it as a buffer that is saved"),
     "numpy": ("return x + torch.from_numpy(", "made by no function of torch's"),
-    "bicubic": ('return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)', "JAX has another grid"),
+    "bicubic": (
+        'return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)',
+        "JAX has another grid",
+    ),
     "statistics": ("return F.batch_norm(x, None, None, training=True)", "use nn.BatchNorm2d"),
     "unsaved": ("return x + part.table", "persistent=True"),
     "weights": ("result, weights = self.attention(tokens, tokens, tokens)", "need_weights=True"),
