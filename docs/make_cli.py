@@ -9,7 +9,7 @@ from torchjax_bridge.cli._rules import __doc__ as RULES
 
 PAGE = pathlib.Path(__file__).with_name("cli.md")
 
-COMMANDS = ("convert", "inspect", "plan", "audit", "parity", "verify", "doctor", "bench")
+COMMANDS = ("port", "convert", "inspect", "plan", "audit", "parity", "verify", "doctor", "bench")
 
 HEAD = """<!-- Written by docs/make_cli.py from the commands' own help; do not edit. -->
 
@@ -24,8 +24,8 @@ it). Exit codes: **0** done, or the same; **1** failed, or different; **2** wron
 Shell completion: `torchjax-bridge --install-completion`.
 
 A factory (`package.module:factory`) is called without arguments, on torch's meta device and under JAX's abstract
-evaluation, so no model takes memory. (`parity` runs the models, so it builds them with memory.) A subclass of
-`flax.nnx.Module` is called with `rngs`. The current folder is searched for the module.
+evaluation, so no model takes memory. (`port` and `parity` run the models, so they build them with memory.) A
+subclass of `flax.nnx.Module` is called with `rngs`. The current folder is searched for the module.
 
 A linen module has no arrays before it is called. So its template is a factory of its variables:
 

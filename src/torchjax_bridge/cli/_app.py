@@ -6,11 +6,11 @@ import typer
 
 import torchjax_bridge
 
-from . import _audit, _bench, _convert, _doctor, _inspect, _parity, _plan, _verify
+from . import _audit, _bench, _convert, _doctor, _inspect, _parity, _plan, _port, _verify
 
 __all__ = ["app"]
 
-_HELP = """PyTorch and JAX share tensors, weights and code: convert, inspect and compare checkpoints.
+_HELP = """PyTorch and JAX share tensors, weights and code: port models; convert, inspect and compare checkpoints.
 
 Exit codes: 0 done, or the same; 1 failed, or different; 2 wrong command line."""
 
@@ -41,6 +41,7 @@ def _root(
 
 
 for _command, _help, _short in (
+    (_port.port, _port.HELP, "Write a torch model as Flax source, with its weights and a proof."),
     (_convert.convert, _convert.HELP, "Convert a checkpoint to the other framework or another format."),
     (_inspect.inspect, _inspect.HELP, "Show what a checkpoint or a model holds."),
     (_plan.plan, _plan.HELP, "Show how a checkpoint would be converted, and every fault."),

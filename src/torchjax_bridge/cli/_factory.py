@@ -43,16 +43,20 @@ _USER_CODE_ERRORS = (
 
 
 @overload
-def torch_model(spec: str, debug: bool, *, concrete: bool = False) -> nn.Module: ...
+def torch_model(spec: str, debug: bool, *, concrete: bool = False, option: str = ...) -> nn.Module: ...
 @overload
-def torch_model(spec: str | None, debug: bool, *, concrete: bool = False) -> nn.Module | None: ...
-def torch_model(spec: str | None, debug: bool, *, concrete: bool = False) -> nn.Module | None:
-    """The torch module that ``--model`` builds: on the meta device, unless ``concrete``."""
+def torch_model(
+    spec: str | None, debug: bool, *, concrete: bool = False, option: str = ...
+) -> nn.Module | None: ...
+def torch_model(
+    spec: str | None, debug: bool, *, concrete: bool = False, option: str = "--model"
+) -> nn.Module | None:
+    """The torch module that ``--model``, or another option, builds: on the meta device, unless ``concrete``."""
     if spec is None:
         return None
     built = build(spec, debug, _make_concrete if concrete else _make_abstract)
     if not isinstance(built, nn.Module):
-        raise typer.BadParameter(f"--model {spec} gives a {type(built).__name__}, not a torch.nn.Module.")
+        raise typer.BadParameter(f"{option} {spec} gives a {type(built).__name__}, not a torch.nn.Module.")
     return built
 
 

@@ -137,7 +137,7 @@ def _fill_flax(
         opened = files.open_checkpoint(checkpoint, key=key)
         flax_weights = files.framework_of(opened) == "flax"
         if not flax_weights:
-            _load_checkpoint(torch_module, checkpoint, key)
+            load_checkpoint(torch_module, checkpoint, key)
     module, template = (None, flax) if isinstance(flax, nnx.Module) else flax
     if template is None:
         template = _init_linen(torch_module, module, user_rules, example, flax_kwargs, channels_last)
@@ -152,7 +152,12 @@ def _fill_flax(
     return filled
 
 
-def _load_checkpoint(torch_module: "nn.Module", checkpoint: Path, key: str | None) -> None:
+def load_checkpoint(torch_module: "nn.Module", checkpoint: Path, key: str | None) -> None:
+    """Give a torch module the weights of a torch checkpoint.
+
+    Raises:
+        CheckpointError: The file is damaged, or does not fit the module.
+    """
     from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
     from torchjax_bridge.errors import CheckpointError

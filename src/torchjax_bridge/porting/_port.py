@@ -150,7 +150,7 @@ def port(
     proof = prove(module, model, twin, rules, example, other) if verify else None
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, _header(module, notes))
+        source = source_of(classes, _header(module, notes, given), imported)
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchjax_bridge.weights import save_flax
+from torchjax_bridge.weights import files, save_flax
 
 from ._proof import Proof
 from ._rules import UserRule
@@ -34,20 +34,32 @@ class Port:
     name: str
 
     def save(self, path: str | Path, *, weights: str | Path | None = None) -> None:
-        """Write the source, and the weights if asked for.
+        """Write the source, and the weights if asked for. Files appear only when they are complete.
 
         Args:
             path: The Python file; an existing one is replaced.
             weights: Where the weights go, as `save_flax` writes them.
+
+        Raises:
+            CheckpointError: A file cannot be written; the source is then left as it was.
         """
-        Path(path).write_text(self.source, encoding="utf-8")
-        if weights is not None:
-            save_flax(self.model, weights)
+        with files.atomic_file(Path(path)) as file:
+            file.write(self.source.encode())
+            if weights is not None:
+                save_flax(weights, self.model)
+
+    @property
+    def lines(self) -> int:
+        """How many lines of the source are not empty."""
+        return sum(bool(line.strip()) for line in self.source.splitlines())
+
+    @property
+    def classes(self) -> int:
+        """How many classes the source has."""
+        return self.source.count("\nclass ")
 
     def __str__(self) -> str:
-        lines = [line for line in self.source.splitlines() if line.strip()]
-        classes = self.source.count("\nclass ")
-        head = f"{self.name}: {len(lines)} lines, {classes} class{'es' if classes != 1 else ''}"
+        head = f"{self.name}: {self.lines} lines, {self.classes} class{'es' if self.classes != 1 else ''}"
         held = [f"holds for {note}" for note in self.notes]
         proved = str(self.proof) if self.proof is not None else "not compared with torch"
         return "\n".join([head, *held, proved])

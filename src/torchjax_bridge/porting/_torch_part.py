@@ -119,12 +119,14 @@ def fill_unsaved(model: nnx.Module) -> None:
                     part.buffers[name] = nnx.Cache(part.code.start["buffers"][name])
 
 
-def part_rules(path: str, module: nn.Module) -> tuple[LayerType, Rule]:
+def part_rules(path: str, module: nn.Module) -> tuple[LayerType | Rule, ...]:
     """The rules by which a torch module fills a `TorchPart`: every tensor as it is, under its own name.
 
     What else ``state_dict`` holds, as of a quantised layer, stays in torch.
     """
     variables = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
+    if not variables:
+        return ()
     keeps = tuple(name for name in module.state_dict() if name not in variables)
     kind = type(f"{type(module).__name__} in torch", (nn.Module,), {})  # no other module follows its rule
     return LayerType(path, kind), Rule(kind, _entries, keeps=keeps)

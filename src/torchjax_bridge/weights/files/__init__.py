@@ -5,6 +5,7 @@ file to file, `open_checkpoint` reads no values. Every intact file is read exact
 `CheckpointError`, and never runs code in a file. Gives its functions to users and to the command line.
 """
 
+from ._atomic import atomic_file, check_target
 from ._convert import Converted, Route, convert, find_route, framework_of
 from ._leaf import Checkpoint, Leaf
 from ._load_save import load_flax, load_state_dict, save_flax, save_state_dict
@@ -20,6 +21,8 @@ __all__ = [
     "Route",
     "TensorDifference",
     "TensorInfo",
+    "atomic_file",
+    "check_target",
     "compare_checkpoints",
     "convert",
     "find_route",
