@@ -6,9 +6,10 @@
 from .._case import Findings
 from .._setting import Setting
 from ._conversion import conversion, sharing
-from ._models import MODELS
+from ._models import MODELS, TRANSFORMER
 from ._planning import planning
 from ._space import peak_memory
+from ._syncing import small_leaves, syncing
 
 __all__ = ["run"]
 
@@ -16,6 +17,8 @@ __all__ = ["run"]
 def run(setting: Setting) -> Findings:
     """Every question of the suite."""
     found = planning(setting)
+    found += small_leaves(setting)
+    found += syncing(TRANSFORMER, MODELS[TRANSFORMER](setting.quick), setting)
     for name, describe in MODELS.items():
         found += conversion(name, describe(setting.quick), setting)
         found += sharing(name, describe(setting.quick), setting)

@@ -11,7 +11,7 @@ import torch
 from flax import nnx
 from torch import nn
 
-__all__ = ["MODELS", "Description", "nnx_template", "torch_module"]
+__all__ = ["MODELS", "TRANSFORMER", "Description", "nnx_template", "torch_module"]
 
 Description = Mapping[str, Any]
 
@@ -61,9 +61,10 @@ def transformer(quick: bool) -> Description:
     return {f"block{index}": block for index in range(depth)}
 
 
+TRANSFORMER = "1 GB transformer-like"
 MODELS: dict[str, Callable[[bool], Description]] = {
     "ResNet-50-like": resnet,
-    "1 GB transformer-like": transformer,
+    TRANSFORMER: transformer,
 }
 
 

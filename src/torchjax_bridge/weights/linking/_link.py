@@ -201,9 +201,10 @@ class Link:
         seen: list[tuple[Step, list[Seen]]] = []
         with side_streams(self._devices):
             for step in self._steps:
-                if self._changed_only and (same := step.unchanged(held)) is not None:
+                if self._changed_only and step.unchanged(held):
                     if held is None:
-                        arrays[step.first : step.first + len(same)] = same
+                        last = step.last()
+                        arrays[step.first : step.first + len(last)] = last
                     continue
                 sources = [slot.read() for slot in step.slots]
                 if self._changed_only:

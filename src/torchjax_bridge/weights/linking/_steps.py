@@ -61,22 +61,26 @@ class Step:
             paths = "', '".join(join_path(path) for path in self.move.flax_paths)
             raise PlanError(f"'{paths}' cannot be pulled to torch: {err}.") from err
 
-    def unchanged(self, held: Sequence[Any] | None) -> list[jax.Array] | None:
-        """The arrays of the last push, if the tensors are as they were then and Flax still holds the arrays.
+    def unchanged(self, held: Sequence[Any] | None) -> bool:
+        """Whether the tensors are as at the last push, and Flax still holds the arrays of that push.
 
         Args:
             held: What Flax holds now; None if a push gives a new tree.
         """
         for slot in self.slots:
             if not slot.unchanged():
-                return None
-        found: list[jax.Array] = []
-        for place, reference in enumerate(self._arrays, self.first):
+                return False
+        place = self.first
+        for reference in self._arrays:
             array = reference()
             if array is None or (held is not None and held[place] is not array):
-                return None
-            found.append(array)
-        return found or None
+                return False
+            place += 1
+        return bool(self._arrays)
+
+    def last(self) -> list[jax.Array | None]:
+        """The arrays of the last push; None for one that is gone."""
+        return [reference() for reference in self._arrays]
 
     def note(self, seen: Iterable[Seen], arrays: Sequence[jax.Array | None]) -> None:
         """Note what was pushed, for `unchanged`."""
