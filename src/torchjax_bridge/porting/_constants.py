@@ -3,6 +3,9 @@
 Knows constants, ranges and triangles. Refuses larger tensors of other values.
 """
 
+import math
+from typing import Any
+
 import torch
 
 from ._placed import RefusedError
@@ -24,8 +27,10 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
     if tensor.device.type == "meta":
         raise RefusedError(f"{name} is on the meta device, and no state_dict holds its values")
     shape, dtype, values = tuple(tensor.shape), dtype_text(tensor.dtype), tensor.reshape(-1)
-    if tensor.numel() and bool((values == values[0]).all()) and tensor.numel() > 1:
-        return f"jnp.full({shape}, {values[0].item()!r}, dtype={dtype})"
+    if tensor.is_complex():
+        raise RefusedError(f"{name} is complex; keep its real and imaginary part as two buffers")
+    if tensor.numel() > 1 and bool((values == values[0]).all()):
+        return f"jnp.full({shape}, {_number_text(values[0].item())}, dtype={dtype})"
     counts = not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel() > 1
     if counts and bool((values == torch.arange(len(values))).all()):
         made = f"jnp.arange({len(values)}, dtype={dtype})"
@@ -34,9 +39,18 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
         for function in (torch.tril, torch.triu):
             if torch.equal(tensor, function(torch.ones(shape, dtype=tensor.dtype))):
                 return f"jnp.{function.__name__}(jnp.ones({shape}, dtype={dtype}))"
-    if tensor.numel() <= _WRITTEN_OUT and not tensor.is_complex():
-        return f"jnp.asarray({tensor.tolist()!r}, dtype={dtype})"
+    if tensor.numel() <= _WRITTEN_OUT:
+        return f"jnp.asarray({_number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(
         f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
         "register it as a buffer that is saved (persistent=True)"
     )
+
+
+def _number_text(tree: Any) -> str:
+    """Numbers, or lists of them, of which Python writes no infinity."""
+    if isinstance(tree, list):
+        return f"[{', '.join(map(_number_text, tree))}]"
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return "jnp.nan" if math.isnan(tree) else "-jnp.inf" if tree < 0 else "jnp.inf"
+    return repr(tree)

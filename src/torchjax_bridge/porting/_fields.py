@@ -169,9 +169,14 @@ def _layer(twin: Twin, path: str) -> Call:
     function = OWN_NAMES[twin.flax] if twin.own else f"nnx.{twin.flax}"
     defaults = _defaults(twin.flax, twin.own)
     place = path.rpartition(".")[2]
-    args: list[Tree] = [Column([value], name, place) for name, value in twin.sizes.items()]
+    args: list[Tree] = []
+    for name, value in twin.sizes.items():
+        parts = value if isinstance(value, tuple) and isinstance(value[0], Twin) else (value,)
+        args += [
+            _layer(part, path) if isinstance(part, Twin) else Column([part], name, place) for part in parts
+        ]
     kwargs: dict[str, Tree] = {name: Column([value], name, place) for name, value in settings.items()}
-    ends = () if twin.flax == "PReLU" else ("rngs=rngs",)
+    ends = () if twin.flax in ("PReLU", "RNN", "Bidirectional", "Sequential") else ("rngs=rngs",)
     return Call(function, args, kwargs, defaults, ends)
 
 

@@ -8,12 +8,30 @@ __all__ = ["OWN_LAYERS", "OWN_NAMES"]
 # By the name in `weights.layers`: the name in the file, where Flax's own may stand beside it.
 OWN_NAMES = {
     "BatchNorm": "UnbiasedBatchNorm",
+    "GRUCell": "GRUCellWithStateBias",
     "LayerNorm": "LayerNormOverAxes",
     "PReLU": "ChannelPReLU",
     "RMSNorm": "RMSNormOverAxes",
 }
 
 OWN_LAYERS = {
+    "GRUCellWithStateBias": '''
+class GRUCellWithStateBias(nnx.GRUCell):
+    """``nnx.GRUCell`` with a bias on the state too, which the reset gate scales."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        *,
+        recurrent_kernel_init: Any = nnx.initializers.orthogonal(),
+        rngs: nnx.Rngs,
+        **settings: Any,
+    ) -> None:
+        super().__init__(in_features, hidden_features, rngs=rngs, **settings)
+        gates = 3 * hidden_features
+        self.dense_h = nnx.Linear(hidden_features, gates, kernel_init=recurrent_kernel_init, rngs=rngs)
+''',
     "UnbiasedBatchNorm": '''
 class UnbiasedBatchNorm(nnx.BatchNorm):
     """``nnx.BatchNorm`` that averages the unbiased variance of each batch, as PyTorch does."""

@@ -1,0 +1,136 @@
+"""Norms and distances over axes, wherever these stand."""
+
+import math
+from typing import Any
+
+from torchjax_bridge.recording import Node, Value
+
+from .._lowering import Lowering
+from .._placed import Placed, RefusedError
+from ._operands import axes_of, axis_text, operands, remaining
+from ._table import last_name, operation
+
+__all__ = ["length"]
+
+
+def length(at: Lowering, placed: Placed, axes: tuple[int, ...], p: Any, keepdim: bool) -> Placed:
+    """The p-norm over axes."""
+    where = f", axis={axis_text(placed, axes)}" if axes else ""
+    keep = ", keepdims=True" if keepdim else ""
+    order = remaining(placed.order, axes, keepdim)
+    x = placed.text
+    if isinstance(p, float | int) and p in (1, 2, math.inf, -math.inf, 0):
+        if len(axes) == 1:
+            by = "" if p == 2 else f", ord={at.number(p)}"
+            return Placed(f"jnp.linalg.norm({x}{by}{where}{keep})", order)
+        made = {
+            2: f"jnp.sqrt(jnp.sum(jnp.square({x}){where}{keep}))",
+            1: f"jnp.sum(jnp.abs({x}){where}{keep})",
+            0: f"jnp.sum({x} != 0{where}{keep})",
+            math.inf: f"jnp.max(jnp.abs({x}){where}{keep})",
+            -math.inf: f"jnp.min(jnp.abs({x}){where}{keep})",
+        }
+        return Placed(made[p], order)
+    power = at.number(p)
+    return Placed(f"(jnp.sum(jnp.abs({x}) ** {power}{where}{keep}) ** (1 / {power}))", order)
+
+
+@operation("norm")
+def norm(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    p: Any = "fro",
+    dim: Any = None,
+    keepdim: bool = False,
+    dtype: Any = None,
+) -> Placed:
+    if isinstance(p, str) and p != "fro":
+        raise RefusedError(f"{node.function}(p={p!r}); only vector norms are translated")
+    placed = at.in_torch_map_order(input)
+    return length(at, placed, axes_of(input, dim), 2 if p in ("fro", None) else p, bool(keepdim))
+
+
+@operation("linalg.vector_norm")
+def vector_norm(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    ord: Any = 2,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Placed:
+    return length(at, at.in_torch_map_order(input), axes_of(input, dim), ord, bool(keepdim))
+
+
+@operation("linalg.norm", "linalg.matrix_norm")
+def matrix_norm(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    ord: Any = None,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Placed:
+    if last_name(node) == "matrix_norm":
+        ord, dim = "fro" if ord is None else ord, (-2, -1) if dim is None else dim
+    axes = axes_of(input, dim)
+    if ord not in (None, "fro") and len(axes) > 1:
+        raise RefusedError(
+            f"{node.function} of order {ord!r} over two axes is a norm of matrices; use torch.linalg.vector_norm, "
+            "or the Frobenius norm"
+        )
+    if isinstance(ord, str) and len(axes) == 1:
+        raise RefusedError(f"{node.function} of order {ord!r} over one axis; use torch.linalg.vector_norm")
+    return length(at, at.in_torch_map_order(input), axes, 2 if ord in (None, "fro") else ord, bool(keepdim))
+
+
+@operation("dist")
+def dist(at: Lowering, node: Node, input: Value, other: Value, p: Any = 2) -> Placed:
+    (x, y), placed = operands(at, [input, other])
+    return length(at, Placed(f"({x} - {y})", placed.order), tuple(range(placed.rank)), p, keepdim=False)
+
+
+@operation("pairwise_distance")
+def pairwise_distance(
+    at: Lowering, node: Node, x1: Value, x2: Value, p: Any = 2.0, eps: Any = 1e-6, keepdim: bool = False
+) -> Placed:
+    (x, y), placed = operands(at, [x1, x2])
+    apart = Placed(f"({x} - {y} + {at.number(eps)})", placed.order)
+    return length(at, apart, (placed.rank - 1,), p, bool(keepdim))
+
+
+@operation("cosine_similarity")
+def cosine_similarity(
+    at: Lowering, node: Node, x1: Value, x2: Value, dim: Any = 1, eps: Any = 1e-8
+) -> Placed:
+    rank = max(len(x1.shape), len(x2.shape))
+    for value in (x1, x2):
+        at.in_torch_map_order(value)
+    (x, y), placed = operands(at, [x1, x2])
+    axes = (int(dim) % rank,)
+    if x1.shape != x2.shape:
+        raise RefusedError(f"{node.function} of tensors that are broadcast; expand them first")
+    where = f"axis={axis_text(placed, axes)}"
+    floor = at.number(eps)
+    lengths = (f"jnp.maximum(jnp.linalg.norm({t}, {where}), {floor})" for t in (x, y))
+    text = f"(jnp.sum({x} * {y}, {where}) / ({' * '.join(lengths)}))"
+    return Placed(text, remaining(placed.order, axes, keepdim=False))
+
+
+@operation("F.normalize")
+def normalize(at: Lowering, node: Node, input: Value, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12) -> Placed:
+    placed = at.in_torch_map_order(input)
+    size = length(at, placed, axes_of(input, dim), p, keepdim=True).text
+    return placed.with_text(f"({placed.text} / jnp.maximum({size}, {at.number(eps)}))")
+
+
+@operation("cdist")
+def cdist(at: Lowering, node: Node, x1: Value, x2: Value, p: Any = 2.0, compute_mode: Any = None) -> Placed:
+    apart = f"({at.in_torch_order(x1)}[..., :, None, :] - {at.in_torch_order(x2)}[..., None, :, :])"
+    rank = len(node.result.shape)
+    return length(at, Placed(apart, tuple(range(rank + 1))), (rank,), p, keepdim=False)
