@@ -94,18 +94,17 @@ class Doubts:
         channels = self._widths.channels
         if not reader.behind or channels[reader.behind - 1] != reader.width:
             return False
-        ends = {c for c in channels if all(c in reached(o, self._flow) for o in reached(c, self._flow))}
+        flow = self._widths.inward
+        ends = {c for c in channels if all(c in reached(other, flow) for other in reached(c, flow))}
         return reader.width in ends or not any(1 < c < reader.width and reader.width % c == 0 for c in ends)
-
-    @cached_property
-    def _flow(self) -> Mapping[int, set[int]]:
-        return self._widths.inward
 
     @cached_property
     def _sources(self) -> list[int]:
         """The channels that convolutions take and that no convolution makes of others."""
-        reach = {c: reached(c, self._flow) for c in self._flow}
-        return [c for c in self._flow if all(other in reach[c] for other in self._flow if c in reach[other])]
+        flow = self._widths.inward
+        return [
+            c for c in flow if all(other in reached(c, flow) for other in flow if c in reached(other, flow))
+        ]
 
     @cached_property
     def _names(self) -> Mapping[int, frozenset[str]]:

@@ -78,23 +78,14 @@ def apply(node: Node, take: Take) -> list[Axes]:
         return [_kept(node, name, x, shape) for shape in shapes]
     if name in ("expand", "expand_as", "broadcast_to", "repeat", "tile"):
         return [_stretched(x, shape)]
-    if name in (
-        "chunk",
-        "split",
-        "tensor_split",
-        "narrow",
-        "unbind",
-        "iter",
-        "select",
-        "cat",
-        "concat",
-        "stack",
-    ):
-        return _CUTS[name](node, given, shapes)
+    if name in ("chunk", "split", "tensor_split", "narrow", "glu", "pad"):
+        return [_parts(x, shape) for shape in shapes]
+    if name in ("unbind", "iter", "select"):
+        return [_without(x, _dim(node, len(x))) for _ in shapes]
+    if name in ("cat", "concat", "stack"):
+        return [_joined(node, given, shape, stacked=name == "stack")]
     if name in ("getitem", "setitem"):
         return [_indexed(node, given, shape, values)]
-    if name in ("glu", "pad"):
-        return [tuple(a if size_of(a) == n else derived(n, [a]) for a, n in zip(x, shape, strict=True))]
     if name == "unfold":
         return [_patches(node, x, shape)]
     if name in ("roll", "flip", "cumsum", "sort", "msort"):  # entries in another order
@@ -166,51 +157,29 @@ def _kept(node: Node, name: str, x: Axes, shape: Sequence[int]) -> Axes:
 # --- parts and concatenations ---------------------------------------------------------------------------------
 
 
-def _dim(node: Node, place: int, rank: int, default: int = 0) -> int:
-    args = node.args[place:]
-    found = args[0] if args else node.kwargs.get("dim", node.kwargs.get("axis", default))
+def _dim(node: Node, rank: int) -> int:
+    found = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     return int(found) % rank
 
 
-def _chunks(node: Node, given: Sequence[Axes], shapes: Sequence[Sequence[int]]) -> list[Axes]:
-    at = _dim(node, 2, len(given[0]))
-    return [_cut(given[0], at, shape[at]) for shape in shapes]
+def _parts(x: Axes, shape: Sequence[int]) -> Axes:
+    """The axes of a part: one of another size is a part of that axis, or all of it with something around."""
+    return tuple(a if size_of(a) == n else derived(n, [a]) for a, n in zip(x, shape, strict=True))
 
 
-def _narrow(node: Node, given: Sequence[Axes], shapes: Sequence[Sequence[int]]) -> list[Axes]:
-    at = _dim(node, 1, len(given[0]))
-    return [_cut(given[0], at, shapes[0][at])]
+def _without(x: Axes, at: int) -> Axes:
+    return (*x[:at], *x[at + 1 :])
 
 
-def _cut(x: Axes, at: int, size: int) -> Axes:
-    return x if size_of(x[at]) == size else (*x[:at], derived(size, [x[at]]), *x[at + 1 :])
-
-
-def _unbind(node: Node, given: Sequence[Axes], shapes: Sequence[Sequence[int]]) -> list[Axes]:
-    at = _dim(node, 1, len(given[0]))
-    return [(*given[0][:at], *given[0][at + 1 :]) for _ in shapes]
-
-
-def _cat(node: Node, given: Sequence[Axes], shapes: Sequence[Sequence[int]]) -> list[Axes]:
-    shape = shapes[0]
-    at = _dim(node, 1, len(shape))
-    given = [axes for axes in given if len(axes) == len(shape)]
-    joined = [tuple(() if place == at else axis for place, axis in enumerate(axes)) for axes in given]
-    rest = broadcast(joined, [1 if place == at else size for place, size in enumerate(shape)])
-    whole = given[0][at] if len(given) == 1 else derived(shape[at], [axes[at] for axes in given])
-    return [(*rest[:at], whole, *rest[at + 1 :])]
-
-
-def _stack(node: Node, given: Sequence[Axes], shapes: Sequence[Sequence[int]]) -> list[Axes]:
-    at = _dim(node, 1, len(shapes[0]))
-    rest = broadcast(given, [size for place, size in enumerate(shapes[0]) if place != at])
-    return [(*rest[:at], (Atom(shapes[0][at]),), *rest[at:])]
-
-
-_CUTS: dict[str, Callable[[Node, Sequence[Axes], Sequence[Sequence[int]]], list[Axes]]] = {
-    "chunk": _chunks, "split": _chunks, "tensor_split": _chunks, "narrow": _narrow, "unbind": _unbind,
-    "iter": _unbind, "select": _unbind, "cat": _cat, "concat": _cat, "stack": _stack,
-}  # fmt: skip
+def _joined(node: Node, given: Sequence[Axes], shape: Sequence[int], *, stacked: bool) -> Axes:
+    at = _dim(node, len(shape))
+    whole: Axis = (Atom(shape[at]),)
+    if not stacked:
+        given = [axes for axes in given if len(axes) == len(shape)]  # torch ignores empty ones
+        whole = given[0][at] if len(given) == 1 else derived(shape[at], [axes[at] for axes in given])
+        given = [_without(axes, at) for axes in given]
+    rest = broadcast(given, [size for place, size in enumerate(shape) if place != at])
+    return (*rest[:at], whole, *rest[at:])
 
 
 def _indexed(node: Node, given: Sequence[Axes], shape: Sequence[int], values: Sequence[Value]) -> Axes:
