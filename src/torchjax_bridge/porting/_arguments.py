@@ -191,9 +191,18 @@ class _Search:
             if expression is None:
                 name = self._name(group, _paths(group, groups))
                 self.made[name] = self.instances.known[name] = values
+                self._default(name, values, group[0][1].setting)
                 expression = ast.Name(name, ast.Load())
             for _, column in group:
                 self.expressions[id(column)] = expression
+
+    def _default(self, name: str, values: Sequence[Any], setting: str) -> None:
+        """A setting that most instances share has it as default."""
+        known = [value for value in values if value is not MISSING]
+        most = max(known, key=lambda value: (known.count(value), -known.index(value)))
+        is_size = type(most) is int and setting not in _NOT_COUNTS
+        if len(known) > 2 and 2 * known.count(most) > len(known) and not is_size:
+            self.defaults[name] = most
 
     def _explained_elsewhere(self, wanted: Sequence[Any]) -> ast.expr | None:
         """The expression of a column with the same values."""

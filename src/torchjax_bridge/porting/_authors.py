@@ -12,7 +12,14 @@ from types import CodeType
 
 from torchjax_bridge.recording import SourceLine
 
-__all__ = ["author_conditions", "author_names"]
+__all__ = [
+    "author_aliases",
+    "author_conditions",
+    "author_loops",
+    "author_names",
+    "author_shapes",
+    "author_size",
+]
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,59 @@ def author_conditions(code: CodeType, lines: set[int]) -> list[ast.expr]:
             inside = any(first <= line <= last for line in lines)
             (around if inside else others).append((last - first, node.test))
     return [test for _, test in sorted(around, key=lambda pair: pair[0])] + [test for _, test in others]
+
+
+def author_shapes(code: CodeType) -> dict[str, tuple[str, ...]]:
+    """What a function calls the sizes of a variable: of ``b, c, h, w = x.shape``, by ``"x"``."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.walk(_parsed(code)[0] or ast.Module([], [])):
+        match node:
+            case ast.Assign(
+                targets=[ast.Tuple(elts=elts)],
+                value=ast.Attribute(value=ast.Name(id=name), attr="shape")
+                | ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="size"), args=[]),
+            ) if all(isinstance(item, ast.Name) for item in elts):
+                found.setdefault(name, tuple(item.id for item in elts))  # type: ignore[attr-defined]
+    return found
+
+
+def author_aliases(code: CodeType) -> list[tuple[str, str, int]]:
+    """The statements ``residual = x`` of a function: both names and the line of the file."""
+    tree, start = _parsed(code)
+    found = []
+    for node in ast.walk(tree or ast.Module([], [])):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=alias)], value=ast.Name(id=name)):
+                found.append((alias, name, node.lineno + start - 1))
+    return found
+
+
+def author_size(code: CodeType, name: str, axis: int) -> str:
+    """What a function calls one size of a variable: of ``bs = x.size(0)``."""
+    wanted = {f"{name}.size({axis})", f"{name}.shape[{axis}]", *([f"len({name})"] if axis == 0 else [])}
+    for node in ast.walk(_parsed(code)[0] or ast.Module([], [])):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=size)], value=value) if ast.unparse(value) in wanted:
+                return size
+    return ""
+
+
+def author_loops(code: CodeType) -> dict[str, tuple[str, ...]]:
+    """What a function calls the items of a list: of ``for attn, ff in self.layers``, by ``"self.layers"``."""
+    found: dict[str, tuple[str, ...]] = {}
+    for node in ast.walk(_parsed(code)[0] or ast.Module([], [])):
+        if isinstance(node, ast.For):
+            target, over = node.target, node.iter
+            if (
+                isinstance(over, ast.Call)
+                and ast.unparse(over.func) == "enumerate"
+                and isinstance(target, ast.Tuple)
+            ):
+                target, over = target.elts[1], over.args[0]
+            items = target.elts if isinstance(target, ast.Tuple) else [target]
+            if all(isinstance(item, ast.Name) for item in items):
+                found.setdefault(ast.unparse(over), tuple(map(ast.unparse, items)))
+    return found
 
 
 @functools.lru_cache(maxsize=1024)

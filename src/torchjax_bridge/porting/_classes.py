@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ._arguments import arguments_of
+from ._authors import author_loops
 from ._branches import Variant, merged
 from ._constructors import Call, Column, DifferError, Either, Items, Tree, merge, render
 from ._expressions import plain
@@ -156,7 +157,9 @@ class _Classes:
             return len(holder._modules) if isinstance(holder, nn.Sequential | nn.ModuleList) else None
 
         taken = {node.id for line in lines.lines for node in ast.walk(line) if isinstance(node, ast.Name)}
-        looped = with_loops(lines.lines, length, taken | set(lines.params))
+        code = self.model.bodies[path].frame.code
+        author = author_loops(code) if code is not None else {}
+        looped = with_loops(lines.lines, length, taken | set(lines.params), author)
         return replace(lines, lines=_returned(looped))
 
     def _resolved(self, tree: Tree) -> Tree:
@@ -172,7 +175,7 @@ class _Classes:
     def _joined(self, instances: list[_Instance]) -> tuple[_Instance, dict[str, Tree]] | None:
         """The instance that shows the code of all, and the merged attributes; None if they do not fit."""
         names = list(dict.fromkeys(name for one in _by_wealth(instances) for name in one.fields))
-        instances = _with_state(instances)
+        instances = self._with_settings(_with_state(instances))
         try:
             fields = {n: merge([one.fields.get(n) for one in instances], n) for n in names}
         except DifferError:
@@ -204,6 +207,17 @@ class _Classes:
             shown = replace(shown, lines=lines)
             fields = {**{name: Column(list(values), name, name) for values, name in made.items()}, **fields}
         return shown, fields
+
+    def _with_settings(self, instances: list[_Instance]) -> list[_Instance]:
+        """The instances, with the settings that the code of any of them reads, where all have them."""
+        read = {n for one in instances for n, tree in one.fields.items() if isinstance(tree, Column)}
+        found = []
+        for one in instances:
+            module = self.model.modules[one.path]
+            lacking = {n for n in read - set(one.fields) if n not in module._modules and hasattr(module, n)}
+            more: dict[str, Tree] = {n: Column([plain(getattr(module, n))], n, n) for n in sorted(lacking)}
+            found.append(replace(one, fields={**more, **one.fields}) if more else one)
+        return found
 
     def _with_all_layers(self, instances: list[_Instance], names: Sequence[str]) -> _Instance | None:
         """The instance that has every layer, if the others do the same without those that they lack."""

@@ -237,7 +237,10 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     if isinstance(tree, Column):
         return names.get(id(tree)) or literal(tree.known[0] if tree.known else None)
     if isinstance(tree, Items):
-        return f"{tree.start}{_repeated([render(item, names) for item in tree.items])}{tree.end}"
+        inside = _repeated([render(item, names) for item in tree.items])
+        if tree.start.endswith("([") and inside.startswith("*[") and _closes(inside, 1) == len(inside) - 1:
+            inside = inside[2:-1]  # the list is one comprehension
+        return f"{tree.start}{inside}{tree.end}"
     if isinstance(tree, Either):
         flag = names.get(id(tree.flag))
         text = render(tree.then, names)
@@ -251,6 +254,16 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     return (
         f"{tree.function}({', '.join([*(render(arg, names) for arg in tree.args), *keywords, *tree.ends])})"
     )
+
+
+def _closes(text: str, start: int) -> int:
+    """Where the bracket at ``start`` closes; strings of settings hold no brackets."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] in "([{") - (text[place] in ")]}")
+        if depth == 0:
+            return place
+    return len(text)
 
 
 def _repeated(items: list[str]) -> str:

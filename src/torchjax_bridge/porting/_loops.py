@@ -5,7 +5,10 @@ Works on syntax trees: ``x = self.blocks[0](x)``, ``x = self.blocks[1](x)`` beco
 
 import ast
 import copy
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from ._growing_lists import with_growing_lists
 
 __all__ = ["with_loops"]
 
@@ -13,7 +16,10 @@ _LONGEST = 8  # lines in the body of one loop
 
 
 def with_loops(
-    lines: Sequence[ast.stmt], length: Callable[[str], int | None], taken: set[str]
+    lines: Sequence[ast.stmt],
+    length: Callable[[str], int | None],
+    taken: set[str],
+    author: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[ast.stmt]:
     """The lines, with loops.
 
@@ -21,13 +27,15 @@ def with_loops(
         lines: The statements of a body.
         length: How many layers the list ``"self.blocks"`` holds; None if it is no list.
         taken: Names that the body uses.
+        author: The author's names for the items of a list, where he loops over it.
     """
-    lines = _even(list(lines))
+    author = author or {}
+    lines = with_growing_lists(_even(_uniform(list(lines))), length)
     found: list[ast.stmt] = []
     place = 0
     while place < len(lines):
         for period in range(1, min(_LONGEST, (len(lines) - place) // 2) + 1):
-            loop = _loop(lines[place:], period, length, taken)
+            loop = _loop(lines[place:], period, length, taken, author)
             if loop is not None:
                 statement, used = loop
                 found.append(statement)
@@ -40,19 +48,16 @@ def with_loops(
 
 
 class _Items(ast.NodeTransformer):
-    """Replaces ``self.blocks[3]`` by a placeholder; remembers lists and places."""
+    """Replaces ``self.blocks[3]`` by a placeholder; remembers lists and places. Of several indices the first."""
 
     def __init__(self) -> None:
         self.found: list[tuple[str, int]] = []
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         owner = ast.unparse(node.value)
-        if (
-            owner.startswith("self.")
-            and isinstance(node.slice, ast.Constant)
-            and isinstance(node.slice.value, int)
-        ):
-            self.found.append((owner, node.slice.value))
+        is_item = isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, int)
+        if is_item and re.fullmatch(r"self(\.\w+)+", owner):
+            self.found.append((owner, node.slice.value))  # type: ignore[attr-defined]
             return ast.Name(f"•{owner}", ast.Load())
         self.generic_visit(node)
         return node
@@ -65,7 +70,11 @@ def _abstract(line: ast.stmt) -> tuple[str, set[tuple[str, int]], ast.stmt]:
 
 
 def _loop(
-    lines: Sequence[ast.stmt], period: int, length: Callable[[str], int | None], taken: set[str]
+    lines: Sequence[ast.stmt],
+    period: int,
+    length: Callable[[str], int | None],
+    taken: set[str],
+    author: Mapping[str, tuple[str, ...]],
 ) -> tuple[ast.stmt, int] | None:
     first = [_abstract(line) for line in lines[:period]]
     owners = list(dict.fromkeys(owner for _, found, _ in first for owner, _ in sorted(found)))
@@ -81,15 +90,48 @@ def _loop(
     if count < 2 or any(length(owner) != count for owner in owners):
         return None
     names: dict[str, str] = {}
+    unpacked: dict[str, tuple[str, ...]] = {}
     for owner in owners:
-        names[owner] = _item_name(owner, taken | set(names.values()))
+        own = author.get(owner, ())
+        if len(own) > 1 and not taken & set(own):
+            unpacked[owner] = own
+        if len(own) == 1 and own[0] not in taken | set(names.values()):
+            names[owner] = own[0]
+        else:
+            names[owner] = _item_name(owner, taken | set(names.values()))
     rename = _Rename({f"•{owner}": name for owner, name in names.items()})
     body = [rename.visit(changed) for _, _, changed in first]
-    targets = ", ".join(names[owner] for owner in owners)
+    targets = [names[owner] for owner in owners]
+    for owner, own in unpacked.items():
+        parts = _Parts(names[owner], own)
+        whole = [parts.visit(copy.deepcopy(line)) for line in body]
+        if parts.is_whole:
+            body, targets[owners.index(owner)] = whole, f"({', '.join(own)})"
     over = owners[0] if len(owners) == 1 else f"zip({', '.join(owners)}, strict=True)"
-    loop = ast.parse(f"for {targets} in {over}:\n    pass").body[0]
+    loop = ast.parse(f"for {', '.join(targets)} in {over}:\n    pass").body[0]
     loop.body = body  # type: ignore[attr-defined]
     return ast.fix_missing_locations(loop), count * period
+
+
+class _Parts(ast.NodeTransformer):
+    """``layer[0]`` and ``layer[1]`` by the names of the parts of a layer."""
+
+    def __init__(self, name: str, parts: tuple[str, ...]) -> None:
+        self.name, self.parts, self.is_whole = name, parts, True
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=int(place))) if (
+                name == self.name
+            ):
+                if place < len(self.parts):
+                    return ast.Name(self.parts[place], ast.Load())
+        self.generic_visit(node)
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        self.is_whole &= node.id != self.name
+        return node
 
 
 class _Rename(ast.NodeTransformer):
@@ -107,6 +149,25 @@ def _item_name(owner: str, taken: set[str]) -> str:
     while singular in taken or not singular.isidentifier():
         singular += "_layer"
     return singular
+
+
+def _uniform(lines: list[ast.stmt]) -> list[ast.stmt]:
+    """``return self.blocks[2](x)`` after ``x = self.blocks[1](x)`` as a statement and a return."""
+    match lines:
+        case [
+            *before,
+            ast.Assign(targets=[ast.Name(id=name)]) as line,
+            ast.Return(value=ast.Call() as value),
+        ]:
+            last = ast.fix_missing_locations(ast.Assign([ast.Name(name, ast.Store())], value))
+            if _abstract(line)[1] and _abstract(last)[1]:
+                return [
+                    *before,
+                    line,
+                    last,
+                    ast.fix_missing_locations(ast.Return(ast.Name(name, ast.Load()))),
+                ]
+    return lines
 
 
 def _even(lines: list[ast.stmt]) -> list[ast.stmt]:

@@ -75,6 +75,7 @@ class Body:
             what it gives.
         helpers: The functions that the code needs beside it.
         random: Whether the code draws random numbers.
+        axes: The order of axes of each variable that is an array.
         base_call: Whether the code calls the layer that the class derives from.
         training: The code in training, where it is not the same.
         evaluates_only: Whether the code raises in training.
@@ -92,6 +93,7 @@ class Body:
     functions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     helpers: set[str] = field(default_factory=set)
     random: bool = False
+    axes: dict[str, Axes] = field(default_factory=dict)
     base_call: bool = False
     training: "Body | None" = None
     evaluates_only: bool = False
@@ -135,6 +137,8 @@ class Lowering:
         """Say where a value stands."""
         self._places[value] = placed
         self.known[placed.text] = value, placed
+        if placed.text.isidentifier():
+            self.body.axes[placed.text] = placed.order
 
     def _origin(self, value: Value) -> Placed:
         rank = len(value.shape)

@@ -270,6 +270,8 @@ class Model:
             places = [lowering.in_torch_map_order(value) for value in outside]
         earlier = self._earlier(frame)
         orders = [place.order for place in places] if earlier is None else earlier.orders
+        if earlier is None:
+            orders = [_taken_order(v, order, frame) for v, order in zip(inside, orders, strict=True)]
         texts = {
             value: place.text if place.map_axis is not None else lowering.read(given, order)
             for value, given, place, order in zip(inside, outside, places, orders, strict=True)
@@ -371,6 +373,7 @@ class Model:
                 elif not is_container(frame.module, nn.Sequential):
                     lowering.in_torch_map_order(value)
                     self._as_first(lowering, value, len(body.result_places))
+                    self._as_given(lowering, value)
                 body.result_places.append(lowering.at(value))
             body.result = self._result(lowering, frame.result)
         except RefusedError as err:
@@ -378,6 +381,19 @@ class Model:
         if outermost:
             self.bodies[frame.path] = body
         return body
+
+    def _as_given(self, lowering: Lowering, value: Value) -> None:
+        """Bring ``(N, length, features)`` back into torch's order where the module took it so."""
+        orders = [order for order in lowering.body.orders if len(order) == len(value.shape)]
+        standard = torch_order(len(value.shape))
+        placed = lowering.at(value)
+        if (
+            len(value.shape) == 3
+            and placed.map_axis is None
+            and placed.order != standard
+            and standard in orders
+        ):
+            lowering.set(value, Placed(lowering.read(value, standard), standard))
 
     def _as_first(self, lowering: Lowering, value: Value, place: int) -> None:
         """Bring a result into the order of axes that the other mode gives it."""
@@ -399,6 +415,14 @@ class Model:
             items = ", ".join(self._result(lowering, item) for item in tree)
             return f"[{items}]" if isinstance(tree, list) else f"({items}{',' if len(tree) == 1 else ''})"
         return lowering.number(tree)
+
+
+def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:
+    """The order in which a module takes an input: one that it gives to a Linear at once has its features last."""
+    readers = [node.module for node in frame.nodes if value in tensors_of((node.args, node.kwargs))]
+    if len(value.shape) == 3 and any(isinstance(m, nn.Linear | nn.LayerNorm) for m in readers):
+        return torch_order(3)
+    return order
 
 
 def _frames(frame: Frame) -> Iterator[Frame]:

@@ -30,9 +30,20 @@ def of_both_modes(evaluation: Written, training: Written) -> Written:
     for kind, start, end, other_start, other_end in same.get_opcodes():
         if kind == "equal":
             lines += first[start:end]
+        elif (both := _same_question(first[start:end], second[other_start:other_end])) is not None:
+            lines.append(both)
         else:
             lines += _branch(first[start:end], second[other_start:other_end])
     return replace(training, lines=lines)
+
+
+def _same_question(evaluation: Sequence[ast.stmt], training: Sequence[ast.stmt]) -> ast.stmt | None:
+    """Both modes ask the same, and do something else then."""
+    match [*evaluation], [*training]:
+        case [ast.If(test=test, body=body, orelse=[])], [ast.If(test=other, body=trained, orelse=[])]:
+            if ast.dump(test) == ast.dump(other):
+                return ast.If(test, of_both_modes(Written([], body), Written([], trained)).lines, [])
+    return None
 
 
 def refusing_training(evaluation: Written) -> Written:

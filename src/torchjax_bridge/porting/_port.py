@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from flax import nnx
 from torch import nn
 from torch.overrides import resolve_name
@@ -20,6 +19,7 @@ from ._classes import definitions
 from ._conditions import conditions
 from ._constructors import Given
 from ._generators import Generators
+from ._header import header
 from ._inputs import Example
 from ._parts import Modules, find_parts, shared_weights
 from ._placed import RefusedError
@@ -133,7 +133,7 @@ def port(
     refuse(model.faults, name)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     imported = [part.imported for part in parts.values() if part.imported is not None]
-    source = source_of(classes, _header(module, notes, given), imported)
+    source = source_of(classes, header(module, notes, given), imported)
     kind = _load(source, classes[-1].name)
     rules = rules_of(model)
 
@@ -150,7 +150,7 @@ def port(
     proof = prove(module, model, twin, rules, example, other) if verify else None
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, _header(module, notes, given), imported)
+        source = source_of(classes, header(module, notes, given), imported)
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 
@@ -206,26 +206,6 @@ def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: s
     return to_flax(module, template, rules=tuple(rules))
 
 
-def _header(module: nn.Module, notes: Sequence[str], given: Mapping[str, str]) -> str:
-    """The docstring of the file.
-
-    Args:
-        module: The torch module.
-        notes: Conditions of the port.
-        given: The modules that stay in torch, by the arguments that stand for them.
-    """
-    kind = type(module)
-    conditions = "".join(f"\n{textwrap.fill(f'Holds for {note}.', 100)}" for note in notes)
-    conditions += "".join(
-        f"\n``{name}`` is '{path}', which stays in torch: "
-        f'``TorchPart(net.get_submodule("{path}"))`` of torchjax_bridge.porting.'
-        for name, path in given.items()
-    )
-    return (
-        f"{kind.__name__} of {kind.__module__}, in Flax.\n\n"
-        f"Made from PyTorch {torch.__version__.partition('+')[0]}. "
-        f"Images have their channels last: ``(N, H, W, C)``.\n{conditions}{chr(10) if conditions else ''}"
-    )
 
 
 def _load(source: str, name: str) -> Any:

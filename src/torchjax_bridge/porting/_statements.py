@@ -4,14 +4,19 @@ Works on syntax trees. Knows nothing of torch or of layouts.
 """
 
 import ast
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from re import Match
 
+from torchjax_bridge.recording import SourceLine
+
+from ._aliases import with_aliases
 from ._authors import author_names
 from ._lowering import Body, takes
 from ._names import VARIABLE, Line, names_of
+from ._sizes import with_sizes
 
 __all__ = ["Written", "canonical", "parsed", "prepared", "written"]
 
@@ -56,7 +61,7 @@ def prepared(body: Body) -> list[Line]:
     """The statements that are needed, ``return`` included, with variables that have no names yet."""
     lines = _without_dead(_executions(body), body.result)
     lines, result = _inlined(lines, body.result)
-    return [*lines, Line((), "return", result, returns=True)]
+    return with_aliases(body, with_sizes(body, [*_spread(lines), Line((), "return", result, returns=True)]))
 
 
 def parsed(line: Line, names: Mapping[str, str]) -> ast.stmt:
@@ -78,25 +83,40 @@ def _executions(body: Body) -> list[Line]:
     """
     lines, last, turn = [], {}, 0  # type: ignore[var-annotated]
     for statement in body.statements:
-        source = statement.source
+        inner = statement.source
+        ran = author_names(inner)[0]
+        if ran:
+            before = last.get(inner.code)
+            again = before is not None and before[2] is not inner and before[1] == inner.instruction
+            if before is not None and before[0] == ran and (inner.instruction < before[1] or again):
+                turn += 1
+            last[inner.code] = ran, inner.instruction, inner
+        source = _owner(inner)
         place, author, returns = author_names(source)
         if source.code is not None and source.code.co_name == "<lambda>":
             author, returns = (), True
-        if place:
-            before = last.get(source.code)
-            if before is not None and before[0] == place and source.instruction < before[1]:
-                turn += 1
-            if (
-                before is not None
-                and before[0] == place
-                and source.instruction == before[1]
-                and before[2] is not source
-            ):
-                turn += 1
-            last[source.code] = place, source.instruction, source
         key = (place, turn) if place else ()
         lines.append(Line(statement.names, statement.target, statement.text, source, key, author, returns))
     return lines
+
+
+def _owner(source: SourceLine) -> SourceLine:
+    """The line that a value belongs to: what a function returns belongs to the line that called it."""
+    while source.caller is not None and author_names(source)[2]:
+        source = source.caller
+    return source
+
+
+def _spread(lines: Sequence[Line]) -> list[Line]:
+    """``q, k = x[0], x[1]`` made one line for each: each gets its own name."""
+    found: list[Line] = []
+    for _, group in itertools.groupby(lines, key=lambda line: line.statement or id(line)):
+        run = list(group)
+        names = run[0].author
+        if 1 < len(names) == len(run) and all(len(line.names) == 1 for line in run):
+            run = [replace(line, author=(name,)) for line, name in zip(run, names, strict=True)]
+        found += run
+    return found
 
 
 def _uses(lines: Sequence[Line], result: str) -> Counter[str]:

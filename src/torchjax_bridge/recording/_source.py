@@ -7,7 +7,7 @@ import linecache
 import os
 import sys
 from dataclasses import dataclass
-from types import CodeType
+from types import CodeType, FrameType
 
 import torch
 
@@ -27,12 +27,14 @@ class SourceLine:
         code: The function that the line is in.
         instruction: The place of the call in the bytecode of the function. Two calls of one line differ in it,
             and it goes back when a loop starts again.
+        caller: The line that called that function, if the author's ``forward`` did not make the call itself.
     """
 
     file: str = ""
     line: int = 0
     code: CodeType | None = None
     instruction: int = 0
+    caller: "SourceLine | None" = None
 
     @property
     def text(self) -> str:
@@ -46,9 +48,17 @@ class SourceLine:
 def author_line() -> SourceLine:
     """The innermost running line that belongs neither to torch nor to this library."""
     frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _OURS, "<frozen")):
-            return SourceLine(name, frame.f_lineno, frame.f_code, frame.f_lasti)
+    while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _OURS, "<frozen")):
         frame = frame.f_back  # type: ignore[assignment]
-    return SourceLine()
+    return _line(frame, 8)
+
+
+def _line(frame: FrameType | None, most: int) -> SourceLine:
+    """The running line of a frame, with the author's lines that called it, up to torch's own."""
+    if frame is None:
+        return SourceLine()
+    outer, caller = frame.f_back, None
+    inside = frame.f_code.co_name not in ("forward", "__call__", "<module>")
+    if most and inside and outer is not None and not outer.f_code.co_filename.startswith((_TORCH, _OURS)):
+        caller = _line(outer, most - 1)
+    return SourceLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code, frame.f_lasti, caller)
