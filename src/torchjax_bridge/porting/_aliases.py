@@ -17,8 +17,14 @@ __all__ = ["with_aliases"]
 _counter = itertools.count(1)
 
 
-def with_aliases(body: Body, lines: Sequence[Line]) -> list[Line]:
-    """The statements, with a copy of each value that is read after its name means something else."""
+def with_aliases(body: Body, lines: Sequence[Line], always: bool = False) -> list[Line]:
+    """The statements, with a copy of each value that is read after its name means something else.
+
+    Args:
+        body: The body.
+        lines: Its statements.
+        always: Whether to copy values that are not read, too, so that bodies which read them are like the others.
+    """
     found = list(lines)
     code = body.frame.code
     for alias, name, written in author_aliases(code) if code is not None else ():
@@ -41,10 +47,12 @@ def with_aliases(body: Body, lines: Sequence[Line]) -> list[Line]:
             ),
             None,
         )
-        if start is None or not any(variable in VARIABLE.findall(line.text) for line in found[start + 1 :]):
+        if start is None:
+            continue
+        if not always and not any(variable in VARIABLE.findall(line.text) for line in found[start + 1 :]):
             continue
         copied = f"_v{2 * 10**6 + next(_counter)}_"
-        line = Line((copied,), copied, variable, author=(alias,))
+        line = Line((copied,), copied, variable, author=(alias,), is_alias=True)
         after = [replace(o, text=re.sub(variable, copied, o.text)) for o in found[start + 1 :]]
         found = [*found[:start], line, found[start], *after]
     return found

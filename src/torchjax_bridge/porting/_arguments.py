@@ -5,14 +5,15 @@ a multiple of an argument, else an argument of its own.
 """
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from ._author_init import AuthorInit, author_init
-from ._constructors import MISSING, Column, Either, Items, Tree, columns, literal
+from ._columns import agree, eithers, equal, scalar, text
+from ._constructors import MISSING, Column, Tree, columns
 from ._expressions import Instances, UnknownError, plain
 
 __all__ = ["Arguments", "arguments_of"]
@@ -52,13 +53,6 @@ def arguments_of(
     return _Search(kind, fields, modules).run()
 
 
-def _scalar(value: Any) -> Any:
-    """``(3, 3)`` as 3, and no padding as 0: what an author passes for them."""
-    if isinstance(value, tuple | list) and len(value) > 1 and len(set(map(repr, value))) == 1:
-        return value[0]
-    return 0 if value == "VALID" else plain(value)
-
-
 class _Search:
     def __init__(
         self, kind: type[nn.Module], fields: Mapping[str, Tree], modules: Sequence[nn.Module]
@@ -66,7 +60,7 @@ class _Search:
         self.fields = fields
         self.init: AuthorInit = author_init(kind)
         self.every = [(name, column) for name, tree in fields.items() for column in columns(tree)]
-        self.flags = {id(tree.flag) for tree in _eithers(list(fields.values()))}
+        self.flags = {id(tree.flag) for tree in eithers(list(fields.values()))}
         self.hints = self.init.hints(fields)
         self.instances = Instances(modules, {})
         self.expressions: dict[int, ast.expr] = {}
@@ -117,7 +111,7 @@ class _Search:
             unknown = [n for n in names if n not in known or known[n][place] is MISSING]
             if len(unknown) != 1:
                 continue
-            name, wanted = unknown[0], _scalar(wanted)
+            name, wanted = unknown[0], scalar(wanted)
             value = self._inverse(expression, name, place, wanted)
             if value is not MISSING:
                 known.setdefault(name, [MISSING] * len(column.values))[place] = value
@@ -160,10 +154,10 @@ class _Search:
 
     def _explained(self, column: Column, names: Sequence[str]) -> bool:
         places = [place for place, value in enumerate(column.values) if value is not MISSING]
-        wanted = [_scalar(column.values[place]) for place in places]
+        wanted = [scalar(column.values[place]) for place in places]
         for hint in self.hints.get(id(column), ()):
             try:
-                if _equal(self.instances.values(hint.expression, places), wanted, id(column) in self.flags):
+                if equal(self.instances.values(hint.expression, places), wanted, id(column) in self.flags):
                     self.expressions[id(column)] = self.instances.short(hint.expression, places, names)
                     return True
             except UnknownError:
@@ -174,7 +168,7 @@ class _Search:
         """Columns that no expression of the author's explains: equal ones are one argument."""
         groups: list[list[tuple[str, Column]]] = []
         for item in sorted(rest, key=lambda item: len(item[1].values) - len(item[1].known)):
-            group = next((group for group in groups if _agree(group, item[1])), None)
+            group = next((group for group in groups if agree(group, item[1])), None)
             if group is None:
                 groups.append([item])
             else:
@@ -183,7 +177,7 @@ class _Search:
         groups.sort(key=lambda group: min(order[id(column)] for _, column in group))
         for group in groups:
             values = [
-                next((_scalar(v) for _, c in group if (v := c.values[i]) is not MISSING), MISSING)
+                next((scalar(v) for _, c in group if (v := c.values[i]) is not MISSING), MISSING)
                 for i in range(len(group[0][1].values))
             ]
             expression = self._explained_elsewhere(values)
@@ -208,8 +202,8 @@ class _Search:
         """The expression of a column with the same values."""
         places = [place for place, value in enumerate(wanted) if value is not MISSING]
         for _, column in self.every:
-            values = [_scalar(column.values[place]) for place in places]
-            if id(column) in self.expressions and _equal(values, [wanted[place] for place in places], False):
+            values = [scalar(column.values[place]) for place in places]
+            if id(column) in self.expressions and equal(values, [wanted[place] for place in places], False):
                 return self.expressions[id(column)]
         return None
 
@@ -219,7 +213,7 @@ class _Search:
         given = [wanted[place] for place in places]
         for name in names:
             known = [self.instances.known[name][place] for place in places]
-            if _equal(known, given, False):
+            if equal(known, given, False):
                 return ast.Name(name, ast.Load())
         if setting in _NOT_COUNTS or any(type(value) is not int or value < 3 for value in given):
             return None
@@ -256,12 +250,12 @@ class _Search:
     def _flag(self, attribute: str, column: Column) -> None:
         """An optional layer that no condition of the author's explains."""
         for name, values in self.made.items():
-            if _equal([value is not MISSING for value in values], column.values, True):
+            if equal([value is not MISSING for value in values], column.values, True):
                 test = ast.Compare(ast.Name(name, ast.Load()), [ast.IsNot()], [ast.Constant(None)])
                 self.expressions[id(column)] = test
                 self.defaults[name] = None
                 return
-            if _equal(values, column.values, False):
+            if equal(values, column.values, False):
                 self.expressions[id(column)] = ast.Name(name, ast.Load())
                 return
         name = self._free([attribute, f"has_{attribute}"])
@@ -289,7 +283,7 @@ class _Search:
         for _, column in self.every:
             expression = self.expressions.get(id(column))
             if expression is not None:
-                texts[id(column)] = _text(expression, column)
+                texts[id(column)] = text(expression, column)
         return Arguments(
             {name: params[name] for name in ordered},
             {n: defaults[n] for n in ordered if n in defaults},
@@ -305,39 +299,3 @@ def _paths(group: list[tuple[str, Column]], groups: list[list[tuple[str, Column]
         return []
     name = column.values[0].path.replace(".", "_")
     return [name if name.isidentifier() else f"layer{name}"]
-
-
-def _text(expression: ast.expr, column: Column) -> str:
-    text = ast.unparse(ast.fix_missing_locations(expression))
-    if isinstance(expression, ast.Constant):
-        text = literal(expression.value)
-    first = column.known[0]
-    if isinstance(first, tuple | list) and not isinstance(_scalar(first), tuple):
-        return f"({', '.join([text] * len(first))})"
-    return text
-
-
-def _equal(one: Sequence[Any], other: Sequence[Any], as_truth: bool) -> bool:
-    if as_truth:
-        return [bool(value) for value in one] == list(other)
-    return all(type(a) is type(b) and a == b for a, b in zip(map(_scalar, one), other, strict=True))
-
-
-def _agree(group: list[tuple[str, Column]], column: Column) -> bool:
-    both = False
-    for _, other in group:
-        for one, two in zip(other.values, column.values, strict=True):
-            if one is not MISSING and two is not MISSING:
-                both = True
-                if type(_scalar(one)) is not type(_scalar(two)) or _scalar(one) != _scalar(two):
-                    return False
-    return both
-
-
-def _eithers(trees: Sequence[Tree]) -> Iterator[Either]:
-    for tree in trees:
-        if isinstance(tree, Either):
-            yield tree
-            yield from _eithers([tree.then])
-        elif isinstance(tree, Items):
-            yield from _eithers(tree.items)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from ._author_tests import asked, conditional, in_mode, is_copy, opposite, reads
 from ._authors import author_conditions
 from ._expressions import UnknownError, evaluated
 from ._lowering import Body
@@ -23,7 +24,6 @@ from ._statements import Written, arguments, parsed, prepared
 
 __all__ = ["Variant", "merged"]
 
-_LONGEST_CONDITIONAL = 90  # characters
 _counter = itertools.count(1)
 
 
@@ -75,6 +75,8 @@ class _Merge:
         self.variants = variants
         self.in_training = in_training
         self.lines = [prepared(variant.body) for variant in variants]
+        if len({sum(line.is_alias for line in lines) for lines in self.lines}) > 1:
+            self.lines = [prepared(variant.body, always=True) for variant in variants]
         self.known: list[dict[str, str]] = [
             {} for _ in variants
         ]  # the common variable of each of a variant's
@@ -198,10 +200,10 @@ class _Merge:
         code = self.variants[0].body.frame.code
         if code is not None:
             near = {source.line for source in lines if source.code is code}
-            for test in (_in_mode(test, self.in_training) for test in author_conditions(code, near)):
-                for wanted, asked in ((True, test), (False, ast.UnaryOp(ast.Not(), test))):
+            for test in (in_mode(test, self.in_training) for test in author_conditions(code, near)):
+                for wanted, wish in ((True, test), (False, ast.UnaryOp(ast.Not(), test))):
                     if self._decides(test, branch, wanted) and self._readable(test):
-                        branch.test = _written_test(asked)
+                        branch.test = asked(wish)
                         return
         yes, no = branch.arms[0][0], branch.arms[1][0]
         text = " ".join(line.text for line in branch.arms[0][1])
@@ -261,98 +263,19 @@ class _Merge:
             copies = [c for c in branch.copies[arm] if names[c.names[0]] != names.get(c.text, c.text)]
             arms.append([parsed(line, names) for line in (*lines, *copies)])
         yes, no = arms
-        short = _conditional(branch.test, yes, no)
+        short = conditional(branch.test, yes, no)
         if short is not None:
             return [short]
         before: list[ast.stmt] = []
-        if no and all(_is_copy(line) for line in no) and not _reads(yes, branch.test, no):
+        if no and all(is_copy(line) for line in no) and not reads(yes, branch.test, no):
             before, no = no, []
         if not yes and no:
-            return [*before, ast.If(_opposite(branch.test), no, [])]
+            return [*before, ast.If(opposite(branch.test), no, [])]
         if not yes:
             return before
         if isinstance(yes[-1], ast.Return):
             return [*before, ast.If(branch.test, yes, []), *no]
         return [*before, ast.If(branch.test, yes, no)]
-
-
-def _conditional(test: ast.expr, yes: Sequence[ast.stmt], no: Sequence[ast.stmt]) -> ast.stmt | None:
-    """``x = a if test else b``, or a ``return`` of it, if that is all that two arms do."""
-    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-        test, yes, no = test.operand, no, yes
-    match yes, no:
-        case (
-            [ast.Assign(targets=[ast.Name(id=one)], value=a)],
-            [ast.Assign(targets=[ast.Name(id=other)], value=b)],
-        ):
-            text = f"{one} = {ast.unparse(ast.IfExp(test, a, b))}" if one == other else ""
-        case ([ast.Return(value=ast.expr() as a)], [ast.Return(value=ast.expr() as b)]):
-            text = f"return {ast.unparse(ast.IfExp(test, a, b))}"
-        case _:
-            return None
-    return ast.parse(text).body[0] if text and len(text) <= _LONGEST_CONDITIONAL else None
-
-
-def _is_copy(line: ast.stmt) -> bool:
-    return isinstance(line, ast.Assign) and isinstance(line.value, ast.Name)
-
-
-def _reads(lines: Sequence[ast.stmt], test: ast.expr, copies: Sequence[ast.stmt]) -> bool:
-    """Whether an arm reads what the copies would overwrite."""
-    read = {
-        node.id
-        for tree in (*lines, test)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
-    return any(copy.targets[0].id in read for copy in copies)  # type: ignore[attr-defined]
-
-
-def _in_mode(test: ast.expr, training: bool) -> ast.expr:
-    """A condition without ``self.training``, which is known."""
-
-    class Change(ast.NodeTransformer):
-        def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
-            return ast.Constant(training) if ast.unparse(node) == "self.training" else node
-
-        def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-            self.generic_visit(node)
-            neutral = isinstance(node.op, ast.And)
-            kept = [v for v in node.values if not (isinstance(v, ast.Constant) and v.value is neutral)]
-            return ast.BoolOp(node.op, kept) if len(kept) > 1 else (kept or node.values)[0]
-
-    return Change().visit(ast.parse(ast.unparse(test), mode="eval").body)
-
-
-def _opposite(test: ast.expr) -> ast.expr:
-    match test:
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return operand
-        case ast.Compare(left=left, ops=[ast.IsNot()], comparators=others):
-            return ast.Compare(left, [ast.Is()], others)
-        case ast.Compare(left=left, ops=[ast.Is()], comparators=others):
-            return ast.Compare(left, [ast.IsNot()], others)
-        case ast.Compare(left=left, ops=[ast.Eq()], comparators=others):
-            return ast.Compare(left, [ast.NotEq()], others)
-        case ast.Compare(left=left, ops=[ast.NotEq()], comparators=others):
-            return ast.Compare(left, [ast.Eq()], others)
-    return ast.UnaryOp(ast.Not(), test)
-
-
-def _written_test(test: ast.expr) -> ast.expr:
-    """A condition as the port asks it: ``hasattr(self, "layer")`` is whether the layer is there."""
-
-    class Change(ast.NodeTransformer):
-        def visit_Call(self, node: ast.Call) -> ast.AST:
-            match node:
-                case ast.Call(func=ast.Name(id="hasattr"), args=[_, ast.Constant(value=str(name))]):
-                    return ast.parse(f"self.{name} is not None", mode="eval").body
-            return node
-
-    changed = Change().visit(ast.parse(ast.unparse(test), mode="eval").body)
-    if isinstance(changed, ast.UnaryOp) and isinstance(changed.op, ast.Not):
-        return _opposite(changed.operand)
-    return changed
 
 
 def _token(line: Line) -> tuple[object, ...]:

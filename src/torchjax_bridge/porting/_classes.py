@@ -4,17 +4,18 @@ Works from the innermost class outwards, so that the arguments of a child are kn
 """
 
 import ast
-import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ._arguments import arguments_of
 from ._authors import author_loops
+from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._branches import Variant, merged
 from ._constructors import Call, Column, DifferError, Either, Items, Tree, merge, render
+from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
 from ._loops import with_loops
@@ -27,36 +28,6 @@ from ._statements import Written
 __all__ = ["Definition", "definitions"]
 
 _MOST_NUMBERS = 3  # that the bodies of one class may differ in
-
-
-@dataclass
-class Definition:
-    """One emitted class.
-
-    Attributes:
-        name: Its name.
-        kind: The torch class.
-        paths: The modules that are its instances.
-        body: The code of one of them.
-        params: The arguments of ``__init__`` by name, with the value of each instance.
-        defaults: The defaults of the last of them.
-        fields: The attributes, as source.
-        conditions: Under which condition, as source, an attribute is there.
-        base: The class that it derives from.
-        needs_rngs: Whether ``__init__`` takes ``rngs``.
-    """
-
-    name: str
-    kind: type[nn.Module]
-    paths: list[str]
-    written: Written
-    body: Body
-    params: dict[str, list[Any]] = field(default_factory=dict)
-    defaults: dict[str, Any] = field(default_factory=dict)
-    fields: dict[str, str] = field(default_factory=dict)
-    conditions: dict[str, str] = field(default_factory=dict)
-    base: str = "nnx.Module"
-    needs_rngs: bool = True
 
 
 @dataclass
@@ -103,11 +74,11 @@ class _Classes:
     def _group(self, kind: type[nn.Module], paths: Sequence[str]) -> None:
         equal: dict[tuple[object, ...], list[_Instance]] = {}
         for instance in map(self._instance, paths):
-            key = (*instance.fields, *_abstract(instance.lines))
+            key = (*instance.fields, *abstract(instance.lines))
             equal.setdefault(key, []).append(instance)
         groups: list[list[_Instance]] = []
-        for alike in equal.values():
-            groups += [alike] if self._joined(alike) is not None else self._clusters([[one] for one in alike])
+        for same in equal.values():
+            groups += [same] if self._joined(same) is not None else self._clusters([[one] for one in same])
         for cluster in self._clusters(groups):
             self._define(kind, cluster)
 
@@ -160,7 +131,7 @@ class _Classes:
         code = self.model.bodies[path].frame.code
         author = author_loops(code) if code is not None else {}
         looped = with_loops(lines.lines, length, taken | set(lines.params), author)
-        return replace(lines, lines=_returned(looped))
+        return replace(lines, lines=returned(looped))
 
     def _resolved(self, tree: Tree) -> Tree:
         """The tree with the constructor calls of children in place."""
@@ -180,10 +151,11 @@ class _Classes:
             fields = {n: merge([one.fields.get(n) for one in instances], n) for n in names}
         except DifferError:
             return None
-        variants, numbers = _variants(instances), []
+        variants = _variants(instances)
+        differing: list[tuple[Any, ...]] = []
         if len(variants) == 1:
             shown: _Instance | None = instances[0]
-            numbers = list(zip(*(_numbers(one.lines) for one in instances), strict=True))
+            differing = list(zip(*(numbers(one.lines) for one in instances), strict=True))
         elif (found := merged([self._variant(group) for group in variants])) is not None:
             lines, read = found
             shown = replace(instances[0], lines=self._looped(instances[0].path, lines))
@@ -196,14 +168,14 @@ class _Classes:
         for name, tree in fields.items():
             if isinstance(tree, Either) and tree.otherwise == "None" and f"self.{name} is " not in text:
                 fields[name] = replace(tree, otherwise="")
-        varying = [place for place, values in enumerate(numbers) if len(set(values)) > 1]
+        varying = [place for place, values in enumerate(differing) if len(set(values)) > 1]
         if len(varying) > _MOST_NUMBERS:
             return None
         if varying:
             made: dict[tuple[Any, ...], str] = {}
             for place in varying:
-                made.setdefault(numbers[place], f"size{len(made) + 1}")
-            lines = _with_attributes(shown.lines, {place: made[numbers[place]] for place in varying})
+                made.setdefault(differing[place], f"size{len(made) + 1 if made else ''}")
+            lines = with_attributes(shown.lines, {place: made[differing[place]] for place in varying})
             shown = replace(shown, lines=lines)
             fields = {**{name: Column(list(values), name, name) for values, name in made.items()}, **fields}
         return shown, fields
@@ -228,7 +200,7 @@ class _Classes:
         for one in instances:
             lacking = [name for name in names if name not in one.fields]
             plain = self._without(richest, lacking) if lacking else richest
-            if not _alike(plain.lines, one.lines):
+            if not alike(plain.lines, one.lines):
                 return None
         return self._with_optional(richest, optional) if optional else richest
 
@@ -327,59 +299,5 @@ def _variants(instances: Sequence[_Instance]) -> list[list[_Instance]]:
     """The instances by their bodies."""
     found: dict[tuple[str, ...], list[_Instance]] = {}
     for one in instances:
-        found.setdefault((*one.lines.params, *_abstract(one.lines)), []).append(one)
+        found.setdefault((*one.lines.params, *abstract(one.lines)), []).append(one)
     return list(found.values())
-
-
-# --- bodies -------------------------------------------------------------------------------------------------
-
-
-def _returned(lines: list[ast.stmt]) -> list[ast.stmt]:
-    """``x = f(x)`` and ``return x`` as one statement."""
-    match lines:
-        case [
-            *before,
-            ast.Assign(targets=[ast.Name(id=name)], value=value),
-            ast.Return(value=ast.Name(id=given)),
-        ]:
-            if name == given:
-                return [*before, ast.Return(value)]
-    return lines
-
-
-def _alike(one: Written, other: Written) -> bool:
-    """Whether two bodies are equal but for numbers."""
-    return one.params == other.params and _abstract(one) == _abstract(other)
-
-
-def _numbered(lines: Written) -> Iterator[ast.Constant]:
-    for tree in lines.lines:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-                yield node
-
-
-def _numbers(lines: Written) -> list[Any]:
-    return [node.value for node in _numbered(lines)]
-
-
-def _abstract(lines: Written) -> list[str]:
-    copied = copy.deepcopy(lines)
-    for node in _numbered(copied):
-        node.value = 0
-    return [ast.dump(tree) for tree in copied.lines]
-
-
-def _with_attributes(lines: Written, names: dict[int, str]) -> Written:
-    """The code with some of its numbers replaced by attributes."""
-    copied = copy.deepcopy(lines)
-    constants = list(_numbered(copied))
-    chosen = {id(constants[place]): name for place, name in names.items()}
-
-    class Change(ast.NodeTransformer):
-        def visit_Constant(self, node: ast.Constant) -> ast.AST:
-            name = chosen.get(id(node))
-            return node if name is None else ast.parse(f"self.{name}", mode="eval").body
-
-    change = Change()
-    return replace(copied, lines=[change.visit(line) for line in copied.lines])

@@ -34,6 +34,7 @@ class Line:
         returns: Whether that statement returns.
         path: Which variants of the body run it; None for all.
         is_copy: Whether it gives a value another name at the end of a branch.
+        is_alias: Whether it is the author's ``residual = x``.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Line:
     returns: bool = False
     path: Path = None
     is_copy: bool = False
+    is_alias: bool = False
 
 
 def names_of(

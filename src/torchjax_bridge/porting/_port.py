@@ -2,7 +2,6 @@
 
 import linecache
 import sys
-import textwrap
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -204,8 +203,6 @@ def _functions(
 def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: str) -> Any:
     """The port with the weights of the module."""
     return to_flax(module, template, rules=tuple(rules))
-
-
 
 
 def _load(source: str, name: str) -> Any:

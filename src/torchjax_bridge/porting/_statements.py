@@ -57,11 +57,17 @@ def arguments(body: Body) -> list[str]:
     return [name for name, tree in body.inputs if takes(tree)]
 
 
-def prepared(body: Body) -> list[Line]:
-    """The statements that are needed, ``return`` included, with variables that have no names yet."""
+def prepared(body: Body, always: bool = False) -> list[Line]:
+    """The statements that are needed, ``return`` included, with variables that have no names yet.
+
+    Args:
+        body: The body.
+        always: As for `with_aliases`.
+    """
     lines = _without_dead(_executions(body), body.result)
     lines, result = _inlined(lines, body.result)
-    return with_aliases(body, with_sizes(body, [*_spread(lines), Line((), "return", result, returns=True)]))
+    sized = with_sizes(body, [*_spread(lines), Line((), "return", result, returns=True)])
+    return with_aliases(body, sized, always)
 
 
 def parsed(line: Line, names: Mapping[str, str]) -> ast.stmt:

@@ -1,0 +1,41 @@
+"""One emitted class, before it is written."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ._lowering import Body
+from ._statements import Written
+
+__all__ = ["Definition"]
+
+
+@dataclass
+class Definition:
+    """One emitted class.
+
+    Attributes:
+        name: Its name.
+        kind: The torch class.
+        paths: The modules that are its instances.
+        body: The code of one of them.
+        params: The arguments of ``__init__`` by name, with the value of each instance.
+        defaults: The defaults of the last of them.
+        fields: The attributes, as source.
+        conditions: Under which condition, as source, an attribute is there.
+        base: The class that it derives from.
+        needs_rngs: Whether ``__init__`` takes ``rngs``.
+    """
+
+    name: str
+    kind: type[nn.Module]
+    paths: list[str]
+    written: Written
+    body: Body
+    params: dict[str, list[Any]] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, str] = field(default_factory=dict)
+    conditions: dict[str, str] = field(default_factory=dict)
+    base: str = "nnx.Module"
+    needs_rngs: bool = True

@@ -1,0 +1,170 @@
+"""The source of a port is what a person would write, and passes this project's own checks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.port.zoo._operators import declare_operators
+from tests.porting.golden_sources import FOLDER, GOLDEN, source_of
+from torchjax_bridge import port
+
+_SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def _lines(source: str) -> int:
+    return len([line for line in source.splitlines() if line.strip()])
+
+
+def _port(module: nn.Module, *shape: int) -> str:
+    return port(module.eval(), torch.randn(shape), verify=False).source
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_source_is_the_one_that_a_person_has_read(name: str) -> None:
+    # Write them anew with `python -m tests.porting.golden_sources`, and read what changed.
+    assert source_of(name) == (FOLDER / f"{name}.py").read_text()
+
+
+def test_the_net_of_the_example_is_short() -> None:
+    assert _lines((FOLDER / "net.py").read_text()) <= 35
+
+
+def test_the_files_pass_ruff_with_the_settings_of_this_project(tmp_path: Path) -> None:
+    for name in GOLDEN:  # elsewhere, since the linter asks less of tests
+        (tmp_path / f"{name}.py").write_text((FOLDER / f"{name}.py").read_text())
+    for command in (["check"], ["format", "--check"]):
+        ruff = [
+            sys.executable,
+            "-m",
+            "ruff",
+            *command,
+            "--no-cache",
+            "--config",
+            str(_SETTINGS),
+            str(tmp_path),
+        ]
+        result = subprocess.run(ruff, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_the_files_pass_mypy_with_the_settings_of_this_project(tmp_path: Path) -> None:
+    files = [str(FOLDER / f"{name}.py") for name in GOLDEN]
+    mypy = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--config-file",
+        str(_SETTINGS),
+        "--cache-dir",
+        str(tmp_path),
+        *files,
+    ]
+    result = subprocess.run(mypy, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_resnet50_is_two_classes_and_at_most_90_lines() -> None:
+    declare_operators()
+    pytest.importorskip("torchvision")
+    from torchvision.models import resnet50
+
+    source = _port(resnet50(), 2, 3, 32, 32)
+    assert _lines(source) <= 90
+    assert source.count("\nclass ") == 2
+
+
+# --- branches that a setting decides ------------------------------------------------------------------------
+
+
+class _Block(nn.Module):
+    """A block of either kind."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.use_res = cin == cout
+        self.conv = nn.Conv2d(cin, cout, 3, stride, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.conv(x)
+        if self.stride == 1 and self.use_res:
+            return x + out
+        return out
+
+
+def test_a_branch_that_settings_decide_is_one_class_with_the_authors_condition() -> None:
+    source = _port(nn.Sequential(_Block(3, 8, 2), _Block(8, 8, 1), _Block(8, 4, 1)), 2, 3, 8, 8)
+    assert source.count("\nclass _Block") + source.count("\nclass Block") == 1
+    assert "self.stride == 1 and self.use_res" in source
+    assert "self.use_res = cin == cout" in source
+
+
+class _Swapped(nn.Module):
+    """Both arms bind one name, and what was there before is read afterwards."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.norm = nn.BatchNorm2d(4)
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.first:
+            x = torch.relu(self.norm(x))
+            out = x
+        else:
+            out = torch.relu(self.norm(x))
+        out = self.conv(out)
+        return torch.add(x, out)
+
+
+def test_a_value_that_one_arm_replaces_and_the_other_keeps_is_right_in_both() -> None:
+    ported = port(nn.Sequential(_Swapped(True), _Swapped(False)).eval(), torch.randn(2, 4, 5, 5))  # proved
+    assert ported.source.count("self.norm = ") == 1
+
+
+class _Grown(nn.Module):
+    """Each layer is given all that was made before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3 + 2 * i, 2, 1) for i in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [x]
+        for layer in self.layers:
+            made.append(layer(torch.cat(made, 1)))
+        return torch.cat(made, 1)
+
+
+def test_layers_over_a_growing_list_give_what_torch_gives() -> None:
+    port(_Grown().eval(), torch.randn(2, 3, 4, 4))  # proved
+
+
+class _Kept(nn.Module):
+    """A value is kept under another name before its own is used again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        b, n, c = x.shape
+        residual = x
+        x = self.norm(x).reshape(b, n * c)
+        x = self.linear(x.reshape(b, n, c))
+        return x + residual
+
+
+def test_names_are_the_authors_also_where_a_value_is_kept_under_another_name() -> None:
+    source = _port(_Kept(), 2, 4, 6)
+    assert "residual = x\n" in source
+    assert "b, n, c = x.shape\n" in source
+    assert "x_2" not in source
