@@ -236,9 +236,11 @@ def test_changed_only_gives_back_what_flax_has_changed_itself() -> None:
     module, model = _pair()
     both = link(module, model, changed_only=True)
     both.push()
+    pushed = _kernels(model)  # held, so that they live on
     model.layers[0].kernel[...] = jnp.zeros((3, 4))
     both.push()
     assert _same(model, to_flax(module, model))
+    assert model.layers[0].kernel.get_value() is not pushed[0]
 
 
 def test_changed_only_of_a_tree_reuses_the_arrays_of_the_last_push() -> None:
