@@ -1,4 +1,4 @@
-"""Convolutions and embeddings that are called as functions: with a layer's own tensors they are that layer."""
+"""Convolutions, patches and embeddings as functions: with a layer's own tensors they are that layer."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Questions to two arrays that should be equal: what was done to one and not to the other?
+"""What was done to one array and not to the other: an activation, a dropout, a scale, a residual, another order.
 
 Each probe computes: it names a relation only if the numbers have it, and never by what is usual. Both arrays
 lie as the Flax model has them (channels last); the first is torch's. Knows nothing about models.
