@@ -67,6 +67,30 @@ def flax_outputs(model: nnx.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return [_as_torch(output) for output in jax.tree.leaves(model(_as_images(x)))]
 
 
+def linen_step(ported: Port, module: nn.Module, x: torch.Tensor) -> Step:
+    """A step of a port to linen, in training mode."""
+    linen_module, variables = ported.model
+    images = _as_images(x)
+    state = {name: tree for name, tree in variables.items() if name != "params"}
+
+    @jax.jit
+    def loss(params: Any) -> Any:
+        rngs = {"dropout": jax.random.key(0)}
+        tree, after = linen_module.apply(
+            {"params": params, **state}, images, train=True, rngs=rngs, mutable=[*state]
+        )
+        outputs = jax.tree.leaves(tree)
+        weights = [_as_images(_weights(torch.empty(_in_torch(output.shape)))) for output in outputs]
+        return sum(jnp.sum(o * w) for o, w in zip(outputs, weights, strict=True)), (outputs, after)
+
+    with jax.default_matmul_precision("highest"):
+        (_, (outputs, after)), gradients = jax.value_and_grad(loss, has_aux=True)(variables["params"])
+    as_torch = [_as_torch(output) for output in outputs]
+    statistics = _statistics(to_state_dict({**variables, **after}, module, rules=ported.rules))
+    named = to_state_dict({**variables, "params": gradients}, module, rules=ported.rules)
+    return Step(as_torch, {name: named[name] for name, _ in module.named_parameters()}, statistics)
+
+
 def furthest(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
     """The largest difference, relative to the largest element of each tensor, and the tensor that it is in."""
     largest = max(float(tensor.abs().max()) for tensor in want.values())

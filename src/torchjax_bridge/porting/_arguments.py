@@ -5,7 +5,7 @@ a multiple of an argument, else an argument of its own.
 """
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,7 +41,10 @@ class Arguments:
 
 
 def arguments_of(
-    kind: type[nn.Module], fields: Mapping[str, Tree], modules: Sequence[nn.Module]
+    kind: type[nn.Module],
+    fields: Mapping[str, Tree],
+    modules: Sequence[nn.Module],
+    reserved: Collection[str] = (),
 ) -> Arguments:
     """The arguments that explain every column of the attributes.
 
@@ -49,15 +52,21 @@ def arguments_of(
         kind: The torch class.
         fields: Its attributes, merged over its instances.
         modules: The instances.
+        reserved: Names that no argument may have.
     """
-    return _Search(kind, fields, modules).run()
+    return _Search(kind, fields, modules, {*_RESERVED, *reserved}).run()
 
 
 class _Search:
     def __init__(
-        self, kind: type[nn.Module], fields: Mapping[str, Tree], modules: Sequence[nn.Module]
+        self,
+        kind: type[nn.Module],
+        fields: Mapping[str, Tree],
+        modules: Sequence[nn.Module],
+        reserved: set[str],
     ) -> None:
         self.fields = fields
+        self.reserved = reserved
         self.init: AuthorInit = author_init(kind)
         self.every = [(name, column) for name, tree in fields.items() for column in columns(tree)]
         self.flags = {id(tree.flag) for tree in eithers(list(fields.values()))}
@@ -148,7 +157,7 @@ class _Search:
 
     def _is_candidate(self, name: str) -> bool:
         values = self.instances.known.get(name, ())
-        return name not in _RESERVED and len({repr(value) for value in values}) > 1
+        return name not in self.reserved and len({repr(value) for value in values}) > 1
 
     # --- columns --------------------------------------------------------------------------------------------
 
@@ -244,7 +253,7 @@ class _Search:
         )
 
     def _free(self, wanted: Sequence[str]) -> str:
-        taken = {*_RESERVED, *self.made, *(n for n in self.init.arguments if self._is_candidate(n))}
+        taken = {*self.reserved, *self.made, *(n for n in self.init.arguments if self._is_candidate(n))}
         return next(name for name in wanted if name.isidentifier() and name not in taken)
 
     def _flag(self, attribute: str, column: Column) -> None:

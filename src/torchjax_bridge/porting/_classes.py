@@ -4,13 +4,15 @@ Works from the innermost class outwards, so that the arguments of a child are kn
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from ._arguments import arguments_of
+from torchjax_bridge.recording import Fault, SourceLine
+
+from ._arguments import Arguments, arguments_of
 from ._authors import author_loops
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._branches import Variant, merged
@@ -18,6 +20,8 @@ from ._constructors import Call, Column, DifferError, Either, Items, Tree, merge
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
+from ._linen_calls import LINEN_NAMES, Modes
+from ._linen_layers import linen_fields
 from ._loops import with_loops
 from ._lowering import Body, attribute_name, is_container
 from ._model import Model
@@ -49,6 +53,7 @@ class _Classes:
         self.found: list[Definition] = []
         self.calls: dict[str, Call] = {}  # the constructor call of each instance
         self.names = {part.imported[1] for part in model.parts.values() if part.imported}
+        self.modes = Modes(model) if model.to == "linen" else None
 
     def build(self) -> list[Definition]:
         own = [path for path, body in self.model.bodies.items() if self._is_class(path, body)]
@@ -108,6 +113,8 @@ class _Classes:
         else:
             fields = fields_of(self.model, body, path)
         fields = {name: self._resolved(tree) for name, tree in fields.items()}
+        if self.modes is not None:
+            fields = linen_fields(fields, self.modes)
         return _Instance(path, body, fields, self._written(path, body))
 
     def _written(self, path: str, body: Body) -> Written:
@@ -115,6 +122,8 @@ class _Classes:
 
     def _looped(self, path: str, lines: Written) -> Written:
         module = self.model.modules[path]
+        if self.modes is not None:
+            lines = replace(lines, lines=self.modes.told(path, lines.lines))
 
         def length(owner: str) -> int | None:
             holder: nn.Module | None = module
@@ -138,7 +147,7 @@ class _Classes:
         if isinstance(tree, Own):
             return self.calls[tree.text]
         if isinstance(tree, Items):
-            return Items(tree.start, [self._resolved(item) for item in tree.items], tree.end)
+            return replace(tree, items=[self._resolved(item) for item in tree.items])
         return tree
 
     # --- several instances ----------------------------------------------------------------------------------
@@ -233,14 +242,23 @@ class _Classes:
         shown, fields = joined
         modules = [self.model.modules[one.path] for one in instances]
         names = arguments_of(kind, fields, modules)
-        name = self._name(kind)
         rendered = {field: render(tree, names.texts) for field, tree in fields.items()}
+        if self.modes is not None and (taken := _taken(names, rendered)):
+            names = arguments_of(kind, fields, modules, taken)
+            rendered = {field: render(tree, names.texts) for field, tree in fields.items()}
+        if self.modes is not None and (clash := sorted(LINEN_NAMES.intersection(fields))):
+            reason = (
+                f"every module of linen has a {clash[0]} of its own; rename {kind.__name__}'s, or port to nnx"
+            )
+            self.model.fault(Fault(reason, instances[0].path, SourceLine()))
+        name = self._name(kind)
         conditions = {
             field: names.texts[id(tree.flag)]
             for field, tree in fields.items()
             if isinstance(tree, Either) and not tree.otherwise
         }
-        base = rendered["super()"].partition("(")[0] if "super()" in rendered else "nnx.Module"
+        derives = "super()" in rendered and self.modes is None
+        base = rendered["super()"].partition("(")[0] if derives else "nnx.Module"
         needs_rngs = "" in [one.path for one in instances] or any("rngs" in t for t in rendered.values())
         self.found.append(
             Definition(
@@ -255,6 +273,8 @@ class _Classes:
                 conditions,
                 base,
                 needs_rngs,
+                self.modes is not None,
+                self.modes is not None and self.modes.has_mode(instances[0].path),
             )
         )
         for place, one in enumerate(instances):
@@ -266,7 +286,7 @@ class _Classes:
             kwargs: dict[str, Tree] = {
                 param: Column([names.params[param][place]], param, param) for param in names.defaults
             }
-            ends = ("rngs=rngs",) if needs_rngs else ()
+            ends = ("rngs=rngs",) if needs_rngs and self.modes is None else ()
             self.calls[one.path] = Call(name, args, kwargs, names.defaults, ends)
 
     def _name(self, kind: type[nn.Module]) -> str:
@@ -277,6 +297,13 @@ class _Classes:
             name = f"{base}{count}"
         self.names.add(name)
         return name
+
+
+def _taken(names: Arguments, rendered: Mapping[str, str]) -> set[str]:
+    """The arguments that are called like an attribute of another value, which fields of linen cannot be."""
+    return {name for name in names.params if rendered.get(name, name) != name} | (
+        set(names.params) & LINEN_NAMES
+    )
 
 
 def _with_state(instances: list[_Instance]) -> list[_Instance]:

@@ -100,11 +100,12 @@ class Call:
 
 @dataclass(eq=False)
 class Items:
-    """``nnx.Sequential(a, b)`` and the like: ``start``, items, ``end``."""
+    """``nnx.Sequential(a, b)`` and the like: ``start``, items, ``end``; of a Sequential, the module."""
 
     start: str
     items: "list[Tree]"
     end: str
+    path: str = ""
 
 
 @dataclass(eq=False)
@@ -238,7 +239,7 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
         return names.get(id(tree)) or literal(tree.known[0] if tree.known else None)
     if isinstance(tree, Items):
         inside = _repeated([render(item, names) for item in tree.items])
-        if tree.start.endswith("([") and inside.startswith("*[") and _closes(inside, 1) == len(inside) - 1:
+        if tree.start.endswith("[") and inside.startswith("*[") and _closes(inside, 1) == len(inside) - 1:
             inside = inside[2:-1]  # the list is one comprehension
         return f"{tree.start}{inside}{tree.end}"
     if isinstance(tree, Either):

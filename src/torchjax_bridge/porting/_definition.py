@@ -26,6 +26,8 @@ class Definition:
         conditions: Under which condition, as source, an attribute is there.
         base: The class that it derives from.
         needs_rngs: Whether ``__init__`` takes ``rngs``.
+        is_linen: Whether it is a class of linen.
+        has_mode: Whether ``__call__`` of a class of linen takes the mode.
     """
 
     name: str
@@ -39,3 +41,5 @@ class Definition:
     conditions: dict[str, str] = field(default_factory=dict)
     base: str = "nnx.Module"
     needs_rngs: bool = True
+    is_linen: bool = False
+    has_mode: bool = False

@@ -111,7 +111,7 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
         body = model.bodies.get(path)
         if body is None:
             return None if not _called_inside(model, path) else _list("nnx.List([", model, path, module, "])")
-        return Items("nnx.Sequential(", sequential_items(model, path, module, body), ")")
+        return Items("nnx.Sequential(", sequential_items(model, path, module, body), ")", path)
     if isinstance(module, nn.ModuleList):
         return _list("nnx.List([", model, path, module, "])") if _called_inside(model, path) else None
     if is_container(module, nn.ModuleDict):
@@ -167,7 +167,7 @@ def _layer(twin: Twin, path: str) -> Call:
             f"'{path}' needs {twin.flax} of torchjax_bridge.weights.layers, which no port calls"
         )
     function = OWN_NAMES[twin.flax] if twin.own else f"nnx.{twin.flax}"
-    defaults = _defaults(twin.flax, twin.own)
+    defaults = _defaults(twin.flax, twin.own, twin.flavour)
     place = path.rpartition(".")[2]
     args: list[Tree] = []
     for name, value in twin.sizes.items():
@@ -181,8 +181,9 @@ def _layer(twin: Twin, path: str) -> Call:
 
 
 @functools.lru_cache(maxsize=64)
-def _defaults(name: str, own: bool) -> dict[str, Any]:
-    holder = import_module("torchjax_bridge.weights.layers").nnx if own else import_module("flax.nnx")
+def _defaults(name: str, own: bool, flavour: str) -> dict[str, Any]:
+    own_layers = import_module("torchjax_bridge.weights.layers")
+    holder = getattr(own_layers, flavour) if own else import_module(f"flax.{flavour}")
     parameters = inspect.signature(getattr(holder, name).__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 

@@ -138,7 +138,7 @@ def _split(line: str, limit: int) -> list[str]:
             return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
         if len(items) == 1 and "," not in inside:
             return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
-        if not inside.rstrip().endswith(","):
+        if not inside.rstrip().endswith(",") and not _is_collection(head):
             return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
     if _is_definition(line) and len(deeper) + len(inside) <= limit:
         return [head, f"{deeper}{inside.strip()}", indent + tail]
@@ -146,6 +146,11 @@ def _split(line: str, limit: int) -> list[str]:
     for item in items:
         found += _split(f"{deeper}{item.strip()},", limit)
     return [*found, *_split(indent + tail, limit)]
+
+
+def _is_collection(head: str) -> bool:
+    """Whether what ends in a bracket begins a list or a dict."""
+    return head.endswith("{") or (head.endswith("[") and not re.search(r"[\w\])]\[$", head))
 
 
 def _comprehension(inside: str) -> tuple[str, str] | None:

@@ -95,6 +95,7 @@ def as_arrays(inputs: list[tuple[str, Any]], given: list[Any], orders: Mapping[V
 
     def convert(recorded: Any, tree: Any) -> Any:
         if isinstance(recorded, Value):
+            tree = torch.zeros_like(tree, device="cpu") if tree.is_meta else tree
             return to_jax(tree.detach().permute(orders[recorded]).contiguous())
         if isinstance(recorded, tuple | list):
             return type(tree)(convert(a, b) for a, b in zip(recorded, tree, strict=True))

@@ -26,11 +26,14 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     """The call of a layer's twin."""
     module = node.module
     owner = at.model.tied_owner(node.path)
-    if owner is not None and isinstance(module, nn.Embedding):
-        at.model.share_embedding(node.path, owner)
-    elif owner is not None:
+    path = node.path
+    if owner is not None and not isinstance(module, nn.Embedding):
         return _tied(at, node, owner)
-    me = at.attribute(node.path)
+    if owner is not None and at.model.to == "linen":
+        path = _embedding_of(at, owner)
+    elif owner is not None:
+        at.model.share_embedding(node.path, owner)
+    me = at.attribute(path)
     inputs = [*node.args, *node.kwargs.values()]
     for kinds, call in _CALLS:
         if isinstance(module, kinds):
@@ -41,6 +44,15 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
         f"nn.{type(module).__name__} has no Flax counterpart that a port could call; keep it in torch with "
         "as_jax_module"
     )
+
+
+def _embedding_of(at: Lowering, owner: str) -> str:
+    """The Embedding that owns a weight: in linen, where layers share none, it is called in the other's place."""
+    path = owner.rpartition(".")[0]
+    if not isinstance(at.model.modules[path], nn.Embedding):
+        raise RefusedError(f"an Embedding shares the weight of '{path}', which linen can give no Embedding")
+    at.model.called_layers.add(path)
+    return path
 
 
 def _tied(at: Lowering, node: Node, owner: str) -> Placed:

@@ -6,7 +6,7 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -59,6 +59,7 @@ class Model:
         flattened: For each layer over a flattened map, by path, the ``(C, *space)`` of the map.
         parts: What is not looked into, by path: what the caller translates, and what stays in torch.
         exact_statistics: Whether batch norms average the variance that torch averages.
+        to: The library that the port is written for, ``"nnx"`` or ``"linen"``.
         other: The recording in the other mode: what a module does there decides whether it gets a class.
         first: The translation of the other mode, whose orders of axes are kept, or None.
         dropouts: Calls of ``F.dropout`` that do nothing in evaluation, and drop in training.
@@ -75,6 +76,7 @@ class Model:
     own_sequentials: set[str] = field(default_factory=set)
     parts: Mapping[str, Part] = field(default_factory=dict)
     exact_statistics: bool = False
+    to: Literal["nnx", "linen"] = "nnx"
     other: Recording | None = None
     first: "Model | None" = None
     dropouts: frozenset[Node] = frozenset()
@@ -116,7 +118,12 @@ class Model:
         """
         if path not in self._twins:
             try:
-                self._twins[path] = twin_of(module, exact_statistics=self.exact_statistics)
+                twin = twin_of(module, exact_statistics=self.exact_statistics)
+                if self.to == "linen" and "use_running_average" in twin.call:
+                    raise RefusedError(
+                        f"'{path}' has no running statistics, and linen's BatchNorm writes some in evaluation"
+                    )
+                self._twins[path] = twin.in_linen() if self.to == "linen" else twin
             except SettingsError as err:
                 raise RefusedError(f"'{path}': {err}") from err
         return self._twins[path]

@@ -3,17 +3,16 @@
 import linecache
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
-from flax import nnx
 from torch import nn
 from torch.overrides import resolve_name
 
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, record
-from torchjax_bridge.weights import to_flax
 
+from ._built import filled, linen_model, nnx_model
 from ._classes import definitions
 from ._conditions import conditions
 from ._constructors import Given
@@ -22,12 +21,12 @@ from ._header import header
 from ._inputs import Example
 from ._parts import Modules, find_parts, shared_weights
 from ._placed import RefusedError
-from ._proof import holds_for, prove
+from ._proof import flax_arguments, holds_for, prove
 from ._refusal import refuse
 from ._result import Port
-from ._rules import UserRule, rules_of
+from ._rules import rules_of
 from ._source import source_of
-from ._torch_part import TorchPart, fill_unsaved
+from ._torch_part import fill_unsaved
 from ._training import record_training, stuck, training_notes, translate_both
 
 __all__ = ["port"]
@@ -43,6 +42,7 @@ def port(
     assume: Iterable[str] = (),
     exact_statistics: bool = False,
     training: Literal["optional", "required", "none"] = "optional",
+    to: Literal["nnx", "linen"] = "nnx",
     verify: bool = True,
 ) -> Port:
     """Write a torch module as Flax source, class for class, with its weights, and prove that it computes the same.
@@ -78,6 +78,8 @@ def port(
             ``"optional"`` its port evaluates only: the file and ``notes`` say why, and a call in training mode
             raises. With ``"required"`` it is refused. ``"none"`` does not look at training, so every port
             evaluates only.
+        to: The library that the source is written for. Classes of ``"linen"`` make their layers in ``setup``, and a
+            call of one that does something else in training takes ``train``.
         verify: Whether to prove the port.
 
     Returns:
@@ -98,6 +100,10 @@ def port(
     """
     name = type(module).__name__
     parts = find_parts(module, modules, keep)
+    if parts and to == "linen":
+        raise ArgumentError(
+            "keep= and modules= put modules of nnx into a port: leave them out, or port to nnx."
+        )
     example, other = _examples(Example(inputs, dict(kwargs or {})))
     generators = Generators(module)
     with generators.restored():
@@ -118,7 +124,7 @@ def port(
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
     if training != "none":
         trained, lacking = record_training(module, example, other, recording, parts)
-    settings = {"parts": parts, "functions": _functions(ops), "exact_statistics": exact_statistics}
+    settings = {"parts": parts, "functions": _functions(ops), "exact_statistics": exact_statistics, "to": to}
     model, lacking = translate_both(recording, trained, lacking, **settings)
     held, refused = conditions(recording, frozenset(assume))
     notes += held
@@ -135,17 +141,15 @@ def port(
     source = source_of(classes, header(module, notes, given), imported)
     kind = _load(source, classes[-1].name)
     rules = rules_of(model)
-
-    def build() -> Any:
-        held = {name: TorchPart(module.get_submodule(path)) for name, path in given.items()}
-        return kind(**held, rngs=nnx.Rngs(0))
-
-    template = nnx.eval_shape(build)
+    if to == "linen":
+        template = linen_model(kind, flax_arguments(model, example), has_mode=classes[-1].has_mode)
+    else:
+        template = nnx_model(kind, {name: module.get_submodule(path) for name, path in given.items()})
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         return Port(source, template, rules, tuple(notes), None, classes[-1].name)
-    fill_unsaved(template)
-    twin = _filled(module, template, rules, name)
-    twin.eval()
+    if given:
+        fill_unsaved(template)
+    twin = filled(module, template, rules)
     proof = prove(module, model, twin, rules, example, other) if verify else None
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
@@ -198,11 +202,6 @@ def _functions(
             )
         found[name] = template.format if isinstance(template, str) else template
     return found
-
-
-def _filled(module: nn.Module, template: Any, rules: Sequence[UserRule], name: str) -> Any:
-    """The port with the weights of the module."""
-    return to_flax(module, template, rules=tuple(rules))
 
 
 def _load(source: str, name: str) -> Any:

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from flax import nnx
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError, BridgeError, PortError
 from torchjax_bridge.exchange import to_torch
 from torchjax_bridge.recording import Value
-from torchjax_bridge.weights import Parity, parity, to_flax
+from torchjax_bridge.weights import Parity, parity
 
+from ._built import filled, result_of
 from ._inputs import Example, as_arrays
 from ._lowering import takes
 from ._model import Model
@@ -65,7 +65,7 @@ class Proof:
 def prove(
     module: nn.Module,
     model: Model,
-    twin: nnx.Module,
+    twin: Any,
     rules: Sequence[UserRule],
     example: Example,
     other: Example | None,
@@ -89,8 +89,7 @@ def prove(
         found = [Check("the example", _difference(module, model, twin, example))]
         _require(found[-1], module, twin, rules, model, example)
         perturbed = _perturbed(module)
-        other_twin = to_flax(perturbed, nnx.clone(twin), rules=tuple(rules))
-        other_twin.eval()
+        other_twin = filled(perturbed, twin, rules)
         used = other or example
         size = f" and a batch of {used.batch}" if other is not None else ""
         found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))
@@ -100,7 +99,7 @@ def prove(
     return Proof(None, tuple(found))
 
 
-def holds_for(module: nn.Module, model: Model, twin: nnx.Module, example: Example) -> bool:
+def holds_for(module: nn.Module, model: Model, twin: Any, example: Example) -> bool:
     """Whether a port gives what torch gives, in evaluation, for inputs that need not fit it."""
     was_training = module.training
     module.eval()
@@ -115,7 +114,7 @@ def holds_for(module: nn.Module, model: Model, twin: nnx.Module, example: Exampl
 def _require(
     check: Check,
     module: nn.Module,
-    twin: nnx.Module,
+    twin: Any,
     rules: Sequence[UserRule],
     model: Model,
     example: Example,
@@ -138,7 +137,7 @@ def _require(
 
 
 def layer_by_layer(
-    module: nn.Module, twin: nnx.Module, rules: Sequence[UserRule], model: Model, example: Example
+    module: nn.Module, twin: Any, rules: Sequence[UserRule], model: Model, example: Example
 ) -> Parity:
     """The comparison of every layer."""
     top = model.recording.top
@@ -159,35 +158,20 @@ def flax_arguments(model: Model, example: Example) -> list[Any]:
     return as_arrays(chosen, [named[name] for name, _ in chosen], model.input_orders)
 
 
-def _difference(module: nn.Module, model: Model, twin: nnx.Module, example: Example) -> float:
+def _difference(module: nn.Module, model: Model, twin: Any, example: Example) -> float:
     """The largest difference of all outputs, relative to the largest element of each."""
     arguments = flax_arguments(model, example)
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = module(*args, **kwargs)
-    graph, state = nnx.split(twin)
-
-    @jax.jit
-    def run(state: Any, arrays: list[Any]) -> Any:
-        return nnx.merge(graph, state)(*_merged(arguments, arrays))
-
     with jax.default_matmul_precision("highest"):
-        got = run(state, [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)])
+        got = result_of(twin, arguments)
     pairs = list(_pairs(model.recording.top.result, expected, got))
     places = model.bodies[""].result_places
     differences = [
         _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
     ]
     return max(differences, default=0.0)
-
-
-def _merged(tree: Any, arrays: Sequence[Any]) -> Any:
-    """The arguments with their arrays replaced, in order."""
-    leaves, structure = jax.tree.flatten(tree)
-    given = iter(arrays)
-    return jax.tree.unflatten(
-        structure, [next(given) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
-    )
 
 
 def _pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[torch.Tensor, jax.Array]]:

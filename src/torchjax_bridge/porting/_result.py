@@ -6,6 +6,7 @@ from typing import Any
 
 from torchjax_bridge.weights import files, save_flax
 
+from ._built import weights_of
 from ._proof import Proof
 from ._rules import UserRule
 
@@ -18,8 +19,8 @@ class Port:
 
     Attributes:
         source: The text of the file.
-        model: The ``nnx.Module`` of that source with the weights, in evaluation mode; without values where the
-            torch module is on the ``meta`` device.
+        model: The model of that source with the weights: an ``nnx.Module`` in evaluation mode, or
+            ``(linen module, variables)``. Without values where the torch module is on the ``meta`` device.
         rules: What `to_flax`, `to_state_dict`, `to_optax` and `parity` take to pair the two models.
         notes: Conditions under which the port holds, which the header of the file says too.
         proof: How far torch and Flax were apart; None if nothing was compared.
@@ -46,7 +47,7 @@ class Port:
         with files.atomic_file(Path(path)) as file:
             file.write(self.source.encode())
             if weights is not None:
-                save_flax(weights, self.model)
+                save_flax(weights, weights_of(self.model))
 
     @property
     def lines(self) -> int:

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torchjax_bridge.recording import Value, tensors_of
@@ -11,11 +11,14 @@ from ._classes import Definition
 from ._constructors import Given, literal
 from ._format import formatted
 from ._helpers import HELPERS
+from ._linen_calls import MODE
+from ._linen_text import in_linen_names, linen_helpers, setup_lines
 from ._lowering import takes
 
 __all__ = ["source_of"]
 
 LIMIT = 110
+_GLOBAL = {"initializers", "jax", "jnp", "nnx"}
 _SHARED = re.compile(r"(?<![\w.])nnx\.([A-Z]\w*)\(")
 
 
@@ -33,16 +36,36 @@ def source_of(
     for definition in definitions:
         code += ["", "", *_class(definition)]
     shared, code = _with_partials(code)
-    helpers = _needed(code)
+    known = HELPERS
+    if definitions[-1].is_linen:
+        known = linen_helpers(HELPERS, definitions)
+    helpers = _needed(code, known)
+    if definitions[-1].is_linen:
+        shared, helpers, code = (list(map(in_linen_names, lines)) for lines in (shared, helpers, code))
     body = "\n".join([*formatted(shared, LIMIT), *helpers, *formatted(code, LIMIT)])
     gap = "\n\n" if shared else "\n\n\n"
     own = [f"from {module} import {name}" for module, name in sorted(set(imported))]
-    imports = "\n".join([*_imports(body), *([""] if own else []), *own])
+    imports = "\n".join([*_imports(body, definitions[-1].is_linen), *([""] if own else []), *own])
     return f'"""{header}"""\n\n{imports}{gap}' + body.strip("\n") + "\n"
 
 
 def _class(definition: Definition) -> list[str]:
     lines = [f"class {definition.name}({definition.base}):", f'    """{_summary(definition)}"""', ""]
+    lines += setup_lines(definition, _typed(definition)) if definition.is_linen else _init(definition)
+    params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
+    params += [f"{MODE}: bool = False"] if definition.has_mode else []
+    bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
+    result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))
+    lines += [*([""] if lines[-1] else []), f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
+    lines.append(f'        """{_shapes(definition)}"""')
+    for statement in definition.written.lines:
+        lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]
+    return lines
+
+
+def _init(definition: Definition) -> list[str]:
+    """``__init__``, if the class needs one."""
+    lines: list[str] = []
     taken = ["self", *_typed(definition), *(["*", "rngs: nnx.Rngs"] if definition.needs_rngs else [])]
     if definition.fields or len(taken) > 1:
         lines.append(f"    def __init__({', '.join(taken)}) -> None:")
@@ -59,13 +82,6 @@ def _class(definition: Definition) -> list[str]:
             lines.append(f"        {'    ' if condition else ''}self.{name} = {text}")
     if definition.needs_rngs and not definition.fields:
         lines.append("        del rngs")
-    params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
-    bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
-    result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))
-    lines += [*([""] if lines[-1] else []), f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
-    lines.append(f'        """{_shapes(definition)}"""')
-    for statement in definition.written.lines:
-        lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]
     return lines
 
 
@@ -143,17 +159,15 @@ def _type(tree: Any) -> str:
     return "None" if tree is None else type(tree).__mro__[-2].__name__
 
 
-def _needed(code: Sequence[str]) -> list[str]:
+def _needed(code: Sequence[str], known: Mapping[str, str]) -> list[str]:
     """The helper functions that the code calls, and those that they call."""
     text, found = "\n".join(code), []
     for _ in range(2):
-        for name in HELPERS:
+        for name in known:
             if re.search(rf"(?<![\w.]){name}[()]", text) and name not in found:
                 found.append(name)
-                text += HELPERS[name]
-    return [
-        line for name in HELPERS if name in found for line in ("", "", *HELPERS[name].strip().splitlines())
-    ]
+                text += known[name]
+    return [line for name in known if name in found for line in ("", "", *known[name].strip().splitlines())]
 
 
 def _with_partials(code: list[str]) -> tuple[list[str], list[str]]:
@@ -162,9 +176,7 @@ def _with_partials(code: list[str]) -> tuple[list[str], list[str]]:
     for name in dict.fromkeys(_SHARED.findall("\n".join(code))):
         calls = _calls(code, name)
         keywords = [_keywords(call) for call in calls]
-        common = [
-            k for k in keywords[0] if all(k in other for other in keywords) and not k.startswith("rngs=")
-        ]
+        common = [k for k in keywords[0] if all(k in other for other in keywords)]
         if len(calls) < 2 or not common:
             continue
         shared.append(f"{name} = partial(nnx.{name}, {', '.join(common)})")
@@ -201,7 +213,12 @@ def _calls(code: Sequence[str], name: str) -> list[ast.Call]:
 
 
 def _keywords(call: ast.Call) -> list[str]:
-    return [f"{keyword.arg}={ast.unparse(keyword.value)}" for keyword in call.keywords]
+    """The settings of a call that mean the same outside of the class."""
+    return [
+        f"{keyword.arg}={ast.unparse(keyword.value)}"
+        for keyword in call.keywords
+        if {node.id for node in ast.walk(keyword.value) if isinstance(node, ast.Name)} <= _GLOBAL
+    ]
 
 
 def _shortened(line: str, name: str, common: Sequence[str]) -> str:
@@ -220,15 +237,16 @@ def _shortened(line: str, name: str, common: Sequence[str]) -> str:
     return indent + ast.unparse(Shorten().visit(_parsed(line))).splitlines()[0]
 
 
-def _imports(body: str) -> list[str]:
+def _imports(body: str, is_linen: bool) -> list[str]:
     standard = ["import math"] if re.search(r"\bmath\.", body) else []
-    standard += ["from collections.abc import Callable"] if re.search(r"\bCallable\b", body) else []
+    abstract = [name for name in ("Callable", "Sequence") if re.search(rf"\b{name}\b", body)]
+    standard += [f"from collections.abc import {', '.join(abstract)}"] if abstract else []
     standard += ["from functools import partial"] if "partial(" in body else []
     standard += ["from typing import Any"] if re.search(r"\bAny\b", body) else []
     third = ["import jax"] if re.search(r"\bjax\.", body) else []
     third += ["import jax.numpy as jnp"] if "jnp." in body else []
     third += ["import numpy as np"] if re.search(r"\bnp\.", body) else []
-    third.append("from flax import nnx")
+    third.append("from flax import linen as nn" if is_linen else "from flax import nnx")
     initializers = re.search(r"(?<!\.)\binitializers\.", body)
-    third += ["from flax.nnx import initializers"] if initializers else []
+    third += [f"from flax.{'linen' if is_linen else 'nnx'} import initializers"] if initializers else []
     return [*standard, *([""] if standard else []), *third]

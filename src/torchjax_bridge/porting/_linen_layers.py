@@ -1,0 +1,71 @@
+"""Constructors in linen's form: no ``rngs``, plain lists and dicts, parameters and buffers that ask the scope.
+
+Works on constructor trees. The library is still called ``nnx`` in them; the file names it ``nn``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ._constructors import Call, Column, Items, Tree
+from ._linen_calls import Modes
+
+__all__ = ["SEQUENTIAL", "linen_fields"]
+
+SEQUENTIAL = "ModeSequential"  # the class of the file that tells its layers whether the model trains
+
+
+def linen_fields(fields: Mapping[str, Tree], modes: Modes) -> dict[str, Tree]:
+    """The attributes of a class in linen's form.
+
+    Args:
+        fields: Their constructors by name.
+        modes: Of the model.
+    """
+    state = ("rngs", "deterministic")  # linen hands both to each call
+    return {name: _in_linen(name, tree, modes) for name, tree in fields.items() if name not in state}
+
+
+def _in_linen(name: str, tree: Tree, modes: Modes) -> Tree:
+    if isinstance(tree, Call):
+        return _typed(replace(tree, ends=tuple(end for end in tree.ends if end != "rngs=rngs")))
+    if not isinstance(tree, Items):
+        return tree
+    if tree.start.startswith("nnx.Param("):
+        return _parameter(name, tree)
+    for kind, collection in (("Variable", "buffers"), ("BatchStat", "batch_stats")):
+        if tree.start.startswith(f"nnx.{kind}("):
+            start = f'self.variable("{collection}", "{name}", jnp.zeros, '
+            return Items(start, tree.items, tree.end.removesuffix(")"))
+    items = [_in_linen(name, item, modes) for item in tree.items]
+    if tree.start == "nnx.Sequential(":
+        is_plain = items and not modes.has_mode(tree.path)  # linen's refuses to be empty
+        return Items("nnx.Sequential([" if is_plain else f"{SEQUENTIAL}([", items, "])")
+    if tree.start == "nnx.List([":
+        return Items("[", items, "]")
+    return Items("{", items, "}") if tree.start == "nnx.Dict({" else Items(tree.start, items, tree.end)
+
+
+def _typed(call: Call) -> Call:
+    """The strides of a transposed convolution as linen annotates them, one for each axis."""
+    strides = call.kwargs.get("strides")
+    if call.function != "nnx.ConvTranspose" or not isinstance(strides, Column):
+        return call
+    rank = max(
+        len(value)
+        for arg in call.args
+        if isinstance(arg, Column)
+        for value in arg.known
+        if isinstance(value, tuple)
+    )
+    values = [(value,) * rank if isinstance(value, int) else value for value in strides.values]
+    return replace(call, kwargs={**call.kwargs, "strides": replace(strides, values=values)})
+
+
+def _parameter(name: str, tree: Items) -> Tree:
+    """``self.param(name, initializer, shape)``."""
+    start = f'self.param("{name}", '
+    if tree.start == "nnx.Param(jnp.full(":
+        shape, value = tree.items
+        return Items(start, [Items("initializers.constant(", [value], ")"), shape], ")")
+    kind = next((f"initializers.{kind}" for kind in ("ones", "zeros") if f"jnp.{kind}(" in tree.start), None)
+    return Items(f"{start}{kind or 'initializers.normal(0.02)'}, ", tree.items, ")")
