@@ -25,6 +25,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## port a trained CIFAR-10 network to Flax and back, offline
 	$(BIN)/python -m examples.cifar10.port
+	$(BIN)/python -m examples.cifar10.port --others
 
 test: $(READY) ## run the whole test suite but the slow tests
 	$(BIN)/python -m pytest -n auto -m "not slow"

@@ -1,7 +1,7 @@
-"""Converts a torch network to Flax: to an nnx module, and to linen variables."""
+"""Takes a torch network to Flax: by `port`, which writes the source, and into twins written by hand."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from torch import Tensor, nn
 
-from torchjax_bridge import to_flax, to_state_dict
+from torchjax_bridge import port, to_flax, to_state_dict
+from torchjax_bridge.porting import Port
 
 from .networks import Network
 
@@ -29,6 +30,8 @@ class FlaxTwin:
         statistics: The number of converted statistics (BatchNorm's running mean and variance).
         seconds: The median time of the conversion.
         round_trip: Whether the weights come back to torch bit for bit.
+        rules: What pairs it with the torch network.
+        port: For a port: its source and its proof.
     """
 
     kind: str
@@ -38,6 +41,32 @@ class FlaxTwin:
     statistics: int
     seconds: float
     round_trip: bool
+    rules: Sequence[Any]
+    port: Port | None = None
+
+
+def to_port(net: nn.Module, pixels: Tensor) -> FlaxTwin:
+    """The port of ``net``, with its weights, in evaluation mode.
+
+    Args:
+        net: The torch network, with its weights.
+        pixels: Example images ``(N, 3, 32, 32)``.
+
+    Raises:
+        PortError: The network has parts without a counterpart in Flax, or the port differs from torch.
+    """
+    ported, seconds = _timed(lambda: port(net, pixels), runs=1)
+    return FlaxTwin(
+        kind="port",
+        model=ported.model,
+        forward=nnx_forward(ported.model),
+        parameters=_size(nnx.state(ported.model, nnx.Param)),
+        statistics=_size(nnx.state(ported.model, nnx.BatchStat)),
+        seconds=seconds,
+        round_trip=_same_bits(net.state_dict(), to_state_dict(ported.model, net, rules=ported.rules)),
+        rules=ported.rules,
+        port=ported,
+    )
 
 
 def to_nnx(net: nn.Module, network: Network) -> FlaxTwin:
@@ -55,6 +84,7 @@ def to_nnx(net: nn.Module, network: Network) -> FlaxTwin:
         statistics=_size(nnx.state(model, nnx.BatchStat)),
         seconds=seconds,
         round_trip=_same_bits(net.state_dict(), to_state_dict(model, net, rules=network.rules)),
+        rules=network.rules,
     )
 
 
@@ -72,6 +102,7 @@ def to_linen(net: nn.Module, network: Network) -> FlaxTwin:
         statistics=_size(variables.get("batch_stats", {})),
         seconds=seconds,
         round_trip=_same_bits(net.state_dict(), to_state_dict(variables, net, rules=network.rules)),
+        rules=network.rules,
     )
 
 

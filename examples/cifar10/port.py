@@ -1,12 +1,15 @@
 """The command of the example: a trained network goes from torch to Flax, is fine-tuned in JAX, and comes back.
 
-Checks that the twins compute the same logits, that the round trip is exact to the bit, that fine-tuning lowers the
-loss, and that torch computes the same as the fine-tuned network. The exit code says whether all checks held.
+`port` writes its Flax source from torch alone; two twins written by hand stand beside it. Checks that all compute
+the same logits, that the round trip is exact to the bit, that fine-tuning lowers the loss, and that torch computes
+the same as the fine-tuned network. The exit code says whether all checks held.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ from torchjax_bridge.errors import BridgeError
 
 from . import checkpoint, data, tables, terminal
 from .compare import ForwardResult, disagreements, run_timed
-from .conversion import nnx_forward, to_linen, to_nnx
+from .conversion import nnx_forward, to_linen, to_nnx, to_port
 from .finetune import finetune
 from .networks import recognise
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "net.safetensors"
+_SHARED = Path(os.environ.get("TORCHJAX_BRIDGE_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 _BATCH = 500  # images per forward pass, to limit memory
 
 
@@ -42,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = terminal.Parser(
         prog="python -m examples.cifar10.port",
-        description="Port a CIFAR-10 network that was trained in torch to Flax (nnx and linen), prove that "
-        "it computes the same, fine-tune it in JAX, and bring it back to torch.",
+        description="Port a CIFAR-10 network that was trained in torch to Flax, from torch alone and to twins "
+        "written by hand (nnx and linen), prove that it computes the same, "
+        "fine-tune it in JAX, and bring it back to torch.",
         epilog="Without options: the small network that this example trained, on the 20 real test images "
         "that the package foolbox ships; no network connection is needed. "
         "Exit codes: 0 every check held, 1 a check failed or an input is bad, 2 wrong usage.",
@@ -56,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="weights of Net or of a CIFAR ResNet-20, as .safetensors or as torch's .pt, .pth, .th "
         "(read with weights_only=True)",
+    )
+    parser.add_argument(
+        "--others",
+        action="store_true",
+        help="the ResNet-20 that others trained, and 200 real images, from ../shared/data beside the project; "
+        "skipped where there is none",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -81,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the seed of the batches (0)",
     )
     parser.add_argument("--plan", action="store_true", help="also print where each weight goes")
+    parser.add_argument("--source", type=Path, metavar="FILE", help="write the Flax source of the port")
     parser.add_argument(
         "--save", type=Path, metavar="FILE", help="write the fine-tuned weights as safetensors"
     )
@@ -88,9 +100,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    if options.save:
-        checkpoint.require_folder(options.save)
-    if options.download:
+    for file in filter(None, (options.save, options.source)):
+        checkpoint.require_folder(file)
+    if options.others:
+        options.checkpoint = _SHARED / "checkpoints" / "resnet20-12fca82f.th"
+        if not options.checkpoint.is_file():
+            terminal.results_console().print(f"ResNet-20 is skipped: there is no {options.checkpoint}")
+            return
+        images = data.read(_SHARED / "cifar10" / "test.npz")
+        images = replace(images, pixels=images.pixels[:200], labels=images.labels[:200])
+    elif options.download:
         images = data.read(data.download())
     else:
         images = data.read(options.data) if options.data else data.packaged()
@@ -99,7 +118,13 @@ def _run(options: argparse.Namespace) -> None:
     # Both frameworks on the CPU and in full float32, so logits and times are comparable.
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
         tuned = port(
-            state, images, steps=options.steps, seed=options.seed, show_plan=options.plan, console=console
+            state,
+            images,
+            steps=options.steps,
+            seed=options.seed,
+            show_plan=options.plan,
+            source=options.source,
+            console=console,
         )
     if options.save:
         checkpoint.write(options.save, tuned)
@@ -113,6 +138,7 @@ def port(
     steps: int,
     seed: int = 0,
     show_plan: bool = False,
+    source: Path | None = None,
     console: Console,
 ) -> Mapping[str, Tensor]:
     """Convert the network, compare, fine-tune, and convert it back.
@@ -123,6 +149,7 @@ def port(
         steps: Steps of fine-tuning.
         seed: The seed of the fine-tuning's batches.
         show_plan: Also print where each weight goes.
+        source: Where the Flax source of the port goes.
         console: Where to print the results.
 
     Returns:
@@ -140,7 +167,11 @@ def port(
     jax_batches = [to_jax(batch) for batch in batches]
 
     console.print(f"[bold]{network.name}[/], from torch to Flax, on {images.source}", soft_wrap=True)
-    twins = [to_nnx(net, network), to_linen(net, network)]
+    ported = to_port(net, torch_batches[0][:2])
+    twins = [ported, to_nnx(net, network), to_linen(net, network)]
+    console.print(f"the port is {ported.port}", soft_wrap=True, markup=False, highlight=False)
+    if source is not None and ported.port is not None:
+        ported.port.save(source)
     reference, *results = _run_all(
         "comparing",
         [
@@ -150,7 +181,7 @@ def port(
     )
     console.print(tables.comparison_table(images, net, reference, twins, results))
     if show_plan:
-        console.print(str(plan(net, twins[0].model, rules=network.rules)), soft_wrap=True, markup=False)
+        console.print(str(plan(net, ported.model, rules=ported.rules)), soft_wrap=True, markup=False)
     faults = []
     for twin, result in zip(twins, results, strict=True):
         faults += disagreements(twin.kind, reference, result, images.labels)
@@ -161,9 +192,9 @@ def port(
     console.print(
         f"{steps} steps of fine-tuning in JAX, on these very images, and back to torch", soft_wrap=True
     )
-    model = twins[0].model
+    model = ported.model
     losses = finetune(model, images, steps=steps, seed=seed)
-    weights = to_state_dict(model, net, rules=network.rules)
+    weights = to_state_dict(model, net, rules=ported.rules)
     tuned, back = _run_all(
         "comparing",
         [

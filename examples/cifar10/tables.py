@@ -27,7 +27,7 @@ def comparison_table(
         table.add_row("running statistics", f"{statistics:,}", *(f"{twin.statistics:,}" for twin in twins))
     table.add_row("conversion", "", *(_time(twin.seconds) for twin in twins))
     table.add_row("back in torch", "", *("same bits" if twin.round_trip else "CHANGED" for twin in twins))
-    table.add_row("max |difference of logits|", "", *(f"{max_difference(reference, o):.1e}" for o in results))
+    table.add_row("|difference of logits|", "", *(f"{max_difference(reference, o):.1e}" for o in results))
     table.add_row(
         "predictions that agree", "", *(f"{count_agreeing(reference, o):,}/{total:,}" for o in results)
     )

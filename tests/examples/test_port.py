@@ -44,8 +44,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Completed
         "from examples.cifar10 import port\n"
         "sys.exit(port.main(sys.argv[1:]))"
     )
+    more = ("--source", str(saved.with_name("net_flax.py")), "--plan", "--steps", "60")
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, "--save", str(saved), "--plan", "--steps", "60"],
+        [sys.executable, "-W", "error", "-c", code, "--save", str(saved), *more],
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[2],
@@ -61,15 +62,17 @@ def test_the_demo_holds_every_check_offline(demo: tuple[subprocess.CompletedProc
     out = done.stdout
     across, back = out.split("60 steps of fine-tuning in JAX")
     assert across.startswith("Net, from torch to Flax, on the first 20 images of the CIFAR-10 test set\n")
-    assert row(across, "parameters moved") == ["62,006"] * 3
-    assert row(across, "back in torch") == ["same bits"] * 2
-    assert row(across, "predictions that agree") == ["20/20"] * 2
+    assert row(across, "parameters moved") == ["62,006"] * 4
+    assert row(across, "back in torch") == ["same bits"] * 3
+    assert row(across, "predictions that agree") == ["20/20"] * 3
     assert len(set(row(across, "accuracy"))) == 1
     assert all(float(cell) <= 1e-4 for cell in row(across, "difference of logits"))
     assert all(re.fullmatch(r"[\d.,]+ m?s", cell) for cell in row(across, "conversion"))
-    assert len(row(across, "forward, 20 images")) == 3
+    assert len(row(across, "forward, 20 images")) == 4
     assert "fc1.weight" in across
     assert "(120, 16, 5, 5)" in across  # the plan says how the flattened features are reordered
+    assert re.search(r"the port is Net: [23]\d lines, 1 class\n", across)
+    assert "class Net(nnx.Module)" in demo[1].with_name("net_flax.py").read_text()
     before, tuned, returned = map(float, row(back, "loss on all images"))
     assert tuned == returned < before
     assert row(back, "predictions that agree") == ["20/20"]
@@ -115,14 +118,31 @@ def test_the_network_of_others_computes_the_same_on_two_thousand_images(
     out, err = capsys.readouterr()
     assert code == 0, err
     across, back = out.split("4 steps of fine-tuning")
-    assert row(across, "parameters moved") == ["269,722"] * 3
-    assert row(across, "running statistics") == ["1,376"] * 3
-    assert row(across, "predictions that agree") == ["2,000/2,000"] * 2
+    assert row(across, "parameters moved") == ["269,722"] * 4
+    assert row(across, "running statistics") == ["1,376"] * 4
+    assert row(across, "predictions that agree") == ["2,000/2,000"] * 3
     assert all(float(cell) <= 1e-4 for cell in row(across, "difference of logits"))
     (accuracy,) = set(row(across, "accuracy"))
     assert 80 < float(accuracy.rstrip("%")) < 83  # 91.7 on the originals; these went through JPEG
-    assert row(across, "back in torch") == ["same bits"] * 2
+    assert row(across, "back in torch") == ["same bits"] * 3
     assert row(back, "predictions that agree") == ["2,000/2,000"]
+
+
+def test_the_network_of_others_is_ported_from_torch_alone(
+    shared: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "_SHARED", shared / "data")
+    assert run("--others", "--steps", "4") == 0
+    across = capsys.readouterr().out.split("4 steps of fine-tuning")[0]
+    assert row(across, "predictions that agree") == ["200/200"] * 3
+
+
+def test_without_the_network_of_others_the_demo_says_why_it_skips_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "_SHARED", tmp_path)
+    assert run("--others") == 0
+    assert "ResNet-20 is skipped: there is no " in capsys.readouterr().out
 
 
 # --- checks that must fail ---------------------------------------------------------------------------
@@ -205,9 +225,10 @@ def test_one_bit_that_changes_on_the_round_trip_is_a_failure(
     monkeypatch.setattr(conversion, "to_state_dict", one_bit_off)
     assert run() == 1
     out, err = capsys.readouterr()
-    assert row(out, "back in torch") == ["CHANGED"] * 2
+    assert row(out, "back in torch") == ["CHANGED"] * 3
     assert err.split("error: ")[1].split("\n") == [
-        "2 of the checks failed:",
+        "3 of the checks failed:",
+        "  port: torch -> Flax -> torch is not bitwise equal",
         "  nnx: torch -> Flax -> torch is not bitwise equal",
         "  linen: torch -> Flax -> torch is not bitwise equal",
         "",
