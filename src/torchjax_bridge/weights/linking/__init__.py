@@ -1,10 +1,10 @@
 """A live link: the weights of one model go to its twin again and again, by a plan that was made once.
 
-Owns `link` and the `Link` that it gives (`_link`), the live tensors of the module (`_torch_side`), the Variables or
-the tree of the Flax model (`_flax_side`), one move of the plan (`_steps`), what stays as it is (`_frozen`), and the
-order of CUDA work (`_streams`). Refuses what the plan cannot see any more, by name (`_stale`). Knows no layouts and
-no pairing. Gives `link` to users; no other package uses it.
+Owns `link` (`_make_link`) and the `Link` that it gives (`_link`), the live tensors of the module (`_torch_side`),
+the Variables or the tree of the Flax model (`_flax_side`), one move of the plan (`_steps`), what stays as it is
+(`_frozen`), and the order of CUDA work (`_streams`). Refuses what the plan cannot see any more, by name (`_stale`).
+Knows no layouts and no pairing. Gives `link` to users; no other package uses it.
 """
 
 from ._link import Link as Link
-from ._link import link as link
+from ._make_link import link as link
