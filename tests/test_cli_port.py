@@ -94,6 +94,13 @@ def test_a_checkpoint_becomes_source_and_weights_that_fit_it(folder: pathlib.Pat
     assert model(jnp.ones((2, 6, 6, 3))).shape == (2, 4, 4, 4)
 
 
+def test_the_source_is_for_linen_on_request(folder: pathlib.Path) -> None:
+    given = ("--input", "random:1x3x6x6", "-o", "a.py", "--weights", "a.msgpack", "--to", "linen")
+    run(folder, "Net", *given)
+    assert "class Net(nn.Module)" in pathlib.Path("a.py").read_text()
+    assert pathlib.Path("a.msgpack").exists()
+
+
 def test_json_holds_what_the_table_holds(folder: pathlib.Path) -> None:
     given = ("--input", "random:1x3x6x6", "--torch-arg", "scale=2.0", "-o", "a.py", "--json")
     found = json.loads(run(folder, "Net", *given).stdout)

@@ -44,6 +44,9 @@ def port(
             "--weights", metavar="FILE", help="Where the Flax weights go: .safetensors, .msgpack or a folder."
         ),
     ] = None,
+    to: Annotated[
+        Literal["nnx", "linen"], typer.Option("--to", help="Which Flax the source is for.")
+    ] = "nnx",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     keep: Annotated[
         list[str] | None,
@@ -99,6 +102,7 @@ def port(
             module,
             *tensors,
             kwargs=kwargs,
+            to=to,
             keep=keep or (),
             assume=assume or (),
             exact_statistics=exact_statistics,
