@@ -112,6 +112,21 @@ def test_a_flax_class_that_computes_something_else_is_not_returned() -> None:
         port(_net(), torch.randn(2, 4, 6, 6), modules={Part: wrong})
 
 
+def test_items_of_a_list_that_stay_in_torch_are_named_after_the_list() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixers = nn.ModuleList([Part(spectrum), Part(spectrum)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for mixer in self.mixers:
+                x = mixer(x)
+            return x
+
+    source = port(Net(), torch.randn(2, 4, 6, 6), keep=["mixers.*"]).source
+    assert "self.mixers = nnx.List([mixers_0, mixers_1])" in source
+
+
 def test_a_weight_that_a_part_shares_is_refused() -> None:
     net = _net()
     net[1].mixer.conv.weight = net[0].mixer.conv.weight

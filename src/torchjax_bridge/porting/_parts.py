@@ -133,8 +133,10 @@ class Kept:
 
     def tree(self, path: str) -> Tree:
         """The argument of the emitted class."""
-        name = path.rpartition(".")[2]
-        name = name if name.isidentifier() else f"layer{name}"
+        holders, _, name = path.rpartition(".")
+        if not name.isidentifier():  # an item of a list goes by the name of the list
+            holder = holders.rpartition(".")[2]
+            name = f"{holder}_{name}" if holder.isidentifier() else f"layer{name}"
         return Column([Given(path)], name, name)
 
 
