@@ -194,6 +194,19 @@ class Depth(nn.Module):
         return self.blocks(x)
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.LSTM(3, 4, num_layers=2, bidirectional=True, batch_first=True)
+        self.gru = nn.GRU(8, 4, batch_first=True)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, _ = self.both(x)
+        x, _ = self.gru(x)
+        return self.fc(x)
+
+
 def _images(size: int = 8) -> tuple[torch.Tensor]:
     return (torch.randn(2, 3, size, size),)
 
@@ -216,6 +229,7 @@ MODELS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     ),
     "layer": (lambda: nn.Linear(3, 2), (torch.randn(2, 3),)),
     "lists": (Lists, (torch.randn(16, 4),)),
+    "recurrent": (Recurrent, (torch.randn(2, 5, 3),)),
     "residual": (Residual, _images()),
     "sequential": (_plain, _images()),
     "shared_embedding": (SharedEmbedding, (torch.randint(7, (2, 3)), torch.randint(7, (2, 3)))),

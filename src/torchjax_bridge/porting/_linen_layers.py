@@ -27,7 +27,11 @@ def linen_fields(fields: Mapping[str, Tree], modes: Modes) -> dict[str, Tree]:
 
 def _in_linen(name: str, tree: Tree, modes: Modes) -> Tree:
     if isinstance(tree, Call):
-        return _typed(replace(tree, ends=tuple(end for end in tree.ends if end != "rngs=rngs")))
+        args = [_in_linen(name, arg, modes) for arg in tree.args]
+        if tree.function == "nnx.Sequential":
+            return Items("nnx.Sequential([", args, "])")
+        ends = tuple(end for end in tree.ends if end != "rngs=rngs")
+        return _typed(replace(tree, args=args, ends=ends))
     if not isinstance(tree, Items):
         return tree
     if tree.start.startswith("nnx.Param("):
