@@ -143,3 +143,23 @@ def test_a_model_on_the_meta_device_is_ported_without_values() -> None:
     leaves = jax.tree.leaves(nnx.state(ported.model))
     assert len(leaves) == 4
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+class _Convolution(nn.Module):
+    def __init__(self, width_in: int, width_out: int, **settings: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width_in, width_out, bias=False, **settings)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+def test_kernels_that_are_square_in_some_instances_alone_stay_tuples() -> None:
+    module = nn.Sequential(
+        _Convolution(3, 4, kernel_size=(1, 7), padding=(0, 3)),
+        _Convolution(4, 3, kernel_size=(7, 1), padding=(3, 0)),
+        _Convolution(3, 3, kernel_size=1),
+    )
+    ported = port(module, torch.randn(2, 3, 8, 8))
+    assert "(1, 1)" in ported.source
+    _agree(module, ported.model, torch.randn(3, 3, 8, 8))

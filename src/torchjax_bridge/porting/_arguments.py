@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ._author_init import AuthorInit, author_init
-from ._columns import agree, eithers, equal, scalar, text
+from ._columns import agree, eithers, equal, scalar, shown, text
 from ._constructors import MISSING, Column, Tree, columns
 from ._expressions import Instances, UnknownError, plain
 
@@ -163,7 +163,7 @@ class _Search:
 
     def _explained(self, column: Column, names: Sequence[str]) -> bool:
         places = [place for place, value in enumerate(column.values) if value is not MISSING]
-        wanted = [scalar(column.values[place]) for place in places]
+        wanted = [shown(column)[place] for place in places]
         for hint in self.hints.get(id(column), ()):
             try:
                 if equal(self.instances.values(hint.expression, places), wanted, id(column) in self.flags):
@@ -186,7 +186,7 @@ class _Search:
         groups.sort(key=lambda group: min(order[id(column)] for _, column in group))
         for group in groups:
             values = [
-                next((scalar(v) for _, c in group if (v := c.values[i]) is not MISSING), MISSING)
+                next((v for _, c in group if (v := shown(c)[i]) is not MISSING), MISSING)
                 for i in range(len(group[0][1].values))
             ]
             expression = self._explained_elsewhere(values)
@@ -211,7 +211,7 @@ class _Search:
         """The expression of a column with the same values."""
         places = [place for place, value in enumerate(wanted) if value is not MISSING]
         for _, column in self.every:
-            values = [scalar(column.values[place]) for place in places]
+            values = [shown(column)[place] for place in places]
             if id(column) in self.expressions and equal(values, [wanted[place] for place in places], False):
                 return self.expressions[id(column)]
         return None

@@ -10,7 +10,7 @@ from typing import Any
 from ._constructors import MISSING, Column, Either, Items, Tree, literal
 from ._expressions import plain
 
-__all__ = ["agree", "eithers", "equal", "scalar", "text"]
+__all__ = ["agree", "eithers", "equal", "scalar", "shown", "text"]
 
 
 def scalar(value: Any) -> Any:
@@ -20,12 +20,19 @@ def scalar(value: Any) -> Any:
     return 0 if value == "VALID" else plain(value)
 
 
+def shown(column: Column) -> list[Any]:
+    """The values of a column as an author would pass them: as one number each, if that says them all."""
+    if any(isinstance(scalar(value), tuple | list) for value in column.known):
+        return [value if value is MISSING else plain(value) for value in column.values]
+    return [value if value is MISSING else scalar(value) for value in column.values]
+
+
 def text(expression: ast.expr, column: Column) -> str:
     text = ast.unparse(ast.fix_missing_locations(expression))
     if isinstance(expression, ast.Constant):
         text = literal(expression.value)
     first = column.known[0]
-    if isinstance(first, tuple | list) and not isinstance(scalar(first), tuple):
+    if isinstance(first, tuple | list) and not any(isinstance(v, tuple | list) for v in shown(column)):
         return f"({', '.join([text] * len(first))})"
     return text
 
@@ -33,16 +40,19 @@ def text(expression: ast.expr, column: Column) -> str:
 def equal(one: Sequence[Any], other: Sequence[Any], as_truth: bool) -> bool:
     if as_truth:
         return [bool(value) for value in one] == list(other)
-    return all(type(a) is type(b) and a == b for a, b in zip(map(scalar, one), other, strict=True))
+    return all(
+        any(type(form) is type(b) and form == b for form in (a, scalar(a)))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def agree(group: list[tuple[str, Column]], column: Column) -> bool:
     both = False
     for _, other in group:
-        for one, two in zip(other.values, column.values, strict=True):
+        for one, two in zip(shown(other), shown(column), strict=True):
             if one is not MISSING and two is not MISSING:
                 both = True
-                if type(scalar(one)) is not type(scalar(two)) or scalar(one) != scalar(two):
+                if type(one) is not type(two) or one != two:
                     return False
     return both
 
