@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.port.cifar import BUILDERS
 from torchjax_bridge import parity, port, to_flax, to_optax, to_state_dict
-from torchjax_bridge.errors import PortError
+from torchjax_bridge.errors import ArgumentError, PortError
 
 from .linen_models import MODELS, Residual
 from .steps import furthest, linen_step, torch_step
@@ -146,6 +146,19 @@ def test_what_linen_cannot_do_is_refused_by_name() -> None:
 
     with pytest.raises(PortError, match=r"(?s)bias of 'fc'.*'?path"):
         port(Reader(), torch.randn(2, 3), to="linen")
+
+    class Mode(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.1)
+
+        def forward(self, train: torch.Tensor) -> torch.Tensor:
+            return self.drop(train)
+
+    with pytest.raises(PortError, match="a variable is called train"):
+        port(Mode(), torch.randn(2, 3), to="linen")
+    with pytest.raises(ArgumentError, match="modules of nnx"):
+        port(nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3), to="linen", keep=["0"])
     unstable = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(PortError, match="no running statistics"):
         port(unstable, torch.randn(2, 3), to="linen")

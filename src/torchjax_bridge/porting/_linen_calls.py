@@ -12,7 +12,7 @@ from torch import nn
 from torchjax_bridge.recording import Fault, SourceLine
 
 from ._layers import is_layer
-from ._lowering import Body, attribute_name, is_container
+from ._lowering import Body, attribute_name, is_container, takes
 from ._model import Model
 
 __all__ = ["LINEN_NAMES", "MODE", "Modes"]
@@ -94,6 +94,11 @@ class Modes:
         """
         kind = type(self.model.modules[path])
         alike = [path, *(other for other in self.model.bodies if type(self.model.modules[other]) is kind)]
+        body = self.model.bodies[path]
+        names = {node.id for line in lines for node in ast.walk(line) if isinstance(node, ast.Name)}
+        if self.has_mode(path) and MODE in {*names, *(name for name, tree in body.inputs if takes(tree))}:
+            reason = f"a variable is called {MODE}, as linen's mode is; give it another name, or port to nnx"
+            self.model.fault(Fault(reason, path, SourceLine()))
         change = _Told(self, list(dict.fromkeys(alike)))
         return [ast.fix_missing_locations(change.visit(line)) for line in lines]
 
