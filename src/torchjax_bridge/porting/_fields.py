@@ -121,9 +121,19 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
             if tree is not None:
                 items.append(Items(f'"{name}": ', [tree], ""))
         return Items("nnx.Dict({", items, "})") if items else None
+    if isinstance(module, nn.ParameterList | nn.ParameterDict):
+        return _parameter_container(model, path, module)
     if path in model.bodies:
         return Own(path)
     return None
+
+
+def _parameter_container(model: Model, path: str, module: nn.ParameterList | nn.ParameterDict) -> Tree | None:
+    tensors = _own_tensors(model, path, module)
+    if isinstance(module, nn.ParameterList):
+        return Items("nnx.List([", list(tensors.values()), "])") if tensors else None
+    items: list[Tree] = [Items(f'"{name}": ', [tree], "") for name, tree in tensors.items()]
+    return Items("nnx.Dict({", items, "})") if items else None
 
 
 def _called_inside(model: Model, path: str) -> bool:

@@ -10,6 +10,7 @@ import tokenize
 __all__ = ["formatted"]
 
 _INDENT = "    "
+_KEYWORD = re.compile(r"\b(return|not|and|or|in|is|if|else|lambda|for)\($")
 
 
 def formatted(lines: list[str], limit: int) -> list[str]:
@@ -142,10 +143,17 @@ def _split(line: str, limit: int) -> list[str]:
             return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
     if _is_definition(line) and len(deeper) + len(inside) <= limit:
         return [head, f"{deeper}{inside.strip()}", indent + tail]
+    if len(items) == 1 and not inside.rstrip().endswith(",") and not _takes_comma(head):
+        return [head, *_split(f"{deeper}{inside.strip()}", limit), *_split(indent + tail, limit)]
     found = [head]
     for item in items:
         found += _split(f"{deeper}{item.strip()},", limit)
     return [*found, *_split(indent + tail, limit)]
+
+
+def _takes_comma(head: str) -> bool:
+    """Whether a comma after the only item changes nothing: in a call, a list or a dict, and not in ``(a + b)``."""
+    return _is_collection(head) or (re.search(r"[\w\])]\($", head) is not None and not _KEYWORD.search(head))
 
 
 def _is_collection(head: str) -> bool:

@@ -157,7 +157,12 @@ class Lowering:
         path = origin.path.rpartition(".")[0]
         name, order = parameter_place(origin, layer_class(origin.owner) is not None)
         self.model.note_read(origin)
-        return Placed(f"{self.attribute(path)}.{name}[...]", order)
+        held = self.attribute(path)
+        if isinstance(origin.owner, nn.ParameterList):
+            return Placed(f"{held}[{name}][...]", order)
+        if isinstance(origin.owner, nn.ParameterDict):
+            return Placed(f"{held}[{name!r}][...]", order)
+        return Placed(f"{held}.{name}[...]", order)
 
     def read(self, tree: Any, order: Axes | None = None) -> str:
         """The expression of a value in an order of axes, or of a number.

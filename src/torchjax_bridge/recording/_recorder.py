@@ -20,7 +20,7 @@ from torchjax_bridge.errors import ArgumentError
 
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
-from ._leaves import has_hooks, is_leaf
+from ._leaves import has_hooks, is_leaf, layer_class
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
 from ._source import SourceLine, author_line
@@ -134,6 +134,7 @@ def record(
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:
         raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
+    recorder.faults += recorder.written_buffers()
     return Recording(clone, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules)
 
 
@@ -148,6 +149,8 @@ class _Recorder(TorchFunctionMode):
         self.decisions: list[Decision] = []
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self._whole = {id(self.modules[path]) for path in whole}
+        inside = {id(part) for path in whole for part in self.modules[path].modules()}
+        self._buffers = _own_buffers(self.modules, inside)
         self._paused = 0
         self._paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
@@ -212,6 +215,14 @@ class _Recorder(TorchFunctionMode):
         if any(value.varies for value in tensors):
             where = self.frames[-1].path, author_line()
             self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where))
+
+    def written_buffers(self) -> Iterator[Fault]:
+        """Buffers that ``forward`` changed itself. Layers of torch's own, and those recorded whole, may."""
+        for module, name, path, tensor, version in self._buffers:
+            now = module._buffers.get(name)
+            if now is not tensor or now._version != version:
+                reason = f"forward changes the buffer '{path}', and a port has no translation of that"
+                yield Fault(reason, path.rpartition(".")[0], SourceLine())
 
     # --- values ---------------------------------------------------------------------------------------------
 
@@ -429,6 +440,20 @@ class _Recorder(TorchFunctionMode):
             node.result = _replace(result, {id(dim): value for value, dim in sizes.values()})
             parent.nodes.append(node)
             return output
+
+
+def _own_buffers(
+    modules: Mapping[str, nn.Module], whole: Collection[int]
+) -> list[tuple[nn.Module, str, str, torch.Tensor, int]]:
+    """The saved buffers of modules that are looked into, with their versions."""
+    found = []
+    for path, module in modules.items():
+        if layer_class(module) is not None or id(module) in whole:
+            continue
+        for name, tensor in module._buffers.items():
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                found.append((module, name, f"{path}.{name}".lstrip("."), tensor, tensor._version))
+    return found
 
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[Parameter]:

@@ -167,9 +167,17 @@ def isclose(
 # --- the same value -----------------------------------------------------------------------------------------
 
 
-@operation("contiguous", "clone", "detach", "alias", "data", "positive", "pos", "resolve_conj", "resolve_neg")
+@operation("contiguous", "clone", "alias", "positive", "pos", "resolve_conj", "resolve_neg")
 def same(at: Lowering, node: Node, input: Value, *, memory_format: Any = None) -> Placed:
     return at.at(input)
+
+
+@operation("detach", "data")
+def detached(at: Lowering, node: Node, input: Value) -> Placed:
+    placed = at.at(input)
+    if not input.varies or input.dtype is None or not input.dtype.is_floating_point:
+        return placed
+    return placed.with_text(f"jax.lax.stop_gradient({placed.text})")
 
 
 @operation("pin_memory", "requires_grad", "cuda", "cpu", "identity")

@@ -1,0 +1,113 @@
+"""What forward does beside its output: it stops gradients, changes buffers, reads lists of parameters."""
+
+import ast
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
+from torchjax_bridge.porting._format import formatted
+
+from .steps import flax_step, furthest, torch_step
+
+
+class Quantized(nn.Module):
+    """A straight-through estimator, and a target that is not trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        z = self.encoder(x)
+        q = z + (torch.round(z) - z).detach()
+        return self.head(q), self.head(z.detach()) + z.data
+
+
+class Averaged(nn.Module):
+    """A mean over steps, kept by the module itself."""
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("average", torch.zeros(4))
+        self.always = always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x)
+        y = x - self.average
+        if self.training or self.always:
+            self.average.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        return y
+
+
+class Assigned(Averaged):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x)
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x.detach().mean(0)
+        return x - self.average
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.ParameterList([nn.Parameter(torch.randn(4)) for _ in range(2)])
+        self.named = nn.ParameterDict({"shift": nn.Parameter(torch.randn(4))})
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for scale in self.scales:
+            x = self.fc(x * scale)
+        return x + self.named["shift"]
+
+
+class Alike(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder_of_both = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        anchor = self.encoder_of_both(x)
+        return F.cosine_similarity(anchor, self.encoder_of_both(2 * x))
+
+
+@pytest.mark.parametrize("kind", [Quantized, Listed, Alike], ids=lambda kind: kind.__name__)
+def test_gradients_are_those_of_torch(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module, x = kind(), torch.randn(3, 4)
+    ported = port(module, x, training="required")
+    got, want = flax_step(ported, ported.model, module, x), torch_step(module, x)
+    assert furthest(got.gradients, want.gradients)[0] <= 1e-4
+
+
+@pytest.mark.parametrize("kind", [Averaged, Assigned], ids=lambda kind: kind.__name__)
+def test_a_buffer_that_forward_changes_in_training_leaves_a_port_that_evaluates(
+    kind: type[nn.Module],
+) -> None:
+    ported = port(kind(), torch.randn(3, 4))
+    assert any("'average'" in note for note in ported.notes)
+    with pytest.raises(PortError, match="'average'"):
+        port(kind(), torch.randn(3, 4), training="required")
+
+
+def test_a_buffer_that_forward_changes_in_both_modes_is_refused() -> None:
+    with pytest.raises(PortError, match="changes the buffer 'average'"):
+        port(Averaged(always=True), torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "return f(aaaaaaaaaaaaaaaa) / (gggggggggggg(bbbbbbb, ccccccc) * gggggggggggg(ddddddd, eeeeeeee))",
+        "y = xxxxxxxxxxxxxxxxx[gggggggggggg(bbbbbbbbbbbbb, ccccccccccccccc) * gggggggggggg(ddddddd, eeeeeeee)]",
+        "return (gggggggggggg(bbbbbbbbbbbbb, ccccccccccccccc) + gggggggggggg(ddddddd, eeeeeeee)) * 2",
+    ],
+)
+@pytest.mark.parametrize("limit", [20, 40, 60])
+def test_a_line_that_is_split_means_the_same(line: str, limit: int) -> None:
+    assert ast.dump(ast.parse("\n".join(formatted([line], limit)))) == ast.dump(ast.parse(line))
