@@ -61,11 +61,12 @@ def measure_port(entry: Entry, port: Callable[..., Any], setting: Setting) -> Ou
 
 
 def _first_line(err: Exception) -> str:
-    """The first line of a message, with the first of its list where it only announces one."""
-    lines = str(err).strip().splitlines() or [type(err).__name__]
-    if lines[0].endswith(":") and len(lines) > 1:
-        return f"{lines[0]} {lines[1].strip()}" + (f" (and {len(lines) - 2} more)" if lines[2:] else "")
-    return lines[0]
+    """The first line of a message, and the first point of the list that it may announce."""
+    head, *rest = str(err).strip().splitlines() or [type(err).__name__]
+    points = "\n".join(["", *rest]).split("\n- ")[1:]
+    if not points:
+        return head
+    return " ".join([head, *points[0].split()]) + (f" (and {len(points) - 1} more)" if points[1:] else "")
 
 
 @torch.no_grad()

@@ -80,9 +80,9 @@ def test_a_refusal_is_its_first_line(net: Entry):
 
 def test_a_refusal_with_a_list_is_its_first_reason(net: Entry):
     def port(module, *inputs):
-        raise BridgeError("Net cannot be ported:\n  'fc1' (net.py:5): a reason\n  'fc2' (net.py:6): another")
+        raise BridgeError("Net is not ported:\n- in 'fc1', net.py:5: x\n  a reason\n- in 'fc2'\n  another")
 
-    said = "Net cannot be ported: 'fc1' (net.py:5): a reason (and 1 more)"
+    said = "Net is not ported: in 'fc1', net.py:5: x a reason (and 1 more)"
     assert measure_port(net, port, QUICK).why_not == said
 
 
