@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.port.cifar import BUILDERS
@@ -180,6 +181,19 @@ def test_a_port_that_only_evaluates_says_so() -> None:
     assert "evaluation only" in ported.notes[0]
     with pytest.raises(NotImplementedError, match="leave train=False"):
         linen_module.apply(variables, jnp.asarray(x.numpy()), train=True)
+
+
+def test_a_port_for_the_sizes_of_the_example_alone_says_so() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(F.avg_pool2d(x, 8 if x.shape[2] == 8 else 16).flatten(1))
+
+    ported = port(Pooled(), torch.randn(2, 3, 8, 8), to="linen")
+    assert "sizes" in ported.notes[0]
 
 
 def test_a_wrong_port_is_not_returned() -> None:

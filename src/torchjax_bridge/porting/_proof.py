@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from flax.errors import ScopeParamShapeError
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError, BridgeError, PortError
@@ -105,7 +106,7 @@ def holds_for(module: nn.Module, model: Model, twin: Any, example: Example) -> b
     module.eval()
     try:
         return _difference(module, model, twin, example) <= _TOLERANCE
-    except (TypeError, ValueError):  # shapes that do not fit
+    except (TypeError, ValueError, ScopeParamShapeError):  # shapes that do not fit
         return False
     finally:
         module.train(was_training)
