@@ -81,7 +81,7 @@ def test_a_wrong_translation_of_the_users_is_not_returned() -> None:
         ({"modules": {planted.Part: lambda layer: 3}}, "gives 3 for Part"),
         ({"ops": {torch.fft.fft2: 3}}, "takes torch functions"),
     ],
-    ids=str,
+    ids=["path", "text", "unused class", "torch class", "no such name", "number", "no translation"],
 )
 def test_a_way_out_that_is_typed_wrongly_is_refused_by_name(options: dict, words: str) -> None:
     model = nn.Sequential(planted.Part(planted.spectrum))
