@@ -2,12 +2,14 @@
 
 import ast
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchjax_bridge import port
+from torchjax_bridge import port, to_flax, to_state_dict
 from torchjax_bridge.errors import PortError
 from torchjax_bridge.porting._format import formatted
 
@@ -83,6 +85,46 @@ def test_gradients_are_those_of_torch(kind: type[nn.Module]) -> None:
     ported = port(module, x, training="required")
     got, want = flax_step(ported, ported.model, module, x), torch_step(module, x)
     assert furthest(got.gradients, want.gradients)[0] <= 1e-4
+
+
+class Decoder(nn.Module):
+    """A map is made of what a Linear gives, which another one reads as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(4, 4 * 2 * 3)
+        self.mean = nn.Linear(24, 5)
+        self.up = nn.ConvTranspose2d(4, 3, 3, 2)
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = F.relu(self.wide(z))
+        return self.up(hidden.view(-1, 4, 2, 3)), self.mean(hidden)
+
+
+def test_a_map_that_is_made_of_the_output_of_a_linear_needs_no_answer() -> None:
+    module = Decoder()
+    ported = port(module, torch.randn(2, 4))
+    back = to_state_dict(to_flax(module, ported.model, rules=ported.rules), module, rules=ported.rules)
+    assert all(torch.equal(back[name], tensor) for name, tensor in module.state_dict().items())
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, two = self.fc(x).view(2, x.shape[0] // 2, 4)
+        return (one * two).sum(1)
+
+
+def test_a_module_for_even_batches_is_tried_with_another_even_batch() -> None:
+    module = Pairs()
+    ported = port(module, torch.randn(4, 4))
+    assert not ported.notes
+    x = torch.randn(6, 4)
+    want = module(x).detach().numpy()
+    assert np.abs(np.asarray(ported.model(jnp.asarray(x.numpy()))) - want).max() <= 1e-5
 
 
 @pytest.mark.parametrize("kind", [Averaged, Assigned], ids=lambda kind: kind.__name__)

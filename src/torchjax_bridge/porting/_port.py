@@ -1,5 +1,6 @@
 """`port`: records a module, translates it, and proves what came out."""
 
+import contextlib
 import linecache
 import sys
 import types
@@ -112,11 +113,9 @@ def port(
     recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
     notes: list[str] = []
     if other is not None:
-        try:
-            repeated = record(module, other.args, other.kwargs, whole=parts)
-        except ArgumentError:
+        other, repeated = _repeated(module, example, other, parts)
+        if repeated is None:
             notes.append(f"a batch of {example.batch}: the torch module itself fails with another one")
-            other = None
         else:
             recording.faults.extend(generalize(recording, repeated))
     larger, fixed = _larger_sizes(module, recording, example, parts)
@@ -167,6 +166,16 @@ def _examples(given: Example) -> tuple[Example, Example | None]:
         return given, None
     example = given if size > 1 else given.with_batch(2)
     return example, example.with_batch(max(size, 2) + 1)
+
+
+def _repeated(
+    module: nn.Module, example: Example, other: Example, whole: Collection[str]
+) -> tuple[Example | None, Recording | None]:
+    """A recording with another batch size: twice as large a one where torch takes no other, as for pairs."""
+    for candidate in (other, example.with_batch(2 * (example.batch or 1))):
+        with contextlib.suppress(ArgumentError):
+            return candidate, record(module, candidate.args, candidate.kwargs, whole=whole)
+    return None, None
 
 
 def _larger_sizes(

@@ -18,6 +18,13 @@ UserRule: TypeAlias = Flatten | Keep | LayerType | Rename | Rule
 def rules_of(model: Model) -> tuple[UserRule, ...]:
     """The rules of a port, deepest paths first."""
     rules: list[UserRule] = [Flatten(path, shape) for path, shape in model.flattened.items()]
+    # A Linear keeps torch's order of outputs: the port moves the axes of a map that is made of them.
+    if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules.values()):
+        rules += (
+            Flatten(path, None, output=True)
+            for path, module in model.modules.items()
+            if type(module) is nn.Linear and path in model.called_layers and path not in model.parts
+        )
     used = model.called_layers | model.read_owners | set(model.bodies)
     renames = []
     for path, module in model.modules.items():
