@@ -163,3 +163,31 @@ def test_kernels_that_are_square_in_some_instances_alone_stay_tuples() -> None:
     ported = port(module, torch.randn(2, 3, 8, 8))
     assert "(1, 1)" in ported.source
     _agree(module, ported.model, torch.randn(3, 3, 8, 8))
+
+
+class _Steps(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros_like(x[:, 0])
+        for step in range(x.size(1)):
+            state = torch.tanh(state + x[:, step])
+        return state
+
+
+def test_a_loop_over_a_sequence_holds_for_its_length_and_says_so() -> None:
+    ported = port(_Steps(), torch.randn(2, 3, 4))
+    assert "torch.tanh(state + x[:, step])" in ported.notes[0]
+
+
+def test_a_normalized_vector_of_zeros_has_the_gradient_of_torch() -> None:
+    class Normalized(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(x, dim=1)
+
+    x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    model = port(Normalized(), x).model
+    weights = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    given = x.clone().requires_grad_()
+    (Normalized()(given) * weights).sum().backward()
+    got = jax.grad(lambda x: (model(x) * jnp.asarray(weights.numpy())).sum())(jnp.asarray(x.numpy()))
+    assert given.grad is not None
+    np.testing.assert_allclose(got, given.grad.numpy(), rtol=1e-5)

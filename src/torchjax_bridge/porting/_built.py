@@ -17,7 +17,7 @@ from ._linen_calls import MODE
 from ._rules import UserRule
 from ._torch_part import TorchPart
 
-__all__ = ["filled", "linen_model", "nnx_model", "result_of", "weights_of"]
+__all__ = ["as_constructed", "filled", "linen_model", "nnx_model", "result_of", "weights_of"]
 
 
 def nnx_model(kind: Callable[..., Any], kept: Mapping[str, nn.Module]) -> Any:
@@ -78,6 +78,15 @@ def filled(torch_module: nn.Module, model: Any, rules: Sequence[UserRule]) -> An
     made = to_flax(torch_module, model, rules=tuple(rules))
     made.eval()
     return made
+
+
+def as_constructed(model: Any) -> Any:
+    """A model in the mode in which it was constructed, with which the settings of layers are compared."""
+    if isinstance(model, tuple):
+        return model
+    copied = nnx.clone(model)
+    copied.train()
+    return copied
 
 
 def weights_of(model: Any) -> Any:

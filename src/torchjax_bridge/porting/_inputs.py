@@ -3,7 +3,8 @@
 The batch is the first axis of the first tensor, and of every tensor whose first axis is as long.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,13 +38,23 @@ class Example:
         tensors = (t for t in tensors_of((self.args, dict(self.kwargs)), torch.Tensor) if t.dim())
         return next((t.shape[0] for t in tensors), None)
 
-    def enlarged(self) -> "Example | None":
-        """The same with larger images and longer sequences of tokens; None where there are none."""
-        args, kwargs = _map((self.args, dict(self.kwargs)), _enlarged)
-        sizes = [tensor.shape for tensor in tensors_of((args, kwargs), torch.Tensor)]
-        if sizes == [tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs)), torch.Tensor)]:
-            return None
-        return Example(args, kwargs)
+    def enlargements(self) -> "Iterator[Example]":
+        """The same with larger images and longer sequences, in the ways that a module may take.
+
+        Tokens ``(N, L)`` and features ``(N, L, C)`` get more than twice the length, else one more. Features may
+        have their length last, ``(N, C, L)``.
+        """
+        known = [self._shapes]
+        for way in ("double", "one more", "last axis"):
+            args, kwargs = _map((self.args, dict(self.kwargs)), functools.partial(_enlarged, way=way))
+            larger = Example(args, kwargs)
+            if larger._shapes not in known:
+                known.append(larger._shapes)
+                yield larger
+
+    @property
+    def _shapes(self) -> list[torch.Size]:
+        return [tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs)), torch.Tensor)]
 
     def with_batch(self, size: int) -> "Example":
         """The same with another batch size: examples are repeated in turn, or left out."""
@@ -62,17 +73,21 @@ class Example:
         return Example(args, kwargs)
 
 
-def _enlarged(tensor: torch.Tensor) -> torch.Tensor:
-    """An image with more pixels, a sequence of tokens with one more; any other tensor as it is."""
+def _enlarged(tensor: torch.Tensor, way: str) -> torch.Tensor:
+    """A larger image or a longer sequence; any other tensor as it is."""
     if tensor.dim() == 4 and tensor.is_floating_point():
         if tensor.is_meta:
             return tensor.new_empty(
                 *tensor.shape[:2], *map(sum, zip(tensor.shape[2:], _MORE_PIXELS, strict=True))
             )
         return torch.nn.functional.pad(tensor, (0, _MORE_PIXELS[1], 0, _MORE_PIXELS[0]), mode="replicate")
-    if tensor.dim() == 2 and not tensor.is_floating_point():
-        return torch.cat([tensor, tensor[:, -1:]], 1)
-    return tensor
+    is_sequence = tensor.dim() == (3 if tensor.is_floating_point() else 2)
+    axis = 2 if way == "last axis" and tensor.dim() == 3 else 1
+    if not is_sequence or not tensor.shape[axis]:
+        return tensor
+    size = tensor.shape[axis]
+    places = torch.arange(size + 1 if way == "one more" else 2 * size + 1, device=tensor.device) % size
+    return tensor.index_select(axis, places)
 
 
 def _map(tree: Any, change: Any) -> Any:

@@ -4,13 +4,13 @@ import contextlib
 import linecache
 import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from torch import nn
 from torch.overrides import resolve_name
 
-from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.errors import ArgumentError, PortError, WeightsError
 from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, record
 
 from ._built import filled, linen_model, nnx_model
@@ -138,22 +138,35 @@ def port(
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     imported = [part.imported for part in parts.values() if part.imported is not None]
     source = source_of(classes, header(module, notes, given), imported)
-    kind = _load(source, classes[-1].name)
     rules = rules_of(model)
-    if to == "linen":
-        template = linen_model(kind, flax_arguments(model, example), has_mode=classes[-1].has_mode)
-    else:
-        template = nnx_model(kind, {name: module.get_submodule(path) for name, path in given.items()})
+    with _mistakes(name):
+        kind = _load(source, classes[-1].name)
+        if to == "linen":
+            template = linen_model(kind, flax_arguments(model, example), has_mode=classes[-1].has_mode)
+        else:
+            template = nnx_model(kind, {name: module.get_submodule(path) for name, path in given.items()})
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         return Port(source, template, rules, tuple(notes), None, classes[-1].name)
     if given:
         fill_unsaved(template)
-    twin = filled(module, template, rules)
-    proof = prove(module, model, twin, rules, example, other) if verify else None
+    with _mistakes(name):
+        twin = filled(module, template, rules)
+        proof = prove(module, model, twin, rules, example, other) if verify else None
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
         source = source_of(classes, header(module, notes, given), imported)
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
+
+
+@contextlib.contextmanager
+def _mistakes(name: str) -> Iterator[None]:
+    """Say of an error in the emitted code that it is no fault of the user's."""
+    try:
+        yield
+    except (SyntaxError, NameError, TypeError, AttributeError, LookupError, WeightsError) as err:
+        raise PortError(
+            f"The port of {name} does not run: {err}\nThis is a mistake of the port; please report the model."
+        ) from err
 
 
 def _examples(given: Example) -> tuple[Example, Example | None]:
@@ -185,12 +198,12 @@ def _larger_sizes(
 
     Numbers of the recording that are sizes of these get their origin.
     """
-    larger = example.enlarged()
-    if larger is None:
-        return None, []
-    try:
-        repeated = record(module, larger.args, larger.kwargs, whole=whole)
-    except ArgumentError:
+    larger = repeated = None
+    for larger in example.enlargements():
+        with contextlib.suppress(ArgumentError):
+            repeated = record(module, larger.args, larger.kwargs, whole=whole)
+            break
+    if repeated is None:
         return None, []  # the module itself takes these sizes alone
     faults = generalize(recording, repeated)
     notes = list(

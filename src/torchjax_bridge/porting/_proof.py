@@ -20,7 +20,7 @@ from torchjax_bridge.exchange import to_torch
 from torchjax_bridge.recording import Value
 from torchjax_bridge.weights import Parity, parity
 
-from ._built import filled, result_of
+from ._built import as_constructed, filled, result_of
 from ._inputs import Example, as_arrays
 from ._lowering import takes
 from ._model import Model
@@ -90,7 +90,7 @@ def prove(
         found = [Check("the example", _difference(module, model, twin, example))]
         _require(found[-1], module, twin, rules, model, example)
         perturbed = _perturbed(module)
-        other_twin = filled(perturbed, twin, rules)
+        other_twin = filled(perturbed, as_constructed(twin), rules)
         used = other or example
         size = f" and a batch of {used.batch}" if other is not None else ""
         found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))

@@ -55,12 +55,11 @@ def record_training(
                     torch.manual_seed(1)
                     repeated = record(module, other.args, other.kwargs, training=True, whole=whole)
                 training.faults.extend(generalize(training, repeated))
-            larger = example.enlarged()
-            with contextlib.suppress(ArgumentError):  # the sizes are then the module's own
-                if larger is not None:
-                    generalize(
-                        training, record(module, larger.args, larger.kwargs, training=True, whole=whole)
-                    )
+            for larger in example.enlargements():
+                with contextlib.suppress(ArgumentError):  # the sizes are then the module's own
+                    repeated = record(module, larger.args, larger.kwargs, training=True, whole=whole)
+                    generalize(training, repeated)
+                    break
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]
@@ -126,11 +125,16 @@ def training_notes(model: Model, faults: Sequence[Fault]) -> list[str]:
         reason = f"{first.reason}{where}" + (f", and {more} more" if more else "")
         model.bodies[""].evaluates_only = True
         return [f"evaluation only: {reason}"]
+    notes = [
+        f"training in which row {module.padding_idx} of '{path}' is trained too: torch leaves it (padding_idx)"
+        for path, module in model.modules.items()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None and path in model.called_layers
+    ]
     frozen = [path for path, parameter in model.parameters.items() if not parameter.tensor.requires_grad]
     if frozen and len(frozen) < len(model.parameters):
         shown = ", ".join(frozen[:3]) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
-        return [f"training that leaves {shown} as it is: torch does not train it"]
-    return []
+        notes.append(f"training that leaves {shown} as it is: torch does not train it")
+    return notes
 
 
 def _joined(model: Model, trained: Model) -> Iterator[Fault]:

@@ -7,11 +7,13 @@ code runs as it is: what it decided by a size or a value is a `Decision` of the 
 
 import copy
 import inspect
+import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -117,12 +119,13 @@ def record(
             f"cannot copy {type(module).__name__}, which is recorded on a copy: {err}"
         ) from err
     clone.train(training)
-    args, kwargs = map_tensors((tuple(args), dict(kwargs or {})), lambda tensor: tensor.detach().clone())
+    args, kwargs = _copied((tuple(args), dict(kwargs or {})))
     recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(_restored_generators())
             stack.enter_context(torch.no_grad())
             stack.enter_context(recorder.hooked())
             stack.enter_context(recorder)
@@ -136,6 +139,26 @@ def record(
         raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
     recorder.faults += recorder.written_buffers()
     return Recording(clone, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules)
+
+
+def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of inputs, down to the arrays inside objects, so that ``forward`` may write to its own."""
+    detached = map_tensors(inputs, lambda tensor: tensor.detach().clone())
+    try:
+        return copy.deepcopy(detached, {id(tensor): tensor for tensor in tensors_of(detached, torch.Tensor)})
+    except (RuntimeError, TypeError) as err:
+        raise ArgumentError(f"cannot copy the inputs, which a recording must not write to: {err}") from err
+
+
+@contextmanager
+def _restored_generators() -> Iterator[None]:
+    """The random numbers of Python and NumPy afterwards go on as if nothing had been drawn."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
 
 
 class _Recorder(TorchFunctionMode):

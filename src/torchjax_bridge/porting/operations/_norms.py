@@ -125,6 +125,10 @@ def cosine_similarity(
 @operation("F.normalize")
 def normalize(at: Lowering, node: Node, input: Value, p: Any = 2.0, dim: Any = 1, eps: Any = 1e-12) -> Placed:
     placed = at.in_torch_map_order(input)
+    if p == 2 and type(eps) is float:  # at zero the derivative of a norm is NaN in JAX, and 0 in torch
+        axes = axis_text(placed, axes_of(input, dim))
+        square = f"jnp.sum(jnp.square({placed.text}), axis={axes}, keepdims=True)"
+        return placed.with_text(f"({placed.text} * jax.lax.rsqrt(jnp.maximum({square}, {eps!r} ** 2)))")
     size = length(at, placed, axes_of(input, dim), p, keepdim=True).text
     return placed.with_text(f"({placed.text} / jnp.maximum({size}, {at.number(eps)}))")
 
