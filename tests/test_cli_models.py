@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from torchjax_bridge.cli._app import app
 from torchjax_bridge.cli._inputs import read_arguments, read_inputs
+from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.weights import load_state_dict
 
 MODELS = """
@@ -248,9 +249,10 @@ def test_parity_takes_ids_and_arrays_from_files(models: pathlib.Path) -> None:
 def test_what_a_model_raises_is_one_line(models: pathlib.Path) -> None:
     command = ("parity", "--model", of("Broken"), "--template", of("Twin"), "--input", "random:2x3x8x8")
     output = run(*command, code=1).stderr
-    assert output == "error: a model cannot run: RuntimeError: no such weather (--debug shows where)\n"
+    assert output == "error: Broken fails on these inputs: RuntimeError: no such weather\n"
     done = CliRunner().invoke(app, [*command, "--debug"])
-    assert type(done.exception) is RuntimeError
+    assert type(done.exception) is ArgumentError
+    assert type(done.exception.__cause__) is RuntimeError
 
 
 def test_weights_of_another_model_do_not_fit(models: pathlib.Path) -> None:

@@ -132,7 +132,8 @@ def record(
             try:
                 output = clone(*args, **kwargs)
             except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as err:
-                raise ArgumentError(f"{type(module).__name__} fails on these inputs: {err}") from err
+                reason = f"{type(err).__name__}: {err}"
+                raise ArgumentError(f"{type(module).__name__} fails on these inputs: {reason}") from err
     finally:
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:

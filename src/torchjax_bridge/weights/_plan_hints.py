@@ -29,7 +29,8 @@ def apply_hints(tree: TorchTree, rules: Sequence[UserRule]) -> list[Fault]:
         if not isinstance(rule, LayerType | Flatten):
             continue
         # A class may be that of a module whose layers hold the tensors; a flattened map is read by a layer.
-        places = layers if isinstance(rule, Flatten) else [n for n in tree.root.walk() if not n.empty]
+        holders = [node for node in tree.root.walk() if not node.empty or _holds_tensors(node)]
+        places = layers if isinstance(rule, Flatten) else holders
         named = [node for node in places if rule.matches(node.origin)]
         if not named:
             near = did_you_mean(rule.torch, [join_path(node.origin) for node in layers])
