@@ -69,14 +69,21 @@ def test_a_step_of_training_is_that_of_torch(name: str) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
-    ported = port(module, *inputs, to="linen", training="required", exact_statistics=True)
-    want, got = torch_step(module, *inputs), linen_step(ported, module, *inputs)
+    module = module.double()  # the gradients of biases in front of a BatchNorm are rounding
+    inputs = jax.tree.map(_double, inputs, is_leaf=lambda leaf: isinstance(leaf, torch.Tensor))
+    with jax.enable_x64(True):
+        ported = port(module, *inputs, to="linen", training="required", exact_statistics=True)
+        want, got = torch_step(module, *inputs), linen_step(ported, module, *inputs)
     assert len(want.outputs) == len(got.outputs)
     for one, two in zip(want.outputs, got.outputs, strict=True):
-        assert torch.allclose(one, two, rtol=1e-5, atol=1e-5)
-    assert furthest(got.gradients, want.gradients)[0] <= 1e-4
+        assert torch.allclose(one, two, rtol=1e-6, atol=1e-6)
+    assert furthest(got.gradients, want.gradients)[0] <= 1e-5
     if want.statistics:
-        assert furthest(got.statistics, want.statistics)[0] <= 1e-5
+        assert furthest(got.statistics, want.statistics)[0] <= 1e-6
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
 
 @pytest.mark.parametrize("name", ["depth", "kinds", "language", "residual"])
