@@ -7,13 +7,11 @@ code runs as it is: what it decided by a size or a value is a `Decision` of the 
 
 import copy
 import inspect
-import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -125,7 +123,6 @@ def record(
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(_restored_generators())
             stack.enter_context(torch.no_grad())
             stack.enter_context(recorder.hooked())
             stack.enter_context(recorder)
@@ -149,17 +146,6 @@ def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return copy.deepcopy(detached, {id(tensor): tensor for tensor in tensors_of(detached, torch.Tensor)})
     except (RuntimeError, TypeError) as err:
         raise ArgumentError(f"cannot copy the inputs, which a recording must not write to: {err}") from err
-
-
-@contextmanager
-def _restored_generators() -> Iterator[None]:
-    """The random numbers of Python and NumPy afterwards go on as if nothing had been drawn."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
 
 
 class _Recorder(TorchFunctionMode):
