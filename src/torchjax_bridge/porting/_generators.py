@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torchjax_bridge.recording import Fault, Recording, SourceLine
+from torchjax_bridge.recording import Fault, Recording, SourceLine, restored_random_states
 
 __all__ = ["Generators"]
 
@@ -32,14 +32,12 @@ class Generators:
     @contextmanager
     def restored(self) -> Iterator[None]:
         """What runs inside leaves the global generators as they were."""
-        python, numpy = random.getstate(), np.random.get_state()
-        try:
-            yield
-        finally:
-            after = _global_states()
-            self._drew = [name for name, state in after.items() if state != self._global[name]]
-            random.setstate(python)
-            np.random.set_state(numpy)
+        with restored_random_states():
+            try:
+                yield
+            finally:
+                after = _global_states()
+                self._drew = [name for name, state in after.items() if state != self._global[name]]
 
     def drawn(self, recording: Recording) -> Iterator[Fault]:
         """A fault for each generator that a recording drew from."""

@@ -20,6 +20,7 @@ from ._numbers import (
     SizeOf,
     depends_on_sizes,
 )
+from ._random_states import restored_random_states
 from ._recorder import Decision, Fault, Recording, record
 from ._source import SourceLine
 
@@ -48,5 +49,6 @@ __all__ = [
     "layer_class",
     "map_tensors",
     "record",
+    "restored_random_states",
     "tensors_of",
 ]

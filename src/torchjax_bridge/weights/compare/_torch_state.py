@@ -4,14 +4,14 @@ Owns every tensor of the modules (a parameter may be clipped in place, a table g
 lists and dicts in them (a cache, a counter), and the global generators. What did not change is not written to.
 """
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from torchjax_bridge.recording import restored_random_states
 
 __all__ = ["as_it_was"]
 
@@ -26,8 +26,7 @@ def as_it_was(root: nn.Module) -> Iterator[None]:
     cuda = sorted({p.device.index or 0 for p in root.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(cuda))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(restored_random_states())
         seen: dict[int, Any] = {}
         for module in root.modules():
             _keep(vars(module), stack, seen)

@@ -7,13 +7,11 @@ It takes the Flax model to keep its maps with the channels last, and to flatten,
 does. Whether it moves the channels to the front first, no recording of torch's can show.
 """
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
@@ -26,6 +24,7 @@ from torchjax_bridge.recording import (
     Value,
     map_tensors,
     record,
+    restored_random_states,
     tensors_of,
 )
 
@@ -59,24 +58,13 @@ def record_orders(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
     """
     found = Recorded({}, {}, {})
     for training in (False, True):
-        with _restored_generators():
+        with restored_random_states():
             run = _run(module, args, kwargs, training)
         if run is not None:
             _Flow(run).tell(module, found)
         if all(id(one) in found.calls for one in module.modules() if one._parameters):
             break
     return found
-
-
-@contextmanager
-def _restored_generators() -> Iterator[None]:
-    """The random numbers of Python and NumPy afterwards go on as if nothing had been drawn."""
-    python, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
 
 
 def _run(
