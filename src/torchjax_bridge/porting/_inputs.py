@@ -3,21 +3,24 @@
 The batch is the first axis of the first tensor, and of every tensor whose first axis is as long.
 """
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import to_jax
-from torchjax_bridge.recording import Value, tensors_of
+from torchjax_bridge.recording import Recording, Value, map_tensors, record, tensors_of
 
 from ._placed import Axes
 
 _MORE_PIXELS = (32, 64)  # so that networks that halve images five times take them, and height is not width
 
-__all__ = ["Example", "as_arrays"]
+__all__ = ["Example", "as_arrays", "first_recorded"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Example:
         """
         known = [self._shapes]
         for way in ("double", "one more", "last axis"):
-            args, kwargs = _map((self.args, dict(self.kwargs)), functools.partial(_enlarged, way=way))
+            args, kwargs = map_tensors((self.args, dict(self.kwargs)), functools.partial(_enlarged, way=way))
             larger = Example(args, kwargs)
             if larger._shapes not in known:
                 known.append(larger._shapes)
@@ -69,7 +72,7 @@ class Example:
                 else tensor.new_empty(size, *tensor.shape[1:])
             )
 
-        args, kwargs = _map((self.args, dict(self.kwargs)), resized)
+        args, kwargs = map_tensors((self.args, dict(self.kwargs)), resized)
         return Example(args, kwargs)
 
 
@@ -90,13 +93,14 @@ def _enlarged(tensor: torch.Tensor, way: str) -> torch.Tensor:
     return tensor.index_select(axis, places)
 
 
-def _map(tree: Any, change: Any) -> Any:
-    if isinstance(tree, torch.Tensor):
-        return change(tree)
-    if isinstance(tree, tuple | list):
-        items = [_map(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    return {key: _map(item, change) for key, item in tree.items()} if isinstance(tree, dict) else tree
+def first_recorded(
+    module: nn.Module, candidates: Iterable[Example], *, whole: Collection[str], training: bool = False
+) -> tuple[Example, Recording] | None:
+    """The first of several inputs that a module takes, with its recording; None if it takes none of them."""
+    for candidate in candidates:
+        with contextlib.suppress(ArgumentError):
+            return candidate, record(module, candidate.args, candidate.kwargs, training=training, whole=whole)
+    return None
 
 
 def as_arrays(inputs: list[tuple[str, Any]], given: list[Any], orders: Mapping[Value, Axes]) -> list[Any]:

@@ -235,15 +235,9 @@ class Model:
         self.called_layers.add(node.path)
 
         def text(tree: Any) -> str:
-            if isinstance(tree, Value):
-                return lowering.read(tree, part.order(len(tree.shape)))
-            if isinstance(tree, dict):
-                return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in tree.items()) + "}"
-            if isinstance(tree, list):
-                return "[" + ", ".join(map(text, tree)) + "]"
-            if isinstance(tree, tuple):
-                return "(" + "".join(f"{text(item)}, " for item in tree) + ")"
-            return lowering.number(tree)
+            return _tree_text(
+                tree, lambda value: lowering.read(value, part.order(len(value.shape))), lowering.number
+            )
 
         given = [*map(text, node.args), *(f"{name}={text(tree)}" for name, tree in node.kwargs.items())]
         places = [Placed("", part.order(len(value.shape))) for value in tensors_of(node.result)]
@@ -318,13 +312,7 @@ class Model:
         """The arguments of a call of an emitted class."""
 
         def text(tree: Any) -> str:
-            if isinstance(tree, Value):
-                return texts[tree]
-            if isinstance(tree, dict):
-                return "{" + ", ".join(f"{key!r}: {text(item)}" for key, item in tree.items()) + "}"
-            if isinstance(tree, tuple | list):
-                return "[" + ", ".join(map(text, tree)) + "]"
-            return lowering.number(tree)
+            return _tree_text(tree, texts.__getitem__, lowering.number, tuples_as_lists=True)
 
         found, by_name = [], False
         for name, tree in frame.inputs:
@@ -382,7 +370,7 @@ class Model:
                     self._as_first(lowering, value, len(body.result_places))
                     self._as_given(lowering, value)
                 body.result_places.append(lowering.at(value))
-            body.result = self._result(lowering, frame.result)
+            body.result = _tree_text(frame.result, lambda value: lowering.at(value).text, lowering.number)
         except RefusedError as err:
             lowering.refuse(str(err), frame.nodes[-1].source if frame.nodes else SourceLine())
         if outermost:
@@ -409,19 +397,26 @@ class Model:
         if len(order) == len(value.shape) and order != lowering.at(value).order:
             lowering.set(value, Placed(lowering.read(value, order), order))
 
-    def _result(self, lowering: Lowering, tree: Any) -> str:
-        if isinstance(tree, Value):
-            return lowering.at(tree).text
-        if isinstance(tree, dict):
-            return (
-                "{"
-                + ", ".join(f"{key!r}: {self._result(lowering, item)}" for key, item in tree.items())
-                + "}"
-            )
-        if isinstance(tree, tuple | list):
-            items = ", ".join(self._result(lowering, item) for item in tree)
-            return f"[{items}]" if isinstance(tree, list) else f"({items}{',' if len(tree) == 1 else ''})"
-        return lowering.number(tree)
+
+def _tree_text(
+    tree: Any,
+    text_of: Callable[[Value], str],
+    number: Callable[[Any], str],
+    *,
+    tuples_as_lists: bool = False,
+) -> str:
+    """The expression of a tree of values and numbers."""
+    if isinstance(tree, Value):
+        return text_of(tree)
+    if not isinstance(tree, dict | tuple | list):
+        return number(tree)
+    items = tree.values() if isinstance(tree, dict) else tree
+    texts = [_tree_text(item, text_of, number, tuples_as_lists=tuples_as_lists) for item in items]
+    if isinstance(tree, dict):
+        return "{" + ", ".join(f"{key!r}: {text}" for key, text in zip(tree, texts, strict=True)) + "}"
+    if isinstance(tree, list) or tuples_as_lists:
+        return f"[{', '.join(texts)}]"
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
 
 
 def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:

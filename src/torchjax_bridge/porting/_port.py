@@ -19,7 +19,7 @@ from ._conditions import conditions
 from ._constructors import Given
 from ._generators import Generators
 from ._header import header
-from ._inputs import Example
+from ._inputs import Example, first_recorded
 from ._parts import Modules, find_parts, shared_weights
 from ._placed import RefusedError
 from ._proof import flax_arguments, holds_for, prove
@@ -113,11 +113,14 @@ def port(
     recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
     notes: list[str] = []
     if other is not None:
-        other, repeated = _repeated(module, example, other, parts)
+        # Twice as large a batch where torch takes no other, as for pairs.
+        candidates = other, example.with_batch(2 * (example.batch or 1))
+        repeated = first_recorded(module, candidates, whole=parts)
+        other = None if repeated is None else repeated[0]
         if repeated is None:
             notes.append(f"a batch of {example.batch}: the torch module itself fails with another one")
         else:
-            recording.faults.extend(generalize(recording, repeated))
+            recording.faults.extend(generalize(recording, repeated[1]))
     larger, fixed = _larger_sizes(module, recording, example, parts)
     notes += fixed
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
@@ -181,16 +184,6 @@ def _examples(given: Example) -> tuple[Example, Example | None]:
     return example, example.with_batch(max(size, 2) + 1)
 
 
-def _repeated(
-    module: nn.Module, example: Example, other: Example, whole: Collection[str]
-) -> tuple[Example | None, Recording | None]:
-    """A recording with another batch size: twice as large a one where torch takes no other, as for pairs."""
-    for candidate in (other, example.with_batch(2 * (example.batch or 1))):
-        with contextlib.suppress(ArgumentError):
-            return candidate, record(module, candidate.args, candidate.kwargs, whole=whole)
-    return None, None
-
-
 def _larger_sizes(
     module: nn.Module, recording: Recording, example: Example, whole: Collection[str]
 ) -> tuple[Example | None, list[str]]:
@@ -198,13 +191,10 @@ def _larger_sizes(
 
     Numbers of the recording that are sizes of these get their origin.
     """
-    larger = repeated = None
-    for larger in example.enlargements():
-        with contextlib.suppress(ArgumentError):
-            repeated = record(module, larger.args, larger.kwargs, whole=whole)
-            break
-    if repeated is None:
+    found = first_recorded(module, example.enlargements(), whole=whole)
+    if found is None:
         return None, []  # the module itself takes these sizes alone
+    larger, repeated = found
     faults = generalize(recording, repeated)
     notes = list(
         dict.fromkeys(f"inputs of the example's sizes: `{f.source.text}` ({f.source})" for f in faults)

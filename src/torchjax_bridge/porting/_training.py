@@ -5,7 +5,6 @@ stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
 """
 
 import ast
-import contextlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Fault, Frame, Node, Recording, SourceLine, generalize, record
 
 from ._generators import Generators
-from ._inputs import Example
+from ._inputs import Example, first_recorded
 from ._lowering import Body, is_container, takes
 from ._model import Model
 from ._statements import written
@@ -55,11 +54,9 @@ def record_training(
                     torch.manual_seed(1)
                     repeated = record(module, other.args, other.kwargs, training=True, whole=whole)
                 training.faults.extend(generalize(training, repeated))
-            for larger in example.enlargements():
-                with contextlib.suppress(ArgumentError):  # the sizes are then the module's own
-                    repeated = record(module, larger.args, larger.kwargs, training=True, whole=whole)
-                    generalize(training, repeated)
-                    break
+            larger = first_recorded(module, example.enlargements(), whole=whole, training=True)
+            if larger is not None:  # otherwise the sizes are the module's own
+                generalize(training, larger[1])
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]
