@@ -253,6 +253,19 @@ def test_a_pattern_speaks_of_every_block_and_of_a_scan_over_them() -> None:
     _bits_come_back(filled, module, rules, "blocks.*.attn.proj")
 
 
+def test_a_match_of_a_part_is_never_taken_for_that_of_another() -> None:
+    # The parts are made for the matching alone; remembered by their ids, one of eight plans mixed them up.
+    class Block(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.attn = FlaxApart("heads", rngs)
+
+    layers = nn.ModuleList([nn.ModuleDict({"attn": FusedInTorch("heads")}) for _ in range(3)])
+    module = nn.ModuleDict({"blocks": layers})
+    template = nnx.Dict(blocks=nnx.vmap(Block)(nnx.Rngs(0).split(3)))
+    rules = [Fused("blocks.*.attn", "qkv", QKV, heads=HEADS)]
+    assert [plan(module, template, rules=rules).report.faults for _ in range(25)] == [()] * 25
+
+
 # --- what is not said ----------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,14 @@ class _Verdict(NamedTuple):
     may_fit: bool
 
 
+class _Known(NamedTuple):
+    """A match, and the two nodes: while these live, nothing else has the ids that lead to it."""
+
+    match: Match
+    torch_node: TorchNode
+    flax_node: FlaxNode
+
+
 class Matcher:
     """Matches two trees under one set of rules; remembers what it has compared."""
 
@@ -46,8 +54,7 @@ class Matcher:
                 self._by_class.setdefault(kind, []).append(rule)
         self._flax_types = frozenset(name for rule in rules for name in rule.flax_types)
         self._any_renamed: bool | None = None
-        self._matches: dict[tuple[int, int], Match] = {}
-        self._kept_alive: list[FlaxNode | TorchNode] = []  # the ids of these nodes are keys above
+        self._matches: dict[tuple[int, int], _Known] = {}
         self._structures = Structures(lambda node: node.kind is None or self.rule_for(node) is not None)
         self._verdicts: dict[tuple[int, int], _Verdict] = {}
 
@@ -55,14 +62,12 @@ class Matcher:
         """All moves and faults of two subtrees that belong together."""
         key = (id(torch_node), id(flax_node))
         if key not in self._matches:
-            self._kept_alive.append(flax_node)
-            self._matches[key] = self._match(torch_node, flax_node)
-        return self._matches[key]
+            self._matches[key] = _Known(self._match(torch_node, flax_node), torch_node, flax_node)
+        return self._matches[key].match
 
     def _match(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         if torch_node.fused:
             fused, ours, theirs = split_fused(torch_node, flax_node, self.match)
-            self._kept_alive += [ours, theirs]
             return fused if ours.empty and theirs.empty else Match.of((fused, self.match(ours, theirs)))
         if self._any_renamed is None:
             self._any_renamed = bool(torch_node.moved)  # the walk begins at the root, which knows all of them
@@ -73,7 +78,6 @@ class Matcher:
         if not any(leaf.owners for leaf in leaves.values()):
             return self._match_own(torch_node, flax_node)
         moved, ours, theirs = split_off(torch_node, flax_node, self._owner_rules, class_fault, deep=deep)
-        self._kept_alive += [ours, theirs]
         if ours.empty and theirs.empty:
             return moved
         return Match.of((moved, self._match_own(ours, theirs)))
@@ -161,7 +165,6 @@ class Matcher:
     def _by_structure(self, torch_node: TorchNode, flax_node: FlaxNode) -> Match:
         """Match a module without a rule: its own tensors by name, its children by structure."""
         torch_node = _with_parameter_lists_inlined(torch_node, flax_node)
-        self._kept_alive.append(torch_node)
         own = bind_raw(torch_node, dict(torch_node.leaves), dict(flax_node.leaves))
         if own.faults and (fault := custom_layer_fault(torch_node, flax_node)) is not None:
             return Match(faults=(fault,))
@@ -175,7 +178,6 @@ class Matcher:
         if kept:
             left = {name: child for name, child in torch_node.children.items() if name not in kept}
             torch_node = replace(torch_node, children=left)
-            self._kept_alive.append(torch_node)
         paired = pair_children(torch_node, flax_node, self._fits, self._opens, self._may_fit)
         paired = with_loose_cells(paired, flax_node)
         pair = (torch_node.origin, flax_node.path)
@@ -241,7 +243,6 @@ class Matcher:
         if any(leaf.shape[:1] != (len(layers),) for leaf in leaves):
             return None
         one = _slice(flax_node, len(layers))
-        self._kept_alive.append(one)
         matches = [self.match(layer, one) for layer in layers]
         if (failed := next((match for match in matches if not match.ok), None)) is not None:
             # An ambiguity alone means that the layers would fit.
@@ -271,7 +272,6 @@ class Matcher:
         for axis in (*range(1, least), *range(-1, -least, -1)):
             if all(shape[axis] == len(layers) for shape in shapes):
                 one = _slice(flax_node, len(layers), axis)
-                self._kept_alive.append(one)
                 if all(self.match(layer, one).ok for layer in layers):
                     return axis
         return None
