@@ -15,6 +15,8 @@ import torch
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, split_path
 
+from ._boxes import Box, as_box
+
 __all__ = [
     "MAX_DEPTH",
     "Checkpoint",
@@ -51,6 +53,8 @@ class Leaf:
         read: Returns the values, as a tensor of any strides; often a view of the file's memory map.
         shard: The file of a sharded checkpoint that holds it.
         twin: The name of an earlier leaf that is the same tensor (a tied one), or empty.
+        read_box: Returns the values of a box, where reading a part costs less than reading all; None where `read`
+            gives a view.
     """
 
     name: str
@@ -60,6 +64,16 @@ class Leaf:
     read: Callable[[], torch.Tensor] = field(repr=False, compare=False)
     shard: str = ""
     twin: str = ""
+    read_box: Callable[[Box], torch.Tensor] | None = field(default=None, repr=False, compare=False)
+
+    def slice(self, index: Sequence[slice]) -> torch.Tensor:
+        """The values of a box, without reading the others where the format allows it.
+
+        Args:
+            index: A slice without a step for each axis.
+        """
+        box = as_box(index, self.shape)
+        return self.read()[box] if self.read_box is None else self.read_box(box)
 
     @property
     def nbytes(self) -> int:

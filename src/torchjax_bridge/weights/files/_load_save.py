@@ -17,6 +17,7 @@ from ._leaf import Checkpoint, Format, Framework, Leaf, nest, view_key
 from ._match_template import match_template
 from ._open import open_checkpoint
 from ._pipeline import read_all
+from ._place import place_leaf
 from ._write import format_for, write_checkpoint
 
 __all__ = ["load_flax", "load_state_dict", "save_flax", "save_state_dict"]
@@ -78,7 +79,8 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
     Memory:
         With ``copy=None``, arrays that start on a 64-byte boundary are views of the file's memory map. In files of
         this library, these are all arrays whose size is a multiple of 64 bytes. Replace such a file, never rewrite
-        it in place.
+        it in place. A leaf that the template has on several devices is read in parts: each process reads the parts
+        of its own devices (of an Orbax checkpoint, the stored chunks that these touch).
 
     >>> import tempfile, jax.numpy as jnp
     >>> folder = tempfile.mkdtemp()
@@ -101,7 +103,9 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
         )
     shardings = {leaf.path: sharding_of(leaf) for leaf in tree.root.flat().values()}
     elsewhere = {
-        where: place_on_sharding(leaf.read(), sharding, join_path(where), copy)
+        where: place_leaf(leaf, sharding, copy)
+        if len(sharding.device_set) > 1
+        else place_on_sharding(leaf.read(), sharding, join_path(where), copy)
         for where, leaf in found.items()
         if (sharding := shardings[where]) is not None
     }

@@ -22,6 +22,7 @@ import torch
 from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, torch_dtype
 
+from ._boxes import Box, box_shape, whole
 from ._leaf import Checkpoint, Leaf, Progress, nest, put_at
 from ._mapped import Window
 from ._pipeline import as_bytes
@@ -77,7 +78,7 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     """
     del window  # Orbax maps no files
     checkpointer = _checkpointer()
-    _check_metadata(folder)
+    zarr3 = bool(_metadata(folder).get("use_zarr3"))
     with _as_checkpoint_error(folder):
         metadata = checkpointer.metadata(str(folder.absolute())).item_metadata
     if metadata is None:  # Orbax reports missing arrays only in its log
@@ -85,7 +86,7 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     flat = dict(_leaves(metadata.tree, ()))
     strip = bool(flat) and all(len(path) > 1 and path[-1] == "value" for path in flat)
     leaves: dict[str, Leaf] = {}
-    reader = _Reader(folder, checkpointer, flat)
+    reader = _Reader(folder, checkpointer, flat, zarr3)
     for path, found in flat.items():
         # A saved nnx.State has each variable as a dict with the one entry "value".
         where = tuple(_restored_key(part) for part in (path[:-1] if strip else path))
@@ -100,7 +101,14 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
             raise CheckpointError(
                 f"{folder}: '{name}' has the dtype {found.dtype}, which torch does not have."
             ) from err
-        leaves[name] = Leaf(name, where, dtype, tuple(found.shape), partial(reader.tensor, path, dtype))
+        leaves[name] = Leaf(
+            name,
+            where,
+            dtype,
+            tuple(found.shape),
+            partial(reader.tensor, path, dtype),
+            read_box=partial(reader.box, path, dtype),
+        )
     if not leaves:
         raise CheckpointError(f"{folder} holds no arrays.")
     note = "nnx variables, each under 'value'" if strip else ""
@@ -144,14 +152,15 @@ def _checkpointer() -> Any:
     return ocp.PyTreeCheckpointer()
 
 
-def _check_metadata(folder: pathlib.Path) -> None:
-    """Refuse a truncated file, for which Orbax raises an endless traceback."""
+def _metadata(folder: pathlib.Path) -> dict[str, Any]:
+    """The content of its metadata file. A truncated file is refused, for Orbax raises an endless traceback."""
     try:
-        json.loads((folder / _METADATA_FILE).read_bytes())
+        content = json.loads((folder / _METADATA_FILE).read_bytes())
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(
             f"{folder}: its {_METADATA_FILE} cannot be read: the checkpoint is damaged."
         ) from err
+    return content if isinstance(content, dict) else {}
 
 
 def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -174,12 +183,16 @@ def _restored_key(part: str | int) -> str | int:
 class _Reader:
     """Restores leaves in groups that follow each other in the tree; a large leaf is a group of its own."""
 
-    def __init__(self, folder: pathlib.Path, checkpointer: Any, found: Mapping[Path, Any]) -> None:
+    def __init__(
+        self, folder: pathlib.Path, checkpointer: Any, found: Mapping[Path, Any], zarr3: bool
+    ) -> None:
         self._folder = folder
         self._checkpointer = checkpointer
         self._found = found
         self._groups: dict[Path, tuple[Path, ...]] = {}
         self._cache: dict[tuple[Path, ...], dict[Path, Any]] = {}
+        self._zarr3 = zarr3
+        self._context: Any = None
 
     def tensor(self, path: Path, dtype: torch.dtype) -> torch.Tensor:
         """The values of one leaf."""
@@ -191,8 +204,10 @@ class _Reader:
                 while len(self._cache) >= _MAX_CACHED_GROUPS:
                     self._cache.pop(next(iter(self._cache)), None)
                 self._cache[group] = values
-        shape = tuple(self._found[path].shape)
-        array = np.ascontiguousarray(values[path])
+        return self._tensor(path, dtype, values[path], tuple(self._found[path].shape))
+
+    def _tensor(self, path: Path, dtype: torch.dtype, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
+        array = np.ascontiguousarray(value)
         if array.dtype != jax_dtype(dtype) or array.size != np.prod(shape, dtype=np.int64):
             raise CheckpointError(
                 f"{self._folder}: '{join_path(path)}' has another dtype or size than its metadata says."
@@ -201,6 +216,18 @@ class _Reader:
         if not flat.flags.writeable:
             flat = flat.copy()
         return torch.from_numpy(flat).view(dtype).view(shape)
+
+    def box(self, path: Path, dtype: torch.dtype, box: Box) -> torch.Tensor:
+        """A part of one leaf, for which only its chunks are read."""
+        from ._tensorstore import context, open_array
+
+        found = self._found[path]
+        if box == whole(found.shape):
+            return self.tensor(path, dtype)
+        with _as_checkpoint_error(self._folder):
+            self._context = self._context or context()
+            array = open_array(self._folder, found.name, zarr3=self._zarr3, shared=self._context)
+            return self._tensor(path, dtype, array[box].read().result(), box_shape(box))
 
     def _group_of(self, path: Path) -> tuple[Path, ...]:
         if not self._groups:

@@ -27,6 +27,8 @@ from .._report import Fault, Report
 from ..pairing import Move
 from ..rules import Rename
 from ..trees import FlaxTree, TorchTree, read_flax, read_torch, ties_of
+from ._boxes import Box
+from ._lay_out_box import forward_box, inverse_box
 from ._leaf import Checkpoint, Leaf, nest
 from ._match_template import match_template
 from ._tied import conflicting_ties
@@ -69,8 +71,11 @@ def route_to_flax(
         shapes = move.layout.forward([leaf.meta for leaf in sources])
         for index, (path, meta) in enumerate(zip(move.flax_paths, shapes, strict=True)):
             read = partial(_forward, move, sources, index)
+            box = partial(forward_box, move.layout, sources, index)
             shard = sources[0].shard if sources else ""
-            leaves.append(Leaf(join_path(path), path, meta.dtype, tuple(meta.shape), read, shard))
+            leaves.append(
+                Leaf(join_path(path), path, meta.dtype, tuple(meta.shape), read, shard, read_box=box)
+            )
     return plan, leaves, _torch_only(plan, file_leaves)
 
 
@@ -112,7 +117,9 @@ def route_to_torch(
         for index, key in enumerate(move.torch_keys):
             dtype = dtypes[move.flax_paths[0]] if move.flax_paths else tree.state[key].dtype
             read = partial(_inverse, move, sources, index)
-            leaves[key] = Leaf(key, split_path(key), dtype, tuple(tree.state[key].shape), read, shard)
+            box = partial(_inverse_box, move, sources, index)
+            shape = tuple(tree.state[key].shape)
+            leaves[key] = Leaf(key, split_path(key), dtype, shape, read, shard, read_box=box)
     if plan.ok:
         faults = [*_tie_faults(leaves, tree.ties), *_not_invertible(plan.moves, file_leaves)]
         plan = replace(plan, report=Report(tuple(faults)))
@@ -148,7 +155,8 @@ def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
     """The leaf in another floating-point dtype; other dtypes are not cast."""
     if not leaf.dtype.is_floating_point or leaf.dtype == dtype:
         return leaf
-    return replace(leaf, dtype=dtype, read=lambda: leaf.read().to(dtype))
+    read_box = None if leaf.read_box is None else lambda box: leaf.slice(box).to(dtype)
+    return replace(leaf, dtype=dtype, read=lambda: leaf.read().to(dtype), read_box=read_box)
 
 
 # --- the moves ---------------------------------------------------------------------------------------
@@ -159,8 +167,19 @@ def _forward(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:
 
 
 def _inverse(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:
-    try:
+    with _named(sources):
         return move.layout.inverse([leaf.read() for leaf in sources])[index]
+
+
+def _inverse_box(move: Move, sources: Sequence[Leaf], index: int, box: Box) -> torch.Tensor:
+    with _named(sources):
+        return inverse_box(move.layout, sources, index, box)
+
+
+@contextmanager
+def _named(sources: Sequence[Leaf]) -> Iterator[None]:
+    try:
+        yield
     except ValueError as err:
         names = "', '".join(leaf.name for leaf in sources)
         raise CheckpointError(f"'{names}' cannot be converted to torch: {err}.") from err

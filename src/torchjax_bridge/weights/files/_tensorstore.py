@@ -1,0 +1,48 @@
+"""The arrays of an Orbax checkpoint, opened with TensorStore to read or write parts of them.
+
+Orbax stores an array as a zarr array, in the key-value store of the folder (OCDBT) or as a folder of files. An
+element that no file holds is an error here, and never a zero.
+"""
+
+import pathlib
+from typing import Any
+
+import tensorstore as ts
+
+__all__ = ["context", "key_value_store", "open_array"]
+
+# Nodes of the key-value store's index, which all arrays of a checkpoint share.
+_INDEX_CACHE_BYTES = 100_000_000
+
+
+def key_value_store(folder: pathlib.Path) -> dict[str, Any]:
+    """The specification of the OCDBT store in a folder."""
+    return {
+        "driver": "ocdbt",
+        "base": {"driver": "file", "path": f"{folder.absolute()}/"},
+        "cache_pool": "cache_pool#ocdbt",
+    }
+
+
+def context() -> Any:
+    """A context, for all arrays of one checkpoint."""
+    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
+
+
+def open_array(folder: pathlib.Path, name: str, *, zarr3: bool, shared: Any) -> Any:
+    """An array of a checkpoint, for reading.
+
+    Args:
+        folder: The checkpoint.
+        name: Orbax's name of the array.
+        zarr3: Whether it is of version 3 of zarr.
+        shared: The `context`.
+    """
+    one_store = (folder / "manifest.ocdbt").is_file()
+    store = (
+        {**key_value_store(folder), "path": f"{name}/"}
+        if one_store
+        else {"driver": "file", "path": f"{(folder / name).absolute()}/"}
+    )
+    spec = {"driver": "zarr3" if zarr3 else "zarr", "kvstore": store, "fill_missing_data_reads": False}
+    return ts.open(spec, open=True, read=True, context=shared).result()
