@@ -62,7 +62,7 @@ class Doubts:
 
     def may_read_a_map(self, reader: Reader) -> bool:
         """Whether code may flatten a map for a layer whose width is explained. Call it in order of definition."""
-        if not any(1 < c < reader.width and reader.width % c == 0 for c in self._widths.channels):
+        if not any(1 < c < reader.width and reader.width % c == 0 for c in self._channels):
             return False
         if self._follows(reader) or self._reads_channels(reader):
             self._trusted.add(id(reader.node))
@@ -99,6 +99,10 @@ class Doubts:
         return reader.width in ends or not any(1 < c < reader.width and reader.width % c == 0 for c in ends)
 
     @cached_property
+    def _channels(self) -> frozenset[int]:
+        return frozenset(self._widths.channels)
+
+    @cached_property
     def _sources(self) -> list[int]:
         """The channels that convolutions take and that no convolution makes of others."""
         flow = self._widths.inward
@@ -109,25 +113,34 @@ class Doubts:
     @cached_property
     def _names(self) -> Mapping[int, frozenset[str]]:
         """The names that the code of each node and of all around it uses, by its id."""
-        return dict(_names_around(self._root, frozenset()))
+        return dict(_names_around(self._root, frozenset(), {}))
 
 
-def _names_around(node: TorchNode, outer: frozenset[str]) -> Iterator[tuple[int, frozenset[str]]]:
-    names = outer | _names_of(node)
+def _names_around(
+    node: TorchNode, outer: frozenset[str], of_classes: dict[type, frozenset[str]]
+) -> Iterator[tuple[int, frozenset[str]]]:
+    names = outer | _names_of(node, of_classes)
     yield id(node), names
     for child in node.children.values():
-        yield from _names_around(child, names)
+        yield from _names_around(child, names, of_classes)
 
 
-def _names_of(node: TorchNode) -> frozenset[str]:
-    """The names that the methods of a module use, with those of the functions that they call."""
+def _names_of(node: TorchNode, of_classes: dict[type, frozenset[str]]) -> frozenset[str]:
+    """The names that the methods of a module use, with those of the functions that they call.
+
+    Args:
+        node: The module.
+        of_classes: The names by class, as far as they are known; is added to.
+    """
     module = node.module
     if module is None:
         return frozenset()
     if "forward" in vars(module) or (isinstance(module, nn.Module) and hasattr(module, "_c")):
         return _FLATTENS  # whatever was put in place of its code
     kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.")]
-    found = set(_used(value for holder in (module, *kinds) for value in vars(holder).values()))
+    if type(module) not in of_classes:
+        of_classes[type(module)] = frozenset(_used(value for kind in kinds for value in vars(kind).values()))
+    found = {*of_classes[type(module)], *_used(value for value in vars(module).values() if callable(value))}
     own = any("forward" in vars(kind) for kind in kinds)
     if own and any(isinstance(child, nn.Flatten) and takes_all(child) for child in module.children()):
         found.add("flatten")
