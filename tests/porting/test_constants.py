@@ -1,5 +1,8 @@
 """A tensor that no state_dict holds becomes code that makes it again."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 
 from torchjax_bridge.porting._constants import constant_text
 from torchjax_bridge.porting._placed import RefusedError
+from torchjax_bridge.porting._tables import TABLES
 
 INF = torch.inf
 
@@ -33,6 +37,58 @@ def test_the_code_makes_the_tensor_again(tensor: torch.Tensor) -> None:
     assert str(made.dtype) == str(tensor.dtype).replace("torch.", "").replace("64", "32")
     assert made.shape == tuple(tensor.shape)
     np.testing.assert_array_equal(made.astype(np.float64), tensor.double().numpy())
+
+
+def _places(height: int, width: int, stride: int = 1) -> torch.Tensor:
+    """The coordinates of every ``stride``-th place of a map, ``(2, L)``."""
+    axes = torch.arange(0, height, stride), torch.arange(0, width, stride)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+
+
+def _offsets(height: int, width: int) -> torch.Tensor:
+    """Swin's ``relative_position_index``."""
+    apart = _places(height, width)[:, :, None] - _places(height, width)[:, None]
+    return (apart[0] + height - 1) * (2 * width - 1) + apart[1] + width - 1
+
+
+def _distances(height: int, width: int, stride: int = 1) -> torch.Tensor:
+    """LeViT's ``attention_bias_idxs``."""
+    apart = (_places(height, width, stride)[:, :, None] - _places(height, width)[:, None]).abs()
+    return apart[0] * width + apart[1]
+
+
+def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor:
+    """Swin's ``attn_mask``: each place that a roll moves over the border is another region."""
+    y, x = (
+        torch.arange(n).ge(n - w).int() + (torch.arange(n).ge(n - s).int() if s else 0)
+        for n, w, s in zip(size, window, shift, strict=True)
+    )
+    parted = (10 * y[:, None] + x).reshape(size[0] // window[0], window[0], size[1] // window[1], window[1])
+    regions = parted.transpose(1, 2).reshape(-1, window[0] * window[1])
+    return -100.0 * (regions[:, None] != regions[:, :, None])
+
+
+@pytest.mark.parametrize(
+    ("tensor", "code"),
+    [
+        (_offsets(4, 4), "offset_numbers(4, 4)"),
+        (_offsets(3, 5)[None, None], "offset_numbers(3, 5).reshape((1, 1, 15, 15))"),
+        (_distances(4, 5), "distance_numbers(4, 5)"),
+        (_distances(5, 7, 2), "distance_numbers(5, 7, 2)"),
+        (_mask((8, 8), (4, 4), (2, 2)), "shifted_window_mask((8, 8), (4, 4), (2, 2), -100.0)"),
+        (_mask((6, 8), (3, 4), (1, 0)), "shifted_window_mask((6, 8), (3, 4), (1, 0), -100.0)"),
+    ],
+)
+def test_tables_of_positions_are_made_by_a_function_of_the_file(tensor: torch.Tensor, code: str) -> None:
+    space: dict[str, Any] = {"jax": jax, "jnp": jnp}
+    exec("\n".join(TABLES.values()), space)
+    assert constant_text(tensor, "a table") == code
+    made = np.asarray(eval(code, space))
+    np.testing.assert_array_equal(made, tensor.numpy())
+    changed = tensor.clone()
+    changed.view(-1)[7] += 1
+    with pytest.raises(RefusedError):
+        constant_text(changed, "a table")
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,18 @@ def test_random_streams_go_on_from_a_concrete_template_and_start_anew_from_an_ab
     assert 0 < int((dropped == 0).sum()) < 100
 
 
+def test_each_random_stream_of_an_abstract_template_starts_with_a_key_of_its_own() -> None:
+    def build(rngs: nnx.Rngs) -> nnx.Sequential:
+        drops = [nnx.Dropout(0.5, rngs=rngs) for _ in range(2)]
+        return nnx.Sequential(nnx.Linear(2, 2, rngs=rngs), *drops)
+
+    template = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
+    twins = [to_flax(nn.Sequential(nn.Linear(2, 2)), template) for _ in range(2)]
+    dropped = [[layer(jnp.ones(64)) for layer in twin.layers[1:]] for twin in twins]
+    assert (dropped[0][0] != dropped[0][1]).any()
+    assert (dropped[0][0] == dropped[1][0]).all()  # the same in every run
+
+
 # --- memory ------------------------------------------------------------------------------------------
 
 

@@ -292,12 +292,20 @@ class _Search:
         for _, column in self.every:
             expression = self.expressions.get(id(column))
             if expression is not None:
-                texts[id(column)] = text(expression, column)
+                texts[id(column)] = text(expression, column, is_whole=self._is_whole(expression, column))
         return Arguments(
             {name: params[name] for name in ordered},
             {n: defaults[n] for n in ordered if n in defaults},
             texts,
         )
+
+    def _is_whole(self, expression: ast.expr, column: Column) -> bool:
+        """Whether an expression gives the tuples of a column, and not the number that they repeat."""
+        places = [place for place, value in enumerate(column.values) if value is not MISSING]
+        try:
+            return any(isinstance(value, tuple) for value in self.instances.values(expression, places))
+        except UnknownError:
+            return False
 
 
 def _paths(group: list[tuple[str, Column]], groups: list[list[tuple[str, Column]]]) -> list[str]:

@@ -4,7 +4,7 @@ Works on syntax trees.
 """
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 __all__ = ["asked", "conditional", "in_mode", "is_copy", "opposite", "reads"]
 
@@ -42,10 +42,25 @@ def opposite(test: ast.expr) -> ast.expr:
     return ast.UnaryOp(ast.Not(), test)
 
 
-def asked(test: ast.expr) -> ast.expr:
-    """A condition as the port asks it: ``hasattr(self, "layer")`` is whether the layer is there."""
+def asked(test: ast.expr, flags: Collection[str]) -> ast.expr:
+    """A condition as the port asks it: ``hasattr(self, "layer")`` is whether the layer is there.
+
+    Args:
+        test: The author's condition.
+        flags: Modules that the port has as code alone: its attributes of these names say whether there is one.
+    """
 
     class Change(ast.NodeTransformer):
+        def visit_Compare(self, node: ast.Compare) -> ast.AST:
+            match node:
+                case ast.Compare(
+                    left=ast.Attribute(attr=name) as flag,
+                    ops=[ast.Is() | ast.IsNot() as op],
+                    comparators=[ast.Constant(value=None)],
+                ) if name in flags:
+                    return flag if isinstance(op, ast.IsNot) else ast.UnaryOp(ast.Not(), flag)
+            return node
+
         def visit_Call(self, node: ast.Call) -> ast.AST:
             match node:
                 case ast.Call(func=ast.Name(id="hasattr"), args=[_, ast.Constant(value=str(name))]):

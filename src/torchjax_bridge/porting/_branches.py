@@ -85,6 +85,7 @@ class _Merge:
         self.items: list[Line | _Branch] = []
         self.joins: dict[tuple[tuple[int, str], ...], str] = {}
         self.attributes: set[str] = set()
+        self.flags: set[str] = set()
 
     def run(self) -> tuple[Written, set[str]]:
         first = self.variants[0].body
@@ -203,7 +204,7 @@ class _Merge:
             for test in (in_mode(test, self.in_training) for test in author_conditions(code, near)):
                 for wanted, wish in ((True, test), (False, ast.UnaryOp(ast.Not(), test))):
                     if self._decides(test, branch, wanted) and self._readable(test):
-                        branch.test = asked(wish)
+                        branch.test = asked(wish, self.flags)
                         return
         yes, no = branch.arms[0][0], branch.arms[1][0]
         text = " ".join(line.text for line in branch.arms[0][1])
@@ -227,16 +228,22 @@ class _Merge:
 
     def _readable(self, test: ast.expr) -> bool:
         """Whether the port can ask it: note the settings that it needs."""
-        needed = set()
+        needed, flags = set(), set()
         for node in ast.walk(test):
             if isinstance(node, ast.Attribute):
                 values = [getattr(m, node.attr, None) for v in self.variants for m in v.modules]
                 if all(value is None or isinstance(value, nn.Module) for value in values):
+                    held = [node.attr in v.layers for v in self.variants for _ in v.modules]
+                    if any(isinstance(value, nn.Module) for value in values) and not any(held):
+                        flags.add(node.attr)  # modules without weights, which are code where they are called
+                    elif held != [value is not None for value in values]:
+                        return False
                     continue
                 if not all(isinstance(value, bool | int | float | str) for value in values):
                     return False
                 needed.add(node.attr)
-        self.attributes |= needed
+        self.attributes |= needed | flags
+        self.flags |= flags
         return True
 
     # --- the result -----------------------------------------------------------------------------------------

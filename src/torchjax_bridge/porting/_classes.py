@@ -221,8 +221,10 @@ class _Classes:
         """Attributes that a condition of the body reads."""
         found: dict[str, Tree] = {}
         for name in sorted(names):
-            values = [plain(getattr(self.model.modules[one.path], name)) for one in instances]
-            found[name] = Column(values, name, name)
+            values = [getattr(self.model.modules[one.path], name) for one in instances]
+            if any(isinstance(value, nn.Module) for value in values):
+                values = [value is not None for value in values]
+            found[name] = Column([plain(value) for value in values], name, name)
         return found
 
     def _without(self, instance: _Instance, names: Sequence[str]) -> _Instance:

@@ -27,12 +27,14 @@ def shown(column: Column) -> list[Any]:
     return [value if value is MISSING else scalar(value) for value in column.values]
 
 
-def text(expression: ast.expr, column: Column) -> str:
+def text(expression: ast.expr, column: Column, *, is_whole: bool) -> str:
+    """The expression of a column; one that gives a number stands for a tuple that repeats it."""
     text = ast.unparse(ast.fix_missing_locations(expression))
     if isinstance(expression, ast.Constant):
         text = literal(expression.value)
     first = column.known[0]
-    if isinstance(first, tuple | list) and not any(isinstance(v, tuple | list) for v in shown(column)):
+    repeats = not is_whole and not any(isinstance(value, tuple | list) for value in shown(column))
+    if isinstance(first, tuple | list) and repeats:
         return f"({', '.join([text] * len(first))})"
     return text
 

@@ -1,6 +1,6 @@
 """Tensors that code makes and no ``state_dict`` holds, as code that makes them again.
 
-Knows constants, ranges and triangles. Refuses larger tensors of other values.
+Knows constants, ranges, triangles and tables of positions. Refuses larger tensors of other values.
 """
 
 import math
@@ -9,10 +9,13 @@ from typing import Any
 import torch
 
 from ._placed import RefusedError
+from ._tables import table_text
 
 __all__ = ["constant_text", "dtype_text"]
 
 _WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
+_TABLE = 16  # elements; of fewer, the values say more than the name of a table
+_OF_TABLES = torch.int32, torch.int64, torch.float32
 _NAMES = {torch.bool: "bool", torch.int64: "jnp.int32", torch.float64: "jnp.float32"}
 
 
@@ -39,6 +42,8 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
         for function in (torch.tril, torch.triu):
             if torch.equal(tensor, function(torch.ones(shape, dtype=tensor.dtype))):
                 return f"jnp.{function.__name__}(jnp.ones({shape}, dtype={dtype}))"
+    if tensor.numel() >= _TABLE and (table := table_text(tensor)) is not None:
+        return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
     if tensor.numel() <= _WRITTEN_OUT:
         return f"jnp.asarray({_number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(

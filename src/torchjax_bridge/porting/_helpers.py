@@ -4,11 +4,13 @@ Each is source, written as it appears, for arrays with channels last.
 """
 
 from ._own_layers import OWN_LAYERS
+from ._tables import TABLES
 
 __all__ = ["HELPERS"]
 
 HELPERS = {
     **OWN_LAYERS,
+    **TABLES,
     "normalize": '''
 def normalize(x: jax.Array, axes: int | tuple[int, ...], epsilon: float) -> jax.Array:
     """Mean 0 and variance 1 over the axes."""

@@ -1,5 +1,6 @@
 """What `to_flax` must be told of a port: flattened maps, names that differ, weights that stay in torch."""
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from torch import nn
@@ -26,7 +27,7 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
             if type(module) is nn.Linear and path in model.called_layers and path not in model.parts
         )
     used = model.called_layers | model.read_owners | set(model.bodies)
-    renames = []
+    places = []
     for path, module in model.modules.items():
         if any(model.is_layer(above) for above in _above(path)):
             continue  # it goes where the layer goes
@@ -38,11 +39,24 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         base = layer_class(module)
         if own and not is_part and base is not None and _has_own_class(model, path, module):
             rules.append(LayerType(path, base))
-        has_place = own or model.is_layer(path)
-        if has_place and any(_is_renamed(model, place) for place in (*_above(path), path)):
-            renames.append(Rename(path, _flax_path(model, path)))
+        if own or model.is_layer(path):
+            places.append(path)
     rules += _rules_of_parts(model)
-    return (*rules, *sorted(renames, key=lambda rule: -rule.torch.count(".")))
+    return (*rules, *_renames(model, places))
+
+
+def _renames(model: Model, places: Sequence[str]) -> list[Rename]:
+    """The other names of layers, deepest first; beside a layer in a Sequential that has one, all are said."""
+    renamed = {path for path in places if any(_is_renamed(model, at) for at in (*_above(path), path))}
+    outermost = (
+        next((above for above in _above(path) if is_container(model.modules[above], nn.Sequential)), None)
+        for path in renamed
+    )
+    beside = tuple({f"{above}." for above in outermost if above is not None})
+    named = [path for path in places if path in renamed or path.startswith(beside)]
+    return [
+        Rename(path, _flax_path(model, path)) for path in sorted(named, key=lambda path: -path.count("."))
+    ]
 
 
 def _rules_of_parts(model: Model) -> list[Rule | LayerType]:

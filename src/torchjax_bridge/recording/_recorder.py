@@ -27,6 +27,9 @@ from ._source import SourceLine, author_line
 
 __all__ = ["Decision", "Fault", "Recording", "record"]
 
+# What a forward may raise for inputs that it does not take.
+_FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -128,7 +131,7 @@ def record(
             stack.enter_context(recorder)
             try:
                 output = clone(*args, **kwargs)
-            except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as err:
+            except _FAILURES as err:
                 reason = f"{type(err).__name__}: {err}"
                 raise ArgumentError(f"{type(module).__name__} fails on these inputs: {reason}") from err
     finally:

@@ -106,18 +106,22 @@ def _outcome(at: Lowering, node: Node, text: str) -> tuple[tuple[tuple[int, ...]
             text = text.replace(own, stand_in(own))
     text = _VARIABLE.sub(lambda match: stand_in(match.group()), text)
     text = _SETTING.sub(lambda match: _setting(at, match), text)
-    if unknown or "self." in text or "super()" in text:
+    if unknown or "self." in text or "super()" in text or _reads_argument(at, text):
         return None
     try:
         return _evaluated(text, tuple(shapes))
-    except NameError:  # an argument that is a number
-        return None
     except (TypeError, ValueError, IndexError, OverflowError, NotImplementedError) as err:
         reason = str(err).strip().partition("\n")[0]
         raise RefusedError(
             f"{node.function}: JAX refuses its translation for these arguments ({reason}); cast or reshape them "
             "first"
         ) from err
+
+
+def _reads_argument(at: Lowering, text: str) -> bool:
+    """Whether code reads an argument that is a number or a list, which may be called as a builtin of Python is."""
+    names = "|".join(name for name, _ in at.frame.inputs if name.isidentifier())
+    return bool(names) and re.search(rf"(?<![\w.'\"])({names})(?![\w'\"]|\s*=[^=])", text) is not None
 
 
 def _setting(at: Lowering, match: re.Match[str]) -> str:

@@ -24,6 +24,8 @@ def _binary(template: str, reflected: bool = False) -> Translation:
 
 def _with_alpha(symbol: str, reflected: bool = False) -> Translation:
     def translate(at: Lowering, node: Node, input: Any, other: Any, *, alpha: Any = 1) -> Placed:
+        if type(other) in (int, float) and other == 0 and not reflected and node.result.dtype == input.dtype:
+            return at.at(input)  # the start of Python's own sum
         (x, y), placed = operands(at, (other, input) if reflected else (input, other))
         if not (isinstance(alpha, int) and int(alpha) == 1):
             y = f"({at.number(alpha)} * {y})"

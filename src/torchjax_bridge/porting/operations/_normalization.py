@@ -19,7 +19,8 @@ def _is_own_layer(
 ) -> bool:
     """Whether these are all the tensors and the settings of the running module: its base class computes this."""
     module = at.frame.module
-    if not isinstance(module, kind) or module._modules:
+    inside = (tensor for child in module.children() for tensor in (*child.parameters(), *child.buffers()))
+    if not isinstance(module, kind) or next(inside, None) is not None:
         return False
     if any(getattr(module, name) != setting for name, setting in settings.items()):
         return False

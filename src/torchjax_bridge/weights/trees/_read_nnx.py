@@ -3,6 +3,7 @@
 Filling builds a new module or state and leaves the one that was read as it is.
 """
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -84,7 +85,7 @@ def _fill_as_pytree(
         path = paths.get(id(leaf))
         if path is None:
             return None
-        filled.append(values[path] if path in values else _start(leaf) if path in seeded else leaf)
+        filled.append(values[path] if path in values else _start(leaf, path) if path in seeded else leaf)
     return jax.tree.unflatten(structure, filled)
 
 
@@ -255,7 +256,7 @@ def _fill_variable(variable: Any, path: Path, values: Mapping[Path, Any]) -> Any
     if path in values:
         return variable.copy(values[path])
     old = variable.get_value()
-    return variable.copy(_start(old) if isinstance(variable, nnx.RngState) else old)
+    return variable.copy(_start(old, path) if isinstance(variable, nnx.RngState) else old)
 
 
 def _collection_of(variable: Any) -> str:
@@ -273,12 +274,12 @@ def _is_of_a_run(path: Path, variable: Any) -> bool:
     return "rngs" in path  # a pure state has lost its types; "rngs" is nnx's name for random streams
 
 
-def _start(value: Any) -> Any:
-    """The value of a random stream: an abstract one starts at seed 0, a concrete one is kept."""
+def _start(value: Any, path: Path) -> Any:
+    """The value of a random stream: an abstract one gets a key of its own by its path, a concrete one is kept."""
     if not isinstance(value, jax.ShapeDtypeStruct):
         return value
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        key = jax.random.key(0)
+        key = jax.random.fold_in(jax.random.key(0), zlib.crc32("/".join(map(str, path)).encode()))
         return key if not value.shape else jax.random.split(key, value.shape)
     return jnp.zeros(value.shape, value.dtype)
 
