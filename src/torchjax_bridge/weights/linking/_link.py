@@ -27,7 +27,8 @@ from ._flax_side import FlaxSide
 from ._stale import stale
 from ._steps import Step
 from ._streams import InFlight, side_streams
-from ._torch_side import Seen, TorchSide
+from ._torch_side import TorchSide
+from ._watch import Watch
 
 __all__ = ["Link", "Options"]
 
@@ -56,7 +57,8 @@ class Link:
         self._torch = torch_side
         self._flax = flax_side
         self._steps = steps
-        self._cast, self._share, self._changed_only = options
+        self._cast, self._share = options.cast, options.share
+        self._watch = Watch(list(torch_side.slots.values()), steps) if options.changed_only else None
         self._paths = [path for step in steps for path in step.move.flax_paths]
         self._devices = {slot.device for slot in torch_side.slots.values()}
         self._in_flight = InFlight()
@@ -85,25 +87,21 @@ class Link:
         """
         refuse_in_fork("push weights")
         self._torch.check()
-        self._flax.check()
-        held = self._flax.values(None) if self._changed_only and self._flax.in_place else None
+        steps: Sequence[Step] = self._steps
         arrays: list[jax.Array | None] = [None] * len(self._paths)
+        if self._watch is None:
+            self._flax.check()
+        elif self._flax.in_place:
+            steps, _ = self._watch.changed(self._flax.values(None))
+        else:
+            steps, arrays = self._watch.changed(None)
         places: list[int] = []
         tensors: list[torch.Tensor] = []
-        seen: list[tuple[Step, list[Seen]]] = []
+        read: list[list[torch.Tensor]] = []
         with side_streams(self._devices):
-            for step in self._steps:
-                if self._changed_only and step.unchanged(held):
-                    if held is None:
-                        last = step.last()
-                        arrays[step.first : step.first + len(last)] = last
-                    continue
-                sources = [slot.read() for slot in step.slots]
-                if self._changed_only:
-                    seen.append(
-                        (step, [slot.look(one) for slot, one in zip(step.slots, sources, strict=True)])
-                    )
-                for place, tensor in enumerate(step.forward(sources), step.first):
+            for step in steps:
+                read.append([slot.read() for slot in step.slots])
+                for place, tensor in enumerate(step.forward(read[-1]), step.first):
                     array = self._without_relayout(
                         tensor, step.shardings[place - step.first], self._paths[place]
                     )
@@ -116,8 +114,9 @@ class Link:
             for place, array in zip(places, self._to_arrays(places, copies), strict=True):
                 arrays[place] = array
         model = self._flax.put(arrays)
-        for step, before in seen:
-            step.note(before, arrays)
+        if self._watch is not None:
+            for step, sources in zip(steps, read, strict=True):
+                self._watch.note(step, sources, arrays)
         return model
 
     def _without_relayout(

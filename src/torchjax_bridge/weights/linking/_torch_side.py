@@ -6,7 +6,7 @@ would take longer than the copies of small tensors.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,18 +15,7 @@ from torchjax_bridge.errors import PlanError
 
 from ._stale import changed, raise_if_stale, stale
 
-__all__ = ["Seen", "Slot", "TorchSide"]
-
-
-class Seen(NamedTuple):
-    """A tensor as it was at the last push."""
-
-    tensor: torch.Tensor
-    version: int | None
-    address: int
-    strides: tuple[int, ...]
-    alias: torch.Tensor
-    """Keeps the memory, so that another tensor cannot get the same address."""
+__all__ = ["Slot", "TorchSide"]
 
 
 class Slot:
@@ -34,21 +23,21 @@ class Slot:
 
     Attributes:
         key: Its key in the module's ``state_dict``.
+        holder: The dict that holds the tensor, under ``name``.
+        name: Its own name in its module.
         shape: The shape that the plan was made for.
         dtype: The dtype at that time.
         device: The device at that time.
-        last: The tensor as it was at the last push.
     """
 
-    __slots__ = ("_holder", "_name", "device", "dtype", "key", "last", "shape")
+    __slots__ = ("device", "dtype", "holder", "key", "name", "shape")
 
     def __init__(self, key: str, holder: dict[str, Any], name: str) -> None:
         self.key = key
-        self._holder = holder
-        self._name = name
+        self.holder = holder
+        self.name = name
         tensor = holder[name]
         self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-        self.last: Seen | None = None
 
     def read(self) -> torch.Tensor:
         """The tensor that is there now, detached; it shares memory and version with the module's own.
@@ -56,7 +45,7 @@ class Slot:
         Raises:
             PlanError: It is missing, or has another shape, dtype or device than the plan was made for.
         """
-        tensor = self._holder.get(self._name)
+        tensor = self.holder.get(self.name)
         if tensor is None or tensor.shape != self.shape or tensor.dtype is not self.dtype:
             raise stale(self.faults())
         alias = tensor.detach()
@@ -66,7 +55,7 @@ class Slot:
 
     def faults(self) -> Iterator[str]:
         """What is not as it was, one line each."""
-        tensor = self._holder.get(self._name)
+        tensor = self.holder.get(self.name)
         if tensor is None:
             yield f"parameter or buffer '{self.key}' was removed"
             return
@@ -75,26 +64,6 @@ class Slot:
             if before != now:
                 said = (tuple(before), tuple(now)) if what == "shape" else (before, now)
                 yield f"'{self.key}' had {what} {said[0]} and has {said[1]} now"
-
-    def unchanged(self) -> bool:
-        """Whether the tensor's version, memory and strides are those of ``last``."""
-        if self.last is None:
-            return False
-        was, version, address, strides, _ = self.last
-        tensor = self._holder.get(self._name)
-        return (
-            tensor is was
-            and version is not None
-            and tensor._version == version
-            and tensor.data_ptr() == address
-            and tensor.stride() == strides
-            and tensor.shape == self.shape
-        )
-
-    def look(self, alias: torch.Tensor) -> Seen:
-        """The tensor as it is now, before it is copied; ``alias`` is what `read` gave."""
-        version = None if alias.is_inference() else alias._version  # an inference tensor counts no versions
-        return Seen(self._holder[self._name], version, alias.data_ptr(), alias.stride(), alias)
 
 
 class TorchSide:
