@@ -1,5 +1,6 @@
 """What every test may rely on: four host devices, one torch thread a worker, and the x64 switch."""
 
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,9 @@ import jax
 import pytest
 import torch
 
-# Before any backend starts: arrays on several devices and shard_map need more than one host device.
+# Before any backend starts. JAX would take three quarters of a GPU's memory, in every worker, and torch the rest.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Arrays on several devices and shard_map need more than one host device.
 jax.config.update("jax_num_cpu_devices", 4)
 torch.set_num_threads(1)
 
@@ -38,6 +41,16 @@ def shared() -> Path:
     return found
 
 
+@pytest.fixture(autouse=True)
+def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Where there is a GPU, JAX puts arrays on it; a test that is not marked `gpu` is about the CPU."""
+    if _no_gpu() or request.node.get_closest_marker("gpu"):
+        yield
+    else:
+        with jax.default_device(jax.devices("cpu")[0]):
+            yield
+
+
 @pytest.fixture
 def x64_on() -> Iterator[None]:
     """The test runs with 64-bit types in JAX."""
@@ -61,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@functools.cache
 def _no_gpu() -> str:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"

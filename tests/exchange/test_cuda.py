@@ -1,4 +1,4 @@
-"""CUDA: shared memory, order kept on streams, and a host that never waits.
+"""CUDA: shared memory, order kept on streams, memory kept until it is read, and a host that never waits.
 
 These need a CUDA device that torch and JAX both see, and skip elsewhere.
 """
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from torchjax_bridge.errors import ShareError
-from torchjax_bridge.exchange import to_jax, to_torch
+from torchjax_bridge.exchange import cuda_choice, to_jax, to_torch
 from torchjax_bridge.exchange._dtypes import TORCH_TO_JAX
 
 pytestmark = pytest.mark.gpu
@@ -126,11 +126,79 @@ def test_pinned_memory_is_shared_as_host_memory():
     assert array.tolist() == tensor.tolist()
 
 
-def test_an_array_in_pinned_host_memory_crosses():
+def test_an_array_in_pinned_host_memory_is_copied_to_its_device():
     device = jax.devices("gpu")[0]
     sharding = jax.sharding.SingleDeviceSharding(device, memory_kind="pinned_host")
     array = jax.device_put(jnp.arange(1024.0), sharding)
-    assert to_torch(array).cpu().tolist() == list(range(1024))
+    tensor = to_torch(array)
+    assert tensor.is_cuda
+    assert tensor.cpu().tolist() == to_torch(array, device="cpu").tolist() == list(range(1024))
+    with pytest.raises(ShareError, match="pinned_host"):
+        to_torch(array, copy=False)
+
+
+def test_the_fast_path_passed_its_trial_on_the_device(dlpack_path):
+    found = cuda_choice()
+    assert found is not None
+    assert found.path == dlpack_path, found.reason
+
+
+# --- lifetimes: a long kernel, a dropped reference, memory that is filled anew -----------------------------
+
+SIZE = 1 << 22
+
+
+@pytest.mark.parametrize("stream", ["default", "side"])
+def test_a_dropped_tensor_is_not_reused_before_jax_has_read_it(stream):
+    late = jax.jit(lambda spin, x: x + 0 * spin)
+    late(long_computation(jnp.ones(SIZE)), to_jax(torch.ones(SIZE, device="cuda"))).block_until_ready()
+    chosen = torch.cuda.default_stream() if stream == "default" else torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(chosen):
+        tensor = torch.full((SIZE,), 7.0, device="cuda")
+        address = tensor.data_ptr()
+        spin = long_computation(jnp.ones(SIZE))
+        array = to_jax(tensor, copy=False)
+        result = late(spin, array)
+        assert not result.is_ready(), "JAX was done before the tensor was dropped: the test shows nothing"
+        del tensor, array
+        refilled = [torch.full((SIZE,), -1.0, device="cuda") for _ in range(4)]
+    assert float(result.min()) == float(result.max()) == 7.0
+    assert address not in {one.data_ptr() for one in refilled}
+    torch.cuda.synchronize()
+    torch.ones(SIZE, device="cuda")  # the allocator looks at its events, and has the block again
+
+
+@pytest.mark.parametrize("stream", ["default", "side"])
+def test_a_dropped_array_is_not_reused_before_torch_has_read_it(stream):
+    fill = jax.jit(lambda value: jnp.full(SIZE, value))
+    fill(0.0).block_until_ready()
+    chosen = torch.cuda.default_stream() if stream == "default" else torch.cuda.Stream()
+    with torch.cuda.stream(chosen):
+        long_kernels(turns=1)
+        torch.cuda.synchronize()
+        array = fill(7.0)
+        tensor = to_torch(array, copy=False)
+        spin = long_kernels()
+        result = tensor + 0 * spin
+        done = chosen.record_event()
+        del tensor, array
+        refilled = [fill(-1.0) for _ in range(4)]
+        refilled[-1].block_until_ready()
+        assert not done.query(), "torch was done before the memory was filled anew: the test shows nothing"
+    chosen.synchronize()
+    assert result.min().item() == result.max().item() == 7.0
+
+
+def test_what_was_held_goes_back_to_jax_at_a_later_crossing():
+    device = jax.devices("gpu")[0]
+    array = jnp.full(SIZE, 1.0).block_until_ready()
+    before = device.memory_stats()["bytes_in_use"]
+    tensor = to_torch(array)
+    del array, tensor
+    torch.cuda.synchronize()
+    to_torch(jnp.ones(1))
+    assert device.memory_stats()["bytes_in_use"] < before
 
 
 def test_device_moves_between_host_and_device_both_ways():

@@ -39,7 +39,7 @@ def doctor(debug: Debug = False) -> None:
     del debug  # errors are the result here, and always shown
     import jax
 
-    from torchjax_bridge.exchange import choice
+    from torchjax_bridge.exchange import choice, cuda_choice
 
     rows = [["python", platform.python_version()]]
     rows += [[name, _version(name)] for name in _PACKAGES]
@@ -48,6 +48,8 @@ def doctor(debug: Debug = False) -> None:
     if devices:
         how = choice()
         rows += [["exchange path", f"{how.path}: {how.reason}"]]
+        if on_gpu := cuda_choice():
+            rows += [["exchange path on the GPU", f"{on_gpu.path}: {on_gpu.reason}"]]
     rows += [["x64 in JAX", "on" if jax.config.read("jax_enable_x64") else "off: 64-bit floats do not cross"]]
     for line in align_columns(rows):
         print_line(line)

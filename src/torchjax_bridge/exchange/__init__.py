@@ -4,7 +4,7 @@ Depends on torch, jax and numpy alone. Other packages import from here, not from
 """
 
 from ._devices import jax_device, torch_device
-from ._dlpack import Choice, choice
+from ._dlpack import Choice, choice, cuda_choice
 from ._dtypes import jax_dtype, torch_dtype
 from ._fork import at_fork, refuse_in_fork
 from ._paths import Path, from_jax_keypath, join_path, split_path
@@ -20,6 +20,7 @@ __all__ = [
     "at_fork",
     "check_copy",
     "choice",
+    "cuda_choice",
     "flatten",
     "from_jax_keypath",
     "jax_device",

@@ -121,7 +121,7 @@ def array_to_torch(
         DeviceError: torch does not see the device.
 
     Memory:
-        With ``copy=None``, shares unless the array changes device. torch cannot mark memory read-only, so writing
+        With ``copy=None``, shares unless the array changes device or is in host memory of a GPU. torch cannot mark memory read-only, so writing
         to a shared result changes the JAX array, which JAX assumes to be immutable. On the CPU the call waits
         until the array is computed.
     """
@@ -293,6 +293,8 @@ def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> tor
         refuse_in_fork(f"copy from {jax_source}")
         with jax.ensure_compile_time_eval():  # copy now, even inside jit
             array, jax_source = jax.device_put(array, jax_device("cpu")), jax_device("cpu")
+    if jax_source.platform != "cpu":
+        array = _in_device_memory(array, copy, path)
     source = torch_device(jax_source)
     if target != source:
         if copy is False:
@@ -300,6 +302,18 @@ def _export_array(array: Any, copy: bool | None, device: Any, path: Path) -> tor
         return _move(_dlpack.export(array), target, path)
     tensor = _dlpack.export(array)
     return row_major_copy(tensor) if copy else tensor
+
+
+def _in_device_memory(array: jax.Array, copy: bool | None, path: Path) -> jax.Array:
+    """The array, copied to its device if it is in host memory, which torch takes from no JAX array on a GPU."""
+    kind = array.sharding.memory_kind
+    if kind in (None, "device"):
+        return array
+    if copy is False:
+        cannot_share(path, "torch", f"it is in memory of kind '{kind}', and torch takes only device memory")
+    (device,) = array.devices()
+    with jax.ensure_compile_time_eval():  # copy now, even inside jit
+        return jax.device_put(array, jax.sharding.SingleDeviceSharding(device, memory_kind="device"))
 
 
 def _pass_tensor_through(tensor: torch.Tensor, copy: bool | None, device: Any, path: Path) -> torch.Tensor:

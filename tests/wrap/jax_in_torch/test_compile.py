@@ -254,6 +254,10 @@ def test_opcheck_passes():
         assert set(result.values()) == {"SUCCESS"}
 
 
+def test_the_operator_is_kept_out_of_cuda_graphs():
+    assert torch.Tag.cudagraph_unsafe in _op._operator().tags
+
+
 def test_the_operator_alone_has_gradients_and_vmap():
     g = as_torch_function(lambda x, w: (jnp.sin(x @ w), (x @ w).argmax()))
     x, w = inputs()

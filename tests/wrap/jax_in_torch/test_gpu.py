@@ -18,6 +18,13 @@ pytestmark = [
 LONG = 200_000_000
 
 
+@pytest.fixture(autouse=True)
+def exact_products():
+    """JAX's products in float32, as torch's are, rather than in TF32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 def mlp(x, w):
     return jnp.tanh(x @ w), (x @ w).argmax()
 
@@ -42,11 +49,10 @@ def warm(f, x, w):
 def test_values_and_gradients_are_on_the_device_and_agree_with_torch(inputs):
     x, w = inputs
     f = as_torch_function(mlp)
-    with jax.default_matmul_precision("highest"):
-        y, n = f(x, w)
-        (mine,) = torch.autograd.grad(y.sum(), w)
-        (penalty,) = torch.autograd.grad(f(x, w)[0].sum(), w, create_graph=True)
-        (second,) = torch.autograd.grad((penalty**2).sum(), w)
+    y, n = f(x, w)
+    (mine,) = torch.autograd.grad(y.sum(), w)
+    (penalty,) = torch.autograd.grad(f(x, w)[0].sum(), w, create_graph=True)
+    (second,) = torch.autograd.grad((penalty**2).sum(), w)
     expected = torch.tanh(x @ w)
     assert (y.device, n.device, mine.device) == (x.device,) * 3
     torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4)

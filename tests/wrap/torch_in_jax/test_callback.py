@@ -1,5 +1,8 @@
 """The adapter to XLA: over its own buffers, and over host copies where that is not to be had."""
 
+import contextlib
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,3 +91,54 @@ def test_without_decompositions_and_the_list_of_batching_rules_lanes_are_still_r
     norm = torch.nn.BatchNorm1d(3).eval()
     got = jax.vmap(as_jax_function(norm))(jnp.stack([X, 2 * X]))
     np.testing.assert_allclose(got[1], 2 * X / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+# --- on a GPU, for which CPU memory and streams that note their order stand in ---------------------------------
+
+
+@pytest.mark.parametrize("closes_over", [True, False])
+def test_torch_runs_on_xlas_stream_between_two_waits_for_the_callers_stream(monkeypatch, closes_over):
+    order = []
+
+    class Stream:
+        def __init__(self, name, index=0):
+            self.name = name
+
+        def wait_stream(self, other):
+            order.append(f"{self.name} waits for {other.name}")
+
+    class Buffer:
+        """An operand or a result of XLA's."""
+
+        def __init__(self, value):
+            self.tensor = torch.full((2,), value)
+
+        def __dlpack__(self):
+            return self.tensor.__dlpack__()
+
+        def __dlpack_device__(self):
+            return 2, 0
+
+    inside = [Stream("the caller")]
+
+    @contextlib.contextmanager
+    def switch(stream):
+        inside.append(stream)
+        yield
+        inside.pop()
+
+    def fill(outs, ins):
+        order.append(f"torch runs on {inside[-1].name}")
+        outs[0].copy_(ins[0] + 1)
+
+    monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: inside[-1])
+    monkeypatch.setattr(torch.cuda, "device", lambda index: switch(Stream("the default")))
+    monkeypatch.setattr(torch.cuda, "stream", switch)
+    monkeypatch.setattr(_callback, "_filler", lambda op, device, errors: fill)
+    op = types.SimpleNamespace(device=torch.device("cuda", 0), closes_over=closes_over)
+    out = Buffer(0.0)
+    _callback._over_buffers(op, None)(types.SimpleNamespace(stream="XLA"), [out], Buffer(4.0))
+    assert out.tensor.tolist() == [5.0, 5.0]
+    waits = ["XLA waits for the caller", "the caller waits for XLA"] if closes_over else []
+    assert order == [*waits[:1], "torch runs on XLA", *waits[1:]]

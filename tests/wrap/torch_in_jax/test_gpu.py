@@ -12,6 +12,13 @@ from torchjax_bridge.wrap.torch_in_jax._trace import is_fake
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def exact_products():
+    """JAX's products in float32, as torch's are, rather than in TF32."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
 @pytest.fixture
 def x():
     value = np.random.default_rng(0).normal(size=(512, 512)).astype(np.float32)
@@ -107,16 +114,29 @@ def test_two_wrapped_functions_run_on_one_stream_which_is_xla_s(x):
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
-def test_closed_over_weights_are_read_after_torch_has_written_them(x):
+@pytest.mark.parametrize("stream", ["default", "side"])
+def test_closed_over_weights_are_read_after_torch_has_written_them(x, stream):
     weight = torch.zeros(512, 512, device="cuda")
     f = jax.jit(as_jax_function(lambda x: x + weight))
     jax.block_until_ready(f(x))
-    for value in range(1, 20):
-        torch.cuda._sleep(5_000_000)
-        weight.fill_(float(value))
-        y = f(x)
-        weight.fill_(-1.0)
-        close(y, x + value)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.default_stream() if stream == "default" else torch.cuda.Stream()):
+        for value in range(1, 20):
+            torch.cuda._sleep(5_000_000)
+            weight.fill_(float(value))
+            y = f(x)
+            weight.fill_(-1.0)
+            close(y, x + value)
+
+
+def test_an_error_of_the_torch_code_surfaces_at_the_call(x):
+    def broken(x):
+        if not is_fake(x):
+            raise KeyError("a fault of the user's code")
+        return x
+
+    with pytest.raises((KeyError, jax.errors.JaxRuntimeError), match="a fault of the user's code"):
+        jax.block_until_ready(as_jax_function(broken)(x))
 
 
 def test_a_module_trains_on_the_gpu(x):

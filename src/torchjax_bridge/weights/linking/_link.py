@@ -26,7 +26,7 @@ from ..trees import place_on_sharding
 from ._flax_side import FlaxSide
 from ._stale import stale
 from ._steps import Step
-from ._streams import InFlight, side_streams
+from ._streams import side_streams
 from ._torch_side import TorchSide
 from ._watch import Watch
 
@@ -61,7 +61,6 @@ class Link:
         self._watch = Watch(list(torch_side.slots.values()), steps) if options.changed_only else None
         self._paths = [path for step in steps for path in step.move.flax_paths]
         self._devices = {slot.device for slot in torch_side.slots.values()}
-        self._in_flight = InFlight()
 
     def __repr__(self) -> str:
         return f"Link({len(self._steps)} moves, {self.plan.flavour})"
@@ -186,9 +185,6 @@ class Link:
                 raise PlanError(f"cannot pull these weights to torch:\n{listed}")
             for _, target, tensor in writes.values():
                 _write(target, tensor)
-            for device in self._devices:
-                if device.type == "cuda":
-                    self._in_flight.hold(device, writes)
 
     def _tensor(self, path: Path, value: Any) -> torch.Tensor:
         if type(value) is jax.ShapeDtypeStruct:

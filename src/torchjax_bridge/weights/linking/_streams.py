@@ -2,17 +2,16 @@
 
 The copies start after what torch's current stream was given before, such as an optimizer's step. What it is
 given later, such as the next step, starts after the copies. JAX's stream waits for the copies by DLPack's rules
-(https://data-apis.org/array-api/latest/API_specification/generated/array_api.array.__dlpack__.html).
+(https://data-apis.org/array-api/latest/API_specification/generated/array_api.array.__dlpack__.html). The exchange
+keeps memory that one side frees from the other until it has been read.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 
-__all__ = ["InFlight", "side_streams"]
+__all__ = ["side_streams"]
 
 _streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -29,20 +28,3 @@ def side_streams(devices: Iterable[torch.device]) -> Iterator[None]:
             stack.enter_context(torch.cuda.stream(side))
             stack.callback(current.wait_stream, side)
         yield
-
-
-class InFlight:
-    """Tensors on JAX's memory that a side stream still reads.
-
-    JAX may use the memory of an array again as soon as nobody holds it, and does not know torch's streams. So they
-    are held until their event has passed, which is looked up at the next call.
-    """
-
-    def __init__(self) -> None:
-        self._held: deque[tuple[torch.cuda.Event, Any]] = deque()
-
-    def hold(self, device: torch.device, tensors: Any) -> None:
-        """Hold tensors until the work that the device's current stream was given is done."""
-        while self._held and self._held[0][0].query():
-            self._held.popleft()
-        self._held.append((torch.cuda.current_stream(device).record_event(), tensors))

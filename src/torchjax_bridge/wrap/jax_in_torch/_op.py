@@ -81,7 +81,10 @@ def _bind(program: JaxProgram, others: Sequence[Any]) -> _BoundProgram:
 def _operator() -> Any:
     """Define the operator and its rules, once in a process."""
     name = "torchjax_bridge::call"
-    torch.library.define(name, "(str program, Tensor[] inputs) -> Tensor[]")
+    # XLA launches its kernels itself, outside any CUDA graph that torch.compile(mode="reduce-overhead") captures.
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)  # older releases lack it
+    tags = () if unsafe is None else (unsafe,)
+    torch.library.define(name, "(str program, Tensor[] inputs) -> Tensor[]", tags=tags)
     torch.library.impl(name, "CompositeExplicitAutograd")(_kernel)
     torch.library.register_fake(name)(_fake_kernel)
     torch.library.register_autograd(name, _backward, setup_context=_setup_context)

@@ -79,7 +79,7 @@ def _over_buffers(op: Op, errors: "deque[BaseException] | None") -> Callable[...
         return on_cpu
 
     fillers: dict[int, _Fill] = {}
-    # Closed-over tensors are written on torch's own stream, before and after. XLA's stream does not wait for that.
+    # Closed-over tensors are written on the caller's stream, before and after. XLA's stream does not wait for that.
     closes_over = op.closes_over
 
     def on_gpu(context: Any, outs: list[Any], *ins: Any) -> None:
@@ -87,15 +87,16 @@ def _over_buffers(op: Op, errors: "deque[BaseException] | None") -> Callable[...
         fill = fillers.get(index)
         if fill is None:
             fill = fillers[index] = _filler(op, torch.device(op.device.type, index), errors)
+        caller = torch.cuda.current_stream(index)  # before the guards below
         # torch's kernels queue on XLA's stream, behind those that compute the operands. The host does not wait.
         with torch.cuda.device(index):
             stream = torch.cuda.ExternalStream(context.stream, index)
             if closes_over:
-                stream.wait_stream(torch.cuda.default_stream(index))
+                stream.wait_stream(caller)
             with torch.cuda.stream(stream):
                 fill([from_dlpack(o.__dlpack__()) for o in outs], [from_dlpack(x.__dlpack__()) for x in ins])
             if closes_over:
-                torch.cuda.default_stream(index).wait_stream(stream)
+                caller.wait_stream(stream)
 
     return on_gpu
 
