@@ -10,7 +10,7 @@ TESTS  ?= tests
 PYTEST := -m pytest -n auto -m "not slow" -p no:cacheprovider
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types docs coverage test-wheel test-floor test-latest clean
+.PHONY: help demo test test-slow lint format types docs coverage test-wheel test-floor test-latest gpu clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
@@ -88,6 +88,12 @@ test -x $(LANES)/$(1)/bin/python || $(PYTHON) -m venv $(LANES)/$(1)
 $(LANES)/$(1)/bin/python -m pip install -q 'pip==26.3'
 $(LANES)/$(1)/bin/python -m pip install -q '$(TORCH)'
 endef
+
+# On the machine with the GPU, with the Python that has its torch and JAX; makes no environment, needs no network.
+# REHEARSE=1 lets the CPU stand in; MINUTES=4 for a shorter run; OUTPUT=DIR for another folder.
+MINUTES ?= 8
+gpu: ## prove it on a GPU, within MINUTES, with PYTHON as it is (REHEARSE=1: with the CPU in its place)
+	$(PYTHON) -m benchmarks gpu --minutes $(MINUTES) $(if $(REHEARSE),--rehearse) $(if $(OUTPUT),--output $(OUTPUT))
 
 clean: ## remove the environments and every cache
 	rm -rf $(VENV) $(LANES) .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.* dist site

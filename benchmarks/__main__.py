@@ -6,15 +6,18 @@ file or the device will not do.
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ._suites import GROUPS, SUITES
+from ._names import GROUPS, ON_GPU, SUITES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+CUDA_PAGE = ROOT / "docs" / "cuda.md"
 PICTURES = PAGE.parent / "assets" / "benchmarks"
 
 
@@ -25,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .port import main as port
 
         return port(argv[1:])
+    if argv[:1] == ["gpu"]:
+        from .gpu import main as gpu
+
+        return gpu(argv[1:])
     arguments = _parser().parse_args(argv)
     if arguments.device == "cuda":
         # JAX reads this when it starts; else it takes three quarters of the memory and torch gets the rest.
@@ -37,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if arguments.suite == "report":
+            if arguments.gpu:
+                from .gpu.publish import publish
+
+                publish(arguments.gpu, RESULTS, CUDA_PAGE)
             _report(arguments.output or RESULTS)
             return 0
         if why := why_no_device(arguments.device):
@@ -52,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="What each crossing between PyTorch and JAX costs: tables, JSON and pictures.",
-        epilog="'python -m benchmarks port --help' tells how ports of whole models are measured.",
+        epilog="'python -m benchmarks port --help' tells how ports of whole models are measured, and "
+        "'python -m benchmarks gpu --help' how all is proved on a GPU in a few minutes.",
     )
     parser.add_argument(
         "suite",
@@ -66,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peers", action="store_true", help="time other libraries too, where installed")
     parser.add_argument(
         "--quick", action="store_true", help="seconds instead of minutes, to see that it runs"
+    )
+    parser.add_argument("--brisk", action="store_true", help="a quarter of the rounds")
+    parser.add_argument(
+        "--gpu",
+        type=Path,
+        metavar="DIR",
+        help="with 'report': also write up the folder that 'python -m benchmarks gpu' wrote",
     )
     parser.add_argument(
         "--compare",
@@ -99,16 +118,22 @@ def _tolerance(text: str) -> float:
 
 def _run(arguments: argparse.Namespace) -> int:
     from ._compare import compare
-    from ._record import load, save
-    from ._setting import Setting
+    from ._record import Suite, load, save
+    from ._setting import OutOfTime, Setting
     from ._suites import run
     from ._tables import show, tables
 
     old = load(arguments.compare) if arguments.compare else None  # before it may be overwritten
-    setting = Setting(arguments.device, arguments.quick, arguments.peers, _progress)
-    one = arguments.suite
-    suites = [run(name, setting) for name in (SUITES if one == "all" else GROUPS.get(one, (one,)))]
+    setting = Setting(arguments.device, arguments.quick, arguments.brisk, arguments.peers, progress=_progress)
+    suites: list[Suite] = []
+    with _stopped_by_sigterm() as asked, suppress(OutOfTime):
+        for name in _chosen(arguments.suite, arguments.device):
+            suites.append(run(name, setting))
+            if asked:  # and `run` has kept what there was
+                break
     _progress("")
+    if not suites:
+        return _fail("stopped before anything was measured", 2)
     folder = arguments.output or (RESULTS / "quick" if arguments.quick else RESULTS)
     path = save(folder, arguments.device, suites)
     for suite in suites:
@@ -126,6 +151,31 @@ def _run(arguments: argparse.Namespace) -> int:
     changes = compare(old, suites, arguments.tolerance)
     show(changes.table())
     return 0 if changes.clean else 1
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[list[int]]:
+    """Asked to end, the suite that runs is left, and what it has is written."""
+    from ._setting import OutOfTime
+
+    asked: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        if not asked:  # asked again, the process goes on writing
+            asked.append(number)
+            raise OutOfTime
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _chosen(name: str, device: str) -> Sequence[str]:
+    if name == "all":
+        return [one for one in SUITES if device == "cuda" or one not in ON_GPU]
+    return GROUPS.get(name, (name,))
 
 
 def _report(folder: Path) -> None:

@@ -5,13 +5,14 @@ Refuses to time a wrong result. When the wrong one is ours or the baseline, the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchjax_bridge.errors import BridgeError
 
+from ._findings import Findings
 from ._peers import PEER_ERRORS
-from ._record import Case, Promise, Row
+from ._record import Case, Row
 from ._setting import Setting
 from ._timing import Rounds, Spread, Timed, measure
 
@@ -96,18 +97,3 @@ def ask(
 
     rows = tuple(row(one) for one in candidates)
     return Case(key, question, baseline.name, rows, panel, nbytes), rounds
-
-
-@dataclass
-class Findings:
-    """What a suite returns; parts of a suite are joined with ``+=``."""
-
-    cases: list[Case] = field(default_factory=list)
-    promises: list[Promise] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
-
-    def __iadd__(self, other: "Findings") -> "Findings":
-        self.cases += other.cases
-        self.promises += other.promises
-        self.facts += other.facts
-        return self

@@ -37,6 +37,10 @@ def finish(figure: Figure, suite: Suite, title: str) -> None:
     inch = 1 / figure.get_figheight()
     figure.text(0.012, 1 - 0.32 * inch, title, fontsize=15, fontweight="bold", va="center")
     figure.text(0.012, 1 - 0.6 * inch, _origin(suite), fontsize=9.5, color=FAINT, va="center")
+    if mark := suite.provenance.get("rehearsal"):
+        figure.text(
+            0.5, 0.5, mark, fontsize=26, color=OURS, alpha=0.35, ha="center", va="center", rotation=14
+        )
 
 
 def _origin(suite: Suite) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import torch
 
+from ._rehearsal import MARK, rehearsing
+
 __all__ = ["busy", "provenance"]
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +34,7 @@ def provenance(device: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
             "load": round(os.getloadavg()[0], 2),
         }
         | (_gpu() if device == "cuda" else {}),
-    }
+    } | ({"rehearsal": MARK} if rehearsing() else {})
 
 
 def busy(record: dict[str, Any]) -> str:

@@ -41,17 +41,18 @@ def draw(suite: Suite, folder: Path) -> list[Path]:
     written: list[Path] = []
     with mpl.rc_context(STYLE):
         if panels:
-            written += _save(curves(suite, panels, latency), folder, f"{suite.name}-latency-{suite.device}")
-            written += _save(curves(suite, panels, rate), folder, f"{suite.name}-throughput-{suite.device}")
+            written += _save(curves(suite, panels, latency), suite, folder, "latency")
+            written += _save(curves(suite, panels, rate), suite, folder, "throughput")
         for name, cases in (("headline", headline), ("calls", others)):
             if cases:
-                written += _save(bars(suite, cases), folder, f"{suite.name}-{name}-{suite.device}")
+                written += _save(bars(suite, cases), suite, folder, name)
     return written
 
 
-def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
+def _save(figure: Figure, suite: Suite, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}.svg", folder / f"{name}.png"]
-    figure.savefig(paths[0], metadata={"Date": None})
-    figure.savefig(paths[1], dpi=110, metadata={"Software": None})
+    paths = [folder / f"{suite.name}-{name}-{suite.device}.{kind}" for kind in ("svg", "png")]
+    mark = {"Description": suite.provenance["rehearsal"]} if "rehearsal" in suite.provenance else {}
+    figure.savefig(paths[0], metadata={"Date": None, **mark})
+    figure.savefig(paths[1], dpi=110, metadata={"Software": None, **mark})
     return paths

@@ -114,9 +114,15 @@ class Suite:
 
 
 def save(folder: Path, device: str, suites: list[Suite]) -> Path:
-    """Write ``<device>.json``, keeping the suites of an older file that were not run again."""
+    """Write ``<device>.json``, keeping the suites of an older file that were not run again.
+
+    Raises:
+        RecordError: The older file cannot be read, or one is a rehearsal and the other is not.
+    """
     path = folder / f"{device}.json"
     kept = {suite.name: suite for suite in load(path)} if path.exists() else {}
+    if len({bool(suite.provenance.get("rehearsal")) for suite in (*kept.values(), *suites)}) > 1:
+        raise RecordError(f"{path} would hold a rehearsal beside results; write to another folder.")
     merged = kept | {suite.name: suite for suite in suites}
     document = {
         "schema": SCHEMA,

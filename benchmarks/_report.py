@@ -10,7 +10,7 @@ from pathlib import Path
 from ._record import Suite, load
 from ._tables import Table, tables
 
-__all__ = ["BEGIN", "END", "PageError", "markdown", "section", "write_page"]
+__all__ = ["BEGIN", "END", "PageError", "markdown", "put_between", "section", "write_page"]
 
 BEGIN = "<!-- results: begin (written by python -m benchmarks report) -->"
 END = "<!-- results: end -->"
@@ -36,21 +36,30 @@ def write_page(results: Path, page: Path, pictures: Path) -> None:
         pictures: Where the copies of the SVG files go; a folder below the page's own.
 
     Raises:
-        PageError: The page lacks a marker.
+        PageError: The page lacks a marker, or a file is a rehearsal.
         RecordError: A result file cannot be read.
     """
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise PageError(f"{page} lacks the line {BEGIN!r} or {END!r}, between which the results go")
-    head, rest = text.split(BEGIN, 1)
-    tail = rest.split(END, 1)[1]
     body = section(results, str(pictures.relative_to(page.parent)))
+    put_between(page, BEGIN, END, body)
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.glob("*.svg"):
         old.unlink()
     for drawing in sorted(results.glob("*.svg")):
         shutil.copyfile(drawing, pictures / drawing.name)
-    page.write_text(f"{head}{BEGIN}\n\n{body}\n{END}{tail}", encoding="utf-8")
+
+
+def put_between(page: Path, begin: str, end: str, body: str) -> None:
+    """Replace what a page has between two lines.
+
+    Raises:
+        PageError: The page lacks one of them.
+    """
+    text = page.read_text(encoding="utf-8")
+    if begin not in text or end not in text:
+        raise PageError(f"{page} lacks the line {begin!r} or {end!r}, between which the results go")
+    head, rest = text.split(begin, 1)
+    tail = rest.split(end, 1)[1]
+    page.write_text(f"{head}{begin}\n\n{body}\n{end}{tail}", encoding="utf-8")
 
 
 def section(results: Path, pictures: str) -> str:
@@ -58,6 +67,8 @@ def section(results: Path, pictures: str) -> str:
     parts = []
     for file in sorted(results.glob("*.json")):
         for suite in load(file):
+            if mark := suite.provenance.get("rehearsal"):
+                raise PageError(f"{file} is no result: {mark}")
             parts.append(f"### `{suite.name}` on `{suite.device}`\n")
             parts.append(_origin(suite))
             built = tables(suite)

@@ -7,9 +7,14 @@ from typing import Any
 import jax
 import torch
 
+from ._findings import Findings
 from ._timing import Pace
 
-__all__ = ["Setting", "why_no_device"]
+__all__ = ["OutOfTime", "Setting", "why_no_device"]
+
+
+class OutOfTime(BaseException):
+    """The process was asked to stop; what was found so far is still to be written."""
 
 
 def _silent(_: str) -> None:
@@ -24,15 +29,21 @@ class Setting:
     """``"cpu"`` or ``"cuda"``: torch's name."""
     quick: bool = False
     """Seconds instead of minutes: fewer sizes and rounds, to see that everything runs."""
+    brisk: bool = False
+    """A quarter of the rounds, for a machine that is lent by the minute."""
     peers: bool = False
     """Whether other libraries are timed too, where they are installed."""
+    findings: Findings = field(default_factory=Findings, compare=False)
+    """What a suite adds to, question by question, so that a run that is stopped keeps what it has."""
     progress: Callable[[str], None] = field(default=_silent, compare=False)
     """Told what is being measured."""
 
     @property
     def pace(self) -> Pace:
         """The effort for an ordinary question."""
-        return Pace(5, 3, 2e-4, 0.15) if self.quick else Pace(80, 7, 1e-3, 3.0)
+        if self.quick:
+            return Pace(5, 3, 2e-4, 0.15)
+        return Pace(20, 5, 1e-3, 0.75) if self.brisk else Pace(80, 7, 1e-3, 3.0)
 
     @property
     def jax_device(self) -> jax.Device:

@@ -33,7 +33,8 @@ _Arrays = Sequence[jax.Array]
 
 def run(setting: Setting) -> Findings:
     """One operator, a small network forward and backward, and a ResNet-20."""
-    found = _forward("sin", "torch.sin of a 64x64 float32", torch.sin, _arrays(setting, (64, 64)), setting)
+    found = setting.findings
+    found += _forward("sin", "torch.sin of a 64x64 float32", torch.sin, _arrays(setting, (64, 64)), setting)
     operands = _arrays(setting, (8, 64), (64, 64), (64, 64))
     found += _forward("mlp", "the forward of a two-layer network (8x64)", _mlp, operands, setting)
     found += _gradient(operands, setting)

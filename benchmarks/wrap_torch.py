@@ -40,7 +40,7 @@ Tensors = Sequence[torch.Tensor]
 
 def run(setting: Setting) -> Findings:
     """A small network and the CIFAR ``Net``, with and without gradients; and a ResNet-20."""
-    found = Findings()
+    found = setting.findings
     for problem in (_mlp(setting), _net(setting)):
         found += _forward(problem, setting)
         found += _training(problem, setting)

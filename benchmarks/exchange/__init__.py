@@ -23,7 +23,10 @@ def run(setting: Setting) -> Findings:
     """Every question of the suite; those with promises first, while the process is fresh."""
     directions, missing = both_directions(setting)
     chosen = exchange.choice()
-    found = Findings(facts=[f"The bridge took its {chosen.path} path: {chosen.reason}", *missing])
+    found = setting.findings
+    found.facts += [f"The bridge took its {chosen.path} path: {chosen.reason}", *missing]
+    if on_gpu := exchange.cuda_choice():
+        found.facts.append(f"On the GPU it took its {on_gpu.path} path: {on_gpu.reason}")
     for ask_question in (headline, tree, state_dict, flatness):
         for direction in directions:
             found += ask_question(direction, setting)

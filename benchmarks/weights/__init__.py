@@ -6,17 +6,18 @@
 from .._case import Findings
 from .._setting import Setting
 from ._conversion import conversion, sharing
-from ._models import MODELS, TRANSFORMER
+from ._models import MODELS, TRANSFORMER, nnx_template, torch_module
 from ._planning import planning
 from ._space import peak_memory
 from ._syncing import small_leaves, syncing
 
-__all__ = ["run"]
+__all__ = ["MODELS", "TRANSFORMER", "nnx_template", "run", "torch_module"]
 
 
 def run(setting: Setting) -> Findings:
     """Every question of the suite."""
-    found = planning(setting)
+    found = setting.findings
+    found += planning(setting)
     found += small_leaves(setting)
     found += syncing(TRANSFORMER, MODELS[TRANSFORMER](setting.quick), setting)
     for name, describe in MODELS.items():

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from torchjax_bridge import plan, to_jax, to_state_dict
+from torchjax_bridge import jax_device, plan, to_jax, to_state_dict
 from torchjax_bridge.errors import BridgeError
 
 from . import checkpoint, data, tables, terminal
@@ -91,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the seed of the batches (0)",
     )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where both frameworks compute (cpu)"
+    )
     parser.add_argument("--plan", action="store_true", help="also print where each weight goes")
     parser.add_argument("--source", type=Path, metavar="FILE", help="write the Flax source of the port")
     parser.add_argument(
@@ -115,13 +118,15 @@ def _run(options: argparse.Namespace) -> None:
         images = data.read(options.data) if options.data else data.packaged()
     state = checkpoint.read(options.checkpoint)
     console = terminal.results_console()
-    # Both frameworks on the CPU and in full float32, so logits and times are comparable.
-    with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
+    # Both frameworks on one device and in full float32, so logits and times are comparable.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    with jax.default_device(jax_device(options.device)), jax.default_matmul_precision("highest"):
         tuned = port(
             state,
             images,
             steps=options.steps,
             seed=options.seed,
+            device=options.device,
             show_plan=options.plan,
             source=options.source,
             console=console,
@@ -137,6 +142,7 @@ def port(
     *,
     steps: int,
     seed: int = 0,
+    device: str = "cpu",
     show_plan: bool = False,
     source: Path | None = None,
     console: Console,
@@ -148,6 +154,7 @@ def port(
         images: The images for the comparison and the fine-tuning.
         steps: Steps of fine-tuning.
         seed: The seed of the fine-tuning's batches.
+        device: Where torch computes; JAX's default device should be the same.
         show_plan: Also print where each weight goes.
         source: Where the Flax source of the port goes.
         console: Where to print the results.
@@ -160,9 +167,9 @@ def port(
         CheckError: Checks failed; the message lists them.
     """
     network = recognise(state)
-    net = network.load(state)
+    net = network.load(state).to(device)
     # Both share one memory: torch's channels-first batches are strided views of the same pixels.
-    batches = torch.from_numpy(images.normalised()).split(_BATCH)
+    batches = torch.from_numpy(images.normalised()).to(device).split(_BATCH)
     torch_batches = [batch.permute(0, 3, 1, 2) for batch in batches]
     jax_batches = [to_jax(batch) for batch in batches]
 
@@ -199,7 +206,7 @@ def port(
         "comparing",
         [
             (nnx_forward(model), jax_batches),
-            (partial(_forward, network.load(weights)), torch_batches),
+            (partial(_forward, network.load(weights).to(device)), torch_batches),
         ],
     )
     console.print(tables.finetuning_table(images, losses, results[0], tuned, back))
@@ -214,7 +221,7 @@ def port(
 
 @torch.no_grad()
 def _forward(net: nn.Module, pixels: Tensor) -> Tensor:
-    return net(pixels)
+    return net(pixels).cpu()
 
 
 def _run_all(title: str, runs: Sequence[tuple[Callable[[Any], Any], Sequence[Any]]]) -> list[ForwardResult]:

@@ -1,4 +1,4 @@
-"""The crossing on CUDA, on machines without one: CPU memory and functions that note their streams stand in for it."""
+"""The crossing on CUDA, where there is none: CPU memory and functions that note their streams stand in for it."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace

@@ -94,26 +94,37 @@ def _jax_devices() -> tuple[str, str]:
 
 
 def _exchange_faults() -> Iterator[str]:
-    """Every fault of an exchange of small tensors."""
-    import jax
+    """Every fault of an exchange of small tensors, on the CPU and on a GPU that both frameworks see."""
+    import torch
+
+    from torchjax_bridge.exchange import cuda_choice
+
+    yield from _faults_on("cpu")
+    if cuda_choice() is not None:
+        yield from _faults_on("cuda")
+    elif torch.cuda.is_available():
+        yield "torch sees a GPU and JAX does not: install jax[cuda12] or jax[cuda13] to share memory on it"
+
+
+def _faults_on(device: str) -> Iterator[str]:
     import jax.numpy as jnp
     import torch
 
     from torchjax_bridge.exchange import to_jax, to_torch
 
-    bits = torch.tensor([0x7FC00001, -(2**31), 1, 0x3F800000] * 16, dtype=torch.int32).view(torch.float32)
+    bits = torch.tensor([0x7FC00001, -(2**31), 1, 0x3F800000] * 16, dtype=torch.int32, device=device)
+    bits = bits.view(torch.float32)
     try:
         array = to_jax(bits)
         back = to_torch(array)
         if not torch.equal(back.view(torch.int32), bits.view(torch.int32)):
-            yield "values change on the way to JAX and back"
+            yield f"values change on the way to JAX and back ({device})"
         if array.unsafe_buffer_pointer() != bits.data_ptr() or back.data_ptr() != bits.data_ptr():
-            yield "an aligned tensor is copied where its memory could be shared"
-        if float(jnp.sum(to_jax(torch.ones(3, 4)) @ to_jax(torch.ones(4)))) != 12.0:
-            yield "JAX computes wrongly with a shared tensor"
+            yield f"an aligned tensor is copied where its memory could be shared ({device})"
+        product = to_jax(torch.ones(3, 4, device=device)) @ to_jax(torch.ones(4, device=device))
+        if float(jnp.sum(product)) != 12.0:
+            yield f"JAX computes wrongly with a shared tensor ({device})"
         if bits.data_ptr() % 64:
-            yield f"torch allocates on {bits.data_ptr() % 64}-byte boundaries, which JAX cannot share"
+            yield f"torch allocates on {bits.data_ptr() % 64}-byte boundaries, which JAX cannot share ({device})"
     except (BridgeError, RuntimeError) as err:
-        yield f"a tensor does not cross: {err}"
-    if torch.cuda.is_available() and not any(device.platform == "gpu" for device in jax.devices()):
-        yield "torch sees a GPU and JAX does not: install jax[cuda12] or jax[cuda13] to share memory on it"
+        yield f"a tensor does not cross ({device}): {err}"

@@ -1,4 +1,4 @@
-"""The only file that touches DLPack capsules on the CPU: imports torch memory into JAX, exports JAX memory to torch.
+"""The only file that touches DLPack capsules on the CPU: imports torch memory into JAX, and back.
 
 Two paths do the same work. The *public* path is ``jax.dlpack.from_dlpack`` and ``torch.from_dlpack``. The
 *fast* path calls the private functions underneath (``torch._C._to_dlpack``, ``torch._C._from_dlpack`` and

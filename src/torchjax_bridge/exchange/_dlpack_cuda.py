@@ -49,7 +49,11 @@ def export_cuda(array: jax.Array) -> torch.Tensor:
 
 def cuda_choice() -> Choice | None:
     """The path in use on the GPU; None where torch and JAX do not both see one."""
-    if not torch.cuda.is_available() or not any(one.platform == "gpu" for one in jax.local_devices()):
+    if not torch.cuda.is_available():
+        return None
+    try:
+        jax.local_devices(backend="gpu")
+    except RuntimeError:  # JAX has no such backend
         return None
     _pair()
     return _chosen
@@ -116,7 +120,7 @@ def _fast_functions() -> tuple[Import, Export]:
 
 
 def _stream_of(device: Any) -> int | None:
-    """The stream on which XLA waits for others; None if this client has none, and torch orders its default stream."""
+    """The stream on which XLA waits for others; None if this client has none."""
     try:
         return device.get_stream_for_external_ready_events()
     except jax.errors.JaxRuntimeError as err:

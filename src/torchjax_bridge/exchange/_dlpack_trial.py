@@ -47,7 +47,10 @@ def wanted_path() -> str:
 
 
 def choose(
-    wanted: str, fast: Callable[[], tuple[Import, Export]], public: tuple[Import, Export], device: torch.device
+    wanted: str,
+    fast: Callable[[], tuple[Import, Export]],
+    public: tuple[Import, Export],
+    device: torch.device,
 ) -> tuple[Choice, tuple[Import, Export]]:
     """The fast pair of functions if it is not unwanted and passes its trial on the device; else the public pair.
 

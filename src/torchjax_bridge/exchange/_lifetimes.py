@@ -3,9 +3,9 @@
 On CUDA a call returns before its kernels run. Each framework frees memory in the order of its own streams and does
 not know the other's:
 
-* A tensor shared with JAX. XLA lets go of it as soon as all kernels that read it are *queued*, and torch's allocator
-  would give the memory out at once. `record_xla_stream` tells the allocator XLA's compute stream, so that it waits
-  for an event there (``Tensor.record_stream``).
+* A tensor shared with JAX. XLA lets go of it as soon as all kernels that read it are *queued*, and torch's
+  allocator would give the memory out at once. `record_xla_stream` tells the allocator XLA's compute stream, so that
+  it waits for an event there (``Tensor.record_stream``).
 * An array shared with torch. When the tensor dies, kernels on torch's stream may still read it. `hold_for_torch`
   keeps the memory until an event on torch's current stream of that moment has passed.
 

@@ -121,9 +121,9 @@ def array_to_torch(
         DeviceError: torch does not see the device.
 
     Memory:
-        With ``copy=None``, shares unless the array changes device or is in host memory of a GPU. torch cannot mark memory read-only, so writing
-        to a shared result changes the JAX array, which JAX assumes to be immutable. On the CPU the call waits
-        until the array is computed.
+        With ``copy=None``, shares unless the array changes device or is in host memory of a GPU. torch cannot
+        mark memory read-only, so writing to a shared result changes the JAX array, which JAX assumes to be
+        immutable. On the CPU the call waits until the array is computed.
     """
     if type(array) is _dlpack.PlainArray and (copy is None or copy is False) and device is None:
         try:

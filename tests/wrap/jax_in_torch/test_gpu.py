@@ -31,9 +31,8 @@ def mlp(x, w):
 
 @pytest.fixture
 def inputs():
-    generator = torch.Generator("cuda").manual_seed(0)
-    x = torch.randn(64, 128, device="cuda", generator=generator)
-    return x, torch.randn(128, 32, device="cuda", generator=generator).requires_grad_()
+    torch.manual_seed(0)
+    return torch.randn(64, 128, device="cuda"), torch.randn(128, 32, device="cuda").requires_grad_()
 
 
 def warm(f, x, w):

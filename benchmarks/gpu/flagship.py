@@ -1,0 +1,35 @@
+"""``python -m benchmarks.gpu.flagship FOLDER``: the flagship example, with both frameworks on the GPU.
+
+Takes the example's own images where foolbox is installed, and else random ones, on which the logits are compared
+and the loss must fall all the same.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from examples.cifar10 import port
+
+__all__ = ["main"]
+
+
+def main(folder: Path) -> int:
+    """Run the example on the GPU, and give its exit status."""
+    arguments = ["--device", "cuda", "--source", str(folder / "flagship.py")]
+    if importlib.util.find_spec("foolbox") is None:
+        images = folder / "random-images.npz"
+        generator = np.random.default_rng(0)
+        np.savez(
+            images,
+            images=generator.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8),
+            labels=generator.integers(0, 10, 200),
+        )
+        arguments += ["--data", str(images)]
+        print("foolbox is not installed, so the images are random")
+    return port.main(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
