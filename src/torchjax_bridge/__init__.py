@@ -13,10 +13,14 @@ from ._lazy import lazy_attributes
 if TYPE_CHECKING:
     from .exchange import jax_device as jax_device
     from .exchange import jax_dtype as jax_dtype
+    from .exchange import jax_mesh as jax_mesh
+    from .exchange import jax_sharding as jax_sharding
     from .exchange import to_jax as to_jax
     from .exchange import to_torch as to_torch
     from .exchange import torch_device as torch_device
     from .exchange import torch_dtype as torch_dtype
+    from .exchange import torch_mesh as torch_mesh
+    from .exchange import torch_placements as torch_placements
     from .porting import port as port
     from .weights import audit as audit
     from .weights import link as link
@@ -37,10 +41,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "jax_device": "exchange",
     "jax_dtype": "exchange",
+    "jax_mesh": "exchange",
+    "jax_sharding": "exchange",
     "to_jax": "exchange",
     "to_torch": "exchange",
     "torch_device": "exchange",
     "torch_dtype": "exchange",
+    "torch_mesh": "exchange",
+    "torch_placements": "exchange",
     "as_torch_function": "wrap",
     "as_torch_module": "wrap",
     "as_jax_function": "wrap",
@@ -65,6 +73,8 @@ __all__ = [
     "errors",
     "jax_device",
     "jax_dtype",
+    "jax_mesh",
+    "jax_sharding",
     "link",
     "parity",
     "plan",
@@ -77,6 +87,8 @@ __all__ = [
     "to_torch",
     "torch_device",
     "torch_dtype",
+    "torch_mesh",
+    "torch_placements",
 ]
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others

@@ -7,7 +7,9 @@ from ._devices import jax_device, torch_device
 from ._dlpack import Choice, choice, cuda_choice
 from ._dtypes import jax_dtype, torch_dtype
 from ._fork import at_fork, refuse_in_fork
+from ._meshes import jax_mesh, torch_mesh
 from ._paths import Path, from_jax_keypath, join_path, split_path
+from ._placements import jax_sharding, torch_placements
 from ._pytree import flatten
 from ._refusals import check_copy
 from ._tensors import array_to_torch, tensor_to_jax, x64
@@ -25,6 +27,8 @@ __all__ = [
     "from_jax_keypath",
     "jax_device",
     "jax_dtype",
+    "jax_mesh",
+    "jax_sharding",
     "join_path",
     "refuse_in_fork",
     "split_path",
@@ -33,5 +37,7 @@ __all__ = [
     "to_torch",
     "torch_device",
     "torch_dtype",
+    "torch_mesh",
+    "torch_placements",
     "x64",
 ]

@@ -24,9 +24,11 @@ __all__ = [
     "cannot_share",
     "check_array",
     "check_copy",
+    "check_no_derivative",
     "check_tensor",
     "leaf_name",
     "raise_with_leaf",
+    "refuse",
     "refuse_64_bit",
     "refuse_deleted",
 ]
@@ -48,10 +50,10 @@ def check_copy(copy: Any) -> None:
 def check_tensor(tensor: Any, path: Path) -> None:
     """Raise unless this is a plain tensor: a dtype, a shape and a block of memory, without gradient."""
     if not isinstance(tensor, torch.Tensor):
-        _refuse(path, "JAX", _article_and_class(tensor), _fix_for_non_tensor(tensor))
+        refuse(path, "JAX", _article_and_class(tensor), _fix_for_non_tensor(tensor))
     cls = type(tensor)
     if tensor.is_nested:
-        _refuse(
+        refuse(
             path,
             "JAX",
             f"a nested tensor ({cls.__qualname__})",
@@ -59,15 +61,22 @@ def check_tensor(tensor: Any, path: Path) -> None:
         )
     if cls not in _PLAIN_CLASSES:
         if torch.nn.parameter.is_lazy(tensor):
-            _refuse(
+            refuse(
                 path,
                 "JAX",
                 f"a {cls.__qualname__} of a lazy module, which has no shape yet",
                 "Call the module once on an example input first.",
             )
         if tensor.is_meta or "Fake" in cls.__name__:
-            _refuse(path, "JAX", f"a {cls.__name__}, with a shape but no values", "Pass a real tensor.")
-        _refuse(
+            refuse(path, "JAX", f"a {cls.__name__}, with a shape but no values", "Pass a real tensor.")
+        if hasattr(tensor, "device_mesh"):
+            refuse(
+                path,
+                "JAX",
+                "a DTensor, which lies on a mesh",
+                "to_jax and to_flax take it. Elsewhere pass .full_tensor(), or .to_local() for this shard.",
+            )
+        refuse(
             path,
             "JAX",
             f"a {cls.__module__}.{cls.__qualname__}, a torch.Tensor subclass that may mean more "
@@ -75,36 +84,41 @@ def check_tensor(tensor: Any, path: Path) -> None:
             "If only its data matters, pass .as_subclass(torch.Tensor). Otherwise convert it to a plain tensor.",
         )
     if tensor.is_meta:
-        _refuse(path, "JAX", "a meta tensor, which holds a shape but no values", "Pass a real tensor.")
+        refuse(path, "JAX", "a meta tensor, which holds a shape but no values", "Pass a real tensor.")
     if tensor.is_quantized:
-        _refuse(path, "JAX", f"a quantized tensor ({tensor.dtype})", torch_dtype_fix(tensor.dtype))
+        refuse(path, "JAX", f"a quantized tensor ({tensor.dtype})", torch_dtype_fix(tensor.dtype))
     if tensor.layout is not torch.strided:
-        _refuse(path, "JAX", f"a sparse tensor ({tensor.layout})", "Call .to_dense() first.")
-    if tensor.requires_grad:
-        _refuse(
-            path,
-            "JAX",
-            "a tensor that requires grad, and a shared array would drop the gradient",
-            "Call .detach() first; or wrap the JAX function with as_torch_function, which keeps gradients.",
-        )
-    if has_tangent(tensor):
-        _refuse(
-            path,
-            "JAX",
-            "a dual tensor of forward-mode autograd, and a shared array would drop the tangent",
-            "Pass forward_ad.unpack_dual(tensor).primal; or wrap the JAX function with as_torch_function.",
-        )
+        refuse(path, "JAX", f"a sparse tensor ({tensor.layout})", "Call .to_dense() first.")
+    check_no_derivative(tensor, path)
     if tensor.dtype not in TORCH_TO_JAX:
         raise DtypeError(
             f"cannot share {leaf_name(path)} with JAX: JAX has no dtype for {tensor.dtype}. "
             f"{torch_dtype_fix(tensor.dtype)}"
         )
     if not _has_storage(tensor):
-        _refuse(
+        refuse(
             path,
             "JAX",
             "a tensor without memory of its own (inside torch.func or torch.compile, or its storage freed)",
             "Cross outside the transform, or wrap the JAX function with as_torch_function.",
+        )
+
+
+def check_no_derivative(tensor: torch.Tensor, path: Path) -> None:
+    """Raise for a tensor whose derivative an array would drop."""
+    if tensor.requires_grad:
+        refuse(
+            path,
+            "JAX",
+            "a tensor that requires grad, and a shared array would drop the gradient",
+            "Call .detach() first; or wrap the JAX function with as_torch_function, which keeps gradients.",
+        )
+    if has_tangent(tensor):
+        refuse(
+            path,
+            "JAX",
+            "a dual tensor of forward-mode autograd, and a shared array would drop the tangent",
+            "Pass forward_ad.unpack_dual(tensor).primal; or wrap the JAX function with as_torch_function.",
         )
 
 
@@ -115,19 +129,19 @@ def _has_storage(tensor: torch.Tensor) -> bool:
         return False
 
 
-def check_array(array: Any, path: Path) -> None:
-    """Raise unless this is an array with values in the memory of one device."""
+def check_array(array: Any, path: Path, sharded: bool = False) -> None:
+    """Raise unless this is an array with values, in the memory of one device unless ``sharded``."""
     if isinstance(array, jax.core.Tracer):
-        _refuse(
+        refuse(
             path,
             "torch",
             f"a tracer ({array}), which has no values while JAX traces a function",
             "Cross outside jit, grad and vmap; or wrap the torch function with as_jax_function.",
         )
     if not isinstance(array, jax.Array):
-        _refuse(path, "torch", _article_and_class(array), _fix_for_non_leaf(array) or _ALLOWED_LEAVES)
+        refuse(path, "torch", _article_and_class(array), _fix_for_non_leaf(array) or _ALLOWED_LEAVES)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        _refuse(path, "torch", f"a PRNG key array ({array.dtype})", jax_dtype_fix(array.dtype))
+        refuse(path, "torch", f"a PRNG key array ({array.dtype})", jax_dtype_fix(array.dtype))
     if array.dtype not in JAX_TO_TORCH:
         raise DtypeError(
             f"cannot share {leaf_name(path)} with torch: torch has no dtype for {array.dtype}. "
@@ -135,17 +149,19 @@ def check_array(array: Any, path: Path) -> None:
         )
     if array.is_deleted():
         refuse_deleted(path, "torch")
-    if (count := array.sharding.num_devices) > 1:
-        _refuse(
+    if (count := array.sharding.num_devices) > 1 and not sharded:
+        refuse(
             path,
             "torch",
             f"an array on {count} devices ({array.sharding})",
-            "Gather it with jax.device_put(array, jax.devices()[0]), or pass array.addressable_data(i).",
+            "Gather it with jax.device_put(array, jax.devices()[0]), or pass array.addressable_data(i)."
+            if array.is_fully_addressable
+            else "Pass mesh=torch_mesh(array.sharding.mesh) for a DTensor, or array.addressable_data(0).",
         )
 
 
 def refuse_deleted(path: Path, framework: str) -> NoReturn:
-    _refuse(
+    refuse(
         path,
         framework,
         "a deleted array (its buffer was donated, or .delete() was called)",
@@ -177,7 +193,8 @@ def raise_with_leaf(err: BaseException, thing: Any, framework: str, path: Path) 
     ) from err
 
 
-def _refuse(path: Path, framework: str, what: str, fix: str) -> NoReturn:
+def refuse(path: Path, framework: str, what: str, fix: str) -> NoReturn:
+    """Raise for a leaf: what it is, and the fix."""
     raise UnsupportedLeafError(f"cannot share {leaf_name(path)} with {framework}: it is {what}. {fix}")
 
 

@@ -1,11 +1,12 @@
 """The two public functions over pytrees: `to_jax` and `to_torch`.
 
-A tree is a JAX pytree. ``_tensors`` converts each leaf. One error names every leaf that cannot cross, with its
-path. A leaf that occurs several times is one object in the result, too. ``_pytree`` raises for what JAX cannot
-flatten or rebuild.
+A tree is a JAX pytree. ``_tensors`` converts each leaf, ``_dtensors`` a sharded one. One error names every
+leaf that cannot cross, with its path. A leaf that occurs several times is one object in the result, too.
+``_pytree`` raises for what JAX cannot flatten or rebuild.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, overload
 
 import jax
@@ -17,6 +18,8 @@ from torchjax_bridge.errors import ExchangeError
 from . import _dlpack
 from ._devices import jax_device, torch_device
 from ._dlpack import PlainArray
+from ._dtensors import array_to_leaf, dtensor_class, leaf_to_jax
+from ._meshes import jax_mesh, torch_mesh
 from ._paths import from_jax_keypath
 from ._pytree import flatten, rebuild
 from ._refusals import FRAMEWORK_ERRORS, check_copy
@@ -24,14 +27,21 @@ from ._tensors import array_to_torch, tensor_to_jax
 
 __all__ = ["to_jax", "to_torch"]
 
+_Tensor = torch.Tensor
+_Parameter = torch.nn.Parameter
+
 
 @overload
 def to_jax(
-    tree: torch.Tensor | jax.Array | np.ndarray, *, copy: bool | None = None, device: Any = None
+    tree: torch.Tensor | jax.Array | np.ndarray,
+    *,
+    copy: bool | None = None,
+    device: Any = None,
+    mesh: Any = None,
 ) -> jax.Array: ...
 @overload
-def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
-def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
+def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any = None) -> Any: ...
+def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any = None) -> Any:
     """The same pytree with every ``torch.Tensor`` and ``numpy.ndarray`` leaf a ``jax.Array``, bit for bit.
 
     Args:
@@ -41,9 +51,12 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is.
+        mesh: For ``DTensor`` leaves: the ``jax.sharding.Mesh`` or ``DeviceMesh`` over which the arrays lie.
+            ``None`` is `jax_mesh` of each one's own mesh. Other leaves ignore it.
 
     Returns:
-        A pytree of the same structure. Two leaves that are one tensor become one array.
+        A pytree of the same structure. Two leaves that are one tensor become one array. A ``DTensor`` becomes an
+        array with a ``NamedSharding``; it crosses shard by shard, each process its own, and nothing is sent.
 
     Raises:
         ExchangeError: Some leaves cannot cross. The message lists every such leaf with its path, the reason
@@ -66,20 +79,27 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     >>> to_jax({"w": torch.ones(2, 3), "b": None})["w"].shape
     (2, 3)
     """
-    if isinstance(tree, torch.Tensor):
+    cls = type(tree)
+    if cls is _Tensor or cls is _Parameter:
         if copy is None and device is None:  # skip the cost of keyword arguments
             return tensor_to_jax(tree)
         return tensor_to_jax(tree, copy=copy, device=device)
-    return _convert_tree(tensor_to_jax, tree, copy, device)
+    if mesh is not None:
+        mesh = jax_mesh(mesh)
+    return _convert_tree("JAX", tree, copy, device, mesh)
 
 
 @overload
 def to_torch(
-    tree: torch.Tensor | jax.Array | np.ndarray, *, copy: bool | None = None, device: Any = None
+    tree: torch.Tensor | jax.Array | np.ndarray,
+    *,
+    copy: bool | None = None,
+    device: Any = None,
+    mesh: Any = None,
 ) -> torch.Tensor: ...
 @overload
-def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any: ...
-def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
+def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any = None) -> Any: ...
+def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any = None) -> Any:
     """The same pytree with every ``jax.Array`` and ``numpy.ndarray`` leaf a ``torch.Tensor``, bit for bit.
 
     Args:
@@ -88,6 +108,8 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
         device: A ``torch.device``, a ``jax.Device`` or a name; ``None`` leaves each leaf where it is.
+        mesh: A ``DeviceMesh`` or ``jax.sharding.Mesh``: arrays with a ``NamedSharding`` become ``DTensor``s
+            over it. Other leaves ignore it. ``None`` refuses arrays on several devices.
 
     Returns:
         A pytree of the same structure. A new tensor does not require grad; a tensor that is passed through is
@@ -106,21 +128,29 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None) -> Any:
     >>> to_torch((jnp.zeros(3), jnp.ones(2, jnp.bfloat16)))[1].dtype
     torch.bfloat16
     """
-    if type(tree) is PlainArray and copy is None and device is None:
+    if type(tree) is PlainArray and copy is None and device is None and mesh is None:
         try:  # inlined from array_to_torch: the call would cost a twentieth of the crossing
             return _dlpack.export(tree)
         except FRAMEWORK_ERRORS:
             pass
-    if isinstance(tree, jax.Array):
+    if mesh is not None:
+        mesh = torch_mesh(mesh)
+    elif isinstance(tree, jax.Array):
         return array_to_torch(tree, copy=copy, device=device)
-    return _convert_tree(array_to_torch, tree, copy, device)
+    return _convert_tree("torch", tree, copy, device, mesh)
 
 
-def _convert_tree(convert_leaf: Callable[..., Any], tree: Any, copy: bool | None, device: Any) -> Any:
+def _convert_tree(framework: str, tree: Any, copy: bool | None, device: Any, mesh: Any) -> Any:
     check_copy(copy)
     if device is not None:  # checked here, so that a wrong device is reported once and not per leaf
-        device = jax_device(device) if convert_leaf is tensor_to_jax else torch_device(device)
+        device = jax_device(device) if framework == "JAX" else torch_device(device)
     leaves, structure = flatten(tree)
+    convert_leaf: Callable[..., Any]
+    if framework == "JAX":
+        sharded = dtensor_class() in set(map(type, leaves))
+        convert_leaf = partial(leaf_to_jax, mesh=mesh) if sharded else tensor_to_jax
+    else:
+        convert_leaf = array_to_torch if mesh is None else partial(array_to_leaf, mesh=mesh)
     converted: dict[int, Any] = {}  # by identity, so that a repeated leaf is converted once
     try:
         if copy is None and device is None:
