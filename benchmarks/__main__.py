@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return port(argv[1:])
     if argv[:1] == ["gpu"]:
-        from .gpu import main as gpu
+        from .gpu._command import main as gpu
 
         return gpu(argv[1:])
     arguments = _parser().parse_args(argv)
@@ -190,16 +190,17 @@ def _report(folder: Path) -> None:
 
 def _draw(folder: Path) -> None:
     from ._plots import draw
-    from ._record import load
+    from ._record import load, result_files
 
-    for file in sorted(folder.glob("*.json")):
+    for file in result_files(folder):
         for suite in load(file):
             try:
                 pictures = draw(suite, folder)
             except ImportError as err:
                 print(f"no pictures: {err}; install matplotlib and run 'python -m benchmarks report'")
                 return
-            print(f"drew {', '.join(str(picture) for picture in pictures)}")
+            if pictures:
+                print(f"drew {', '.join(str(picture) for picture in pictures)}")
 
 
 def _progress(question: str) -> None:

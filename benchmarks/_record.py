@@ -14,7 +14,7 @@ from typing import Any
 
 from ._timing import Spread
 
-__all__ = ["SCHEMA", "Case", "Promise", "RecordError", "Row", "Suite", "load", "save"]
+__all__ = ["SCHEMA", "Case", "Promise", "RecordError", "Row", "Suite", "load", "result_files", "save"]
 
 SCHEMA = 1
 
@@ -141,6 +141,11 @@ def save(folder: Path, device: str, suites: list[Suite]) -> Path:
         os.unlink(draft)
         raise
     return path
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The result files of a folder, which may hold other files too."""
+    return [path for device in ("cpu", "cuda") if (path := folder / f"{device}.json").exists()]
 
 
 def load(path: Path) -> list[Suite]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._record import Suite, load
+from ._record import Suite, load, result_files
 from ._tables import Table, tables
 
 __all__ = ["BEGIN", "END", "PageError", "markdown", "put_between", "section", "write_page"]
@@ -65,7 +65,7 @@ def put_between(page: Path, begin: str, end: str, body: str) -> None:
 def section(results: Path, pictures: str) -> str:
     """The Markdown of every result file of a folder; pictures are linked below ``pictures``."""
     parts = []
-    for file in sorted(results.glob("*.json")):
+    for file in result_files(results):
         for suite in load(file):
             if mark := suite.provenance.get("rehearsal"):
                 raise PageError(f"{file} is no result: {mark}")

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from .._case import Findings
 from .._record import Promise
+from .._rehearsal import rehearsing
 from .._setting import Setting
 from .._timing import Spread
 from ._routes import Direction, check_result
@@ -24,7 +25,7 @@ __all__ = ["no_host_wait"]
 
 _CROSSINGS = 20
 # Matrix products that take tens of milliseconds on the fastest GPUs of 2026, and longer on others.
-_WIDTH, _STEPS = 8192, 5
+_WIDTH, _STEPS = (64 if rehearsing() else 8192), 5
 _REGION = "crossings under the profiler"
 # CUDA calls that block the host until the device, a stream or an event is done.
 _WAITS = (

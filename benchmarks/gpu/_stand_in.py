@@ -91,6 +91,7 @@ def install() -> None:
     import jax
     import torch
 
+    _stand_in_for_capsules()
     _stand_in_for_streams(torch.cuda)
     for name in (*_FACTORIES, *_LIKE):
         setattr(torch, name, _on_the_cpu(getattr(torch, name)))
@@ -135,6 +136,21 @@ def _on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return call
+
+
+def _stand_in_for_capsules() -> None:
+    """The two functions of jaxlib, with no stream and with CPU memory whatever they are told."""
+    from jaxlib import _jax
+
+    array_from_capsule: Any = _jax.dlpack_managed_tensor_to_buffer
+    capsule_from_array: Any = _jax.buffer_to_dlpack_managed_tensor
+
+    def to_array(capsule: Any, device: Any, stream: Any, copy: Any = None, *kind: Any) -> Any:
+        return array_from_capsule(capsule, device, None, copy, *(1 for _ in kind))
+
+    to_array.__doc__ = array_from_capsule.__doc__  # which tells what it takes
+    _jax.dlpack_managed_tensor_to_buffer = to_array
+    _jax.buffer_to_dlpack_managed_tensor = lambda array, stream=None: capsule_from_array(array)
 
 
 def _stand_in_for_streams(cuda: Any) -> None:

@@ -27,6 +27,7 @@ class _Watch:
         self._path = path
         self._texts: dict[str, list[str]] = {}
         self._outcomes: dict[str, str] = {}
+        self._seconds: dict[str, float] = {}
         self._session: pytest.Session | None = None
 
     def _write(self, **line: Any) -> None:
@@ -41,6 +42,7 @@ class _Watch:
         self._write(begins=nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0.0) + report.duration
         worst = self._outcomes.get(report.nodeid, "passed")
         if report.outcome != "passed" and worst != "failed":
             self._outcomes[report.nodeid] = report.outcome
@@ -51,7 +53,8 @@ class _Watch:
         if report.when == "teardown":
             text = "\n".join(self._texts.get(report.nodeid, []))
             outcome = self._outcomes.get(report.nodeid, "passed")
-            self._write(ends=report.nodeid, outcome=outcome, seconds=round(report.duration, 3), text=text)
+            seconds = round(self._seconds[report.nodeid], 3)
+            self._write(ends=report.nodeid, outcome=outcome, seconds=seconds, text=text)
             if outcome == "failed" and self._session and any(word in text for word in _LOST):
                 self._session.shouldstop = "the device is lost to this process"
 

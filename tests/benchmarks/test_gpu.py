@@ -226,7 +226,7 @@ def test_in_a_rehearsal_an_assertion_is_told_from_an_error(tmp_path: Path):
     text = _page.body(a_run(rehearsal=True), tmp_path)
     assert text.startswith(f"> **{MARK}.**")
     assert "| t.py::is_broken | failed | 1.0 | TypeError: f() takes 1 |" in text
-    assert "1 tests ended at an assertion that the CPU cannot satisfy, as it must: `needs_a_gpu`" in text
+    assert "1 tests ended where only a GPU goes on, as they must: `needs_a_gpu`" in text
 
 
 # --- the command -----------------------------------------------------------------------------------------------
