@@ -57,7 +57,7 @@ def _learn(torch_device: torch.device, device: jax.Device) -> Any:
                 # In its own thread, where no trace and no default device of the caller is active.
                 with ThreadPoolExecutor(1, "torchjax-bridge-stream") as pool:
                     pointer = pool.submit(_compute_stream, device).result()
-            _compute_streams[device] = pointer and torch.cuda.ExternalStream(pointer, torch_device)
+            _compute_streams[device] = torch.cuda.ExternalStream(pointer, torch_device) if pointer else None
     return _compute_streams[device]
 
 
