@@ -36,6 +36,8 @@ def body(run: Run, folder: Path) -> str:
         parts.append("> **This run was not finished.** What it had by then is below.\n")
     shown = verdicts(run, tests, suites)
     parts.append(_head(run, suites))
+    if run.found["blockers"]:
+        return "\n".join(parts)
     if run.rehearsal:
         shown = [replace(one, verdict="no verdict") for one in shown]
     else:
@@ -84,6 +86,7 @@ def _head(run: Run, suites: Sequence[Suite]) -> str:
         or "no GPU was asked for"
     )
     cuda = f", CUDA {hardware['cuda']}" if hardware.get("cuda") else ""
+    cuda += f"; nvidia-smi: {found['card']}" if found["card"] else ""
     lines = [
         f"- Machine: {seen}{cuda}.",
         f"- Versions: python {found['python']}, "
@@ -96,7 +99,8 @@ def _head(run: Run, suites: Sequence[Suite]) -> str:
         f"- Missing: {name} ({lacks or 'nothing runs without it'})."
         for name, lacks in found["missing"].items()
     ]
-    lines += [f"- **Nothing could run:** {why}." for why in found["blockers"]]
+    if found["blockers"]:
+        lines += ["", "**Nothing could run:**", "", *(f"- {why}." for why in found["blockers"])]
     return "\n".join(lines) + "\n"
 
 

@@ -19,12 +19,12 @@ _NEEDED = {"torch": "", "jax": "", "jaxlib": "", "numpy": ""}
 _OPTIONAL = {
     "flax": "the suites weights and wrap, the link, the flagship",
     "optax": "the flagship",
-    "orbax-checkpoint": "nothing here",
     "pytest": "all tests",
     "hypothesis": "the tests of the exchange",
     "typer": "doctor",
     "rich": "doctor and the flagship",
     "safetensors": "the flagship",
+    "pillow": "the flagship",
     "foolbox": "real images for the flagship; random ones are taken",
     "matplotlib": "the pictures; `python -m benchmarks report` draws them elsewhere",
 }
@@ -64,6 +64,8 @@ class Found:
     """What is not there -> what is skipped for that."""
     gpus: dict[str, list[str]]
     """Framework -> the GPUs it sees."""
+    card: str
+    """What nvidia-smi says of the driver and the cards; empty without it."""
     blockers: tuple[str, ...]
     """Why nothing can run; empty if it can."""
 
@@ -95,7 +97,16 @@ def look(environment: Mapping[str, str], *, rehearse: bool, seconds: float = 90)
     if not blockers and not rehearse:
         gpus, why = _ask(environment, seconds)
         blockers += why
-    return Found(platform.python_version(), versions, missing, gpus, tuple(blockers))
+    return Found(platform.python_version(), versions, missing, gpus, _card(), tuple(blockers))
+
+
+def _card() -> str:
+    asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return " ".join(done.stdout.split()) if done.returncode == 0 else ""
 
 
 def _ask(environment: Mapping[str, str], seconds: float) -> tuple[dict[str, list[str]], list[str]]:

@@ -101,6 +101,8 @@ def verdicts(run: Run, tests: Sequence[Outcome], suites: Sequence[Suite]) -> lis
 def _of_tests(promise: str, parts: Sequence[str], tests: Sequence[Outcome]) -> Verdict:
     mine = [one for one in tests if any(part in one.test for part in parts)]
     missing = [part for part in parts if not any(part in one.test for one in mine)]
+    if not mine:
+        return Verdict(promise, UNKNOWN, "its tests were not reached")
 
     def count(test: Callable[[str], bool]) -> int:
         return sum(test(one.outcome) for one in mine)
