@@ -52,13 +52,15 @@ def main(argv: Sequence[str]) -> int:
         return 2
     for name, lacks in found.missing.items():
         print(f"without {name}: {lacks}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that what runs is ended, and the page is written
+    before = signal.signal(signal.SIGTERM, _interrupt)  # so that what runs is ended, and the page is written
     chosen = [stage for stage in STAGES if not arguments.only or stage.name in arguments.only]
     try:
         _run_stages(chosen, run, folder, environment, budget, arguments.each)
         run.complete = True
     except KeyboardInterrupt:
         print("benchmarks: interrupted", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"wrote {_keep(run, folder)}")
     return _status(run, folder)
 
@@ -149,12 +151,12 @@ def _keep(run: Run, folder: Path) -> Path:
 
 
 def _status(run: Run, folder: Path) -> int:
-    from ._page import _suites
+    from ._page import suites_of
     from ._verdicts import BROKEN, verdicts
 
     if run.rehearsal:  # no verdict counts
         return 0
-    broken = [one for one in verdicts(run, load_outcomes(folder), _suites(folder)) if one.verdict == BROKEN]
+    broken = [one for one in verdicts(run, load_outcomes(folder), suites_of(folder)) if one.verdict == BROKEN]
     return 1 if broken or not run.complete else 0
 
 

@@ -15,7 +15,7 @@ from ._run import Run
 from ._tests import Outcome, load_outcomes
 from ._verdicts import BROKEN, HELD, verdicts
 
-__all__ = ["body", "write_page"]
+__all__ = ["body", "suites_of", "write_page"]
 
 _BAD = ("failed", "hung", "crashed")
 _NEEDS_GPU = ("AssertionError", "DID NOT RAISE", "CUDA error", "NVIDIA driver")
@@ -30,7 +30,7 @@ def write_page(run: Run, folder: Path) -> Path:
 
 def body(run: Run, folder: Path) -> str:
     """The page without its title, as Markdown."""
-    tests, suites = load_outcomes(folder), _suites(folder)
+    tests, suites = load_outcomes(folder), suites_of(folder)
     parts = [f"> **{MARK}.** Nothing here says anything about a GPU.\n"] if run.rehearsal else []
     if not run.complete:
         parts.append("> **This run was not finished.** What it had by then is below.\n")
@@ -139,7 +139,8 @@ def _last_error(text: str) -> str:
     return ("AssertionError: " + first if first.startswith("assert ") else first)[:200]
 
 
-def _suites(folder: Path) -> list[Suite]:
+def suites_of(folder: Path) -> list[Suite]:
+    """The suites that a folder holds; none where their file cannot be read."""
     try:
         return load(folder / "cuda.json") if (folder / "cuda.json").exists() else []
     except RecordError:
