@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 class Spectrum(nn.Module):
     def forward(self, x):
-        return torch.fft.fft2(x).real
+        return torch.polygamma(1, x.square() + 1)
 
 class Mixed(nn.Module):
     def __init__(self):

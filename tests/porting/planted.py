@@ -27,7 +27,7 @@ class Part(nn.Module):
 
 
 def spectrum(part: Part, x: Tensor) -> Tensor:
-    return torch.fft.fft2(x).real
+    return torch.polygamma(1, x.square() + 1)
 
 
 def by_value(part: Part, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def made_by_numpy(part: Part, x: Tensor) -> Tensor:
 
 
 def bicubic(part: Part, x: Tensor) -> Tensor:
-    return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)
+    return F.interpolate(x, (6, 6), mode="bilinear", align_corners=True, antialias=True)
 
 
 def batch_statistics(part: Part, x: Tensor) -> Tensor:
@@ -94,8 +94,15 @@ def hooked() -> Part:
     return part
 
 
+class Trigamma(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.polygamma(1, x.square() + 1)
+
+
 def parametrized() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1))
+    conv = nn.Conv2d(4, 4, 1)
+    nn.utils.parametrize.register_parametrization(conv, "weight", Trigamma())
+    return conv
 
 
 def faulty() -> nn.Module:
@@ -121,7 +128,7 @@ def faulty() -> nn.Module:
 
 # For each part: the text of the line that the error shows, and the reason.
 EXPECTED = {
-    "spectrum": ("return torch.fft.fft2(x).real", "no translation of torch.fft.fft2"),
+    "spectrum": ("return torch.polygamma(1, x.square() + 1)", "no translation of torch.polygamma"),
     "by_value": ("return x + 1 if bool((x > 0).all()) else x", "asks for values"),
     "by_batch": (
         "return self.conv(self.function(self, x))",
@@ -131,7 +138,7 @@ EXPECTED = {
     "constant": ("return x + part.table", "register it as a buffer that is saved"),
     "numpy": ("return x + torch.from_numpy(", "made by no function of torch's"),
     "bicubic": (
-        'return F.interpolate(x, (6, 6), mode="bicubic", align_corners=True)',
+        'return F.interpolate(x, (6, 6), mode="bilinear", align_corners=True, antialias=True)',
         "JAX has another grid",
     ),
     "statistics": ("return F.batch_norm(x, None, None, training=True)", "use nn.BatchNorm2d"),
@@ -151,4 +158,4 @@ class FlaxSpectrum(nnx.Module):
         self.scale = scale
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.conv(self.scale * jnp.fft.fft2(x, axes=(1, 2)).real)
+        return self.conv(self.scale * jax.scipy.special.polygamma(1, jnp.square(x) + 1))

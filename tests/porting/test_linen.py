@@ -147,24 +147,13 @@ def test_what_linen_cannot_do_is_refused_by_name() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(3, 3)
-            self.path = nn.Linear(3, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.path(self.fc(x)) + self.fc.bias
+            return self.fc(x) + self.fc.bias
 
-    with pytest.raises(PortError, match=r"(?s)bias of 'fc'.*'?path"):
+    with pytest.raises(PortError, match="bias of 'fc'"):
         port(Reader(), torch.randn(2, 3), to="linen")
 
-    class Mode(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.drop = nn.Dropout(0.1)
-
-        def forward(self, train: torch.Tensor) -> torch.Tensor:
-            return self.drop(train)
-
-    with pytest.raises(PortError, match="a variable is called train"):
-        port(Mode(), torch.randn(2, 3), to="linen")
     with pytest.raises(ArgumentError, match="modules of nnx"):
         port(nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3), to="linen", keep=["0"])
     unstable = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))

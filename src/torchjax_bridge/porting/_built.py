@@ -17,7 +17,16 @@ from ._linen_calls import MODE
 from ._rules import UserRule
 from ._torch_part import TorchPart
 
-__all__ = ["as_constructed", "filled", "linen_model", "nnx_model", "result_of", "weights_of"]
+__all__ = [
+    "as_constructed",
+    "as_function",
+    "filled",
+    "linen_model",
+    "nnx_model",
+    "result_of",
+    "weights_of",
+    "with_arrays",
+]
 
 
 def nnx_model(kind: Callable[..., Any], kept: Mapping[str, nn.Module]) -> Any:
@@ -96,16 +105,18 @@ def weights_of(model: Any) -> Any:
 
 def result_of(model: Any, arguments: Sequence[Any]) -> Any:
     """The result of a model in evaluation, compiled."""
+    run, variables, arrays = as_function(model, arguments)
+    return jax.jit(run)(variables, arrays)
+
+
+def as_function(model: Any, arguments: Sequence[Any]) -> tuple[Callable[[Any, Any], Any], Any, list[Any]]:
+    """A model in evaluation as a function of its variables and of the arrays among its arguments, and these two."""
     arrays = [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)]
     if isinstance(model, tuple):
         module, variables = model
-        return jax.jit(lambda state, arrays: module.apply(state, *with_arrays(arguments, arrays)))(
-            variables, arrays
-        )
-    graph, state = nnx.split(model)
-    return jax.jit(lambda state, arrays: nnx.merge(graph, state)(*with_arrays(arguments, arrays)))(
-        state, arrays
-    )
+        return lambda state, arrays: module.apply(state, *with_arrays(arguments, arrays)), variables, arrays
+    graph, variables = nnx.split(model)
+    return lambda state, arrays: nnx.merge(graph, state)(*with_arrays(arguments, arrays)), variables, arrays
 
 
 def with_arrays(tree: Any, arrays: Sequence[Any]) -> Any:

@@ -23,10 +23,11 @@ from ._fields import Own, fields_of, sequential_items, state_fields
 from ._linen_calls import LINEN_NAMES, Modes
 from ._linen_layers import linen_fields
 from ._loops import with_loops
-from ._lowering import Body, attribute_name, is_container
+from ._lowering import Body, is_container
 from ._model import Model
 from ._modes import in_both_modes
 from ._optional_layers import body_with_optional, body_without
+from ._reserved import attribute_name
 from ._statements import Written
 
 __all__ = ["Definition", "definitions"]

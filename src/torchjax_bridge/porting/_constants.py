@@ -4,14 +4,16 @@ Knows constants, ranges, triangles and tables of positions. Refuses larger tenso
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from ._placed import RefusedError
 from ._tables import table_text
 
-__all__ = ["constant_text", "dtype_text"]
+__all__ = ["constant_name", "constant_text", "dtype_text"]
 
 _WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
 _TABLE = 16  # elements; of fewer, the values say more than the name of a table
@@ -22,6 +24,32 @@ _NAMES = {torch.bool: "bool", torch.int64: "jnp.int32", torch.float64: "jnp.floa
 def dtype_text(dtype: torch.dtype) -> str:
     """The expression of a dtype; 64 bits become 32, as in JAX by default."""
     return _NAMES.get(dtype, str(dtype).replace("torch.", "jnp."))
+
+
+def constant_name(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> str:
+    """What the author calls a tensor that is no parameter and no buffer: ``"self.stats['std']"`` of a module."""
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            found = None if name.startswith("_") else _place(value, tensor)
+            if found is not None:
+                holder = f"'{path}'" if path else "the model itself"
+                return f"self.{name}{found} of {holder}"
+    return "a constant of the module"
+
+
+def _place(tree: Any, tensor: torch.Tensor) -> str | None:
+    if tree is tensor:
+        return ""
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, Mapping):
+        items = tree.items()
+    elif isinstance(tree, tuple | list):
+        items = enumerate(tree)
+    for key, item in items:
+        found = _place(item, tensor)
+        if found is not None:
+            return f"[{key!r}]{found}"
+    return None
 
 
 def constant_text(tensor: torch.Tensor, name: str) -> str:

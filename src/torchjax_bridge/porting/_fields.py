@@ -17,11 +17,12 @@ from torchjax_bridge.weights import Twin
 from ._constants import dtype_text
 from ._constructors import Call, Column, Items, Text, Tree
 from ._layers import is_layer
-from ._lowering import Body, attribute_name, is_container
+from ._lowering import Body, is_container, tied_bias
 from ._model import Model, is_function
 from ._own_layers import OWN_NAMES
 from ._parameters import parameter_place
 from ._placed import RefusedError
+from ._reserved import attribute_name
 
 __all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
@@ -51,6 +52,10 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
             tree = _child(model, _join(path, name), child)
             if tree is not None:
                 fields[attribute_name(name)] = tree
+    for name in sorted(model.dropped(path)):
+        bias = model.parameters.get(f"{_join(path, name)}.bias")
+        if bias is not None and "." not in name:
+            fields[tied_bias(name)] = _parameter("bias", bias.tensor)
     fields.update(model.ties_in(path))
     if not body.base_call:
         fields.update(_own_tensors(model, path, module))
@@ -68,6 +73,7 @@ def _own_tensors(model: Model, path: str, module: nn.Module) -> dict[str, Tree]:
         if is_layer and name == "num_batches_tracked":
             continue  # nnx counts no batches
         field, order = parameter_place(origin, is_layer)
+        field = attribute_name(field)
         ordered = origin.tensor.detach().permute(order)
         fields[field] = _buffer(field, ordered, is_layer) if origin.is_buffer else _parameter(field, ordered)
     return fields
@@ -204,7 +210,10 @@ def _parameter(name: str, parameter: torch.Tensor) -> Tree:
     values = parameter.detach().reshape(-1)
     if parameter.device.type != "meta" and len(values) and bool((values == values[0]).all()):
         number = values[0].item()
+        if isinstance(number, complex):
+            return Items("nnx.Param(jnp.full(", [shape, Column([number], "value", name)], "))")
         if number in (0.0, 1.0):
             return Items(f"nnx.Param(jnp.{'ones' if number else 'zeros'}(", [shape], "))")
         return Items("nnx.Param(jnp.full(", [shape, Column([float(f"{number:.6g}")], "value", name)], "))")
-    return Items("nnx.Param(0.02 * jax.random.normal(rngs.params(), ", [shape], "))")
+    kind = ", jnp.complex64" if parameter.is_complex() else ""
+    return Items("nnx.Param(0.02 * jax.random.normal(rngs.params(), ", [shape], f"{kind}))")

@@ -16,11 +16,12 @@ from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import to_jax
 from torchjax_bridge.recording import Recording, Value, map_tensors, record, tensors_of
 
+from ._lowering import takes
 from ._placed import Axes
 
 _MORE_PIXELS = (32, 64)  # so that networks that halve images five times take them, and height is not width
 
-__all__ = ["Example", "as_arrays", "first_recorded"]
+__all__ = ["Example", "arguments_of", "as_arrays", "first_recorded"]
 
 
 @dataclass(frozen=True)
@@ -123,3 +124,16 @@ def as_arrays(inputs: list[tuple[str, Any]], given: list[Any], orders: Mapping[V
         return tree
 
     return [convert(recorded, tree) for (_, recorded), tree in zip(inputs, given, strict=True)]
+
+
+def arguments_of(recording: Recording, orders: Mapping[Value, Axes], example: Example) -> list[Any]:
+    """What the port is called with in the place of an example, positionally.
+
+    Args:
+        recording: The recording that was translated.
+        orders: The order of axes of each recorded tensor.
+        example: What torch is called with.
+    """
+    named = recording.arguments(example.args, example.kwargs)
+    chosen = [(name, tree) for name, tree in recording.top.inputs if takes(tree)]
+    return as_arrays(chosen, [named[name] for name, _ in chosen], orders)

@@ -8,7 +8,7 @@ from torch import nn
 
 from torchjax_bridge.recording import Node, Value, is_leaf, tensors_of
 
-from ._lowering import Lowering
+from ._lowering import Lowering, is_container, tied_bias
 from ._masks import is_blocking
 from ._placed import Placed, RefusedError, channels_last, torch_order
 
@@ -70,9 +70,17 @@ def _tied(at: Lowering, node: Node, owner: str) -> Placed:
     order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
     text = kernel.text if kernel.order == (1, 0) else f"{kernel.text}.T"
     product = f"{at.read(value, order)} @ {text}"
-    if module.bias is None:
-        return Placed(f"({product})", order)
-    raise RefusedError(f"'{node.path}' shares its weight with '{owner}' and has a bias of its own")
+    if module.bias is not None:
+        holder, _, name = node.path.rpartition(".")
+        if any(
+            is_container(at.model.modules[holder], kind)
+            for kind in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+        ):
+            raise RefusedError(
+                f"'{node.path}' shares its weight with '{owner}', and its own bias has no place in a list"
+            )
+        product += f" + {at.attribute(holder)}.{tied_bias(name)}[...]"
+    return Placed(f"({product})", order)
 
 
 def _features_last(at: Lowering, value: Value) -> tuple[str, Placed]:
@@ -194,7 +202,7 @@ def _allowed(at: Lowering, node: Node, mask: Value, name: str) -> str:
     text = at.in_torch_order(mask)
     if mask.dtype == torch.bool:
         return f"(~{text})"
-    if is_blocking(mask):
+    if is_blocking(mask, at.model.outer):
         return f"({text} == 0)"
     raise RefusedError(
         f"'{node.path}' is given a {name} that is added, and nnx takes booleans; pass a mask of booleans"
@@ -202,33 +210,67 @@ def _allowed(at: Lowering, node: Node, mask: Value, name: str) -> str:
 
 
 def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> list[Placed]:
+    """An RNN: as one call where its outputs alone are read and it starts from zeros, else layer by layer."""
     states = [state for state in tensors_of(node.result) if state is not node.result[0]]
-    inputs = list(tensors_of((node.args, node.kwargs)))
-    reads_states = any(state.uses for state in states)
+    starts = list(
+        tensors_of((node.args[1:], {name: v for name, v in node.kwargs.items() if name != "input"}))
+    )
     at.model.twin(node.path, module)
-    if len(inputs) != 1 or len(value.shape) != 3:
-        raise RefusedError(
-            f"'{node.path}' is given a state, a packed sequence, or no batch; pass a padded batch alone, and start "
-            "from zeros"
-        )
+    if len(value.shape) != 3:
+        raise RefusedError(f"'{node.path}' is given a packed sequence, or no batch; pass a padded batch")
     order = (0, 1, 2) if module.batch_first else (1, 0, 2)
     text = at.read(value, order)
-    if not reads_states:
+    if not starts and not any(state.uses for state in states):
         none = [Placed("None", torch_order(len(state.shape))) for state in states]
         return [Placed(f"{me}({text})", order), *none]
-    if module.num_layers > 1:
+    if module.num_layers > 1 and at.model.to == "linen":
         raise RefusedError(
-            f"the last state of '{node.path}' is read, and its Flax twin of {module.num_layers} layers gives the "
-            "outputs alone; read the last output, or write one layer after the other"
+            f"the state of '{node.path}' is read or given, and linen's Sequential of {module.num_layers} layers "
+            "gives the outputs alone; read the last output, or write one layer after the other"
         )
-    both = at.variable(f"{me}({text}, return_carry=True)", node.source)
-    carry = f"{both}[0]"
-    names = ("[1]", "[0]") if isinstance(module, nn.LSTM) else ("",)  # Flax's is (c, h)
+    lstm, directions = isinstance(module, nn.LSTM), 2 if module.bidirectional else 1
+    step = 2 if module.dropout else 1
+    carries: list[str] = []
+    for layer in range(module.num_layers):
+        own = f"{me}.layers[{layer * step}]" if module.num_layers > 1 else me
+        first = ["({1}[{0}], {2}[{0}])" if lstm else "{1}[{0}]" for _ in range(directions)]
+        given = [at.in_torch_order(start) for start in starts]
+        names = given[::-1]  # torch's state is (h, c), that of Flax (c, h)
+        start = (
+            [one.format(layer * directions + place, *names) for place, one in enumerate(first)]
+            if given
+            else []
+        )
+        carry = (
+            f", initial_carry={start[0] if directions == 1 else f'({start[0]}, {start[1]})'}" if start else ""
+        )
+        if layer and module.dropout:
+            text = f"{me}.layers[{layer * step - 1}]({text})"
+        both = at.variable(f"{own}({text}{carry}, return_carry=True)", node.source)
+        carries += [f"{both}[0]"] if directions == 1 else [f"{both}[0][0]", f"{both}[0][1]"]
+        text = f"{both}[1]"
     stacked = [
-        f"jnp.stack([{carry}[0]{name}, {carry}[1]{name}])" if module.bidirectional else f"{carry}{name}[None]"
-        for name in names
+        f"{carries[0]}{name}[None]"
+        if len(carries) == 1
+        else f"jnp.stack([{', '.join(c + name for c in carries)}])"
+        for name in (("[1]", "[0]") if lstm else ("",))
     ]
-    return [Placed(f"{both}[1]", order), *(Placed(state, (0, 1, 2)) for state in stacked)]
+    return [Placed(text, order), *(Placed(state, (0, 1, 2)) for state in stacked)]
+
+
+def _cell(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed | list[Placed]:
+    """One step of an RNN; without a state it starts from zeros."""
+    if len(value.shape) != 2:
+        raise RefusedError(f"'{node.path}' is given an input without a batch; add the axis with x[None]")
+    x = at.in_torch_order(value)
+    starts = [at.in_torch_order(start) for start in list(tensors_of((node.args, node.kwargs)))[1:]]
+    lstm = isinstance(module, nn.LSTMCell)
+    zeros = f"jnp.zeros(({x}.shape[0], {module.hidden_size}))"
+    carry = f"({', '.join(starts[::-1] or [zeros, zeros])})" if lstm else (starts or [zeros])[0]
+    if not lstm:
+        return Placed(f"{me}({carry}, {x})[1]", (0, 1))
+    both = at.variable(f"{me}({carry}, {x})", node.source)
+    return [Placed(f"{both}[0][1]", (0, 1)), Placed(f"{both}[0][0]", (0, 1))]
 
 
 _CALLS: tuple[tuple[Any, Any], ...] = (
@@ -242,4 +284,5 @@ _CALLS: tuple[tuple[Any, Any], ...] = (
     (nn.modules.dropout._DropoutNd, _dropout),
     (nn.MultiheadAttention, _attention),
     (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _cell),
 )

@@ -12,8 +12,9 @@ from torch import nn
 from torchjax_bridge.recording import Fault, SourceLine
 
 from ._layers import is_layer
-from ._lowering import Body, attribute_name, is_container, takes
+from ._lowering import Body, is_container, takes
 from ._model import Model
+from ._reserved import attribute_name
 
 __all__ = ["LINEN_NAMES", "MODE", "Modes"]
 
@@ -152,7 +153,7 @@ class _Told(ast.NodeTransformer):
                 )
                 self.model.fault(Fault(reason, self.paths[0], SourceLine()))
             is_statistic = name in ("mean", "var") and "running_mean" in module._buffers
-            is_buffer = name in module._buffers or is_statistic
+            is_buffer = name in map(attribute_name, module._buffers) or is_statistic
             return ast.Attribute(read, "value", ast.Load()) if is_buffer else read
         return read
 

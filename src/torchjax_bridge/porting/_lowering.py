@@ -32,9 +32,10 @@ from torchjax_bridge.recording import (
     tensors_of,
 )
 
-from ._constants import constant_text, dtype_text
+from ._constants import constant_name, constant_text, dtype_text
 from ._parameters import parameter_place
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
+from ._reserved import argument_name, attribute_name
 
 __all__ = ["Body", "Lowering", "Statement", "is_container"]
 
@@ -144,13 +145,23 @@ class Lowering:
         rank = len(value.shape)
         if isinstance(value.origin, Parameter):
             if not value.origin.is_saved:
-                return Placed(constant_text(value.origin.tensor, value.origin.path), torch_order(rank))
+                return Placed(
+                    self._constant(value.origin.tensor, f"'{value.origin.path}'"), torch_order(rank)
+                )
             return self.parameter(value.origin)
         if isinstance(value.origin, Constant):
             if value.origin.tensor is None:
                 return Placed("REFUSED", torch_order(rank))  # the recording says why
-            return Placed(constant_text(value.origin.tensor, "a constant of the module"), torch_order(rank))
+            name = constant_name(value.origin.tensor, self.model.modules)
+            return Placed(self._constant(value.origin.tensor, name), torch_order(rank))
         raise RefusedError("a value is read that no translated call made")
+
+    def _constant(self, tensor: torch.Tensor, name: str) -> str:
+        """The values of a tensor that no ``state_dict`` holds; where they are spelled out, the port says so."""
+        text = constant_text(tensor, name)
+        if text.startswith("jnp.asarray(") and tensor.numel() > 1:
+            self.model.constants[name] = None
+        return text
 
     def parameter(self, origin: Parameter) -> Placed:
         """Where a parameter or buffer stands in the Flax model."""
@@ -162,7 +173,7 @@ class Lowering:
             return Placed(f"{held}[{name}][...]", order)
         if isinstance(origin.owner, nn.ParameterDict):
             return Placed(f"{held}[{name!r}][...]", order)
-        return Placed(f"{held}.{name}[...]", order)
+        return Placed(f"{held}.{attribute_name(name)}[...]", order)
 
     def read(self, tree: Any, order: Axes | None = None) -> str:
         """The expression of a value in an order of axes, or of a number.
@@ -218,7 +229,7 @@ class Lowering:
         if isinstance(number, tuple | list):
             items = [self.number(item) for item in number]
             return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
-        if number is None or isinstance(number, bool | int | float | str):
+        if number is None or isinstance(number, bool | int | float | complex | str):
             return repr(number)
         raise RefusedError(f"an argument of type {type(number).__name__} has no counterpart")
 
@@ -229,14 +240,16 @@ class Lowering:
                 placed = self.at(of)
                 return f"{placed.text}.shape[{placed.place(axis)}]"
             case Argument(name):
-                return name
+                whole, bracket, rest = name.partition("[")
+                return argument_name(whole) + bracket + rest
             case Output(of):
                 return self.at(of).text
             case Attribute(path, name, index):
                 if path != self.frame.path:
                     return repr(plain)
-                self.body.attributes.setdefault(name, _plain(vars(self.frame.module)[name]))
-                return f"self.{name}" + ("" if index is None else f"[{index}]")
+                held = attribute_name(name)
+                self.body.attributes.setdefault(held, _plain(vars(self.frame.module)[name]))
+                return f"self.{held}" + ("" if index is None else f"[{index}]")
             case Operation(symbol, left, right):
                 return f"({self._term(left)} {symbol} {self._term(right)})"
         return repr(plain)
@@ -351,9 +364,9 @@ def takes(tree: Any) -> bool:
     return isinstance(tree, Value)
 
 
-def attribute_name(name: str) -> str:
-    """The attribute of the Flax class for a name in torch, which may be a number."""
-    return name if name.isidentifier() else f"layer{name}"
+def tied_bias(name: str) -> str:
+    """The attribute for the bias of a layer whose weight is another layer's, so that the layer itself is none."""
+    return f"{attribute_name(name)}_bias"
 
 
 def transposed(text: str, axes: Axes) -> str:

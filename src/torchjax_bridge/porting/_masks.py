@@ -4,7 +4,9 @@ torch code makes such a mask from constants, and Flax's attention takes booleans
 its values.
 """
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -33,8 +35,15 @@ _MOVES = {
 _ZEROS = ("zeros", "zeros_like", "new_zeros", "zero")
 
 
-def is_blocking(mask: Any) -> bool:
-    """Whether every element of a mask, or a number, is 0 or minus infinity."""
+def is_blocking(mask: Any, outer: Mapping[Value, Value]) -> bool:
+    """Whether every element of a mask, or a number, is 0 or minus infinity.
+
+    Args:
+        mask: The mask, or a number.
+        outer: What the arguments of modules are where these are called.
+    """
+    mask = outer.get(mask, mask) if isinstance(mask, Value) else mask
+    known = functools.partial(is_blocking, outer=outer)
     if not isinstance(mask, Value):
         return isinstance(mask, int | float) and (mask == 0 or mask == -math.inf)
     origin = mask.origin
@@ -47,12 +56,10 @@ def is_blocking(mask: Any) -> bool:
     if name in _ZEROS:
         return True
     if name in ("full", "new_full", "full_like"):
-        return is_blocking(origin.kwargs.get("fill_value", args[-1] if len(args) > 1 else None))
+        return known(origin.kwargs.get("fill_value", args[-1] if len(args) > 1 else None))
     if name in ("masked_fill", "where"):
         chosen = (*args, *origin.kwargs.values())
-        return len(chosen) == 3 and all(
-            map(is_blocking, (chosen[0 if name == "masked_fill" else 1], chosen[2]))
-        )
+        return len(chosen) == 3 and all(map(known, (chosen[0 if name == "masked_fill" else 1], chosen[2])))
     if name == "setitem":
-        return is_blocking(args[0]) and is_blocking(args[2])
-    return name in _MOVES and bool(args) and is_blocking(args[0])
+        return known(args[0]) and known(args[2])
+    return name in _MOVES and bool(args) and known(args[0])

@@ -28,6 +28,7 @@ from ._layers import call_layer, is_layer
 from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
 from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
+from ._reserved import argument_name
 from ._sequences import function_text, is_chain
 from ._statements import canonical
 from .operations import translate_function
@@ -63,6 +64,8 @@ class Model:
         other: The recording in the other mode: what a module does there decides whether it gets a class.
         first: The translation of the other mode, whose orders of axes are kept, or None.
         dropouts: Calls of ``F.dropout`` that do nothing in evaluation, and drop in training.
+        constants: The tensors whose values the code spells out, since no ``state_dict`` holds them.
+        outer: For each tensor among the arguments of a call of a module, what it is outside of all modules.
         variables: How many variables there are.
     """
 
@@ -80,6 +83,8 @@ class Model:
     other: Recording | None = None
     first: "Model | None" = None
     dropouts: frozenset[Node] = frozenset()
+    outer: dict[Value, Value] = field(default_factory=dict)
+    constants: dict[str, None] = field(default_factory=dict)
     variables: int = 0
 
     def __post_init__(self) -> None:
@@ -252,6 +257,9 @@ class Model:
             raise RefusedError(
                 f"'{node.path}' is given tensors that the signature of its forward does not name"
             )
+        self.outer.update(
+            (value, self.outer.get(given, given)) for value, given in zip(inside, outside, strict=True)
+        )
         in_sequential = is_container(lowering.frame.module, nn.Sequential)
         is_sequential = is_container(node.module, nn.Sequential)
         passes = frame.path not in self.active and isinstance(frame.result, Value)
@@ -317,7 +325,7 @@ class Model:
         found, by_name = [], False
         for name, tree in frame.inputs:
             if takes(tree):
-                found.append(f"{name}={text(tree)}" if by_name else text(tree))
+                found.append(f"{argument_name(name)}={text(tree)}" if by_name else text(tree))
             else:
                 by_name = True
         return found
@@ -351,7 +359,7 @@ class Model:
         lowering = Lowering(self, frame)
         body = lowering.body
         for name, tree in frame.inputs:
-            for value, text in _parts(name, tree):
+            for value, text in _parts(argument_name(name), tree):
                 variable = lowering.fresh()
                 body.names[variable] = text
                 lowering.set(value, places[value].with_text(variable))

@@ -11,10 +11,11 @@ from typing import Any
 
 from torchjax_bridge.recording import SourceLine
 
+from ._reserved import RESERVED, argument_name
+
 __all__ = ["VARIABLE", "Line", "names_of"]
 
 VARIABLE = re.compile(r"_v\d+_")
-_RESERVED = {"self", "jnp", "jax", "nnx", "np", "nn", "partial", "initializers"}
 
 # Which variants of a body run a statement; None for all.
 Path = frozenset[int] | None
@@ -67,7 +68,7 @@ def names_of(
         if line.is_copy:
             copies.setdefault(line.names[0], []).append(place)
     names = dict(params)
-    whole = {name for name, tree in inputs if isinstance(tree, list | tuple | dict)}
+    whole = {argument_name(name) for name, tree in inputs if isinstance(tree, list | tuple | dict)}
     defined: dict[str, list[Path]] = {variable: [None] for variable in params}
 
     def read_after(variable: str, place: int, path: Path) -> bool:
@@ -75,7 +76,7 @@ def names_of(
 
     def held(name: str, place: int, path: Path, variable: str) -> bool:
         """Whether a value that is read after ``place`` has this name, or gets it while ``variable`` is needed."""
-        if name in _RESERVED or name in whole:
+        if name in RESERVED or name in whole:
             return True
         for other, paths in defined.items():
             same = other != variable and names[other] == name and any(_together(at, path) for at in paths)
@@ -98,7 +99,7 @@ def names_of(
                 names[variable] = "_"
             elif variable not in names:
                 places = copies.get(variable, [place])
-                for name in _candidates(given, line, {name for name, _ in inputs}):
+                for name in _candidates(given, line, {argument_name(name) for name, _ in inputs}):
                     if not any(held(name, at, lines[at].path, variable) for at in places):
                         names[variable] = name
                         break

@@ -29,6 +29,7 @@ def parameter_place(origin: Parameter, is_layer: bool) -> tuple[str, Axes]:
         is_layer: Whether its owner becomes one Flax layer.
     """
     rank = origin.tensor.dim()
+    is_layer = is_layer or isinstance(origin.owner, nn.EmbeddingBag)
     name, order = _leaf(origin.owner, origin.name, rank) if is_layer else (origin.name, None)
     return name, order or torch_order(rank)
 
@@ -40,7 +41,7 @@ def _leaf(owner: nn.Module, name: str, rank: int) -> tuple[str, Axes | None]:
         return "kernel", (*range(2, rank), 0, 1)
     if isinstance(owner, nn.modules.conv._ConvNd) and name == "weight":
         return "kernel", (*range(2, rank), 1, 0)
-    if isinstance(owner, nn.Embedding):
+    if isinstance(owner, nn.Embedding | nn.EmbeddingBag):
         return "embedding", None
     if isinstance(owner, _NORMS):
         return {"weight": "scale", **_STATISTICS}.get(name, name), None

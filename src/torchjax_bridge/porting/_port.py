@@ -19,10 +19,10 @@ from ._conditions import conditions
 from ._constructors import Given
 from ._generators import Generators
 from ._header import header
-from ._inputs import Example, first_recorded
+from ._inputs import Example, arguments_of, first_recorded
 from ._parts import Modules, find_parts, shared_weights
 from ._placed import RefusedError
-from ._proof import flax_arguments, holds_for, prove
+from ._proof import holds_for, prove
 from ._refusal import refuse
 from ._result import Port
 from ._rules import rules_of
@@ -115,13 +115,15 @@ def port(
     if other is not None:
         # Twice as large a batch where torch takes no other, as for pairs.
         candidates = other, example.with_batch(2 * (example.batch or 1))
-        repeated = first_recorded(module, candidates, whole=parts)
+        with generators.restored():
+            repeated = first_recorded(module, candidates, whole=parts)
         other = None if repeated is None else repeated[0]
         if repeated is None:
             notes.append(f"a batch of {example.batch}: the torch module itself fails with another one")
         else:
             recording.faults.extend(generalize(recording, repeated[1]))
-    larger, fixed = _larger_sizes(module, recording, example, parts)
+    with generators.restored():
+        larger, fixed = _larger_sizes(module, recording, example, parts)
     notes += fixed
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
     if training != "none":
@@ -133,6 +135,7 @@ def port(
     refused += lacking if training == "required" else []
     refuse([*model.faults, *refused], name)
     notes += training_notes(model, lacking)
+    notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
     try:
         classes = definitions(model)
     except RefusedError as err:
@@ -145,7 +148,11 @@ def port(
     with _mistakes(name):
         kind = _load(source, classes[-1].name)
         if to == "linen":
-            template = linen_model(kind, flax_arguments(model, example), has_mode=classes[-1].has_mode)
+            template = linen_model(
+                kind,
+                arguments_of(model.recording, model.input_orders, example),
+                has_mode=classes[-1].has_mode,
+            )
         else:
             template = nnx_model(kind, {name: module.get_submodule(path) for name, path in given.items()})
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):

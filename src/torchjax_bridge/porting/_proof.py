@@ -5,7 +5,7 @@ Weights are perturbed because a zero head or a layer scale of 1e-6 makes any por
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +15,26 @@ import torch
 from flax.errors import ScopeParamShapeError
 from torch import nn
 
-from torchjax_bridge.errors import ArgumentError, BridgeError, PortError
+from torchjax_bridge.errors import BridgeError, PortError
 from torchjax_bridge.exchange import to_torch
-from torchjax_bridge.recording import Value
+from torchjax_bridge.recording import copy_module
 from torchjax_bridge.weights import Parity, parity
 
 from ._built import as_constructed, filled, result_of
-from ._inputs import Example, as_arrays
+from ._gradients import functions_with_backward, gradient_gap
+from ._inputs import Example, arguments_of
 from ._lowering import takes
 from ._model import Model
+from ._outputs import output_pairs
 from ._placed import Axes
+from ._reserved import argument_name
 from ._rules import UserRule
 
 __all__ = ["Proof", "holds_for", "prove"]
 
 _TOLERANCE = 1e-5  # of the largest output, for float32
 _MOST_ROUNDING = 1e-2  # a larger difference is none of float32's, whatever the comparison of layers says
+_OTHER_SIZES = 1e-3  # a size that is baked in makes another result, and larger sums round more
 
 
 @dataclass(frozen=True)
@@ -53,15 +57,19 @@ class Proof:
     Attributes:
         parity: Layer by layer, on the example.
         checks: The outputs, on the example and with perturbed weights and another batch size.
+        gradients: The largest difference of a gradient of a projection of the outputs with respect to a parameter
+            or an input, relative to the length of torch's, with perturbed weights; or why there is none.
     """
 
     parity: Parity | None
     checks: tuple[Check, ...]
+    gradients: float | str
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks
-        )
+        rows = [f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks]
+        known = isinstance(self.gradients, float)
+        rows.append(f"gradients: {f'{self.gradients:.1e} of their length' if known else self.gradients}")
+        return "\n".join(rows)
 
 
 def prove(
@@ -85,32 +93,29 @@ def prove(
     Raises:
         PortError: They differ; the message names the first layer.
     """
-    was_training = module.training
-    module.eval()
-    try:
-        found = [Check("the example", _difference(module, model, twin, example))]
-        _require(found[-1], module, twin, rules, model, example)
-        perturbed = _perturbed(module)
-        other_twin = filled(perturbed, as_constructed(twin), rules)
-        used = other or example
-        size = f" and a batch of {used.batch}" if other is not None else ""
-        found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))
-        _require(found[-1], perturbed, other_twin, rules, model, used)
-    finally:
-        module.train(was_training)
-    return Proof(None, tuple(found))
+    module = _evaluating(module)
+    found = [Check("the example", _difference(module, model, twin, example))]
+    _require(found[-1], module, twin, rules, model, example)
+    perturbed = _perturbed(module)
+    other_twin = filled(perturbed, as_constructed(twin), rules)
+    used = other or example
+    size = f" and a batch of {used.batch}" if other is not None else ""
+    found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))
+    _require(found[-1], perturbed, other_twin, rules, model, used)
+    return Proof(None, tuple(found), _require_gradients(perturbed, model, other_twin, rules, used))
 
 
 def holds_for(module: nn.Module, model: Model, twin: Any, example: Example) -> bool:
     """Whether a port gives what torch gives, in evaluation, for inputs that need not fit it."""
-    was_training = module.training
-    module.eval()
     try:
-        return _difference(module, model, twin, example) <= _TOLERANCE
+        return _difference(_evaluating(module), model, twin, example) <= _OTHER_SIZES
     except (TypeError, ValueError, ScopeParamShapeError):  # shapes that do not fit
         return False
-    finally:
-        module.train(was_training)
+
+
+def _evaluating(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that shares the parameters: ``forward`` may leave something in its module."""
+    return copy_module(module, share=True).eval()
 
 
 def _require(
@@ -138,37 +143,55 @@ def _require(
     )
 
 
+def _require_gradients(
+    module: nn.Module, model: Model, twin: Any, rules: Sequence[UserRule], example: Example
+) -> float | str:
+    try:
+        gap = gradient_gap(module, model, twin, rules, example)
+    except RuntimeError as err:
+        return f"torch has none ({str(err).partition(chr(10))[0]})"
+    except (NotImplementedError, TypeError, ValueError) as err:
+        return f"JAX has none ({str(err).partition(chr(10))[0]})"
+    if gap is None:
+        return "torch has none"
+    if gap.ok:
+        return gap.difference
+    reason = "This is a mistake of the port; verify=False returns it all the same."
+    if own := functions_with_backward(module, example):
+        reason = (
+            f"forward calls {', '.join(own)}, whose backward is written by hand, and the port has the derivative "
+            "of its forward. Write it with detach(), as in x + (f(x) - x).detach(), or keep the module in torch "
+            "with keep=; verify=False returns the port all the same."
+        )
+    raise PortError(
+        f"The port of {type(module).__name__} has another gradient than torch, with respect to {gap.of}: it "
+        f"differs by {gap.difference:.1e} of its length. {reason}"
+    )
+
+
 def layer_by_layer(
     module: nn.Module, twin: Any, rules: Sequence[UserRule], model: Model, example: Example
 ) -> Parity:
     """The comparison of every layer."""
     top = model.recording.top
     names = [name for name, tree in top.inputs if takes(tree)]
-    given = dict(zip(names, flax_arguments(model, example), strict=True))
+    given = dict(zip(names, arguments_of(model.recording, model.input_orders, example), strict=True))
     positional = [name for name in names if name not in example.kwargs]
-    by_name = {name: array for name, array in given.items() if name not in positional}
+    by_name = {argument_name(name): array for name, array in given.items() if name not in positional}
     return parity(
         module, twin, *example.args, rules=rules, torch_kwargs=dict(example.kwargs), flax_kwargs=by_name
     )
 
 
-def flax_arguments(model: Model, example: Example) -> list[Any]:
-    """What the port is called with."""
-    top = model.recording.top
-    named = model.recording.arguments(example.args, example.kwargs)
-    chosen = [(name, tree) for name, tree in top.inputs if takes(tree)]
-    return as_arrays(chosen, [named[name] for name, _ in chosen], model.input_orders)
-
-
 def _difference(module: nn.Module, model: Model, twin: Any, example: Example) -> float:
     """The largest difference of all outputs, relative to the largest element of each."""
-    arguments = flax_arguments(model, example)
+    arguments = arguments_of(model.recording, model.input_orders, example)
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         expected = module(*args, **kwargs)
     with jax.default_matmul_precision("highest"):
         got = result_of(twin, arguments)
-    pairs = list(_pairs(model.recording.top.result, expected, got))
+    pairs = list(output_pairs(model.recording.top.result, expected, got))
     places = model.bodies[""].result_places
     differences = [
         _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
@@ -176,21 +199,10 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
     return max(differences, default=0.0)
 
 
-def _pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[torch.Tensor, jax.Array]]:
-    if isinstance(recorded, Value):
-        if recorded.dtype is not None:
-            yield torch_tree, flax_tree
-    elif isinstance(recorded, Mapping):
-        for key, item in recorded.items():
-            yield from _pairs(item, torch_tree[key], flax_tree[key])
-    elif isinstance(recorded, tuple | list):
-        for one, two, three in zip(recorded, torch_tree, flax_tree, strict=True):
-            yield from _pairs(one, two, three)
-
-
 def _relative(want: torch.Tensor, have: jax.Array, order: Axes) -> float:
-    expected = want.detach().permute(order).to(torch.float64).numpy()
-    got = np.asarray(to_torch(have, copy=True).to(torch.float64))
+    wide = torch.complex128 if want.is_complex() else torch.float64
+    expected = want.detach().permute(order).to(wide).numpy()
+    got = np.asarray(to_torch(have, copy=True).to(wide))
     if expected.shape != got.shape:
         return float("inf")
     if not np.array_equal(np.isnan(expected), np.isnan(got)):
@@ -201,10 +213,7 @@ def _relative(want: torch.Tensor, have: jax.Array, order: Axes) -> float:
 
 def _perturbed(module: nn.Module) -> nn.Module:
     """A copy whose weights are none of them negligible, and whose statistics differ from channel to channel."""
-    try:
-        clone = copy.deepcopy(module)
-    except (RuntimeError, TypeError) as err:
-        raise ArgumentError(f"cannot copy {type(module).__name__}: {err}") from err
+    clone = copy_module(module)
     generator = torch.Generator().manual_seed(0)
 
     def noise(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """What `to_flax` must be told of a port: flattened maps, names that differ, weights that stay in torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 from torch import nn
@@ -8,8 +8,9 @@ from torch import nn
 from torchjax_bridge.recording import layer_class
 from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
 
-from ._lowering import attribute_name, is_container
+from ._lowering import is_container, tied_bias
 from ._model import Model
+from ._reserved import attribute_name
 
 __all__ = ["UserRule", "rules_of"]
 
@@ -39,10 +40,24 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         base = layer_class(module)
         if own and not is_part and base is not None and _has_own_class(model, path, module):
             rules.append(LayerType(path, base))
-        if own or model.is_layer(path):
+        if path and (own or model.is_layer(path)):
             places.append(path)
     rules += _rules_of_parts(model)
-    return (*rules, *_renames(model, places))
+    return (*rules, *_renamed_tensors(model), *_renames(model, places))
+
+
+def _renamed_tensors(model: Model) -> Iterator[Rename]:
+    """The other names of single tensors: reserved ones, and the bias of a layer whose weight is another layer's."""
+    for path, parameter in model.read_parameters.items():
+        holder, _, name = path.rpartition(".")
+        held = attribute_name(name)
+        is_listed = isinstance(parameter.owner, nn.ParameterList | nn.ParameterDict)
+        if held != name and layer_class(parameter.owner) is None and not is_listed:
+            yield Rename(path, ".".join(filter(None, (_flax_path(model, holder), held))))
+    for path in sorted(model.tied_layers):
+        if f"{path}.bias" in model.parameters and path not in model.shared_embeddings:
+            holder, _, name = path.rpartition(".")
+            yield Rename(f"{path}.bias", ".".join(filter(None, (_flax_path(model, holder), tied_bias(name)))))
 
 
 def _renames(model: Model, places: Sequence[str]) -> list[Rename]:

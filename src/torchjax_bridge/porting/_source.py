@@ -14,6 +14,7 @@ from ._helpers import HELPERS
 from ._linen_calls import MODE
 from ._linen_text import in_linen_names, linen_helpers, setup_lines
 from ._lowering import takes
+from ._reserved import argument_name
 
 __all__ = ["source_of"]
 
@@ -52,7 +53,7 @@ def source_of(
 def _class(definition: Definition) -> list[str]:
     lines = [f"class {definition.name}({definition.base}):", f'    """{_summary(definition)}"""', ""]
     lines += setup_lines(definition, _typed(definition)) if definition.is_linen else _init(definition)
-    params = [f"{name}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
+    params = [f"{argument_name(name)}: {_type(tree)}" for name, tree in definition.body.inputs if takes(tree)]
     params += [f"{MODE}: bool = False"] if definition.has_mode else []
     bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
     result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))

@@ -12,7 +12,16 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.recording import Fault, Frame, Node, Recording, SourceLine, generalize, record
+from torchjax_bridge.recording import (
+    Fault,
+    Frame,
+    Node,
+    Recording,
+    SourceLine,
+    generalize,
+    is_normed,
+    record,
+)
 
 from ._generators import Generators
 from ._inputs import Example, first_recorded
@@ -126,6 +135,12 @@ def training_notes(model: Model, faults: Sequence[Fault]) -> list[str]:
         f"training in which row {module.padding_idx} of '{path}' is trained too: torch leaves it (padding_idx)"
         for path, module in model.modules.items()
         if isinstance(module, nn.Embedding) and module.padding_idx is not None and path in model.called_layers
+    ]
+    notes += [
+        f"training that moves the weight of '{path}' itself: torch computes it in each call (weight_norm, "
+        "spectral_norm)"
+        for path, module in model.modules.items()
+        if path in model.called_layers and path not in model.parts and is_normed(module)
     ]
     frozen = [path for path, parameter in model.parameters.items() if not parameter.tensor.requires_grad]
     if frozen and len(frozen) < len(model.parameters):

@@ -5,9 +5,11 @@ cannot be recorded is a `Fault` of the recording. Gives `weights` and `port` the
 alone.
 """
 
+from ._copies import copy_module
+from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._generalize import generalize
-from ._leaves import is_leaf, layer_class
+from ._leaves import is_leaf, is_normed, layer_class
 from ._numbers import (
     Argument,
     Attribute,
@@ -21,7 +23,7 @@ from ._numbers import (
     depends_on_sizes,
 )
 from ._random_states import restored_random_states
-from ._recorder import Decision, Fault, Recording, record
+from ._recorder import Recording, record
 from ._source import SourceLine
 
 __all__ = [
@@ -43,9 +45,11 @@ __all__ = [
     "SizeOf",
     "SourceLine",
     "Value",
+    "copy_module",
     "depends_on_sizes",
     "generalize",
     "is_leaf",
+    "is_normed",
     "layer_class",
     "map_tensors",
     "record",

@@ -55,6 +55,7 @@ class Value:
         name: The author's name for an input or a parameter.
         uses: How many calls of the frame read it.
         varies: Whether it depends on the inputs or parameters of the model, and not on constants and sizes alone.
+        constant: Whether it was made where torch keeps no gradients (``torch.no_grad()``).
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class Value:
     name: str = ""
     uses: int = 0
     varies: bool = True
+    constant: bool = False
 
     def __repr__(self) -> str:
         return f"Value({self.shape}, {self.dtype})"

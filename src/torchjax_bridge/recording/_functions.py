@@ -12,7 +12,9 @@ READS_NOTHING = frozenset(
         "_assert_async",
         "_base",
         "_has_torch_function",
+        "_is_all_true",  # an assertion of torch.distributions
         "_is_zerotensor",
+        "_set_grad_enabled",
         "_version",
         "can_cast",
         "data_ptr",

@@ -8,9 +8,10 @@ origin. If it is none, or if the second run made other calls, that is a fault.
 from collections.abc import Iterator
 from typing import Any
 
+from ._faults import Fault
 from ._frames import Constant, Frame, Node, Value, tensors_of
 from ._numbers import Dim, Expression, Operation, SizeOf, depends_on_sizes
-from ._recorder import Fault, Recording
+from ._recorder import Recording
 
 __all__ = ["generalize"]
 
@@ -40,6 +41,10 @@ def _frames(frame: Frame, other: Frame, faults: list[Fault]) -> None:
                     "with inputs of other sizes torch makes other calls from here on", frame.path, node.source
                 )
             )
+            return
+        if len(_values(node.result, node.result)) != len(_values(twin.result, twin.result)):
+            words = "with inputs of other sizes torch makes more or fewer tensors; compute with the whole one"
+            faults.append(Fault(words, frame.path, node.source))
             return
         if node.frame is not None and twin.frame is not None:
             _frames(node.frame, twin.frame, faults)

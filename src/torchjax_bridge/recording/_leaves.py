@@ -3,13 +3,18 @@
 Knows the classes. Does not know what becomes of them.
 """
 
+from collections.abc import Iterator
+
 from torch import nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["has_hooks", "is_leaf", "layer_class"]
+__all__ = ["has_hooks", "is_leaf", "is_normed", "layer_class"]
 
+_NORMS = (WeightNorm, SpectralNorm)
+_INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _LEAVES = (
     nn.Linear,
-    nn.Bilinear,
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
@@ -36,6 +41,9 @@ _LEAVES = (
     nn.LSTM,
     nn.GRU,
     nn.RNN,
+    nn.LSTMCell,
+    nn.GRUCell,
+    nn.RNNCell,
 )
 
 
@@ -50,7 +58,8 @@ def is_leaf(module: nn.Module) -> bool:
         )
         and "forward" not in vars(module)
         and not has_hooks(module)
-        and not hasattr(module, "parametrizations")
+        and not getattr(module, "track_running_stats", False) & isinstance(module, _INSTANCE_NORM)
+        and all(_is_normed(part) for part in _parametrizations(module))
     )
 
 
@@ -60,5 +69,26 @@ def layer_class(module: nn.Module) -> type[nn.Module] | None:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether the user registered hooks that run in a call."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether the user registered hooks that run in a call, other than those that compute a normed weight."""
+    before = [hook for hook in module._forward_pre_hooks.values() if not isinstance(hook, _NORMS)]
+    return bool(module._forward_hooks or before)
+
+
+def is_normed(module: nn.Module) -> bool:
+    """Whether torch computes a weight of the module in every call, by ``weight_norm`` or ``spectral_norm``."""
+    hooked = any(isinstance(hook, _NORMS) for hook in module._forward_pre_hooks.values())
+    return hooked or any(_is_normed(part) for part in _parametrizations(module))
+
+
+def _parametrizations(module: nn.Module) -> Iterator[nn.Module]:
+    for chain in getattr(module, "parametrizations", {}).values():
+        yield from chain
+
+
+def _is_normed(part: nn.Module) -> bool:
+    """Whether a parametrization is one of torch's two, which `to_flax` computes."""
+    kind = type(part)
+    return (kind.__module__, kind.__name__) in {
+        ("torch.nn.utils.parametrizations", "_WeightNorm"),
+        ("torch.nn.utils.parametrizations", "_SpectralNorm"),
+    }

@@ -18,47 +18,20 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from torchjax_bridge.errors import ArgumentError
 
+from ._copies import copy_module
+from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
+from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
-from ._leaves import has_hooks, is_leaf, layer_class
+from ._leaves import has_hooks, is_leaf
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
 from ._source import SourceLine, author_line
 
-__all__ = ["Decision", "Fault", "Recording", "record"]
+__all__ = ["Recording", "record"]
 
 # What a forward may raise for inputs that it does not take.
 _FAILURES = RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something that the recording does not hold.
-
-    Attributes:
-        reason: What and why, in words.
-        path: The module whose ``forward`` ran.
-        source: The author's line.
-    """
-
-    reason: str
-    path: str
-    source: SourceLine
-
-
-@dataclass(frozen=True)
-class Decision(Fault):
-    """Something that Python code asked for and that other inputs may answer in another way.
-
-    Attributes:
-        by_size: Whether it was asked of sizes (``x.shape[2] % 2 == 0``); otherwise of the values of a tensor.
-        question: For a size: what was asked, as (left, operator, right).
-        outcome: For a size: the answer.
-    """
-
-    by_size: bool = False
-    question: tuple[Any, str, Any] | None = None
-    outcome: bool = True
 
 
 @dataclass
@@ -113,12 +86,7 @@ def record(
         Holds every intermediate tensor while it runs. Shares the parameters; copies buffers and inputs. Modules
         and inputs on the ``meta`` device are recorded without memory for values.
     """
-    try:
-        clone = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-    except (RuntimeError, TypeError) as err:
-        raise ArgumentError(
-            f"cannot copy {type(module).__name__}, which is recorded on a copy: {err}"
-        ) from err
+    clone = copy_module(module, share=True)
     clone.train(training)
     args, kwargs = _copied((tuple(args), dict(kwargs or {})))
     recorder = _Recorder(clone, whole)
@@ -126,7 +94,8 @@ def record(
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())  # so that ``torch.no_grad()`` of the author's is seen
             stack.enter_context(recorder.hooked())
             stack.enter_context(recorder)
             try:
@@ -138,7 +107,7 @@ def record(
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:
         raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
-    recorder.faults += recorder.written_buffers()
+    recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
     return Recording(clone, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules)
 
 
@@ -163,7 +132,7 @@ class _Recorder(TorchFunctionMode):
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self._whole = {id(self.modules[path]) for path in whole}
         inside = {id(part) for path in whole for part in self.modules[path].modules()}
-        self._buffers = _own_buffers(self.modules, inside)
+        self.buffers = saved_buffers(self.modules, inside)
         self._paused = 0
         self._paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
@@ -202,7 +171,7 @@ class _Recorder(TorchFunctionMode):
             ) -> Any:
                 return self._leave(output, leaf)
 
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             handles.append(module.register_forward_hook(after, with_kwargs=True))
         try:
             yield
@@ -229,30 +198,25 @@ class _Recorder(TorchFunctionMode):
             where = self.frames[-1].path, author_line()
             self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where))
 
-    def written_buffers(self) -> Iterator[Fault]:
-        """Buffers that ``forward`` changed itself. Layers of torch's own, and those recorded whole, may."""
-        for module, name, path, tensor, version in self._buffers:
-            now = module._buffers.get(name)
-            if now is not tensor or now._version != version:
-                reason = f"forward changes the buffer '{path}', and a port has no translation of that"
-                yield Fault(reason, path.rpartition(".")[0], SourceLine())
-
     # --- values ---------------------------------------------------------------------------------------------
 
     def _bind(
         self, tensor: torch.Tensor, frame: Frame, origin: Node | None, name: str = "", varies: bool = True
     ) -> Value:
         value = Value(tuple(map(int, tensor.size())), tensor.dtype, frame, origin, name, varies=varies)
-        self._bound[id(tensor)] = value, tensor._version, tensor
+        value.constant = isinstance(origin, Node) and (tensor.is_inference() or not torch.is_grad_enabled())
+        self._bound[id(tensor)] = value, _version(tensor), tensor
         return value
 
     def _read(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None = None) -> Value:
         """What a tensor is where a call of ``frame`` reads it, at the running line or at ``source``."""
         value, version, _ = self._bound.get(id(tensor), (None, 0, None))
         if value is not None and value.frame is frame:
-            if tensor._version != version:
+            if _version(tensor) != version:
                 self.fault("a tensor is read after it was written to in place through a view of it", source)
             value.uses += 1
+            if value.constant and torch.is_grad_enabled() and value.varies and tensor.is_floating_point():
+                return self._detached(tensor, value, source)
             return value
         shape = tuple(map(int, tensor.size()))
         if (owned := self._owned.get(id(tensor))) is not None:
@@ -268,8 +232,22 @@ class _Recorder(TorchFunctionMode):
                 "a tensor is read that is no parameter, no buffer and made by no function of torch's", source
             )
             return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
-        self._bound[id(tensor)] = Value(shape, tensor.dtype, frame), tensor._version, tensor  # keeps it alive
+        self._bound[id(tensor)] = (
+            Value(shape, tensor.dtype, frame),
+            _version(tensor),
+            tensor,
+        )  # keeps it alive
         return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
+
+    def _detached(self, tensor: torch.Tensor, value: Value, source: SourceLine | None) -> Value:
+        """What ``torch.no_grad()`` made, read outside of it: no gradient flows through."""
+        source = value.origin.source if isinstance(value.origin, Node) else source
+        node = Node((value,), {}, source or author_line(), function="torch.Tensor.detach")
+        node.result = self._bind(tensor, value.frame, node, varies=value.varies)
+        node.result.constant = False
+        node.result.uses = 1
+        value.frame.nodes.append(node)
+        return node.result
 
     # --- functions ------------------------------------------------------------------------------------------
 
@@ -282,7 +260,7 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self._paused or not self.frames:
-            return func(*args, **kwargs)
+            return _without_gradients(func, args, kwargs)
         full = resolve_name(func) or getattr(func, "__qualname__", str(func))
         name = short_name(full)
         if name in READS_NOTHING:
@@ -298,14 +276,20 @@ class _Recorder(TorchFunctionMode):
             self._value_decision(name, list(tensors_of(map_tensors((args, kwargs), read))))
             return func(*args, **kwargs)
         given, given_kwargs = map_tensors(args, read), map_tensors(kwargs, read)
+        parameter = written_parameter(full, given)
+        if parameter is not None:
+            self.fault(f"forward writes to the parameter '{parameter.path}', and no layer of Flax does")
+            if name == "__set__":
+                return None
+            args = (args[0].clone(), *args[1:])  # the parameter is the caller's
         tensors = list(tensors_of((args, kwargs), torch.Tensor))
-        versions = [tensor._version for tensor in tensors]
+        versions = [_version(tensor) for tensor in tensors]
         node = Node(given, given_kwargs, author_line(), function=full)
         with self._pause():
-            output = func(*args, **kwargs)
+            output = _without_gradients(func, args, kwargs)
             if name == "__iter__":
                 output = tuple(output)
-        written = [t for t, version in zip(tensors, versions, strict=True) if t._version != version]
+        written = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         node.inplace = bool(written)
         returned = [args[0]] if name == "__setitem__" else list(tensors_of(output, torch.Tensor))
         if any(not any(tensor is other for other in returned) for tensor in written):
@@ -455,18 +439,17 @@ class _Recorder(TorchFunctionMode):
             return output
 
 
-def _own_buffers(
-    modules: Mapping[str, nn.Module], whole: Collection[int]
-) -> list[tuple[nn.Module, str, str, torch.Tensor, int]]:
-    """The saved buffers of modules that are looked into, with their versions."""
-    found = []
-    for path, module in modules.items():
-        if layer_class(module) is not None or id(module) in whole:
-            continue
-        for name, tensor in module._buffers.items():
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                found.append((module, name, f"{path}.{name}".lstrip("."), tensor, tensor._version))
-    return found
+def _without_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function gives; torch keeps nothing for gradients. What changes its modes is run as it is."""
+    if getattr(func, "__name__", "") == "_set_grad_enabled":
+        return func(*args, **kwargs)
+    with torch.no_grad():
+        return func(*args, **kwargs)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    """How often a tensor was written to; torch does not count it for those made in ``inference_mode``."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[Parameter]:

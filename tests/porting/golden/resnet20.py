@@ -70,6 +70,6 @@ class ResNet(nnx.Module):
         out = self.layer1(out)
         out = self.layer2(out)
         out = self.layer3(out)
-        out = nnx.avg_pool(out, (8, 8), strides=(8, 8))
+        out = nnx.avg_pool(out, (out.shape[2], out.shape[2]), strides=(out.shape[2], out.shape[2]))
         out = out.reshape(out.shape[0], -1)
         return self.linear(out)

@@ -215,10 +215,13 @@ def _compare(each: _Run, found: list[jax.Array]) -> None:
     for want, array in zip(wanted, found, strict=True):
         got = np.asarray(array)
         assert got.shape == tuple(want.shape), f"{each.code}\n{got.shape} for {tuple(want.shape)}"
-        dtype = str(want.dtype).replace("torch.", "").replace("64", "32")
+        dtype = str(want.dtype).replace("torch.", "")
+        dtype = dtype if want.is_complex() else dtype.replace("64", "32")
         assert str(got.dtype) == dtype, f"{each.code}\n{got.dtype} for {want.dtype}"
-        if want.dtype.is_floating_point:
-            expected, actual = want.double().numpy(), got.astype(np.float64)
+        if want.dtype.is_floating_point or want.is_complex():
+            wide = np.complex128 if want.is_complex() else np.float64
+            expected, actual = want.to(torch.float32 if want.dtype == torch.bfloat16 else want.dtype), got
+            expected, actual = expected.resolve_conj().numpy().astype(wide), actual.astype(wide)
             size = np.abs(expected[np.isfinite(expected)]).max(initial=1e-6)
             bound = (2e-2 if want.dtype == torch.bfloat16 else case.tolerance) * size
             np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=bound, err_msg=each.code)

@@ -41,6 +41,10 @@ CASES = [
     Case("cross_entropy of probabilities", lambda x, y: F.cross_entropy(x, y.softmax(1)) + F.cross_entropy(x, y.softmax(1), reduction="none").sum(), (SCORES, SCORES + 1), tolerance=CLOSE),
     Case("binary_cross_entropy", lambda x, y: F.binary_cross_entropy(x.sigmoid(), y.sigmoid()) + F.binary_cross_entropy_with_logits(x, y.sigmoid(), reduction="none"), (X, X * 2), tolerance=CLOSE),
     *(Case(f"kl_div {kind}", lambda x, y, kind=kind: F.kl_div(x.log_softmax(1), y.softmax(1), reduction=kind) + F.kl_div(x, y, reduction=kind, log_target=True), (X, X * 2), tolerance=CLOSE) for kind in ("sum", "batchmean", "none")),
+    *(Case(f"cross_entropy with settings, {kind}", lambda x, y, w, kind=kind: F.cross_entropy(x, y, weight=w, reduction=kind) + F.nll_loss(x, y.clamp(min=0), w, ignore_index=2, reduction=kind) + F.cross_entropy(x, y.clamp(min=0), w, label_smoothing=0.1, ignore_index=1, reduction=kind) + F.cross_entropy(x, y, label_smoothing=0.3, reduction=kind) + F.cross_entropy(x, x.softmax(1), w, label_smoothing=0.2, reduction=kind), (SCORES, LABELS, SCORES[0, :, 0].sigmoid()), tolerance=CLOSE) for kind in ("mean", "sum", "none")),
+    Case("binary_cross_entropy with weights", lambda x, y, w: F.binary_cross_entropy_with_logits(x, y.sigmoid(), w, pos_weight=w * 2) + F.binary_cross_entropy(x.sigmoid(), y.sigmoid(), w), (X, X * 2, X[0, 0].sigmoid()), tolerance=CLOSE),
+    *(Case(f"margins {kind}", lambda x, y, z, kind=kind: F.triplet_margin_loss(x, y, z, reduction=kind) + F.triplet_margin_loss(x, y, z, swap=True, p=1, reduction=kind) + F.margin_ranking_loss(x[:, :, 0], y[:, :, 0], z[:, :, 0].sign(), 0.3, reduction=kind), (X, X * 2, X.flip(0)), tolerance=CLOSE) for kind in ("mean", "none")),
+    Case("cosine_embedding_loss", lambda x, y: F.cosine_embedding_loss(x[0], y[0], x[0, :, 0].sign(), 0.1), (X, X.flip(1)), tolerance=CLOSE),
     Case("soft_margin_loss", lambda x, y: F.soft_margin_loss(x, y.sign()), (X, X + 0.1), tolerance=CLOSE),
 ]  # fmt: skip
 
@@ -59,10 +63,6 @@ def test_what_makes_a_tensor_in_more_orders(case: Case) -> None:
     ("call", "words"),
     [
         (lambda x: torch.multinomial(x.abs()[0, 0], 2), "which draws random numbers"),
-        (
-            lambda x: F.cross_entropy(x, x.long()[:, 0].clamp(0, 1), label_smoothing=0.1),
-            "write it with F.log_softmax",
-        ),
         (lambda x: F.mse_loss(x, x, size_average=True), "use reduction="),
         (lambda x: F.dropout(x, 0.5, training=True), "pass training=self.training"),
     ],

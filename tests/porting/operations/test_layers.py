@@ -85,6 +85,11 @@ CASES = [
     _case(nn.LSTM(8, 3, batch_first=True), WORDS, call=lambda layer, x: (layer(x)[0], *layer(x)[1]), words="with its states"),
     _case(nn.LSTM(8, 3, bidirectional=True), WORDS, call=lambda layer, x: layer(x)[1][0].sum(0), words="with its states"),
     _case(nn.GRU(8, 3, bidirectional=True, batch_first=True), WORDS, call=lambda layer, x: layer(x)[1], words="with its state"),
+    _case(nn.LSTM(8, 3, num_layers=2, dropout=0.5, bidirectional=True, batch_first=True), WORDS, tensor(4, 2, 3), tensor(4, 2, 3) * 2, call=lambda layer, x, h, c: (layer(x, (h, c))[0], *layer(x)[1]), words="of several layers, from states"),
+    _case(nn.GRU(8, 3, num_layers=2), WORDS, tensor(2, 5, 3), call=lambda layer, x, h: layer(x, h), words="of several layers, from a state"),
+    _case(nn.GRUCell(8, 3), WORDS[0], tensor(5, 3), call=lambda layer, x, h: layer(x, h) + layer(x)),
+    _case(nn.LSTMCell(8, 3), WORDS[0], tensor(5, 3), call=lambda layer, x, h: layer(x, layer(x, (h, h * 2)))),
+    _case(nn.RNNCell(8, 3, nonlinearity="relu"), WORDS[0], tensor(5, 3), call=lambda layer, x, h: layer(x, h)),
     _case(nn.RNN(8, 3, nonlinearity="relu"), WORDS, call=lambda layer, x: layer(x)[1][-1], words="with its state"),
 ]  # fmt: skip
 
@@ -110,10 +115,9 @@ def test_a_layer_in_more_orders(case: Case) -> None:
         (nn.MultiheadAttention(8, 2, batch_first=True), lambda layer, x: layer(x, x, x)[1], "write them out"),
         (nn.MultiheadAttention(8, 2), lambda layer, x: layer(x[0], x[0], x[0])[0], "x[None]"),
         (nn.MultiheadAttention(8, 2), lambda layer, x: layer(x, x, x, attn_mask=x[:, :, :2].mean(1) @ x[:, 0, :2].T)[0], "a mask of booleans"),
-        (nn.LSTM(8, 3), lambda layer, x: layer(x, (x[:1, :, :3], x[:1, :, :3]))[0], "start from zeros"),
-        (nn.LSTM(8, 3, num_layers=2), lambda layer, x: layer(x)[1][0], "read the last output"),
+        (nn.LSTM(8, 3), lambda layer, x: layer(x[0])[0], "pass a padded batch"),
+        (nn.GRUCell(8, 3), lambda layer, x: layer(x[0, 0]), "x[None]"),
         (nn.LSTM(8, 3, proj_size=2), lambda layer, x: layer(x)[0], "proj_size"),
-        (nn.Bilinear(8, 8, 2), lambda layer, x: layer(x, x), "jnp.einsum"),
     ],
 )  # fmt: skip
 def test_what_has_no_twin_is_refused_with_a_way_out(

@@ -38,6 +38,11 @@ def _conv(name: str, **settings: Any) -> Case:
     )
 
 
+def _sized(batch: int) -> tuple[torch.Tensor]:
+    """Maps of another size for another batch."""
+    return (tensor(batch, 3, 5 + batch, 6 + 2 * batch),)
+
+
 CASES = [
     *(_conv(f"conv{rank}d", **settings) for rank in (1, 2, 3) for settings in ({}, {"stride": 2, "padding": 1})),
     *(_conv("conv2d", **settings) for settings in ({"groups": 2, "dilation": 2}, {"padding": "same"}, {"padding": (2, 0), "stride": (1, 2)}, {"padding": "valid"})),
@@ -84,6 +89,28 @@ CASES = [
     Case("interpolate by a half", lambda x: F.interpolate(x, scale_factor=0.5) + F.interpolate(x, scale_factor=(0.5, 0.5), mode="bilinear"), lambda n: (tensor(n, 2, 6, 4),), tolerance=FLOATS),
     Case("interpolate to the size of another", lambda x, y: F.interpolate(x, size=y.shape[2:], mode="bilinear"), lambda n: (tensor(2, 2, 3, 4), tensor(n, 2, 5 + n, 7)), tolerance=FLOATS),
     Case("interpolate a line and a volume", lambda x, y: (F.interpolate(x, 5, mode="linear"), F.interpolate(x, 12, mode="linear", align_corners=True), F.interpolate(y, (3, 8, 6), mode="trilinear")), (LINE, VOLUME), tolerance=FLOATS),
+    *(
+        Case(f"interpolate {settings}", lambda x, settings=settings: F.interpolate(x, **settings), _maps, tolerance=FLOATS)
+        for settings in (
+            {"scale_factor": 1.3, "mode": "bilinear"}, {"scale_factor": 0.45}, {"scale_factor": 1.3, "mode": "bicubic"},
+            {"scale_factor": 0.6, "mode": "nearest-exact"}, {"size": (9, 11), "mode": "bicubic", "align_corners": True},
+            {"scale_factor": 1.3, "mode": "bilinear", "recompute_scale_factor": True},
+        )
+    ),
+    *(
+        Case(f"grid_sample {mode} {padding} {corners}", lambda x, g, mode=mode, padding=padding, corners=corners: F.grid_sample(x, g, mode, padding, corners), lambda n: (tensor(n, 3, 5, 7), tensor(n, 4, 6, 2) * 0.9), tolerance=1e-5)
+        for mode, padding, corners in (("bilinear", "zeros", False), ("bilinear", "border", True), ("nearest", "reflection", False), ("bilinear", "reflection", True))
+    ),
+    Case("grid_sampler", lambda x, g: torch.grid_sampler(x, g, 0, 1, False), (tensor(2, 3, 5, 7), tensor(2, 4, 6, 2)), tolerance=1e-5),
+    *(Case(f"affine_grid {corners}", lambda t, corners=corners: F.affine_grid(t, (len(t), 3, 4, 5), corners), (tensor(2, 2, 3),), tolerance=FLOATS) for corners in (True, False)),
+    Case("affine_grid_generator", lambda t: torch.affine_grid_generator(t, (2, 3, 1, 5), False), (tensor(2, 2, 3),), tolerance=FLOATS),
+    Case("fold", lambda x: F.fold(x, (6, 7), (3, 2), padding=1, stride=(2, 1)), lambda n: (tensor(n, 12, 24),), tolerance=FLOATS),
+    Case("fold of unfold", lambda x: F.fold(F.unfold(x, 3, 2, 1, 2), x.shape[2:], 3, 2, 1, 2), _maps, tolerance=FLOATS),
+    Case("avg_pool over everything", lambda x: F.avg_pool2d(x, x.size()[2:]) + F.avg_pool2d(x, (x.size(2), 1)).mean((2, 3), keepdim=True), _sized, tolerance=FLOATS),
+    *(Case(f"pools that hang over, {pad}", lambda x, pad=pad: (F.max_pool2d(x, 3, 2, pad, ceil_mode=True), F.avg_pool2d(x, 3, 2, pad, ceil_mode=True), F.avg_pool2d(x, 3, 2, pad, True, False)), _sized, tolerance=FLOATS) for pad in (0, 1)),
+    Case("instance_norm with statistics", lambda x, m, v, w: F.instance_norm(x, m, v, w, m, use_input_stats=False), (MAPS, tensor(4), tensor(4).abs() + 0.5, tensor(4) * 2), tolerance=FLOATS),
+    *(Case(f"embedding_bag {mode}", lambda i, w, mode=mode: F.embedding_bag(i, w, mode=mode), (tensor(3, 5, dtype=torch.int64, low=0, high=6), tensor(6, 4)), fixed=True, tolerance=FLOATS) for mode in ("sum", "mean", "max")),
+    Case("embedding_bag with weights", lambda i, w, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s), (tensor(3, 5, dtype=torch.int64, low=0, high=6), tensor(6, 4), tensor(3, 5)), fixed=True, tolerance=FLOATS),
     Case("nn.Upsample", nn.Upsample(scale_factor=2, mode="bilinear"), _maps, tolerance=FLOATS),
     Case("layer_norm", lambda x, w, b: F.layer_norm(x, (6,), w, b) + torch.layer_norm(x, [6], w, b, 1e-3), (MAPS, tensor(6), tensor(6) * 2), tolerance=FLOATS),
     Case("layer_norm of several axes", lambda x, w, b: F.layer_norm(x, x.shape[1:], w, b) + F.layer_norm(x, (7, 6)), (MAPS, tensor(4, 7, 6), tensor(4, 7, 6) + 1), tolerance=FLOATS),
@@ -117,13 +144,16 @@ def test_a_function_of_maps_in_more_orders(case: Case) -> None:
         (lambda x: F.max_pool2d(x[0], 2), "x[None]"),
         (lambda x: F.conv2d(x[0], x[:, :, :3, :3]), "x[None]"),
         (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "keep this module in torch"),
-        (lambda x: F.fold(x.flatten(2)[:, :, :20], (6, 5), (2, 2)), "F.conv_transpose2d"),
+        (lambda x: F.fold(x[0].flatten(1)[:, :20], (6, 5), (2, 2)), "x[None]"),
         (
-            lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), align_corners=False),
-            "keep this module in torch",
+            lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), "bicubic", align_corners=False),
+            "'bilinear' and 'nearest'",
         ),
-        (lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear"), "pass size"),
-        (lambda x: F.interpolate(x, 9, mode="bicubic", align_corners=True), "use align_corners=False"),
+        (lambda x: F.interpolate(x, scale_factor=1.3, mode="bilinear", antialias=True), "size= in the place"),
+        (
+            lambda x: F.interpolate(x, 9, mode="bilinear", align_corners=True, antialias=True),
+            "align_corners=False",
+        ),
         (lambda x: F.batch_norm(x, None, None, training=True), "use nn.BatchNorm2d"),
         (lambda x: F.lp_pool2d(x, 3, 2), ""),
     ],

@@ -12,6 +12,7 @@ from . import (
     driver,
     test_creation,
     test_elementwise,
+    test_fourier,
     test_indexing,
     test_maps,
     test_products,
@@ -41,7 +42,7 @@ RANDOM = {
         "feature_dropout",
         "feature_alpha_dropout",
     ),
-    *("randint", "randint_like", "multinomial", "rrelu"),
+    *("randint", "randint_like", "multinomial", "rrelu", "gumbel_softmax"),
 }
 # torch's list of stand-ins has their arguments in another order than torch, or by other names.
 STAND_INS = {
@@ -58,6 +59,7 @@ STAND_INS = {
 FILES = (
     test_creation,
     test_elementwise,
+    test_fourier,
     test_indexing,
     test_maps,
     test_products,

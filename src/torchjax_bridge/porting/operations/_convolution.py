@@ -168,3 +168,32 @@ def embedding_of_weight(
     sparse: bool = False,
 ) -> Placed:
     return embedding(at, node, indices, weight, None, None, 2.0, scale_grad_by_freq, sparse)
+
+
+@operation("F.embedding_bag")
+def embedding_bag(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    weight: Value,
+    offsets: Any = None,
+    max_norm: Any = None,
+    norm_type: Any = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Value | None = None,
+    include_last_offset: bool = False,
+    padding_idx: Any = None,
+) -> Placed:
+    if len(input.shape) != 2 or offsets is not None:
+        raise RefusedError("F.embedding_bag with offsets: bags of several sizes; pad them to (N, length)")
+    if max_norm is not None or scale_grad_by_freq or sparse or padding_idx is not None:
+        raise RefusedError(
+            "F.embedding_bag with max_norm, scale_grad_by_freq, sparse or padding_idx has no counterpart; leave it "
+            "out"
+        )
+    text = f"{at.in_torch_order(weight)}[{at.in_torch_order(input)}]"
+    if per_sample_weights is not None:
+        text = f"({text} * {at.in_torch_order(per_sample_weights)}[..., None])"
+    return Placed(f"jnp.{mode}({text}, axis=1)", (0, 1))

@@ -73,10 +73,12 @@ operation("add", "iadd", "radd")(_with_alpha("+"))
 operation("sub", "subtract", "isub")(_with_alpha("-"))
 operation("rsub")(_with_alpha("-", reflected=True))
 for _name in (
-    *("maximum", "minimum", "fmax", "fmin", "arctan2", "logical_and", "logical_or", "logical_xor", "hypot"),
+    *("maximum", "minimum", "arctan2", "logical_and", "logical_or", "logical_xor", "hypot"),
     *("fmod", "logaddexp", "logaddexp2", "copysign", "heaviside", "nextafter", "gcd", "lcm", "float_power"),
 ):
     operation(_name)(_binary(f"jnp.{_name}({{}}, {{}})"))
+for _name in ("fmax", "fmin"):  # of equal numbers JAX differentiates the second, torch the first
+    operation(_name)(_binary(f"jnp.{_name}({{1}}, {{0}})"))
 operation("ldexp")(_binary("({} * 2.0 ** {})"))
 operation("atan2")(_binary("jnp.arctan2({}, {})"))
 operation("xlogy", "special.xlogy")(_binary("jax.scipy.special.xlogy({}, {})"))

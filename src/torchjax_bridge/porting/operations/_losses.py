@@ -6,6 +6,7 @@ from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError
+from ._norms import length
 from ._operands import axis_text, operands
 from ._table import Translation, last_name, operation
 
@@ -23,7 +24,7 @@ def _no_old_settings(node: Node, size_average: Any, reduce: Any) -> None:
         raise RefusedError(f"{node.function} with size_average or reduce; use reduction=")
 
 
-def _pointwise(template: str, *settings: tuple[str, Any]) -> Translation:
+def _pointwise(template: str, *settings: tuple[str, Any], helper: str = "") -> Translation:
     def translate(
         at: Lowering,
         node: Node,
@@ -39,6 +40,7 @@ def _pointwise(template: str, *settings: tuple[str, Any]) -> Translation:
         if weight is not None or kwargs.keys() - {name for name, _ in settings}:
             raise RefusedError(f"{node.function} with weight or with settings that have no translation")
         (x, y), placed = operands(at, [input, target])
+        at.body.helpers |= {helper} if helper else set()
         given = {name: at.number(kwargs.get(name, default)) for name, default in settings}
         return _reduce(placed.with_text(template.format(x, y, **given)), reduction)
 
@@ -46,7 +48,7 @@ def _pointwise(template: str, *settings: tuple[str, Any]) -> Translation:
 
 
 operation("mse_loss")(_pointwise("jnp.square({} - {})"))
-operation("l1_loss")(_pointwise("jnp.abs({} - {})"))
+operation("l1_loss")(_pointwise("absolute({} - {})", helper="absolute"))
 operation("soft_margin_loss")(_pointwise("jnp.log1p(jnp.exp(-{1} * {0}))"))
 
 
@@ -127,15 +129,15 @@ def binary_cross_entropy(
     pos_weight: Any = None,
 ) -> Placed:
     _no_old_settings(node, size_average, reduce)
-    if pos_weight is not None:
-        raise RefusedError(f"{node.function} with pos_weight; write it with F.logsigmoid")
-    texts, placed = operands(at, [input, target, *([] if weight is None else [weight])])
+    texts, placed = operands(at, [input, target, *(one for one in (weight, pos_weight) if one is not None)])
     x, y = texts[:2]
     if last_name(node) == "binary_cross_entropy":
-        yes, no = f"jnp.maximum(jnp.log({x}), -100)", f"jnp.maximum(jnp.log1p(-{x}), -100)"
+        at.body.helpers.add("binary_cross_entropy")
+        text = f"binary_cross_entropy({x}, {y})"
     else:
-        yes, no = f"nnx.log_sigmoid({x})", f"nnx.log_sigmoid(-{x})"
-    text = f"-({y} * {yes} + (1 - {y}) * {no})"
+        yes = f"{y} * nnx.log_sigmoid({x})"
+        more = "" if pos_weight is None else f"{texts[-1]} * "
+        text = f"-({more}{yes} + (1 - {y}) * nnx.log_sigmoid(-{x}))"
     text = f"({text})" if weight is None else f"({text} * {texts[2]})"
     return _reduce(placed.with_text(text), reduction)
 
@@ -154,33 +156,119 @@ def cross_entropy(
     label_smoothing: Any = 0.0,
 ) -> Placed:
     _no_old_settings(node, size_average, reduce)
-    if weight is not None or label_smoothing:
-        raise RefusedError(f"{node.function} with weight or label_smoothing; write it with F.log_softmax")
     axis = 1 if len(input.shape) > 1 else 0
     placed = at.in_torch_map_order(input)
     scores = placed.text
     if last_name(node) == "cross_entropy":
         scores = f"nnx.log_softmax({scores}, axis={axis_text(placed, (axis,))})"
+    elif label_smoothing or (target.dtype is not None and target.dtype.is_floating_point):
+        raise RefusedError("F.nll_loss of probabilities; use F.cross_entropy")
     scores = at.variable(scores, node.source)
-    place = placed.place(axis)
+    place, left = placed.place(axis), _without(placed, axis)
+    classes = f"{scores}.shape[{place}]"
+    smooth = at.number(label_smoothing)
+    row = None if weight is None else _row(at, weight, placed.rank - 1 - place)
     if target.dtype is not None and target.dtype.is_floating_point:
-        if last_name(node) != "cross_entropy":
-            raise RefusedError("F.nll_loss of probabilities; use F.cross_entropy")
-        text = f"-jnp.sum({at.read(target, placed.order)} * {scores}, axis={place})"
-        left = _without(placed, axis)
+        wanted = at.read(target, placed.order)
+        if label_smoothing:
+            wanted = f"((1 - {smooth}) * {wanted} + {smooth} / {classes})"
+        weighted = scores if row is None else f"{row} * {scores}"
+        text = f"-jnp.sum({wanted} * {weighted}, axis={place})"
         if reduction == "mean":
             return Placed(f"jnp.mean({text})", ())
         return _reduce(Placed(f"({text})", left), reduction)
-    left = _without(placed, axis)
     labels = at.read(target, left)
     kept = at.variable(f"({labels} != {at.number(ignore_index)})", node.source)
-    index = f"jnp.expand_dims(jnp.where({kept}, {labels}, 0), {place})"
-    chosen = f"jnp.take_along_axis({scores}, {index}, axis={place})"
-    losses = f"jnp.where({kept}, -{chosen}.squeeze({place}), 0)"
+    index = at.variable(f"jnp.where({kept}, {labels}, 0)", node.source)
+    each = f"jnp.take_along_axis({scores}, jnp.expand_dims({index}, {place}), axis={place})"
+    losses = f"-{each}.squeeze({place})"
+    counted = kept
+    if weight is not None:
+        counted = at.variable(f"jnp.where({kept}, {at.read(weight)}[{index}], 0)", node.source)
+        losses = f"{counted} * {losses}"
+    if label_smoothing:
+        weighted = scores if row is None else f"{row} * {scores}"
+        losses = f"(1 - {smooth}) * {losses} - {smooth} / {classes} * jnp.sum({weighted}, axis={place})"
+    losses = f"jnp.where({kept}, {losses}, 0)"
     if reduction == "mean":
-        return Placed(f"(jnp.sum({losses}) / jnp.sum({kept}))", ())
+        return Placed(f"(jnp.sum({losses}) / jnp.sum({counted}))", ())
     return _reduce(Placed(losses, left), reduction)
 
 
 def _without(placed: Placed, axis: int) -> tuple[int, ...]:
     return tuple(other - (other > axis) for other in placed.order if other != axis)
+
+
+def _row(at: Lowering, weight: Value, behind: int) -> str:
+    """The weights of the classes, so that they broadcast against the scores."""
+    return at.read(weight) + (f"[:{', None' * behind}]" if behind else "")
+
+
+@operation("triplet_margin_loss")
+def triplet_margin_loss(
+    at: Lowering,
+    node: Node,
+    anchor: Value,
+    positive: Value,
+    negative: Value,
+    margin: Any = 1.0,
+    p: Any = 2,
+    eps: Any = 1e-6,
+    swap: bool = False,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Placed:
+    _no_old_settings(node, size_average, reduce)
+    pairs = [(anchor, positive), (anchor, negative), *([(positive, negative)] if swap else [])]
+    near, far, *more = (_apart(at, one, other, p, eps) for one, other in pairs)
+    further = f"jnp.minimum({far.text}, {more[0].text})" if more else far.text
+    at.body.helpers.add("clamp")
+    return _reduce(near.with_text(f"clamp({at.number(margin)} + {near.text} - {further}, 0)"), reduction)
+
+
+def _apart(at: Lowering, one: Value, other: Value, p: Any, eps: Any) -> Placed:
+    text = f"({at.in_torch_order(one)} - {at.in_torch_order(other)} + {at.number(eps)})"
+    rank = max(len(one.shape), len(other.shape))
+    return length(at, Placed(text, tuple(range(rank))), (rank - 1,), p, keepdim=False)
+
+
+@operation("margin_ranking_loss")
+def margin_ranking_loss(
+    at: Lowering,
+    node: Node,
+    input1: Value,
+    input2: Value,
+    target: Value,
+    margin: Any = 0.0,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Placed:
+    _no_old_settings(node, size_average, reduce)
+    (x, y, sign), placed = operands(at, [input1, input2, target])
+    at.body.helpers.add("clamp")
+    return _reduce(placed.with_text(f"clamp({sign} * ({y} - {x}) + {at.number(margin)}, 0)"), reduction)
+
+
+@operation("cosine_embedding_loss")
+def cosine_embedding_loss(
+    at: Lowering,
+    node: Node,
+    input1: Value,
+    input2: Value,
+    target: Value,
+    margin: Any = 0.0,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Placed:
+    _no_old_settings(node, size_average, reduce)
+    (x, y), placed = operands(at, [input1, input2])
+    where = f"axis={axis_text(placed, (placed.rank - 1,))}"
+    squares = " * ".join(f"(jnp.sum(jnp.square({one}), {where}) + 1e-12)" for one in (x, y))
+    cosine = at.variable(f"(jnp.sum({x} * {y}, {where}) / jnp.sqrt({squares}))", node.source)
+    at.body.helpers.add("clamp")
+    apart = f"clamp({cosine} - {at.number(margin)}, 0)"
+    text = f"jnp.where({at.in_torch_order(target)} == 1, 1 - {cosine}, {apart})"
+    return _reduce(Placed(text, tuple(range(placed.rank - 1))), reduction)

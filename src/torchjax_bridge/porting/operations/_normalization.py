@@ -149,12 +149,18 @@ def instance_norm(
     momentum: Any = 0.1,
     eps: float = 1e-5,
 ) -> Placed:
-    if running_mean is not None or not use_input_stats:
+    if running_mean is not None and use_input_stats:
         raise RefusedError(
-            "F.instance_norm with running statistics has no counterpart; use F.batch_norm in evaluation"
+            "F.instance_norm updates running statistics, which no layer of Flax does; set track_running_stats=False"
         )
     rank = len(input.shape)
     order = channels_last(rank)
+    if running_mean is not None:
+        mean, spread = (
+            at.in_torch_order(running_mean),
+            f"jnp.sqrt({at.in_torch_order(running_var)} + {at.number(eps)})",
+        )
+        return Placed(_scaled(at, f"(({at.read(input, order)} - {mean}) / {spread})", weight, bias), order)
     at.body.helpers.add("normalize")
     axes = tuple(range(1, rank - 1))
     text = f"normalize({at.read(input, order)}, {axes}, {at.number(eps)})"

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from torchjax_bridge.recording import Node, Value
+from torchjax_bridge.recording import Node, SourceLine, Value
 
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError
@@ -14,25 +14,25 @@ __all__ = ["length"]
 
 
 def length(at: Lowering, placed: Placed, axes: tuple[int, ...], p: Any, keepdim: bool) -> Placed:
-    """The p-norm over axes."""
+    """The p-norm over axes. At a zero vector its derivative is 0, as torch's."""
     where = f", axis={axis_text(placed, axes)}" if axes else ""
     keep = ", keepdims=True" if keepdim else ""
     order = remaining(placed.order, axes, keepdim)
     x = placed.text
-    if isinstance(p, float | int) and p in (1, 2, math.inf, -math.inf, 0):
-        if len(axes) == 1:
-            by = "" if p == 2 else f", ord={at.number(p)}"
-            return Placed(f"jnp.linalg.norm({x}{by}{where}{keep})", order)
-        made = {
-            2: f"jnp.sqrt(jnp.sum(jnp.square({x}){where}{keep}))",
-            1: f"jnp.sum(jnp.abs({x}){where}{keep})",
-            0: f"jnp.sum({x} != 0{where}{keep})",
-            math.inf: f"jnp.max(jnp.abs({x}){where}{keep})",
-            -math.inf: f"jnp.min(jnp.abs({x}){where}{keep})",
-        }
-        return Placed(made[p], order)
+    if isinstance(p, float | int) and p in (2, 0):
+        at.body.helpers |= {"safe_sqrt"} if p == 2 else set()
+        if p == 0:
+            return Placed(f"jnp.sum({x} != 0{where}{keep})", order)
+        return Placed(f"safe_sqrt(jnp.sum(jnp.square({x}){where}{keep}))", order)
+    at.body.helpers.add("absolute")
+    x = f"absolute({x})"
+    if isinstance(p, float | int) and p in (1, math.inf, -math.inf):
+        function = {1: "sum", math.inf: "max", -math.inf: "min"}[p]
+        return Placed(f"jnp.{function}({x}{where}{keep})", order)
     power = at.number(p)
-    return Placed(f"(jnp.sum(jnp.abs({x}) ** {power}{where}{keep}) ** (1 / {power}))", order)
+    total = at.variable(f"jnp.sum({x} ** {power}{where}{keep})", SourceLine())
+    text = f"jnp.where({total} == 0, 0, jnp.where({total} == 0, 1, {total}) ** (1 / {power}))"
+    return Placed(text, order)
 
 
 @operation("norm")
@@ -117,7 +117,8 @@ def cosine_similarity(
         raise RefusedError(f"{node.function} of tensors that are broadcast; expand them first")
     where = f"axis={axis_text(placed, axes)}"
     floor = at.number(eps)
-    lengths = (f"jnp.maximum(jnp.linalg.norm({t}, {where}), {floor})" for t in (x, y))
+    at.body.helpers.add("safe_sqrt")
+    lengths = (f"jnp.maximum(safe_sqrt(jnp.sum(jnp.square({t}), {where})), {floor})" for t in (x, y))
     text = f"(jnp.sum({x} * {y}, {where}) / ({' * '.join(lengths)}))"
     return Placed(text, remaining(placed.order, axes, keepdim=False))
 

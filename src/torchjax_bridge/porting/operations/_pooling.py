@@ -1,6 +1,7 @@
 """Pooling of arrays whose channels are last: windows, ceilings and adaptive sizes as torch has them."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torchjax_bridge.recording import Node, Value
@@ -36,28 +37,43 @@ def _first(node: Node) -> Value:
     return node.result[0]
 
 
-def _windows(
-    at: Lowering,
-    input: Value,
-    output: Value,
-    kernel: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    ceil_mode: bool,
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...], bool]:
-    """Kernel, strides and padding; whether a window hangs over the end."""
+@dataclass(frozen=True)
+class _Windows:
+    """Windows over the axes of space.
+
+    Attributes:
+        kernel: Their sizes.
+        steps: The strides.
+        pads: What is added at both ends.
+        ceil: Whether a window may hang over the end.
+    """
+
+    kernel: tuple[Any, ...]
+    steps: tuple[Any, ...]
+    pads: tuple[Any, ...]
+    ceil: bool
+
+    def padding(self, x: str, at: Lowering) -> str:
+        """The padding as an argument; with a ceiling it depends on the sizes of ``x``."""
+        if not self.ceil:
+            pairs = tuple((pad, pad) for pad in self.pads)
+            return at.number(pairs) if any(map(any, pairs)) else ""
+        at.body.helpers.add("ceil_padding")
+        return f"ceil_padding({x}.shape[1:-1], {', '.join(map(at.number, (self.kernel, self.steps, self.pads)))})"
+
+
+def _windows(input: Value, kernel: Any, stride: Any, padding: Any, ceil_mode: bool) -> _Windows:
     space = len(input.shape) - 2
-    sizes = per_axis(kernel, space)
-    steps = per_axis(stride, space) if stride not in (None, [], ()) else sizes
-    pads, gaps = per_axis(padding, space), per_axis(dilation, space)
-    found, hangs = [], False
-    for axis in range(space):
-        needed = (output.shape[2 + axis] - 1) * steps[axis] + gaps[axis] * (sizes[axis] - 1) + 1
-        over = max(0, needed - input.shape[2 + axis] - 2 * pads[axis]) if ceil_mode else 0
-        hangs |= over > 0
-        found.append((int(pads[axis]), int(pads[axis] + over)))
-    return tuple(map(int, sizes)), tuple(map(int, steps)), tuple(found), hangs
+    sizes = _plain(kernel, space)
+    steps = _plain(stride, space) if stride not in (None, [], ()) else sizes
+    return _Windows(
+        sizes, steps, _plain(padding, space), bool(ceil_mode) and any(step != 1 for step in steps)
+    )
+
+
+def _plain(setting: Any, space: int) -> tuple[Any, ...]:
+    """A setting for each axis; what depends on sizes stays an expression."""
+    return tuple(int(size) if is_fixed(size) else size for size in per_axis(setting, space))
 
 
 @operation(
@@ -80,17 +96,31 @@ def max_pool(
     return_indices: bool = False,
 ) -> Placed:
     space = _space(node, input)
-    output = _first(node)
-    kernel, steps, pads, _ = _windows(at, input, output, kernel_size, stride, padding, dilation, ceil_mode)
+    _first(node)
+    windows = _windows(input, kernel_size, stride, padding, ceil_mode)
     order = channels_last(len(input.shape))
     x = at.read(input, order)
-    gaps = per_axis(dilation, space)
-    if any(gap != 1 for gap in gaps):
-        window, stepping, holes = ((1, *map(int, setting), 1) for setting in (kernel, steps, gaps))
-        widths = ((0, 0), *pads, (0, 0))
-        settings = f"{window}, {stepping}, {widths}, window_dilation={holes}"
-        return Placed(f"jax.lax.reduce_window({x}, -jnp.inf, jax.lax.max, {settings})", order)
-    return Placed(f"nnx.max_pool({x}, {kernel}{_strides(steps)}{_padding(pads)})", order)
+    gaps = _plain(dilation, space)
+    if any(gap != 1 for gap in gaps):  # JAX has no derivative of windows with gaps
+        at.body.helpers.add("dilated_max_pool")
+        x = _named(at, node, x) if windows.ceil else x
+        covered = tuple(gap * (size - 1) + 1 for size, gap in zip(windows.kernel, gaps, strict=True))
+        pads = replace(windows, kernel=covered).padding(x, at) or at.number(((0, 0),) * space)
+        settings = f"{at.number(windows.kernel)}, {at.number(windows.steps)}, {pads}, {at.number(gaps)}"
+        return Placed(f"dilated_max_pool({x}, {settings})", order)
+    x = _named(at, node, x) if windows.ceil else x
+    return Placed(f"nnx.max_pool({x}, {at.number(windows.kernel)}{_settings(at, windows, x)})", order)
+
+
+def _named(at: Lowering, node: Node, text: str) -> str:
+    """A name for an expression that is used twice."""
+    return text if text.isidentifier() else at.variable(text, node.source)
+
+
+def _settings(at: Lowering, windows: _Windows, x: str) -> str:
+    steps = f", strides={at.number(windows.steps)}" if any(step != 1 for step in windows.steps) else ""
+    padding = windows.padding(x, at)
+    return steps + (f", padding={padding}" if padding else "")
 
 
 @operation("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -106,30 +136,36 @@ def avg_pool(
     divisor_override: Any = None,
 ) -> Placed:
     _space(node, input)
-    kernel, steps, pads, hangs = _windows(at, input, node.result, kernel_size, stride, padding, 1, ceil_mode)
-    padded = any(low for low, _ in pads)
+    windows = _windows(input, kernel_size, stride, padding, ceil_mode)
+    padded = any(pad != 0 for pad in windows.pads)
     order = channels_last(len(input.shape))
     x, count, scale = at.read(input, order), "", ""
+    own = [size.expression for size in sizes_of(input)[2:]]
+    whole = [None if is_fixed(size) else size.expression for size in windows.kernel] == own
+    if whole and not padded and divisor_override is None:
+        axes = tuple(range(1, len(order) - 1))
+        return Placed(f"{x}.mean({at.number(axes if len(axes) > 1 else axes[0])}, keepdims=True)", order)
     if divisor_override is not None:
-        scale = f" * {math.prod(kernel) / int(divisor_override)!r}"
-    elif hangs and padded and count_include_pad:
+        product = " * ".join(map(at.number, windows.kernel))
+        fixed = all(map(is_fixed, windows.kernel))
+        size = (
+            repr(math.prod(windows.kernel) / int(divisor_override))
+            if fixed
+            else f"({product} / {divisor_override})"
+        )
+        scale = f" * {size}"
+    x = _named(at, node, x) if windows.ceil else x
+    settings = _settings(at, windows, x)
+    if windows.ceil and padded and count_include_pad and divisor_override is None:
         # torch counts the padding, but not what hangs over its end
-        own = per_axis(padding, len(pads))
-        x = f"jnp.pad({x}, {((0, 0), *((int(p), int(p)) for p in own), (0, 0))})"
-        pads = tuple((0, high - int(p)) for (_, high), p in zip(pads, own, strict=True))
+        over = f"[(0, high - low) for low, high in {windows.padding(x, at)}]"
+        settings = f", strides={at.number(windows.steps)}, padding={over}"
+        x = f"jnp.pad({x}, {at.number(((0, 0), *((pad, pad) for pad in windows.pads), (0, 0)))})"
         count = ", count_include_pad=False"
-    elif hangs or (padded and not count_include_pad):
+    elif (windows.ceil or (padded and not count_include_pad)) and divisor_override is None:
         count = ", count_include_pad=False"
-    text = f"nnx.avg_pool({x}, {kernel}{_strides(steps)}{_padding(pads)}{count})"
+    text = f"nnx.avg_pool({x}, {at.number(windows.kernel)}{settings}{count})"
     return Placed(f"({text}{scale})" if scale else text, order)
-
-
-def _strides(steps: tuple[int, ...]) -> str:
-    return f", strides={steps}" if any(step != 1 for step in steps) else ""
-
-
-def _padding(pads: tuple[tuple[int, int], ...]) -> str:
-    return f", padding={pads}" if any(map(any, pads)) else ""
 
 
 @operation(

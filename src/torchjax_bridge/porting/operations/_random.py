@@ -177,3 +177,25 @@ def refused(at: Lowering, node: Node, *args: Any, **kwargs: Any) -> Placed:
     raise RefusedError(
         f"no translation of {node.function}, which draws random numbers; use torch.rand, torch.randn or F.dropout"
     )
+
+
+@operation("gumbel_softmax")
+def gumbel_softmax(
+    at: Lowering,
+    node: Node,
+    logits: Value,
+    tau: Any = 1,
+    hard: bool = False,
+    eps: float = 1e-10,
+    dim: Any = -1,
+) -> Placed:
+    placed = at.in_torch_map_order(logits)
+    x, axis = placed.text, placed.place(dim)
+    noisy = f"({x} + jax.random.gumbel({_key(at)}, {x}.shape, {x}.dtype))"
+    scaled = noisy if tau == 1 else f"{noisy} / {at.number(tau)}"
+    soft = f"nnx.softmax({scaled}, axis={axis})"
+    if not hard:
+        return placed.with_text(soft)
+    soft = at.variable(soft, node.source)
+    chosen = f"jax.nn.one_hot(jnp.argmax({soft}, axis={axis}), {soft}.shape[{axis}], axis={axis})"
+    return placed.with_text(f"({chosen} - jax.lax.stop_gradient({soft}) + {soft})")

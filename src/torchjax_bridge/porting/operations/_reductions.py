@@ -153,7 +153,7 @@ def quantile(
     return Placed(f"jnp.{last_name(node)}({placed.text}, {at.read(q)}{where}{how})", order)
 
 
-def _spread(function: str, both: bool) -> Translation:
+def _spread(deviation: bool, both: bool) -> Translation:
     def translate(
         at: Lowering,
         node: Node,
@@ -168,13 +168,16 @@ def _spread(function: str, both: bool) -> Translation:
             dim, unbiased = None, dim
         freedom = (1 if unbiased else 0) if correction is None else correction
         extra = f", ddof={at.number(freedom)}" if freedom else ""
-        spread = reduced(at, function, input, dim, bool(keepdim), extra)
+        spread = reduced(at, "jnp.var", input, dim, bool(keepdim), extra)
+        if deviation:  # of equal numbers the derivative is 0 in torch, and NaN of jnp.std
+            at.body.helpers.add("safe_sqrt")
+            spread = spread.with_text(f"safe_sqrt({spread.text})")
         return [spread, reduced(at, "jnp.mean", input, dim, bool(keepdim))] if both else spread
 
     return translate
 
 
-operation("var")(_spread("jnp.var", both=False))
-operation("std")(_spread("jnp.std", both=False))
-operation("var_mean")(_spread("jnp.var", both=True))
-operation("std_mean")(_spread("jnp.std", both=True))
+operation("var")(_spread(deviation=False, both=False))
+operation("std")(_spread(deviation=True, both=False))
+operation("var_mean")(_spread(deviation=False, both=True))
+operation("std_mean")(_spread(deviation=True, both=True))

@@ -37,16 +37,6 @@ refused(
     *("as_strided", "as_strided_scatter", "set", "resize", "resize_as"),
 )
 refused(
-    "sums overlapping windows, and JAX has no function for it; use F.conv_transpose2d with a kernel of ones, or "
-    "keep this module in torch with as_jax_module",
-    "fold",
-)
-refused(
-    "samples at positions that are computed, and jax.image has no function for it; keep this module in torch with "
-    "as_jax_module",
-    *("grid_sample", "affine_grid"),
-)
-refused(
     "pools at random or back from positions, which no pooling of JAX does; keep this module in torch with "
     "as_jax_module",
     *("fractional_max_pool2d", "fractional_max_pool2d_with_indices", "fractional_max_pool3d"),

@@ -24,7 +24,7 @@ def _add(template: str, names: str) -> None:
 _add("nnx.{name}({0})", "relu silu sigmoid tanh relu6 selu")
 _add(
     "jnp.{name}({0})",
-    "exp exp2 expm1 log log2 log10 log1p sqrt abs square sign sin cos tan sinh cosh floor ceil",
+    "exp exp2 expm1 log log2 log10 log1p sqrt square sign sin cos tan sinh cosh floor ceil",
 )
 _add(
     "jnp.{name}({0})",
@@ -44,7 +44,6 @@ _add("(1 / {0})", "reciprocal")
 _add("(-{0})", "neg negative")
 _add("(~{0})", "invert bitwise_not")
 _ALIASES = {
-    "absolute": "abs",
     "sgn": "sign",
     "fix": "trunc",
     "special.expit": "sigmoid",
@@ -83,12 +82,21 @@ def _as_float(at: Lowering, node: Node, input: Value, text: str) -> str:
     return text
 
 
+@operation("abs", "absolute")
+def absolute(at: Lowering, node: Node, input: Value) -> Placed:
+    placed = at.at(input)
+    if input.dtype is None or not input.dtype.is_floating_point:
+        return placed.with_text(f"jnp.abs({placed.text})")
+    at.body.helpers.add("absolute")
+    return placed.with_text(f"absolute({placed.text})")
+
+
 _INPLACE = ("relu", "silu", "relu6", "selu", "hardswish", "hardsigmoid", "mish")
 for _name, _template in _UNARY.items():
     operation(_name)((_with_inplace if _name in _INPLACE else _unary)(_template))
 
 
-def _with_settings(template: str, **defaults: Any) -> Translation:
+def _with_settings(template: str, helper: str = "", **defaults: Any) -> Translation:
     names = list(defaults)
 
     def translate(at: Lowering, node: Node, input: Value, *args: Any, **kwargs: Any) -> Placed:
@@ -99,6 +107,7 @@ def _with_settings(template: str, **defaults: Any) -> Translation:
         if any(isinstance(setting, Value) for setting in given.values()):
             raise RefusedError(f"{node.function} with a tensor as a setting; pass a number")
         placed = at.at(input)
+        at.body.helpers |= {helper} if helper else set()
         return placed.with_text(template.format(placed.text, **{n: at.number(given[n]) for n in names}))
 
     return translate
@@ -107,10 +116,10 @@ def _with_settings(template: str, **defaults: Any) -> Translation:
 for _name, _template, _defaults in (
     ("elu", "nnx.elu({}, {alpha})", {"alpha": 1.0}),
     ("celu", "nnx.celu({}, {alpha})", {"alpha": 1.0}),
-    ("leaky_relu", "nnx.leaky_relu({}, {negative_slope})", {"negative_slope": 0.01}),
-    ("hardtanh", "jnp.clip({}, {min_val}, {max_val})", {"min_val": -1.0, "max_val": 1.0}),
+    ("leaky_relu", "leaky_relu({}, {negative_slope})", {"helper": "leaky_relu", "negative_slope": 0.01}),
+    ("hardtanh", "jax.lax.clamp({min_val}, {}, {max_val})", {"min_val": -1.0, "max_val": 1.0}),
     ("hardshrink", "jnp.where(jnp.abs({0}) > {lambd}, {0}, 0)", {"lambd": 0.5}),
-    ("softshrink", "(jnp.sign({0}) * jnp.maximum(jnp.abs({0}) - {lambd}, 0))", {"lambd": 0.5}),
+    ("softshrink", "jnp.where(jnp.abs({0}) > {lambd}, {0} - {lambd} * jnp.sign({0}), 0)", {"lambd": 0.5}),
     ("threshold", "jnp.where({0} > {threshold}, {0}, {value})", {"threshold": 0.0, "value": 0.0}),
 ):
     operation(_name)(_with_settings(_template, **_defaults))
@@ -159,17 +168,12 @@ def logit(at: Lowering, node: Node, input: Value, eps: Any = None) -> Placed:
 def clamp(at: Lowering, node: Node, input: Value, min: Any = None, max: Any = None) -> Placed:
     if node.function.rstrip("_").endswith("clamp_max"):
         min, max = None, (min if max is None else max)
-    if isinstance(min, Value) or isinstance(max, Value):
-        texts, placed = operands(at, [input, *(bound for bound in (min, max) if bound is not None)])
-        bounds = iter(texts[1:])
-        low, high = (next(bounds) if bound is not None else "None" for bound in (min, max))
-        return placed.with_text(f"jnp.clip({texts[0]}, {low}, {high})")
-    placed = at.at(input)
-    if max is None:
-        return placed.with_text(f"jnp.maximum({placed.text}, {at.number(min)})")
-    if min is None:
-        return placed.with_text(f"jnp.minimum({placed.text}, {at.number(max)})")
-    return placed.with_text(f"jnp.clip({placed.text}, {at.number(min)}, {at.number(max)})")
+    texts, placed = operands(at, [input, *(bound for bound in (min, max) if bound is not None)])
+    bounds = iter(texts[1:])
+    low, high = (next(bounds) if bound is not None else "None" for bound in (min, max))
+    at.body.helpers.add("clamp")
+    both = f", {high}" if high != "None" else ""
+    return placed.with_text(f"clamp({texts[0]}, {low}{both})")
 
 
 @operation("prelu")
@@ -182,7 +186,7 @@ def prelu(at: Lowering, node: Node, input: Value, weight: Value) -> Placed:
         scale += f"[:{', None' * behind}]" if behind else ""
     elif weight.shape:
         scale += ".reshape(())"
-    return placed.with_text(f"jnp.where({placed.text} >= 0, {placed.text}, {scale} * {placed.text})")
+    return placed.with_text(f"jnp.where({placed.text} > 0, {placed.text}, {scale} * {placed.text})")
 
 
 @operation("masked_fill")

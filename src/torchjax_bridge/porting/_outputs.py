@@ -1,0 +1,27 @@
+"""The outputs of a torch module beside those of its port."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torchjax_bridge.recording import Value
+
+__all__ = ["output_pairs"]
+
+
+def output_pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[Any, Any]]:
+    """The tensors of two outputs, in order; sizes among them are left out.
+
+    Args:
+        recorded: The output of the recording.
+        torch_tree: What torch gave.
+        flax_tree: What the port gave.
+    """
+    if isinstance(recorded, Value):
+        if recorded.dtype is not None:
+            yield torch_tree, flax_tree
+    elif isinstance(recorded, Mapping):
+        for key, item in recorded.items():
+            yield from output_pairs(item, torch_tree[key], flax_tree[key])
+    elif isinstance(recorded, tuple | list):
+        for one, two, three in zip(recorded, torch_tree, flax_tree, strict=True):
+            yield from output_pairs(one, two, three)

@@ -1,0 +1,76 @@
+"""What a ``forward`` changes of its module, which no port translates: parameters, buffers, numbers it counts."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._faults import Fault
+from ._frames import Node, Parameter, Value
+from ._functions import short_name
+from ._leaves import layer_class
+from ._numbers import Attribute, Dim, Expression, Operation, Real
+from ._source import SourceLine
+
+__all__ = ["counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
+
+_INPLACE = re.compile(r"__(i\w+|set|setitem)__|[a-z]\w*[a-z0-9]_")
+_SHARES_MEMORY = re.compile(r"\.(detach|data\.__get__|__getitem__|view|t|T\.__get__|transpose)$")
+
+Held = tuple[nn.Module, str, str, torch.Tensor, int]
+
+
+def written_parameter(function: str, args: Sequence[Any]) -> Parameter | None:
+    """The parameter that a call is about to write to: its first argument is it, or a view of it."""
+    value = args[0] if args and _INPLACE.fullmatch(short_name(function)) else None
+    while isinstance(value, Value) and isinstance(value.origin, Node):
+        if not _SHARES_MEMORY.search(value.origin.function):
+            return None
+        value = value.origin.args[0]
+    if isinstance(value, Value) and isinstance(value.origin, Parameter) and not value.origin.is_buffer:
+        return value.origin
+    return None
+
+
+def saved_buffers(modules: Mapping[str, nn.Module], whole: Collection[int]) -> list[Held]:
+    """The saved buffers of modules that are looked into, with their versions; torch's own layers may write theirs.
+
+    Args:
+        modules: Every module by path.
+        whole: The identities of modules that are recorded as one call, which may write theirs, too.
+    """
+    found = []
+    for path, module in modules.items():
+        if layer_class(module) is not None or id(module) in whole or ".parametrizations." in path:
+            continue
+        for name, tensor in module._buffers.items():
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                found.append((module, name, f"{path}.{name}".lstrip("."), tensor, tensor._version))
+    return found
+
+
+def written_buffers(held: Sequence[Held]) -> Iterator[Fault]:
+    """A fault for each buffer that is not what it was before the run."""
+    for module, name, path, tensor, version in held:
+        now = module._buffers.get(name)
+        if now is not tensor or now._version != version:
+            reason = f"forward changes the buffer '{path}', and a port has no translation of that"
+            yield Fault(reason, path.rpartition(".")[0], SourceLine())
+
+
+def counted_numbers(modules: Mapping[str, nn.Module]) -> Iterator[Fault]:
+    """A fault for each number among the attributes of modules that became another, computed from itself."""
+    for path, module in modules.items():
+        for name, value in vars(module).items():
+            if isinstance(value, Dim | Real) and _reads(value.expression, Attribute(path, name)):
+                reason = f"forward counts in self.{name}, and a port keeps no count; pass it as an argument"
+                yield Fault(reason, path, SourceLine())
+
+
+def _reads(expression: Expression, attribute: Attribute) -> bool:
+    if not isinstance(expression, Operation):
+        return False
+    parts = (expression.left, expression.right)
+    return attribute in parts or any(_reads(part, attribute) for part in parts)

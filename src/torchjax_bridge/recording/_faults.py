@@ -1,0 +1,38 @@
+"""What a recording does not hold, and what it holds for its own inputs alone."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ._source import SourceLine
+
+__all__ = ["Decision", "Fault"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that the recording does not hold.
+
+    Attributes:
+        reason: What and why, in words.
+        path: The module whose ``forward`` ran.
+        source: The author's line.
+    """
+
+    reason: str
+    path: str
+    source: SourceLine
+
+
+@dataclass(frozen=True)
+class Decision(Fault):
+    """Something that Python code asked for and that other inputs may answer in another way.
+
+    Attributes:
+        by_size: Whether it was asked of sizes (``x.shape[2] % 2 == 0``); otherwise of the values of a tensor.
+        question: For a size: what was asked, as (left, operator, right).
+        outcome: For a size: the answer.
+    """
+
+    by_size: bool = False
+    question: tuple[Any, str, Any] | None = None
+    outcome: bool = True

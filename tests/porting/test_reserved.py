@@ -1,0 +1,46 @@
+"""Names of the author's that the emitted file needs itself get an underscore, and everything else stays."""
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from torchjax_bridge import port
+
+
+class Inner(nn.Module):
+    """Layers, a parameter, a buffer, a number and arguments with names of Flax, of Python and of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sow, self.rngs, self.plain = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.add_module("class", nn.Linear(3, 3))
+        self.deterministic = nn.Parameter(torch.rand(3))
+        self.register_buffer("variables", torch.rand(3))
+        self.train_scale, self.path = 2.0, 3.0
+
+    def forward(self, jnp: torch.Tensor, train: torch.Tensor) -> torch.Tensor:
+        clamp = F.leaky_relu(self.sow(jnp)).clamp(min=0.1)
+        nnx = getattr(self, "class")(clamp) * self.path
+        return (
+            self.plain(nnx).relu() * self.deterministic + self.rngs(train) * self.variables * self.train_scale
+        )
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.jax = Inner()
+
+    def forward(self, jax: torch.Tensor, *, range: torch.Tensor) -> torch.Tensor:
+        return self.jax(train=jax, jnp=range)
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_name_that_the_file_needs_gets_an_underscore(to: Literal["nnx", "linen"]) -> None:
+    ported = port(Outer(), torch.randn(2, 3), kwargs={"range": torch.randn(2, 3)}, to=to)  # which is proved
+    assert "self.sow_(jnp_)" in ported.source
+    assert "def __call__(self, jax_: jax.Array, range_: jax.Array)" in ported.source
+    assert "self.plain(" in ported.source
