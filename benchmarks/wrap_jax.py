@@ -19,6 +19,7 @@ from torchjax_bridge import as_jax_function, as_jax_module, to_torch
 from ._case import Candidate, Findings, WrongResultError, ask
 from ._peers import load_peer
 from ._record import Promise
+from ._rehearsal import rehearsing
 from ._setting import Setting
 
 __all__ = ["run"]
@@ -186,7 +187,8 @@ def _bare(
         with torch.cuda.stream(torch.cuda.ExternalStream(context.stream)):
             run(outs, xs)
 
-    return buffer_callback(on_cpu if setting.device == "cpu" else on_cuda, list(shapes))
+    on_device = on_cpu if setting.device == "cpu" or rehearsing() else on_cuda
+    return buffer_callback(on_device, list(shapes))
 
 
 def _peer(setting: Setting) -> Callable[..., Any] | None:

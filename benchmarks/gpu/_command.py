@@ -155,7 +155,7 @@ def _status(run: Run, folder: Path) -> int:
     from ._verdicts import BROKEN, verdicts
 
     if run.rehearsal:  # no verdict counts
-        return 0
+        return 0 if run.complete else 1
     broken = [one for one in verdicts(run, load_outcomes(folder), suites_of(folder)) if one.verdict == BROKEN]
     return 1 if broken or not run.complete else 0
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .._rehearsal import MARK
 from ._budget import Budget
 from ._child import command
 from ._process import end, start
@@ -106,7 +107,7 @@ def load_outcomes(folder: Path) -> list[Outcome]:
 def _append(folder: Path, outcome: Outcome, rehearse: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "tests.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(outcome) | ({"rehearsal": True} if rehearse else {})) + "\n")
+        file.write(json.dumps(asdict(outcome) | ({"rehearsal": MARK} if rehearse else {})) + "\n")
 
 
 def _one_process(tests: Sequence[str], setting: _Setting, collected: list[str]) -> Iterator[Outcome]:

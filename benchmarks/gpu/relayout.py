@@ -22,7 +22,7 @@ from ..weights import MODELS, TRANSFORMER, nnx_template, torch_module
 __all__ = ["run"]
 
 COPY = "copy_ of the same bytes"
-OURS = "to_jax(weight.t(), copy=True)"
+OURS = "to_jax(permuted, copy=True)"
 CLONE = "clone of the state_dict"
 PUSH = "link.push"
 PULL = "link.pull"

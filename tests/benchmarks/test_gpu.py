@@ -128,7 +128,7 @@ def test_tests_that_the_minutes_do_not_reach_are_said_to_be_so(tmp_path: Path):
         ["tests/never.py"], tmp_path, {}, Budget(0), each=2, rehearse=True, root=tmp_path
     )
     assert [(one.test, one.outcome) for one in outcomes] == [("tests/never.py", "not run")]
-    assert json.loads((tmp_path / "tests.jsonl").read_text())["rehearsal"] is True
+    assert json.loads((tmp_path / "tests.jsonl").read_text())["rehearsal"] == MARK
 
 
 def test_every_file_with_tests_for_a_gpu_is_run(root: Path):
