@@ -205,8 +205,23 @@ def _tests(
     stage: Stage, run: Run, folder: Path, environment: dict[str, str], most: float, each: float
 ) -> Ran:
     mine = Budget(most)
+    written = [0.0]
+
+    def told() -> None:
+        if mine.used - written[0] > 5:  # so that the page is never older, if all of this is killed
+            written[0] = mine.used
+            _keep(run, folder)
+
     outcomes = run_tests(
-        TESTS, folder, environment, mine, each=each, rehearse=run.rehearsal, root=ROOT, head=_head(run)
+        TESTS,
+        folder,
+        environment,
+        mine,
+        each=each,
+        rehearse=run.rehearsal,
+        root=ROOT,
+        head=_head(run),
+        told=told,
     )
     counts: dict[str, int] = {}
     for one in outcomes:

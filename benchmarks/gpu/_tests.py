@@ -7,7 +7,7 @@ alone is lost.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def run_tests(
     rehearse: bool,
     root: Path,
     head: str = "",
+    told: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
     """Run tests until all have an outcome or the time is up; each outcome is on disk as soon as it is known.
 
@@ -69,6 +70,7 @@ def run_tests(
         rehearse: The CPU plays the GPU.
         root: Where the tests are; their names are relative to it.
         head: A line at the head of each log.
+        told: Called after each outcome that was written.
 
     Returns:
         The outcomes, in the order of the tests; those that were not reached are ``"not run"``.
@@ -82,6 +84,7 @@ def run_tests(
         for outcome in _one_process(left, setting, collected):
             done[outcome.test] = outcome
             _append(folder, outcome, rehearse)
+            told()
         left = [test for test in collected if test not in done]
         if len(done) == before:  # it came to nothing: no tests, or it cannot even start
             break
