@@ -424,12 +424,10 @@ def test_errors_name_the_options_and_not_the_arguments_of_python(
     nets: dict[str, torch.Tensor], tmp_path: Folder
 ) -> None:
     torch.save({"model": nets, "ema": nets}, "two.pt")
-    to_flax = ("--to", "flax", "--template", factory("variables"))
     for command, option in (
         (("net.pt", "two.pt", "--to", "torch"), "--overwrite"),
         (("two.pt", "o", "--to", "torch"), "--key NAME"),
         (("net.pt", "o", "--to", "flax"), "--template MODULE:FACTORY"),
-        (("net.pt", "o", *to_flax, "--format", "orbax", "--memory", "10"), "--memory SIZE"),
     ):
         output = run("convert", *command, code=1).stderr
         assert option in output

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, overload
 
 import jax
@@ -16,6 +16,7 @@ import torch
 import typer
 from flax import linen, nnx
 from flax.errors import FlaxError
+from jax.sharding import AbstractMesh
 from torch import nn
 
 from torchjax_bridge.errors import BridgeError
@@ -60,11 +61,12 @@ def torch_model(
     return built
 
 
-def flax_template(spec: str | None, debug: bool) -> Any:
-    """The Flax template that ``--template`` builds, with shapes instead of arrays."""
+def flax_template(spec: str | None, debug: bool, mesh: AbstractMesh | None = None) -> Any:
+    """The Flax template that ``--template`` builds, with shapes instead of arrays; ``mesh`` has no devices."""
     if spec is None:
         return None
-    built = build(spec, debug)
+    with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
+        built = build(spec, debug)
     if isinstance(built, linen.Module):
         raise typer.BadParameter(_variables_hint(spec, built))
     if not isinstance(built, nnx.Module | nnx.State | Mapping):

@@ -6,9 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    import jax
     import torch
 
-__all__ = ["AsJson", "Debug", "Key", "Memory", "Model", "Rules", "Template", "parse_bytes", "parse_dtype"]
+__all__ = [
+    "AsJson",
+    "Debug",
+    "Key",
+    "Memory",
+    "Model",
+    "Rules",
+    "Template",
+    "parse_bytes",
+    "parse_dtype",
+    "parse_mesh",
+    "parse_part",
+]
 
 _UNITS = {"": 1, "B": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "T": 1000**4}
 _UNITS |= {f"{unit}B": size for unit, size in _UNITS.items() if unit not in ("", "B")}
@@ -55,6 +68,37 @@ def parse_dtype(text: str) -> "torch.dtype":
     return dtype
 
 
+def parse_mesh(text: str | None) -> "jax.sharding.AbstractMesh | None":
+    """A mesh without devices from ``"x=4,y=2"``.
+
+    >>> parse_mesh("x=4,y=2").axis_sizes
+    (4, 2)
+    """
+    if text is None:
+        return None
+    import jax
+
+    found = [re.fullmatch(r" *(\w+) *= *([1-9][0-9]*) *", axis) for axis in text.split(",")]
+    names = [axis[1] for axis in found if axis]
+    if not all(found) or len(set(names)) < len(names):
+        raise typer.BadParameter(f"{text!r} is not a mesh. Write the size of each axis, like x=8 or x=4,y=2.")
+    return jax.sharding.AbstractMesh(tuple(int(axis[2]) for axis in found if axis), tuple(names))
+
+
+def parse_part(text: str | None) -> tuple[int, int] | None:
+    """The number of a part and of all parts.
+
+    >>> parse_part("0/4")
+    (0, 4)
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise typer.BadParameter(f"{text!r} is not a part. Of four, write 0/4 to 3/4.")
+    return int(found[1]), int(found[2])
+
+
 Model = Annotated[
     str | None,
     typer.Option(
@@ -82,7 +126,9 @@ Rules = Annotated[
 ]
 Key = Annotated[
     str | None,
-    typer.Option("--key", metavar="NAME", help="The entry of a torch file that is the state_dict."),
+    typer.Option(
+        "--key", metavar="NAME", help="The entry of a torch file or a DCP checkpoint that is the state_dict."
+    ),
 ]
 Memory = Annotated[
     str, typer.Option("--memory", metavar="SIZE", help="Memory to use in addition to the largest tensor.")

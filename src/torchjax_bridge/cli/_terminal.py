@@ -120,7 +120,6 @@ _OPTION_OF_ARGUMENT = {
     "template=...": "--template MODULE:FACTORY",
     "model=...": "--model MODULE:FACTORY",
     "key=...": "--key NAME",
-    "memory=...": "--memory SIZE",
     "torch_kwargs={...}": "--torch-arg NAME=VALUE",
     "flax_kwargs={...}": "--flax-arg NAME=VALUE",
     "channels_last=True": "--channels-last",

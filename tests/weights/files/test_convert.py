@@ -217,13 +217,6 @@ def test_a_plan_with_faults_writes_nothing(tmp_path: Folder) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
 
 
-def test_orbax_beyond_the_memory_is_refused_before_it_is_tried(tmp_path: Folder) -> None:
-    save_flax(tmp_path / "f.safetensors", {"params": {"w": jnp.ones((64, 64))}})
-    with pytest.raises(CheckpointError, match="16384 bytes, and 4096 are allowed"):
-        convert(tmp_path / "f.safetensors", tmp_path / "o", to="flax", format="orbax", memory=4096)
-    assert [path.name for path in tmp_path.iterdir()] == ["f.safetensors"]
-
-
 def test_what_is_there_is_replaced_only_when_told(tmp_path: Folder) -> None:
     state = sharded(tmp_path / "torch")
     (tmp_path / "out").mkdir()

@@ -1,5 +1,6 @@
 """Orbax checkpoints that two processes wrote together, each its own pieces of every array."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -105,6 +106,16 @@ def test_what_several_processes_wrote_converts_and_compares(
     state = load_state_dict(tmp_path / "m.pt")
     for name, layer in values().items():
         assert bits(state[f"{name}.weight"])[2] == bits(jnp.asarray(layer["kernel"].T))[2]
+
+
+def test_a_process_of_a_job_writes_and_reads_its_own_parts_only(saved: Folder) -> None:
+    for rank in range(2):
+        found = json.loads((saved / f"restored-{rank}.json").read_text())
+        assert found["same"]["exact"] is found["other"]["exact"] is True
+        assert found["same"]["share"] == 2 << 20  # half of two arrays of 2 MiB
+        assert (
+            found["same"]["read"] < 1.05 * found["same"]["share"] + 30_000
+        )  # with the index and the metadata
 
 
 @pytest.mark.parametrize(

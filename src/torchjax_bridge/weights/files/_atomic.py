@@ -18,10 +18,22 @@ from typing import BinaryIO
 
 from torchjax_bridge.errors import CheckpointError
 
-__all__ = ["atomic_file", "atomic_folder", "check_target", "clear", "partial_path"]
+__all__ = [
+    "as_writing_error",
+    "atomic_file",
+    "atomic_folder",
+    "check_publish",
+    "check_target",
+    "clear",
+    "lock",
+    "locked_folder",
+    "partial_path",
+    "publish",
+]
 
 # A folder is replaced only if it holds nothing else, so that no other file is deleted.
-_SAFETENSORS = (".safetensors", ".safetensors.index.json")
+_SUFFIXES = (".safetensors", ".safetensors.index.json", ".distcp")
+_DCP = ".metadata"
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA")
 _ORBAX_NAMES = (
     *_ORBAX,
@@ -45,8 +57,8 @@ def atomic_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> 
         CheckpointError: The file system refuses (no space, no permission), or another process writes there.
     """
     part = partial_path(target)
-    with _as_checkpoint_error(within or target):
-        descriptor = _open_locked(part, os.O_RDWR | os.O_CREAT)
+    with as_writing_error(within or target):
+        descriptor = open_locked(part, os.O_RDWR | os.O_CREAT)
         try:
             with os.fdopen(descriptor, "r+b", buffering=0) as file:
                 # ext4 flushes a truncated file to disk at once, even one that was empty.
@@ -74,9 +86,9 @@ def atomic_folder(
         CheckpointError: As for `atomic_file`.
     """
     part = partial_path(target)
-    with _as_checkpoint_error(target):
+    with as_writing_error(target):
         part.mkdir(exist_ok=True)
-        descriptor = _open_locked(part, os.O_RDONLY)
+        descriptor = open_locked(part, os.O_RDONLY)
         try:
             if check is not None:
                 check(part)
@@ -86,10 +98,9 @@ def atomic_folder(
         try:
             if not keep:
                 clear(part)
-            if _is_filled_folder(target):
-                _check_swap(part)
+            check_publish(part, target)
             yield part
-            _publish(part, target)
+            publish(part, target)
         except KeyboardInterrupt:
             if not keep:
                 shutil.rmtree(part, ignore_errors=True)
@@ -112,7 +123,7 @@ def check_target(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None
     Raises:
         CheckpointError: The parent folder does not exist, or the target exists and may not be replaced.
     """
-    with _as_checkpoint_error(target):
+    with as_writing_error(target):
         if not target.name:
             raise CheckpointError(f"'{target}' is not a name for a checkpoint.")
         if not target.absolute().parent.is_dir():
@@ -131,7 +142,7 @@ def check_target(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None
             orbax = bool(set(_ORBAX) & set(names))  # its folders may have any name
             for name in names:
                 in_orbax = orbax and (name in _ORBAX_NAMES or (target / name).is_dir())
-                if not (name.endswith(_SAFETENSORS) or in_orbax):
+                if not (name.endswith(_SUFFIXES) or name == _DCP or in_orbax):
                     raise CheckpointError(
                         f"cannot write {target}: it holds {name!r}, which is not part of a checkpoint and would be "
                         "lost. Name a new folder."
@@ -156,7 +167,30 @@ def clear(folder: pathlib.Path, keep: Collection[str] = ()) -> None:
             entry.unlink()
 
 
-def _publish(part: pathlib.Path, target: pathlib.Path) -> None:
+@contextmanager
+def locked_folder(folder: pathlib.Path, *, shared: bool) -> Iterator[None]:
+    """An unfinished folder, which is created; it stays until it is removed.
+
+    Args:
+        folder: Its name.
+        shared: Whether several processes may have it, each with ``shared``.
+    """
+    folder.mkdir(exist_ok=True)
+    descriptor = open_locked(folder, os.O_RDONLY, shared=shared)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_publish(part: pathlib.Path, target: pathlib.Path) -> None:
+    """Refuse to begin what `publish` could not end."""
+    if _is_filled_folder(target):
+        _check_swap(part)
+
+
+def publish(part: pathlib.Path, target: pathlib.Path) -> None:
+    """Give a finished folder its name, in place of an existing folder in one step."""
     if _is_filled_folder(target):
         _swap(part, target)
         shutil.rmtree(part, ignore_errors=True)
@@ -186,19 +220,20 @@ def _check_swap(folder: pathlib.Path) -> None:
 
 
 @contextmanager
-def _as_checkpoint_error(target: pathlib.Path) -> Iterator[None]:
+def as_writing_error(target: pathlib.Path) -> Iterator[None]:
+    """Turns an error of the system into one that names the target."""
     try:
         yield
     except OSError as err:
         raise CheckpointError(f"cannot write {target}: {err.strerror or err}.") from err
 
 
-def _open_locked(part: pathlib.Path, flags: int) -> int:
+def open_locked(part: pathlib.Path, flags: int, *, shared: bool = False) -> int:
     """Open and lock; the end of the process releases the lock."""
     while True:
         descriptor = os.open(part, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
-            _lock(descriptor, part)
+            lock(descriptor, part, shared=shared)
             if _is_same_file(part, descriptor):
                 return descriptor
         except BaseException:
@@ -216,13 +251,21 @@ def _is_same_file(part: pathlib.Path, descriptor: int) -> bool:
         return False
 
 
-def _lock(descriptor: int, part: pathlib.Path) -> None:
+def lock(descriptor: int, part: pathlib.Path, *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file.
+
+    Args:
+        descriptor: The file.
+        part: Its name, for errors.
+        shared: Let others have it shared, too.
+        wait: Wait for others instead of raising.
+    """
     if sys.platform == "win32":  # has no such locks, but renaming an open file fails
         return
     import fcntl
 
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as err:
         raise CheckpointError(f"another process is writing {part}: wait until it is done.") from err
     except OSError as err:

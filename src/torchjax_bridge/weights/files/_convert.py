@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
 from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
@@ -22,6 +23,7 @@ from ._load_save import AnyPath
 from ._open import open_checkpoint
 from ._pipeline import as_bytes, window_for
 from ._route import cast, route_to_flax, route_to_torch
+from ._shard_shapes import shard_shapes
 from ._write import MEMORY, format_for, write_checkpoint
 
 __all__ = ["Converted", "Route", "convert", "find_route", "framework_of"]
@@ -68,6 +70,8 @@ class Converted:
         note: How the source was read, if a reader should know; or empty.
         left: Entries of the source's metadata that the target's format cannot store.
         settings: As in `Route`.
+        waiting: The numbers of the parts that are not finished, if this was one of several; until all are, there
+            are no files.
     """
 
     plan: Plan | None
@@ -77,6 +81,7 @@ class Converted:
     note: str = ""
     left: tuple[str, ...] = ()
     settings: Audit | None = None
+    waiting: tuple[int, ...] = ()
 
 
 def convert(
@@ -94,6 +99,8 @@ def convert(
     memory: int = MEMORY,
     shard_size: int | None = None,
     key: str | None = None,
+    mesh: Mesh | AbstractMesh | None = None,
+    part: tuple[int, int] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Callable[[Route], Progress] | None = None,
@@ -115,9 +122,13 @@ def convert(
         dtype: Cast floating-point tensors to this.
         memory: Bytes to hold in addition to the largest leaf.
         shard_size: The bytes of one file in a folder.
-        key: Which entry of a torch file is the ``state_dict``.
-        resume: Keep the shards that an earlier, killed run of the same conversion finished, with ``resume`` or
-            without. Shards of another source, another ``key`` or another plan are refused.
+        key: Which entry of a torch file or a DCP checkpoint is the ``state_dict``.
+        mesh: Gives the names of axes in the template a size, without devices: ``AbstractMesh((8,), ("x",))``.
+            Orbax and DCP store a leaf in chunks that lie in one shard of the template each.
+        part: Which part of how many this process converts, as ``(0, 4)``, to Orbax or DCP. The processes share only
+            the folder of the target; the last to finish joins the parts. All are called with the same arguments.
+        resume: Keep the shards or blocks that an earlier, killed run of the same conversion finished, with
+            ``resume`` or without. Shards of another source, another ``key`` or another plan are refused.
         overwrite: Replace an existing checkpoint.
         progress: Called with the route before anything is written. It returns a function that is called with the
             bytes of each leaf.
@@ -136,8 +147,8 @@ def convert(
         PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
 
     Memory:
-        The largest leaf and ``memory``. An Orbax target must fit in ``memory``, and a torch file from before
-        torch 1.6 is read into memory whole.
+        The largest leaf and ``memory``. For an Orbax or DCP target only ``memory``, if the source can be read in
+        slices (all can but a torch file from before torch 1.6, which is read into memory whole).
     """
     route = find_route(
         source,
@@ -155,7 +166,8 @@ def convert(
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
     on_leaf = None if progress is None else progress(route)
-    files = write_checkpoint(
+    shards = {} if template is None else shard_shapes(template, mesh)
+    written = write_checkpoint(
         route.leaves,
         pathlib.Path(target),
         framework=to,
@@ -163,7 +175,9 @@ def convert(
         metadata=route.notes,
         memory=memory,
         shard_size=shard_size,
-        work=_work_id(route, key),
+        work=lambda: _work_id(route, key),
+        shards=shards,
+        part=part,
         resume=resume,
         overwrite=overwrite,
         progress=on_leaf,
@@ -171,7 +185,14 @@ def convert(
     has_header = format_for(pathlib.Path(target), to, format) == "safetensors"
     left = () if has_header else tuple(_user_metadata(route.source))
     return Converted(
-        route.plan, tuple(files), route.nbytes, len(route.leaves), route.source.note, left, route.settings
+        route.plan,
+        tuple(written.files),
+        route.nbytes,
+        len(route.leaves),
+        route.source.note,
+        left,
+        route.settings,
+        written.waiting,
     )
 
 
@@ -269,10 +290,17 @@ def _user_metadata(source: Checkpoint) -> dict[str, str]:
 
 
 def _work_id(route: Route, key: str | None) -> str:
-    """What identifies a conversion: its files and when they were written, the ``key``, every layout."""
+    """What identifies a conversion: its files and when they were written, the ``key``, every layout.
+
+    Machines that share a folder may know it by different names, so only the names of the files count.
+    """
     path = route.source.path
     files = [path, *(path.parent / name for name in route.source.shards)]
-    seen = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    if path.is_dir():
+        # The target may be inside; its unfinished folder grows meanwhile.
+        inside = (file for file in sorted(path.rglob("*")) if ".part/" not in file.as_posix())
+        files = [file for file in inside if file.is_file()]
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # Leaves of the same name, shape and dtype may have other values: of another entry, or in another layout.
     return repr((seen, key, route.plan and route.plan.moves, _model_digests(route)))
 

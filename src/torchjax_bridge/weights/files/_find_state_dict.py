@@ -1,7 +1,7 @@
 """Finds the ``state_dict`` in the content of a torch file, or lists the candidates in an error."""
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torchjax_bridge.errors import CheckpointError
 
 __all__ = ["find_state_dict"]
+
+_MAX_NAMES = 12  # of candidates in an error: an optimizer has one for every parameter
 
 
 def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[Mapping[str, Any], str]:
@@ -28,10 +30,10 @@ def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[
     if len(inner) == 1:
         return content[inner[0]], f"the entry '{inner[0]}'"
     if inner:
-        names = ", ".join(map(repr, inner))
+        names = _listed(inner)
         raise CheckpointError(f"{path}: it holds several state_dicts ({names}): choose one, with key=....")
     if deeper := list(_states(content)):
-        names = ", ".join(map(repr, deeper))
+        names = _listed(deeper)
         raise CheckpointError(f"{path}: its entries hold state_dicts ({names}): choose one, with key=....")
     others = [
         str(name)
@@ -44,18 +46,29 @@ def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[
 
 
 def _entry_at(content: Any, path: pathlib.Path, key: str) -> Mapping[str, Any]:
-    whole = isinstance(content, Mapping) and key in content  # a name may contain dots
-    found = content
-    for part in [key] if whole else key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            raise CheckpointError(f"{path}: there is no entry {key!r}{_advice(content, key)}")
-        found = found[part]
+    found = _lookup(content, key)
+    if found is None:
+        raise CheckpointError(f"{path}: there is no entry {key!r}{_advice(content, key)}")
     if not _is_state(found):
         raise CheckpointError(
             f"{path}: the entry {key!r} is not a state_dict, a dict of named tensors{_advice(content, key)}"
         )
     state: Mapping[str, Any] = found
     return state
+
+
+def _lookup(content: Any, key: str) -> Any | None:
+    """What a dotted key names; a name between the dots may itself contain dots."""
+    if not isinstance(content, Mapping):
+        return None
+    if key in content:
+        return content[key]
+    inner = (
+        _lookup(content[name], key[len(name) + 1 :])
+        for name in content
+        if isinstance(name, str) and key.startswith(f"{name}.")
+    )
+    return next((found for found in inner if found is not None), None)
 
 
 def _advice(content: Any, key: str) -> str:
@@ -68,7 +81,12 @@ def _advice(content: Any, key: str) -> str:
         return f"; none of its entries is a state_dict ({names})." if names else "."
     near = get_close_matches(key, states, 1)
     what = "these entries are state_dicts" if len(states) > 1 else "this entry is a state_dict"
-    return f"; {what}: {', '.join(map(repr, states))}." + (f" Did you mean {near[0]!r}?" if near else "")
+    return f"; {what}: {_listed(states)}." + (f" Did you mean {near[0]!r}?" if near else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_NAMES
+    return ", ".join(map(repr, names[:_MAX_NAMES])) + (f" and {more} more" if more > 0 else "")
 
 
 def _states(content: Any, above: str = "") -> Iterator[str]:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Framework = Literal["torch", "flax"]
-Format = Literal["safetensors", "pt", "msgpack", "orbax"]
+Format = Literal["safetensors", "pt", "msgpack", "orbax", "dcp"]
 
 Progress = Callable[[int], None]
 """Called with the bytes of each leaf that was written."""

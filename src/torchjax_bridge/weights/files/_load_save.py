@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import torch
 from torch import nn
 
@@ -29,10 +30,10 @@ def load_state_dict(path: AnyPath, *, copy: bool = False, key: str | None = None
     """The tensors of a torch checkpoint, by name.
 
     Args:
-        path: A ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.bin`` file, an ``*.index.json``, or a folder with
-            one of these.
+        path: A ``.safetensors``, ``.pt``, ``.pth``, ``.th`` or ``.bin`` file, an ``*.index.json``, a folder with
+            one of these, or a folder of torch Distributed Checkpoint.
         copy: ``True`` reads the values into new memory.
-        key: Which entry of a torch file is the ``state_dict``, dotted, if there are several.
+        key: Which entry of a torch file or a DCP checkpoint is the ``state_dict``, dotted, if there are several.
 
     Returns:
         A ``state_dict`` on the CPU; names that were tied in a torch file are one tensor. A module's extra state
@@ -42,9 +43,10 @@ def load_state_dict(path: AnyPath, *, copy: bool = False, key: str | None = None
         CheckpointError: The file is damaged, holds code, or holds Flax weights.
 
     Memory:
-        By default, tensors are views of the file's memory map. Values are read when they are first used. Writing to
-        a tensor does not change the file. Replace such a file, never rewrite it in place. A torch file from before
-        torch 1.6 cannot be mapped and is read whole.
+        By default, tensors are views of the file's memory map. Values are read when they are first used. Writing
+        to a tensor does not change the file. Replace such a file, never rewrite it in place. A torch file from
+        before torch 1.6 cannot be mapped and is read whole. Tensors of a DCP checkpoint are copied together from
+        its chunks.
 
     >>> import tempfile
     >>> folder = tempfile.mkdtemp()
@@ -130,7 +132,8 @@ def save_state_dict(
 
     Args:
         path: ``.safetensors``, or ``.pt``, ``.pth``, ``.th``, ``.bin`` for a file of ``torch.save``; any other
-            name is a folder, with ``model.safetensors`` or shards and their index in it.
+            name is a folder, with ``model.safetensors`` or shards and their index in it, or a checkpoint of torch
+            Distributed Checkpoint with ``format="dcp"``.
         source: A module or its ``state_dict``, on any device. It must hold only tensors.
         format: By default that of the suffix; without one, safetensors.
         shard_size: The bytes of one file in a folder; by default one file.
@@ -193,10 +196,24 @@ def save_flax(
         ExchangeError: A leaf has a dtype that torch does not have.
 
     Memory:
-        One array in addition to the source; Orbax holds its own copy of the tree.
+        One array in addition to the source. Arrays over the devices of several processes are written as Orbax: all
+        processes call this at once, and each writes its own parts.
     """
     tree = read_flax(source)
-    arrays = {leaf.path: as_exchangeable(leaf.value) for leaf in tree.root.flat().values()}
+    values = {leaf.path: leaf.value for leaf in tree.root.flat().values()}
+    for where, value in values.items():
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            if format != "orbax":
+                raise CheckpointError(
+                    f"'{join_path(where)}' lies on devices of several processes: save it as Orbax "
+                    "(format='orbax'), to which each process writes its own parts."
+                )
+            _check_metadata(path, "flax", format, metadata)
+            from ._orbax import write_global  # importing orbax is slow
+
+            write_global(values, pathlib.Path(path), overwrite)
+            return
+    arrays = {where: as_exchangeable(value) for where, value in values.items()}
     tensors = to_torch({join_path(where): array for where, array in arrays.items()})
     if len(tensors) < len(arrays):
         raise CheckpointError("two leaves have the same dotted name.")

@@ -17,6 +17,8 @@ from torchjax_bridge.errors import CheckpointError
 
 __all__ = ["MappedFile", "Releasable", "Window"]
 
+_READ_BYTES = 1 << 30  # less than a system call can read
+
 
 class Releasable(Protocol):
     """An owner of a map, which can drop it."""
@@ -93,6 +95,25 @@ class MappedFile:
         if self._window is not None:
             self._window.add(self, end - begin)
         return part.view(dtype).view(tuple(shape))
+
+    def read_into(self, target: torch.Tensor, begin: int) -> None:
+        """Fill a contiguous ``uint8`` tensor with the bytes from ``begin`` on, without the map."""
+        left = memoryview(target.view(-1).numpy().data)
+        while left:
+            try:
+                count = os.preadv(self._file, [left[:_READ_BYTES]], begin)
+            except OSError as err:
+                raise CheckpointError(f"cannot read {self.path}: {err.strerror}.") from err
+            if not count:
+                raise CheckpointError(f"{self.path} is cut: it ends at byte {begin}.")
+            left, begin = left[count:], begin + count
+
+    def part(self, begin: int, count: int, used: int) -> torch.Tensor:
+        """Some bytes as a view of the map, of which ``used`` will be read."""
+        part = self.bytes()[begin : begin + count]
+        if self._window is not None:
+            self._window.add(self, used)
+        return part
 
     def release(self) -> None:
         """Drop the map; the next read makes another."""

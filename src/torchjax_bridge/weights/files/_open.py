@@ -1,8 +1,8 @@
 """`open_checkpoint`: finds the checkpoint at a path and its format.
 
-A folder is searched for an Orbax checkpoint, for safetensors (an index, then a file), then for other files. Two
-candidates are refused, unless only one has a name that model hubs use. The suffix decides only if the content does
-not show the format.
+A folder is searched for an Orbax or a DCP checkpoint, for safetensors (an index, then a file), then for other
+files. Two candidates are refused, unless only one has a name that model hubs use. The suffix decides only if the
+content does not show the format.
 """
 
 import os
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torchjax_bridge.errors import CheckpointError
 
+from ._dcp import find_dcp, read_dcp
 from ._index import INDEX, SINGLE_FILE, read_index
 from ._leaf import Checkpoint
 from ._mapped import Window
@@ -55,6 +56,8 @@ def open_checkpoint(
             raise CheckpointError(f"{path} is neither a file nor a folder.")
     except OSError as err:
         raise CheckpointError(f"cannot read {path}: {err.strerror}.") from err
+    if path.is_dir() and find_dcp(path):
+        return read_dcp(path, window, key)
     if path.is_dir():
         from ._orbax import read_orbax  # importing orbax is slow
 
@@ -94,12 +97,14 @@ def _refuse_key(path: pathlib.Path, key: str | None) -> None:
 
 
 def _find_in_folder(folder: pathlib.Path) -> pathlib.Path:
-    """The only checkpoint in a folder: a file, an index, or a folder of Orbax."""
+    """The only checkpoint in a folder: a file, an index, or a folder of Orbax or DCP."""
     from ._orbax import find_orbax
 
     orbax = find_orbax(folder)
     if orbax is not None:
         return orbax
+    if find_dcp(folder):
+        return folder
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     for suffixes in _SUFFIXES_BY_PRIORITY:
         found = [name for name in names if name.endswith(suffixes)]

@@ -1,8 +1,7 @@
-"""Orbax checkpoints, by Orbax's public readers and writers.
+"""Reads Orbax checkpoints by Orbax's public reader, and has a job of several processes write one by its writer.
 
 Leaves are read by partial restores, in every layout of Orbax (OCDBT or one folder per leaf, zarr 2 or 3, written
-by one process or many). Orbax holds the whole tree while it writes, so it must fit in the memory that the caller
-allows. Arrays without elements are refused, because Orbax does not write them.
+by one process or many); parts of a leaf by TensorStore.
 """
 
 import json
@@ -23,13 +22,12 @@ from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, torch_dtype
 
 from ._boxes import Box, box_shape, whole
-from ._leaf import Checkpoint, Leaf, Progress, nest, put_at
+from ._leaf import Checkpoint, Leaf, nest, put_at
 from ._mapped import Window
-from ._pipeline import as_bytes
 
-__all__ = ["find_orbax", "read_orbax", "write_orbax"]
+__all__ = ["METADATA_FILE", "as_checkpoint_error", "find_orbax", "orbax_module", "read_orbax", "write_global"]
 
-_METADATA_FILE = "_METADATA"
+METADATA_FILE = "_METADATA"
 # The name of a CheckpointManager's step: with or without a prefix and leading zeros.
 _STEP_NAME = re.compile(r"(.*_)?[0-9]+")
 
@@ -52,7 +50,7 @@ _DAMAGE_ERRORS = (
 
 def find_orbax(folder: pathlib.Path) -> pathlib.Path | None:
     """The folder with the tree, or None: ``folder`` itself, its only item with a tree, or that of its only step."""
-    if (folder / _METADATA_FILE).is_file():
+    if (folder / METADATA_FILE).is_file():
         return folder
     try:
         inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
@@ -60,7 +58,7 @@ def find_orbax(folder: pathlib.Path) -> pathlib.Path | None:
         raise CheckpointError(f"cannot read {folder}: {err.strerror}.") from err
     marked = (folder / "_CHECKPOINT_METADATA").is_file()
     items = [entry for entry in inside if marked or entry.name == "default"]
-    found = [entry for entry in items if (entry / _METADATA_FILE).is_file()]
+    found = [entry for entry in items if (entry / METADATA_FILE).is_file()]
     if not found:
         steps = [entry for entry in inside if _STEP_NAME.fullmatch(entry.name)]
         found = [inner for step in steps if (inner := find_orbax(step)) is not None]
@@ -77,12 +75,12 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
         CheckpointError: orbax-checkpoint is not installed, or the folder is damaged.
     """
     del window  # Orbax maps no files
-    checkpointer = _checkpointer()
+    checkpointer = orbax_module().PyTreeCheckpointer()
     zarr3 = bool(_metadata(folder).get("use_zarr3"))
-    with _as_checkpoint_error(folder):
+    with as_checkpoint_error(folder):
         metadata = checkpointer.metadata(str(folder.absolute())).item_metadata
     if metadata is None:  # Orbax reports missing arrays only in its log
-        raise CheckpointError(f"{folder}: files that its {_METADATA_FILE} lists are missing or damaged.")
+        raise CheckpointError(f"{folder}: files that its {METADATA_FILE} lists are missing or damaged.")
     flat = dict(_leaves(metadata.tree, ()))
     strip = bool(flat) and all(len(path) > 1 and path[-1] == "value" for path in flat)
     leaves: dict[str, Leaf] = {}
@@ -115,33 +113,23 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
     return Checkpoint(folder, "orbax", leaves, "flax", note=note)
 
 
-def write_orbax(leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progress: Progress | None) -> None:
-    """Write the nested tree of the leaves' paths into a new folder.
+def write_global(values: Mapping[Path, Any], folder: pathlib.Path, overwrite: bool) -> None:
+    """Write arrays over the devices of several processes, all of which call this: Orbax's own save.
 
     Raises:
-        CheckpointError: The tree is larger than ``memory``, or Orbax refuses it.
+        CheckpointError: Orbax refuses, or the folder exists and may not be replaced.
     """
-    total = sum(leaf.nbytes for leaf in leaves)
-    if total > memory:
-        raise CheckpointError(
-            f"Orbax holds the whole tree while it writes: {total} bytes, and {memory} are allowed. Raise the limit "
-            "with memory=..., or write safetensors, which is written leaf by leaf."
-        )
-    for leaf in leaves:
-        if not leaf.nbytes:
-            raise CheckpointError(f"Orbax writes no array without elements: '{leaf.name}' is {leaf.shape}.")
-    arrays = {}
-    for leaf in leaves:
-        arrays[leaf.path] = _as_numpy(leaf.read().detach().cpu().contiguous())
-        if progress is not None:
-            progress(leaf.nbytes)
-    tree = nest(arrays, "cannot write an Orbax checkpoint")
-    checkpointer = _checkpointer()
-    with _as_checkpoint_error(folder):
-        checkpointer.save(str(folder.absolute()), tree)
+    tree = nest(values, "cannot write an Orbax checkpoint")
+    with as_checkpoint_error(folder):
+        orbax_module().PyTreeCheckpointer().save(str(folder.absolute()), tree, force=overwrite)
 
 
-def _checkpointer() -> Any:
+def orbax_module() -> Any:
+    """Orbax, which is slow to import.
+
+    Raises:
+        CheckpointError: It is not installed.
+    """
     try:
         import orbax.checkpoint as ocp
     except ImportError as err:
@@ -149,16 +137,16 @@ def _checkpointer() -> Any:
             "Orbax checkpoints need orbax-checkpoint: pip install 'torchjax-bridge[flax]'."
         ) from err
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return ocp.PyTreeCheckpointer()
+    return ocp
 
 
 def _metadata(folder: pathlib.Path) -> dict[str, Any]:
     """The content of its metadata file. A truncated file is refused, for Orbax raises an endless traceback."""
     try:
-        content = json.loads((folder / _METADATA_FILE).read_bytes())
+        content = json.loads((folder / METADATA_FILE).read_bytes())
     except (OSError, ValueError, RecursionError) as err:
         raise CheckpointError(
-            f"{folder}: its {_METADATA_FILE} cannot be read: the checkpoint is damaged."
+            f"{folder}: its {METADATA_FILE} cannot be read: the checkpoint is damaged."
         ) from err
     return content if isinstance(content, dict) else {}
 
@@ -224,7 +212,7 @@ class _Reader:
         found = self._found[path]
         if box == whole(found.shape):
             return self.tensor(path, dtype)
-        with _as_checkpoint_error(self._folder):
+        with as_checkpoint_error(self._folder):
             self._context = self._context or context()
             array = open_array(self._folder, found.name, zarr3=self._zarr3, shared=self._context)
             return self._tensor(path, dtype, array[box].read().result(), box_shape(box))
@@ -252,7 +240,7 @@ class _Reader:
             struct: Any = jax.ShapeDtypeStruct(self._found[path].shape, self._found[path].dtype)
             put_at(structs, path, struct)
             put_at(restore_args, path, ocp.RestoreArgs(restore_type=np.ndarray))
-        with _as_checkpoint_error(self._folder):
+        with as_checkpoint_error(self._folder):
             args = ocp.args.PyTreeRestore(item=structs, restore_args=restore_args, partial_restore=True)
             tree = self._checkpointer.restore(str(self._folder.absolute()), args=args)
         values = {}
@@ -264,12 +252,9 @@ class _Reader:
         return values
 
 
-def _as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    return as_bytes(tensor).numpy().view(jax_dtype(tensor.dtype)).reshape(tuple(tensor.shape))
-
-
 @contextmanager
-def _as_checkpoint_error(folder: pathlib.Path) -> Iterator[None]:
+def as_checkpoint_error(folder: pathlib.Path) -> Iterator[None]:
+    """Turns what Orbax and TensorStore raise into an error that names the folder."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Orbax warns of its sharding file, which is not used here

@@ -1,7 +1,8 @@
 """Writes leaves to a file in sequence: some threads make row-major copies while another thread writes.
 
-Every format but Orbax is written through here, in bounded memory. A row-major leaf is written without a copy.
-Another leaf is first copied: into a buffer, or, if it is large, by XLA and piece by piece.
+Every format of one file is written through here, in bounded memory. A row-major leaf is written without a copy.
+Another leaf is first copied: into a buffer, or, if it is large, by XLA and piece by piece. A large leaf that can be
+read in parts is read so.
 """
 
 from collections import deque
@@ -16,6 +17,7 @@ import torch
 from torchjax_bridge.errors import CheckpointError
 
 from ..moving import copy_threads, xla_copy
+from ._boxes import box_shape, pieces
 from ._leaf import Leaf, Progress
 from ._mapped import Window
 
@@ -39,7 +41,7 @@ class Pipeline:
     """Writes leaves to files.
 
     Args:
-        memory: Bytes that may be held in addition to the largest leaf.
+        memory: Bytes that may be held in addition to the largest leaf that cannot be read in parts.
         progress: Called with the bytes of each leaf once it is written.
     """
 
@@ -76,14 +78,16 @@ class Pipeline:
             at: The position in the file; by default the end of the previous write.
         """
         large = leaf.nbytes > self._buffer_budget
+        if large and leaf.read_box is not None:
+            for box in pieces(
+                leaf.shape, max(min(self._buffer_budget, _PIECE_BYTES) // leaf.dtype.itemsize, 1)
+            ):
+                self._wait(self._in_flight - 1)
+                self._submit(_checked(leaf, leaf.slice(box), box_shape(box)), file, at, self._progress)
+                at = None  # the next piece follows
+            return
         self._wait(0 if large else self._in_flight - 1)
-        tensor = leaf.read().detach()
-        if tensor.dtype != leaf.dtype or tuple(tensor.shape) != leaf.shape:
-            raise CheckpointError(
-                f"'{leaf.name}' is {tensor.dtype} {tuple(tensor.shape)}, not {leaf.dtype} {leaf.shape}."
-            )
-        tensor = tensor.cpu().resolve_conj().resolve_neg()
-        self._submit(tensor, file, at, self._progress)
+        self._submit(_checked(leaf, leaf.read(), leaf.shape), file, at, self._progress)
         if large:
             self._wait(0)
             self._free.clear()
@@ -148,6 +152,14 @@ class Pipeline:
     def _wait(self, at_most: int) -> None:
         while len(self._pending) > at_most:
             self._pending.popleft().result()
+
+
+def _checked(leaf: Leaf, values: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    if values.dtype != leaf.dtype or tuple(values.shape) != shape:
+        raise CheckpointError(
+            f"'{leaf.name}' is {values.dtype} {tuple(values.shape)}, not {leaf.dtype} {shape}."
+        )
+    return values.detach().cpu().resolve_conj().resolve_neg()
 
 
 def _write(tensor: torch.Tensor, file: BinaryIO, at: int | None, progress: Progress | None) -> None:

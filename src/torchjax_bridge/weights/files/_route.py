@@ -24,6 +24,7 @@ from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path
 from .._example import Example
 from .._plan import Plan, UserRule, make_plan
 from .._report import Fault, Report
+from ..layouts import Stack
 from ..pairing import Move
 from ..rules import Rename
 from ..trees import FlaxTree, TorchTree, read_flax, read_torch, ties_of
@@ -71,7 +72,7 @@ def route_to_flax(
         shapes = move.layout.forward([leaf.meta for leaf in sources])
         for index, (path, meta) in enumerate(zip(move.flax_paths, shapes, strict=True)):
             read = partial(_forward, move, sources, index)
-            box = partial(forward_box, move.layout, sources, index)
+            box = partial(forward_box, move.layout, sources, index) if _has_boxes(move, sources) else None
             shard = sources[0].shard if sources else ""
             leaves.append(
                 Leaf(join_path(path), path, meta.dtype, tuple(meta.shape), read, shard, read_box=box)
@@ -117,7 +118,7 @@ def route_to_torch(
         for index, key in enumerate(move.torch_keys):
             dtype = dtypes[move.flax_paths[0]] if move.flax_paths else tree.state[key].dtype
             read = partial(_inverse, move, sources, index)
-            box = partial(_inverse_box, move, sources, index)
+            box = partial(_inverse_box, move, sources, index) if _has_boxes(move, sources) else None
             shape = tuple(tree.state[key].shape)
             leaves[key] = Leaf(key, split_path(key), dtype, shape, read, shard, read_box=box)
     if plan.ok:
@@ -164,6 +165,11 @@ def cast(leaf: Leaf, dtype: torch.dtype) -> Leaf:
 
 def _forward(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:
     return move.layout.forward([leaf.read() for leaf in sources])[index]
+
+
+def _has_boxes(move: Move, sources: Sequence[Leaf]) -> bool:
+    """Whether a part costs less than the whole: of a view of memory maps it does not."""
+    return isinstance(move.layout, Stack) or any(leaf.read_box for leaf in sources)
 
 
 def _inverse(move: Move, sources: Sequence[Leaf], index: int) -> torch.Tensor:

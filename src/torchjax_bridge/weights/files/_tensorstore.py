@@ -26,7 +26,8 @@ def key_value_store(folder: pathlib.Path) -> dict[str, Any]:
 
 def context() -> Any:
     """A context, for all arrays of one checkpoint."""
-    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_CACHE_BYTES}})
+    # Nothing waits for the disk: output gets its name when it is complete, and no sooner.
+    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_CACHE_BYTES}, "file_io_sync": False})
 
 
 def open_array(folder: pathlib.Path, name: str, *, zarr3: bool, shared: Any) -> Any:

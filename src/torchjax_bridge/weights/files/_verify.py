@@ -12,6 +12,7 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import join_path
 
 from .._plan import UserRule
+from ._boxes import pieces, whole
 from ._convert import find_route, framework_of
 from ._leaf import Checkpoint, Framework, Leaf
 from ._load_save import AnyPath
@@ -24,6 +25,7 @@ from ._write import MEMORY
 __all__ = ["Comparison", "TensorDifference", "compare_checkpoints"]
 
 _BLOCK = 1 << 20  # elements that are compared at once
+_PART_BYTES = 64 << 20  # of a leaf that is read in parts
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def compare_checkpoints(
         template: The Flax side, if the two are of different frameworks.
         rules: As for `to_flax`.
         key: Which entry of a torch file is the ``state_dict``.
-        memory: Bytes to hold in addition to two leaves.
+        memory: Bytes to hold in addition to two leaves, or to parts of them where they can be read in parts.
 
     Raises:
         CheckpointError: One of them is damaged, or a side that the comparison needs was not given.
@@ -155,9 +157,23 @@ def _compare(one: Leaf, other: Leaf) -> TensorDifference | None:
         )
     if one.dtype != other.dtype:
         return TensorDifference(other.name, f"is {one.dtype} in the first, {other.dtype} in the second")
-    ours, theirs = (as_bytes(leaf.read().resolve_conj().resolve_neg().contiguous()) for leaf in (one, other))
-    if torch.equal(ours, theirs):
+    in_parts = one.nbytes > _PART_BYTES and (one.read_box or other.read_box)
+    boxes = pieces(one.shape, _PART_BYTES // one.dtype.itemsize) if in_parts else (whole(one.shape),)
+    count, largest = 0, 0.0
+    for box in boxes:
+        differing, difference = _compare_values(one.slice(box), other.slice(box))
+        count += differing
+        largest = math.nan if math.isnan(difference) else max(largest, difference)
+    if not count:
         return None
+    return TensorDifference(other.name, f"{count} of {math.prod(one.shape)} elements differ", count, largest)
+
+
+def _compare_values(one: torch.Tensor, other: torch.Tensor) -> tuple[int, float]:
+    """The number of elements with other bits, and the largest difference of any."""
+    ours, theirs = (as_bytes(values.resolve_conj().resolve_neg().contiguous()) for values in (one, other))
+    if torch.equal(ours, theirs):
+        return 0, 0.0
     size, count, largest = one.dtype.itemsize, 0, 0.0
     for begin in range(0, len(ours), _BLOCK * size):
         block, other_block = (
@@ -169,7 +185,7 @@ def _compare(one: Leaf, other: Leaf) -> TensorDifference | None:
             differing = (values[differ].view(-1).view(one.dtype) for values in (block, other_block))
             difference = _largest_difference(*differing)
             largest = math.nan if math.isnan(difference) else max(largest, difference)
-    return TensorDifference(other.name, f"{count} of {math.prod(one.shape)} elements differ", count, largest)
+    return count, largest
 
 
 def _largest_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:

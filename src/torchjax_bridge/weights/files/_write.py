@@ -1,25 +1,30 @@
 """`write_checkpoint`: writes leaves to disk in any format. Everything that writes calls it.
 
 Decides which files are written (one file, or a folder of shards and an index) and resumes an interrupted sharded
-conversion. The formats decide the bytes; ``_atomic`` publishes them.
+conversion. The formats decide the bytes; ``_atomic`` publishes them. Orbax and DCP are written block by block,
+and in parts (``_parts``).
 """
 
 import hashlib
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.exchange import Path
 
 from ._atomic import atomic_file, atomic_folder, check_target, clear, partial_path
+from ._cut import MAX_BLOCK_BYTES, cut
+from ._dcp_write import DcpParts
 from ._index import INDEX, SINGLE_FILE, build_index, group_into_files
 from ._leaf import Format, Framework, Leaf, Progress
 from ._msgpack import write_msgpack
+from ._parts import Part, PartsOfFormat, check_part, write_part
 from ._pipeline import Pipeline
 from ._safetensors import metadata_for, write_safetensors
 from ._torch_file import write_torch_file
 
-__all__ = ["MEMORY", "format_for", "write_checkpoint"]
+__all__ = ["MEMORY", "Written", "format_for", "write_checkpoint"]
 
 MEMORY = 1 << 30
 
@@ -31,7 +36,7 @@ _SUFFIXES: dict[str, Format] = {
     ".th": "pt",
     ".bin": "pt",
 }
-_FRAMEWORK_OF: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax"}
+_FRAMEWORK_OF: dict[Format, Framework] = {"pt": "torch", "msgpack": "flax", "orbax": "flax", "dcp": "torch"}
 # Suffixes of other programs: a folder with one would be mistaken for their file.
 _OTHER_SUFFIXES = (
     ".ckpt",
@@ -47,8 +52,20 @@ _OTHER_SUFFIXES = (
     ".zip",
     ".tar",
 )
-_FORMATS: tuple[Format, ...] = ("safetensors", "pt", "msgpack", "orbax")
+_FORMATS: tuple[Format, ...] = ("safetensors", "pt", "msgpack", "orbax", "dcp")
 _WORK_ID_FILE = ".unfinished"
+
+
+class Written(NamedTuple):
+    """What was written.
+
+    Attributes:
+        files: The files or the folder; empty while other parts are not finished.
+        waiting: The numbers of those parts.
+    """
+
+    files: list[pathlib.Path]
+    waiting: tuple[int, ...] = ()
 
 
 def format_for(target: pathlib.Path, framework: Framework, format: Format | None) -> Format:
@@ -68,7 +85,7 @@ def format_for(target: pathlib.Path, framework: Framework, format: Format | None
     if _FRAMEWORK_OF.get(chosen, framework) != framework:
         raise CheckpointError(
             f"{chosen} holds {_FRAMEWORK_OF[chosen]} weights: write {framework} weights to safetensors"
-            f"{', msgpack or orbax' if framework == 'flax' else ' or pt'}."
+            f"{', msgpack or orbax' if framework == 'flax' else ', pt or dcp'}."
         )
     return chosen
 
@@ -82,11 +99,13 @@ def write_checkpoint(
     metadata: Mapping[str, str] | None = None,
     memory: int = MEMORY,
     shard_size: int | None = None,
-    work: str = "",
+    work: Callable[[], str] = str,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> list[pathlib.Path]:
+    shards: Mapping[Path, tuple[int, ...]] | None = None,
+    part: Part | None = None,
+) -> Written:
     """Write leaves; ``target`` appears only when it is complete.
 
     Args:
@@ -97,13 +116,13 @@ def write_checkpoint(
         metadata: Metadata of a safetensors file; other formats have none.
         memory: Bytes to hold in addition to the largest leaf.
         shard_size: Bytes of one file in a folder; by default the leaves keep their shards.
-        work: An identifier of this conversion, stored beside unfinished shards; empty if it is never resumed.
+        work: Returns an identifier of this conversion, stored beside unfinished output; empty if it is never
+            resumed.
         resume: Keep the shards that an earlier run of the same conversion finished.
         overwrite: Replace an existing checkpoint.
-        progress: Called with the bytes of each leaf.
-
-    Returns:
-        The files, or the folder that Orbax wrote.
+        progress: Called with the bytes of each leaf, or of each block of one.
+        shards: The shape of a shard by the path of a leaf, for Orbax and DCP.
+        part: Which part of how many is written; None for all.
     """
     format = format_for(target, framework, format)
     for name, size in (("memory", memory), ("shard_size", shard_size)):
@@ -121,6 +140,10 @@ def write_checkpoint(
             f"'{target.name}' has neither a suffix of a format ({', '.join(_SUFFIXES)}) nor the name of a folder: "
             "give it another suffix, or none."
         )
+    if part is not None:
+        check_part(part)
+        if format not in ("orbax", "dcp"):
+            raise CheckpointError(f"{format} is not written in parts: choose the format orbax or dcp.")
     single = target.suffix in _SUFFIXES
     if target.is_symlink() and target.is_dir():
         target = target.resolve()  # the folder is replaced, not the link
@@ -137,33 +160,41 @@ def write_checkpoint(
             else:
                 write_torch_file(leaves, file, partial_path(target), pipeline)
             pipeline.flush()
-        return [target]
-    if format == "orbax":
-        with atomic_folder(target) as folder:
-            _write_orbax_folder(leaves, folder, memory, progress)
-        return [target]
+        return Written([target])
+    if format in ("orbax", "dcp"):
+        blocks = cut(leaves, shards or {}, min(max(memory // 4, 1), MAX_BLOCK_BYTES))
+        waiting = write_part(
+            blocks,
+            target,
+            _parts_of(format, leaves, memory, progress),
+            part=part or (0, 1),
+            work=lambda: _work_id(work(), [(block.leaf, block.cell) for block in blocks]),
+            resume=resume,
+        )
+        return Written([] if waiting else [target], waiting)
     if format != "safetensors":
         name = {"pt": "model.pt", "msgpack": "flax_model.msgpack"}[format]
         raise CheckpointError(
             f"{format} is one file: write to {target / name}, or to a name with its suffix."
         )
-    shards = group_into_files(leaves, shard_size)
+    files = group_into_files(leaves, shard_size)
     notes = dict(metadata or {})
-    work_id = hashlib.sha256(repr((work, sorted(notes.items()), shards)).encode()).hexdigest() if work else ""
-    return _write_shards(shards, target, framework, notes, work_id, resume, pipeline, progress)
+    work_id = _work_id(work(), (sorted(notes.items()), files))
+    return Written(_write_shards(files, target, framework, notes, work_id, resume, pipeline, progress))
 
 
-def _write_orbax_folder(
-    leaves: Sequence[Leaf], folder: pathlib.Path, memory: int, progress: Progress | None
-) -> None:
-    """Write inside ``folder``, and move the files up: Orbax creates its folder itself."""
-    from ._orbax import write_orbax  # importing orbax is slow
+def _work_id(work: str, settings: object) -> str:
+    return hashlib.sha256(repr((work, settings)).encode()).hexdigest() if work else ""
 
-    inner = folder / "tree"
-    write_orbax(leaves, inner, memory, progress)
-    for entry in list(inner.iterdir()):
-        os.rename(entry, folder / entry.name)
-    inner.rmdir()
+
+def _parts_of(
+    format: Format, leaves: Sequence[Leaf], memory: int, progress: Progress | None
+) -> PartsOfFormat:
+    if format == "dcp":
+        return DcpParts(leaves, progress)
+    from ._orbax_stream import OrbaxParts  # importing orbax is slow
+
+    return OrbaxParts(leaves, memory, progress)
 
 
 def _write_shards(

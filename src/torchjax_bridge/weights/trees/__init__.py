@@ -24,6 +24,7 @@ from ._overridden import square_leaf_assumption as square_leaf_assumption
 from ._overridden import torch_assumptions as torch_assumptions
 from ._read_flax import read_flax as read_flax
 from ._read_torch import read_torch as read_torch
+from ._shardings import partition_of as partition_of
 from ._shardings import place_on_sharding as place_on_sharding
 from ._shardings import sharding_of as sharding_of
 from ._ties import ties_of as ties_of

@@ -20,7 +20,7 @@ from torchjax_bridge.exchange import join_path, to_jax
 
 from ._flax_tree import FlaxLeaf
 
-__all__ = ["place_on_sharding", "sharding_of"]
+__all__ = ["partition_of", "place_on_sharding", "sharding_of"]
 
 
 def sharding_of(leaf: FlaxLeaf) -> Sharding | None:
@@ -47,6 +47,11 @@ def sharding_of(leaf: FlaxLeaf) -> Sharding | None:
     if (spec := _spec(leaf.holder)) and (mesh := _mesh(leaf.holder)) is not None:
         return NamedSharding(mesh, spec)
     return None
+
+
+def partition_of(leaf: FlaxLeaf) -> PartitionSpec | None:
+    """The names of axes that the template gives a leaf in its metadata; None if it gives none."""
+    return _spec(leaf.holder)
 
 
 def _mesh(holder: Any) -> Mesh | None:

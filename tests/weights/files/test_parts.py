@@ -1,0 +1,513 @@
+"""One conversion in several parts: joined by the last, resumed after any kill, and never half of two things."""
+
+import json
+import pathlib
+import resource
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+from torch import nn
+
+from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.weights import (
+    compare_checkpoints,
+    convert,
+    load_flax,
+    load_state_dict,
+    save_flax,
+    save_state_dict,
+    to_flax,
+)
+from torchjax_bridge.weights.files import _orbax_stream, _parts
+
+from .bits import assert_same, bits, random_bits, torch_state
+
+pytest.importorskip("orbax.checkpoint")
+pytestmark = pytest.mark.filterwarnings("ignore:.*PairingWarning")
+
+Folder = pathlib.Path
+MESH = AbstractMesh((4,), ("x",))
+WIDTH = 16
+# Blocks of 256 bytes: four to a kernel.
+MEMORY = 1024
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.second = nn.Linear(WIDTH, WIDTH)
+        self.third = nn.Linear(WIDTH, WIDTH, bias=False)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self) -> None:
+        init = nnx.initializers.normal()
+        across = [(None, "x"), ("x", None), (None, None)]
+        kernels = [nnx.with_partitioning(init, names) for names in across]
+        self.first = nnx.Linear(WIDTH, WIDTH, kernel_init=kernels[0], rngs=nnx.Rngs(0))
+        self.second = nnx.Linear(WIDTH, WIDTH, kernel_init=kernels[1], rngs=nnx.Rngs(0))
+        self.third = nnx.Linear(WIDTH, WIDTH, kernel_init=kernels[2], use_bias=False, rngs=nnx.Rngs(0))
+
+
+def template(mesh: AbstractMesh = MESH) -> Any:
+    with jax.sharding.use_abstract_mesh(mesh):
+        return nnx.eval_shape(NnxNet)
+
+
+def source(folder: Folder) -> dict[str, torch.Tensor]:
+    """A DCP checkpoint with every bit pattern."""
+    state = Net().state_dict()
+    for place, tensor in enumerate(state.values()):
+        tensor.copy_(random_bits(torch.float32, tuple(tensor.shape), place))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save({"model": state, "step": 1}, checkpoint_id=folder)
+    return state
+
+
+def to_orbax(tmp_path: Folder, part: tuple[int, int] | None = None, **options: Any) -> Any:
+    options = {"template": template(), "to": "flax", "format": "orbax"} | options
+    return convert(tmp_path / "dcp", tmp_path / "out", mesh=MESH, memory=MEMORY, part=part, **options)
+
+
+def to_dcp(tmp_path: Folder, part: tuple[int, int] | None = None, **options: Any) -> Any:
+    return convert(
+        tmp_path / "dcp", tmp_path / "out", to="torch", format="dcp", memory=MEMORY, part=part, **options
+    )
+
+
+FORMATS = pytest.mark.parametrize("run", [to_orbax, to_dcp])
+
+
+def check(tmp_path: Folder, state: dict[str, torch.Tensor]) -> None:
+    """The output has every bit of the source, and nothing else is left."""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dcp", "out"]
+    same = compare_checkpoints(tmp_path / "dcp", tmp_path / "out", template=template())
+    assert (same.differences, same.same) == ((), len(state))
+
+
+# --- the result ----------------------------------------------------------------------------------------
+
+
+@FORMATS
+@pytest.mark.parametrize("parts", [(0, 1), (1, 0), (2, 0, 1)])
+def test_parts_in_any_order_are_one_checkpoint(tmp_path: Folder, run: Any, parts: tuple[int, ...]) -> None:
+    state = source(tmp_path / "dcp")
+    for place, number in enumerate(parts):
+        assert not (tmp_path / "out").exists()
+        done = run(tmp_path, (number, len(parts)))
+        assert done.waiting == tuple(sorted(parts[place + 1 :]))
+        assert done.files == (() if done.waiting else (tmp_path / "out",))
+    check(tmp_path, state)
+
+
+def test_chunks_are_the_shards_of_the_template(tmp_path: Folder) -> None:
+    import orbax.checkpoint as ocp
+
+    state = source(tmp_path / "dcp")
+    convert(tmp_path / "dcp", tmp_path / "out", template=template(), to="flax", format="orbax", mesh=MESH)
+    found = ocp.PyTreeCheckpointer().metadata(tmp_path / "out").item_metadata.tree
+    chunks = {name: found[name]["kernel"].storage.chunk_shape for name in ("first", "second", "third")}
+    assert chunks == {"first": (16, 4), "second": (4, 16), "third": (16, 16)}
+    with nnx.use_eager_sharding(False):
+        want = to_flax(state, nnx.eval_shape(NnxNet))
+    with jax.set_mesh(jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))):
+        loaded = load_flax(tmp_path / "out", template())
+    assert loaded.first.kernel.sharding.spec == PartitionSpec(None, "x")
+    assert bits(loaded.first.kernel[...]) == bits(want.first.kernel[...])
+
+
+def test_orbax_itself_restores_it_under_other_shardings(tmp_path: Folder) -> None:
+    import orbax.checkpoint as ocp
+
+    state = source(tmp_path / "dcp")
+    for number in range(2):
+        to_orbax(tmp_path, (number, 2))
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = jax.sharding.NamedSharding(mesh, PartitionSpec("b", "a"))
+    struct = jax.ShapeDtypeStruct((WIDTH, WIDTH), "float32", sharding=sharding)
+    bias = jax.ShapeDtypeStruct(
+        (WIDTH,), "float32", sharding=jax.sharding.NamedSharding(mesh, PartitionSpec())
+    )
+    tree = {
+        "first": {"kernel": struct, "bias": bias},
+        "second": {"kernel": struct, "bias": bias},
+        "third": {"kernel": struct},
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        found = checkpointer.restore(tmp_path / "out", tree)
+    bare = ocp.PyTreeCheckpointer().restore(tmp_path / "out")
+    for name in tree:
+        want = bits(state[f"{name}.weight"].t())
+        assert found[name]["kernel"].sharding == sharding
+        assert bits(found[name]["kernel"])[2] == bits(bare[name]["kernel"])[2] == want[2]
+
+
+def test_torch_loads_what_parts_wrote(tmp_path: Folder) -> None:
+    want = {name: tensor for name, tensor in torch_state().items() if name != "conjugate"}
+    save_state_dict(tmp_path / "m.pt", want)
+    for number in range(3):
+        convert(tmp_path / "m.pt", tmp_path / "out", to="torch", format="dcp", memory=64, part=(number, 3))
+    found = {name: torch.zeros_like(tensor) for name, tensor in want.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(found, checkpoint_id=tmp_path / "out")
+    assert_same(found, want)
+    assert_same(load_state_dict(tmp_path / "out"), want)
+
+
+def test_a_leaf_larger_than_the_memory_goes_through_in_slices(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    as_numpy = _orbax_stream._as_numpy
+    monkeypatch.setattr(
+        _orbax_stream, "_as_numpy", lambda block: sizes.append(block.nbytes) or as_numpy(block)
+    )
+    state = source(tmp_path / "dcp")
+    to_orbax(tmp_path)
+    assert max(sizes) <= MEMORY // 4 < state["first.weight"].nbytes
+    check(tmp_path, state)
+
+
+def test_more_parts_than_blocks_and_a_part_that_is_run_twice(tmp_path: Folder) -> None:
+    save_flax(tmp_path / "dcp.safetensors", {"params": {"w": jax.numpy.ones(3)}})
+    for number in (0, 0, 1, 2):
+        done = convert(
+            tmp_path / "dcp.safetensors", tmp_path / "out", to="flax", format="orbax", part=(number, 3)
+        )
+    assert done.files
+    assert load_flax(tmp_path / "out")["params"]["w"].tolist() == [1, 1, 1]
+
+
+# --- kills ---------------------------------------------------------------------------------------------
+
+
+class Killed(KeyboardInterrupt):
+    pass
+
+
+def killed_after(blocks: int) -> Any:
+    """Stops once that many blocks are stored, without a chance to clean up, as a kill does."""
+
+    def tick(_: int) -> None:
+        nonlocal blocks
+        blocks -= 1
+        if blocks < 0:
+            raise Killed
+
+    return lambda _: tick
+
+
+@FORMATS
+def test_a_part_that_is_killed_at_any_block_is_resumed(tmp_path: Folder, run: Any) -> None:
+    state = source(tmp_path / "dcp")
+    blocks = 0
+
+    def count(_: int) -> None:
+        nonlocal blocks
+        blocks += 1
+
+    run(tmp_path, (1, 2), progress=lambda _: count)
+    assert blocks > 4
+    for after in range(blocks):
+        with pytest.raises(Killed):
+            run(tmp_path, (1, 2), resume=after > 0, progress=killed_after(after))
+        assert not (tmp_path / "out").exists()
+    assert run(tmp_path, (0, 2)).waiting == (1,)
+    assert not run(tmp_path, (1, 2), resume=True).waiting
+    check(tmp_path, state)
+
+
+def test_a_resumed_part_writes_only_what_is_missing(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = source(tmp_path / "dcp")
+    with pytest.raises(Killed):
+        to_orbax(tmp_path, (0, 2), progress=killed_after(3))
+    written = []
+    as_numpy = _orbax_stream._as_numpy
+    monkeypatch.setattr(_orbax_stream, "_as_numpy", lambda block: written.append(block) or as_numpy(block))
+    to_orbax(tmp_path, (0, 2), resume=True)
+    again = len(written)
+    to_orbax(tmp_path, (1, 2))
+    assert 0 < again < len(written) - again
+    check(tmp_path, state)
+
+
+@FORMATS
+def test_a_single_conversion_is_resumed_too(tmp_path: Folder, run: Any) -> None:
+    state = source(tmp_path / "dcp")
+    with pytest.raises(Killed):
+        run(tmp_path, resume=True, progress=killed_after(3))
+    run(tmp_path, resume=True)
+    check(tmp_path, state)
+
+
+@FORMATS
+def test_a_single_conversion_of_another_source_is_not_resumed_and_what_is_there_is_kept(
+    tmp_path: Folder, run: Any
+) -> None:
+    source(tmp_path / "dcp")
+    with pytest.raises(Killed):
+        run(tmp_path, resume=True, progress=killed_after(3))
+    state = source(tmp_path / "dcp")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match=r"cannot resume: .* It is kept; start without resume to replace it"
+    ):
+        run(tmp_path, resume=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    run(tmp_path)
+    check(tmp_path, state)
+
+
+def test_the_target_may_lie_in_the_folder_of_the_source(tmp_path: Folder) -> None:
+    state = source(tmp_path / "dcp")
+    for number in range(2):
+        convert(tmp_path / "dcp", tmp_path / "dcp" / "again", to="torch", format="dcp", part=(number, 2))
+    assert_same(load_state_dict(tmp_path / "dcp" / "again"), state)
+
+
+@pytest.mark.parametrize("step", ["before the stores move", "after the stores moved", "after Orbax is done"])
+def test_a_joiner_that_is_killed_anywhere_is_no_loss(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    import orbax.checkpoint as ocp
+
+    state = source(tmp_path / "dcp")
+    to_orbax(tmp_path, (0, 2))
+    with monkeypatch.context() as crash:
+
+        def kill(*_: Any, **__: Any) -> None:
+            raise Killed
+
+        if step == "before the stores move":
+            crash.setattr(_orbax_stream, "_finish_with_orbax", kill)
+        elif step == "after the stores moved":
+            crash.setattr(ocp.PyTreeCheckpointHandler, "finalize", kill)
+        else:
+            crash.setattr(_parts, "publish", kill)
+        with pytest.raises(Killed):
+            to_orbax(tmp_path, (1, 2))
+    assert not (tmp_path / "out").exists()
+    assert not to_orbax(tmp_path, (0, 2), resume=True).waiting
+    check(tmp_path, state)
+
+
+def test_a_joiner_of_dcp_that_is_killed_is_no_loss(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchjax_bridge.weights.files import _dcp_write
+
+    state = source(tmp_path / "dcp")
+    to_dcp(tmp_path, (0, 2))
+    for name, module in (("_write_metadata", _dcp_write), ("publish", _parts)):
+        with monkeypatch.context() as crash:
+            crash.setattr(module, name, lambda *_: (_ for _ in ()).throw(Killed()))
+            with pytest.raises(Killed):
+                to_dcp(tmp_path, (1, 2), resume=True)
+    to_dcp(tmp_path, (1, 2), resume=True)
+    check(tmp_path, state)
+
+
+def test_what_a_killed_process_wrote_and_never_committed_is_dropped(tmp_path: Folder) -> None:
+    state = source(tmp_path / "dcp")
+    to_orbax(tmp_path, (0, 2))
+    orphan = tmp_path / ".out.part" / "ocdbt.process_0" / "d" / "0123456789abcdef"
+    orphan.write_bytes(bytes(1000))
+    to_orbax(tmp_path, (1, 2))
+    assert not list((tmp_path / "out").rglob(orphan.name))
+    check(tmp_path, state)
+
+
+# --- what is refused -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0,), "0/2", (0.0, 1)])
+def test_what_is_no_part_is_refused(tmp_path: Folder, part: Any) -> None:
+    source(tmp_path / "dcp")
+    with pytest.raises(CheckpointError, match="is no part: for four of them, pass"):
+        to_orbax(tmp_path, part)
+
+
+def test_parts_are_for_orbax_and_dcp(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    with pytest.raises(
+        CheckpointError, match="safetensors is not written in parts: choose the format orbax or dcp"
+    ):
+        to_orbax(tmp_path, (0, 2), format=None)
+    with pytest.raises(CheckpointError, match="pt is not written in parts"):
+        convert(tmp_path / "dcp", tmp_path / "m.pt", to="torch", part=(0, 2))
+
+
+@FORMATS
+def test_a_source_that_changed_between_parts_is_refused(tmp_path: Folder, run: Any) -> None:
+    source(tmp_path / "dcp")
+    run(tmp_path, (0, 2))
+    state = source(tmp_path / "dcp")
+    with pytest.raises(
+        CheckpointError, match="part 0 of 2 is from another source or other settings than part 1"
+    ):
+        run(tmp_path, (1, 2))
+    with pytest.raises(CheckpointError, match="part 0 of 2 is from another source"):
+        run(tmp_path, (0, 2), resume=True)
+    for number in (0, 1):  # without resume, a part replaces its own earlier run
+        run(tmp_path, (number, 2))
+    check(tmp_path, state)
+
+
+def test_a_source_that_changes_while_a_part_reads_it_is_refused(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+
+    def touch(_: int) -> None:
+        (tmp_path / "dcp" / "__0_0.distcp").touch()
+
+    with pytest.raises(CheckpointError, match="the source was changed while it was read: start again"):
+        to_orbax(tmp_path, (0, 2), progress=lambda _: touch)
+    assert not list((tmp_path / ".out.part").glob("ocdbt*"))
+
+
+def test_a_part_of_another_number_of_parts_or_of_other_settings_is_refused(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    to_orbax(tmp_path, (0, 2))
+    with pytest.raises(CheckpointError, match="holds part 0 of 2, and this is part 1 of 3"):
+        to_orbax(tmp_path, (1, 3))
+    with pytest.raises(CheckpointError, match="part 0 of 2 is from another source or other settings"):
+        to_orbax(tmp_path, (1, 2), dtype=torch.bfloat16)
+
+
+@FORMATS
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_part_that_is_missing_or_cut_is_named_and_can_be_run_again(
+    tmp_path: Folder, run: Any, damage: str
+) -> None:
+    state = source(tmp_path / "dcp")
+    run(tmp_path, (0, 2))
+    folder = tmp_path / ".out.part"
+    stored = [*folder.glob("ocdbt.process_0/d/*"), *folder.glob("__0_0.distcp")]
+    largest = max(stored, key=lambda file: file.stat().st_size)
+    if damage == "cut":
+        largest.write_bytes(largest.read_bytes()[:100])
+    else:
+        shutil.rmtree(folder / "ocdbt.process_0") if run is to_orbax else largest.unlink()
+    with pytest.raises(CheckpointError, match=r"part 0 of 2.*Run part 0 of 2 again with resume"):
+        run(tmp_path, (1, 2))
+    assert not (tmp_path / "out").exists()
+    run(tmp_path, (0, 2), resume=True)
+    check(tmp_path, state)
+
+
+@FORMATS
+def test_a_part_that_another_process_writes_is_refused(tmp_path: Folder, run: Any) -> None:
+    state = source(tmp_path / "dcp")
+    inner: list[str] = []
+
+    def meanwhile(_: int) -> None:
+        if not inner:
+            for part in ((0, 2), None):
+                try:
+                    run(tmp_path, part)
+                except CheckpointError as err:
+                    inner.append(str(err))
+            run(tmp_path, (1, 2))
+
+    run(tmp_path, (0, 2), progress=lambda _: meanwhile)
+    assert ["another process is writing" in said for said in inner] == [True, True]
+    check(tmp_path, state)
+
+
+@contextmanager
+def full_disk(room: int) -> Iterator[None]:
+    """No file may grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@FORMATS
+def test_a_disk_without_room_is_an_error_and_the_part_is_resumed(tmp_path: Folder, run: Any) -> None:
+    state = source(tmp_path / "dcp")
+    run(tmp_path, (1, 2))
+    with full_disk(600), pytest.raises(CheckpointError, match="out"):
+        run(tmp_path, (0, 2))
+    assert not (tmp_path / "out").exists()
+    run(tmp_path, (0, 2), resume=True)
+    check(tmp_path, state)
+
+
+@FORMATS
+def test_a_disk_without_room_leaves_nothing_of_a_single_conversion(tmp_path: Folder, run: Any) -> None:
+    source(tmp_path / "dcp")
+    with full_disk(600), pytest.raises(CheckpointError, match="out"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dcp"]
+
+
+def test_a_sharding_that_does_not_divide_is_named(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    with pytest.raises(
+        CheckpointError, match=r"'first\.kernel' of the template cannot be sharded as it says"
+    ):
+        convert(
+            tmp_path / "dcp",
+            tmp_path / "out",
+            to="flax",
+            format="orbax",
+            template=template(AbstractMesh((3,), ("x",))),
+        )
+
+
+def test_the_state_of_a_part_is_json_that_names_its_work(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    to_orbax(tmp_path, (0, 2))
+    state = json.loads((tmp_path / ".out.part" / "part-0.json").read_text())
+    assert (state["of"], state["done"], len(state["work"])) == (2, True, 64)
+
+
+# --- one file, of a source in parts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt"])
+def test_a_leaf_of_many_chunks_is_written_to_one_file_in_slices(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from torchjax_bridge.weights.files import _dcp
+
+    largest = 0
+    box_of = _dcp._Reader.box
+
+    def watched(self: Any, flat: str, tensor: Any, box: Any) -> torch.Tensor:
+        nonlocal largest
+        values = box_of(self, flat, tensor, box)
+        largest = max(largest, values.nbytes)
+        return values
+
+    monkeypatch.setattr(_dcp._Reader, "box", watched)
+    state = source(tmp_path / "dcp")
+    convert(tmp_path / "dcp", tmp_path / name, to="torch", memory=MEMORY)
+    assert 0 < largest < state["first.weight"].nbytes // 2
+    assert_same(load_state_dict(tmp_path / name), state)
+
+
+def test_large_leaves_are_compared_in_slices(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchjax_bridge.weights.files._verify._PART_BYTES", 128)
+    state = source(tmp_path / "dcp")
+    save_state_dict(tmp_path / "same.pt", state)
+    assert compare_checkpoints(tmp_path / "dcp", tmp_path / "same.pt").same == len(state)
+    state["first.weight"][3, 5] = 1e9
+    state["first.weight"][9, 2] = float("nan")
+    save_state_dict(tmp_path / "other.pt", state)
+    (difference,) = compare_checkpoints(tmp_path / "dcp", tmp_path / "other.pt").differences
+    assert (difference.name, difference.elements) == ("first.weight", 2)
