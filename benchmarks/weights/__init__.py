@@ -6,6 +6,7 @@
 from .._case import Findings
 from .._setting import Setting
 from ._conversion import conversion, sharing
+from ._first import first_conversions
 from ._models import MODELS, TRANSFORMER, nnx_template, torch_module
 from ._planning import planning
 from ._space import peak_memory
@@ -23,5 +24,6 @@ def run(setting: Setting) -> Findings:
     for name, describe in MODELS.items():
         found += conversion(name, describe(setting.quick), setting)
         found += sharing(name, describe(setting.quick), setting)
+        found += first_conversions(name, setting)
         found += peak_memory(name, describe(setting.quick), setting)
     return found

@@ -1,6 +1,6 @@
 """What the nodes of both trees have in common: leaves and children by name, and a description for messages."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Self
 
 from torchjax_bridge.exchange import Path, join_path
@@ -11,14 +11,17 @@ __all__ = ["Node"]
 class Node:
     """A module of either side. Subclasses know its path and class name."""
 
-    leaves: Mapping[str, Any]
-    children: "Mapping[str | int, Any]"
+    leaves: dict[str, Any]
+    children: dict[str | int, Any]
 
     def walk(self) -> Iterable[Self]:
         """This node and all below it, in the order of the children."""
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
+        todo = [self]
+        while todo:
+            node = todo.pop()
+            yield node
+            if node.children:
+                todo += reversed(node.children.values())
 
     @property
     def empty(self) -> bool:

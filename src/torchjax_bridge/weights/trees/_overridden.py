@@ -36,10 +36,10 @@ def torch_assumptions(rule: Rule, node: TorchNode) -> tuple[str, ...]:
     own = base is not kind and own_methods(kind, base)
     # torch keeps a patched method and hooks in these attributes and offers no other way to ask for them.
     state = getattr(node.module, "__dict__", {})
-    hooks = [hook for name in _HOOKS if name in state for hook in state[name].values()]
-    if base is kind and not hooks and "forward" not in state:
+    held = [state[name] for name in _HOOKS if state.get(name)]
+    if base is kind and not held and "forward" not in state:
         return ()  # nearly every layer
-    hooked = any(map(_is_foreign, hooks))
+    hooked = any(_is_foreign(hook) for hooks in held for hook in hooks.values())
     found = []
     if own or "forward" in state:
         found.append(
