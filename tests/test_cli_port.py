@@ -50,6 +50,20 @@ class Words(nn.Module):
 """
 
 
+FLAX = """
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+class Flax(nnx.Module):
+    def __init__(self, *, rngs):
+        del rngs
+
+    def __call__(self, x):
+        return jax.scipy.special.polygamma(1, jnp.square(x) + 1)
+"""
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     name = f"nets_{tmp_path.name}"
@@ -115,10 +129,16 @@ def test_a_refusal_is_written_in_options_that_then_work(folder: pathlib.Path) ->
     assert "error: Mixed is not ported" in output
     assert "leave it in torch: --keep mixer" in output
     assert written(folder) == []
-    assert (
-        "wrote a.py"
-        in run(folder, "Mixed", "--input", "random:2x3x6x6", "-o", "a.py", "--keep", "mixer").stdout
-    )
+    assert "pass --op 'torch.polygamma=jax.scipy.special.polygamma({0}, {1})'" in output
+    own = "torch.polygamma=jax.scipy.special.polygamma({0}, {1})"
+    for way in (
+        ["--keep", "mixer"],
+        ["--op", own],
+        ["--module", f"nets_{folder.name}:Spectrum=flax_layers:Flax"],
+    ):
+        pathlib.Path("flax_layers.py").write_text(FLAX)
+        given = ("--input", "random:2x3x6x6", "-o", "a.py", "--overwrite", *way)
+        assert "wrote a.py" in run(folder, "Mixed", *given).stdout
 
 
 def test_several_inputs_and_dtypes_are_given_in_order(folder: pathlib.Path) -> None:
@@ -141,6 +161,13 @@ def test_several_inputs_and_dtypes_are_given_in_order(folder: pathlib.Path) -> N
         (("-o", "a.py", "--input", "random:1x4x6x6"), 1, "fails on these inputs"),
         (("-o", "a.py", "--input", "random:1x3x6x6", "--keep", "part"), 1, "no module of the model"),
         (("-o", "old.py", "--input", "random:1x3x6x6"), 1, "--overwrite"),
+        (
+            ("-o", "a.py", "--input", "random:1x3x6x6", "--op", "torch.nothing=0"),
+            2,
+            "no function torch.nothing",
+        ),
+        (("-o", "a.py", "--input", "random:1x3x6x6", "--op", "torch.exp"), 2, "write it as"),
+        (("-o", "a.py", "--input", "random:1x3x6x6", "--module", "nowhere:A=b:C"), 2, "No module named"),
     ],
     ids=str,
 )

@@ -71,12 +71,12 @@ class Unsaved(Part):
 class Weights(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, add_zero_attn=True)
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).mT
-        result, weights = self.attention(tokens, tokens, tokens)
-        return (weights @ result).mT.reshape(x.shape)
+        result, _ = self.attention(tokens, tokens, tokens)
+        return result.mT.reshape(x.shape)
 
 
 class Renormalised(nn.Module):
@@ -143,7 +143,7 @@ EXPECTED = {
     ),
     "statistics": ("return F.batch_norm(x, None, None, training=True)", "use nn.BatchNorm2d"),
     "unsaved": ("return x + part.table", "persistent=True"),
-    "weights": ("result, weights = self.attention(tokens, tokens, tokens)", "need_weights=True"),
+    "weights": ("result, _ = self.attention(tokens, tokens, tokens)", "add_zero_attn"),
     "renormalised": ("return x + self.embedding(", "set max_norm=None"),
     "hooked": ("", "has forward hooks"),
     "parametrized": ("", "no translation"),

@@ -22,6 +22,7 @@ Examples:
   torchjax-bridge port my.nets:Net --input random:1x3x32x32 --checkpoint net.pth -o net_flax.py
   torchjax-bridge port my.nets:Net --input random:1x3x32x32 -o net_flax.py --weights net.safetensors
   torchjax-bridge port my.nets:Bert --input random:2x16:int:30522 -o bert_flax.py --keep encoder.mixer
+  torchjax-bridge port my.nets:Net --input random:1x3x32x32 -o net.py --module my.nets:Mixer=my.layers:FlaxMixer
 
 Exit codes: 0 written; 1 refused, or it differs from torch, or a file cannot be written; 2 usage."""
 
@@ -54,6 +55,20 @@ def port(
             "--keep", metavar="PATH", help="A module that stays in torch; repeat it for the next one."
         ),
     ] = None,
+    op: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--op", metavar="TORCH=JAX", help="JAX code for a torch function; repeat it for the next one."
+        ),
+    ] = None,
+    replace: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--module",
+            metavar="TORCH=FLAX",
+            help="A Flax class (MODULE:CLASS) for a torch class (MODULE:CLASS); repeat it for the next one.",
+        ),
+    ] = None,
     assume: Annotated[
         list[str] | None,
         typer.Option(
@@ -84,6 +99,7 @@ def port(
     from torchjax_bridge.weights import files
 
     from ._factory import report_model_errors, torch_model
+    from ._replacements import read_modules, read_ops
 
     if output.suffix != ".py":
         raise typer.BadParameter(f"--output {output} is no Python file: its name ends in .py.")
@@ -103,6 +119,8 @@ def port(
             *tensors,
             kwargs=kwargs,
             to=to,
+            ops=read_ops(op),
+            modules=read_modules(replace) or None,
             keep=keep or (),
             assume=assume or (),
             exact_statistics=exact_statistics,

@@ -87,7 +87,7 @@ def to_cli_wording(report: str, model: str | None = "") -> str:
     text = re.sub(r" \(in Python, [^)]*\)", "", report)
     for argument, option in _OPTION_OF_ARGUMENT.items():
         text = text.replace(argument, option)
-    text = _LISTS.sub(_as_options, text)
+    text = _OPS.sub(r"--op '\1=\2'", _LISTS.sub(_as_options, text))
     proposed = proposed_rules(report)
     if "rules=[" in report or proposed:
         text += "\non the command line, rules=[...] is a file: --rules FILE"
@@ -96,15 +96,12 @@ def to_cli_wording(report: str, model: str | None = "") -> str:
             text += f", with {lines}\n" + "\n".join(f"  {line}" for line in proposed)
     if re.search(r"\bRule\(", report):
         text += "\na Rule(...) needs Python: pass it to to_flax, and save the result with save_flax"
-    if "ops={" in report:
-        text += (
-            "\nops={...} needs Python: pass it to torchjax_bridge.port, and save the result with its save()"
-        )
     if model is None and any(part in report for part in _FIXED_BY_MODEL):
         text += "\n--model MODULE:FACTORY adds what names do not show: classes of layers, and tied tensors"
     return text
 
 
+_OPS = re.compile(r'ops=\{([\w.]+): "([^"]*)"\}')
 _LISTS = re.compile(r"(keep|assume)=\[([^\]]*)\]")
 
 

@@ -17,6 +17,21 @@ def normalize(x: jax.Array, axes: int | tuple[int, ...], epsilon: float) -> jax.
     centred = x - x.mean(axes, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axes, keepdims=True) + epsilon)
 ''',
+    "attend": '''
+def attend(
+    layer: nnx.MultiHeadAttention,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None = None,
+    bias: jax.Array | float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """What the layer gives where a bias is added to its scores, and its weights ``(N, heads, queries, keys)``."""
+    q, k, v = layer.query(query), layer.key(key), layer.value(value)
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / q.shape[-1] ** 0.5 + bias
+    weights = nnx.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf))
+    return layer.out(jnp.einsum("nhqk,nkhd->nqhd", weights, v)), weights
+''',
     "safe_sqrt": '''
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """The square root, whose derivative at 0 is 0 and not infinite, as that of a norm in torch."""

@@ -171,42 +171,55 @@ def _attention(
     )
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     weights = node.result[1]
-    if isinstance(weights, Value) and weights.uses:
-        raise RefusedError(
-            f"the attention weights of '{node.path}' are read (need_weights=True), which nnx does not give; use "
-            "F.scaled_dot_product_attention, or write them out"
-        )
     query, key, value = given["query"], given["key"], given["value"]
     if len(query.shape) != 3:
         raise RefusedError(f"'{node.path}' is given inputs without a batch; add the axis with x[None]")
     order = (0, 1, 2) if module.batch_first else (1, 0, 2)
     same = query is key and key is value
     texts = [at.read(query, order)] if same else [at.read(tensor, order) for tensor in (query, key, value)]
-    masks = []
-    if (mask := given.get("attn_mask")) is not None:
-        text = _allowed(at, node, mask, "attn_mask")
+    masks, added = list[str](), list[str]()
+    for name, shape in (("attn_mask", ""), ("key_padding_mask", "[:, None, None, :]")):
+        mask = given.get(name)
+        if mask is None:
+            continue
+        allowed = _allowed(at, mask)
+        text = allowed or at.in_torch_order(mask)
         if len(mask.shape) == 3:
             text = f"{text}.reshape(-1, {module.num_heads}, *{text}.shape[1:])"
-        masks.append(text)
-    if (padding := given.get("key_padding_mask")) is not None:
-        masks.append(f"{_allowed(at, node, padding, 'key_padding_mask')}[:, None, None, :]")
+        (added if allowed is None else masks).append(text + shape)
     mask_text = f", mask={' & '.join(masks)}" if masks else ""
-    called = Placed(f"{me}({', '.join(texts)}{mask_text})", order)
-    if isinstance(weights, Value):
-        return [called, Placed("None", torch_order(len(weights.shape)))]
-    return [called]
+    reads_weights = isinstance(weights, Value) and weights.uses
+    if not (added or reads_weights):
+        called = Placed(f"{me}({', '.join(texts)}{mask_text})", order)
+        return [
+            called,
+            *([Placed("None", torch_order(len(weights.shape)))] if isinstance(weights, Value) else []),
+        ]
+    if at.model.to == "linen" or (module.dropout > 0 and at.model.recording.module.training):
+        what = "weights are read" if reads_weights else "scores are added to"
+        raise RefusedError(
+            f"the attention {what} in '{node.path}', which is translated for nnx, and in training without dropout; "
+            "use F.scaled_dot_product_attention, pass a mask of booleans, or write it out"
+        )
+    at.body.helpers.add("attend")
+    bias_text = f", bias={' + '.join(added)}" if added else ""
+    both = at.variable(
+        f"attend({me}, {', '.join(texts if len(texts) == 3 else texts * 3)}{mask_text}{bias_text})",
+        node.source,
+    )
+    called = Placed(f"{both}[0]", order)
+    if not isinstance(weights, Value):
+        return [called]
+    mean = ".mean(1)" if len(weights.shape) == 3 else ""
+    return [called, Placed(f"{both}[1]{mean}", torch_order(len(weights.shape)))]
 
 
-def _allowed(at: Lowering, node: Node, mask: Value, name: str) -> str:
-    """What may be attended to, of a mask that says what may not: true, or minus infinity."""
+def _allowed(at: Lowering, mask: Value) -> str | None:
+    """What may be attended to, of a mask of what may not: true, or minus infinity. None for other numbers."""
     text = at.in_torch_order(mask)
     if mask.dtype == torch.bool:
         return f"(~{text})"
-    if is_blocking(mask, at.model.outer):
-        return f"({text} == 0)"
-    raise RefusedError(
-        f"'{node.path}' is given a {name} that is added, and nnx takes booleans; pass a mask of booleans"
-    )
+    return f"({text} == 0)" if is_blocking(mask, at.model.outer) else None
 
 
 def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> list[Placed]:

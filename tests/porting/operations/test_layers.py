@@ -77,6 +77,8 @@ CASES = [
     _attention(lambda layer, x, m: layer(x, x, x, attn_mask=m)[0], "with a mask of heads", WORDS, (tensor(4, 5, 5) > 0.5) & ~torch.eye(5).bool()),
     _attention(lambda layer, x: layer(x, x, x, attn_mask=nn.Transformer.generate_square_subsequent_mask(5))[0], "with torch's causal mask", WORDS),
     _attention(lambda layer, x, m: layer(x, x, x, attn_mask=torch.zeros(5, 5).masked_fill(m, -torch.inf))[0], "with a mask that is added", WORDS, torch.triu(torch.ones(5, 5), 1).bool()),
+    _attention(lambda layer, x, y, m: layer(x, y, y, key_padding_mask=m), "with weights", WORDS, WORDS * 2, MASK),
+    _attention(lambda layer, x, m, p: layer(x, x, x, attn_mask=m, key_padding_mask=p, average_attn_weights=False), "with a bias", WORDS.transpose(0, 1), tensor(5, 5), torch.zeros(2, 5), batch_first=False),
     *(
         _case(kind(8, 3, batch_first=first, bidirectional=both), WORDS, call=lambda layer, x: layer(x)[0])
         for kind in (nn.LSTM, nn.GRU, nn.RNN) for first, both in ((True, False), (False, True))
@@ -112,9 +114,7 @@ def test_a_layer_in_more_orders(case: Case) -> None:
         (nn.Conv2d(2, 3, 3), lambda layer, x: layer(x), "x[None]"),
         (nn.BatchNorm1d(5), lambda layer, x: layer(x), ""),
         (nn.InstanceNorm1d(2), lambda layer, x: layer(x[:, :, 0]), "x[None]"),
-        (nn.MultiheadAttention(8, 2, batch_first=True), lambda layer, x: layer(x, x, x)[1], "write them out"),
         (nn.MultiheadAttention(8, 2), lambda layer, x: layer(x[0], x[0], x[0])[0], "x[None]"),
-        (nn.MultiheadAttention(8, 2), lambda layer, x: layer(x, x, x, attn_mask=x[:, :, :2].mean(1) @ x[:, 0, :2].T)[0], "a mask of booleans"),
         (nn.LSTM(8, 3), lambda layer, x: layer(x[0])[0], "pass a padded batch"),
         (nn.GRUCell(8, 3), lambda layer, x: layer(x[0, 0]), "x[None]"),
         (nn.LSTM(8, 3, proj_size=2), lambda layer, x: layer(x)[0], "proj_size"),
