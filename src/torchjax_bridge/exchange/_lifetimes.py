@@ -87,17 +87,18 @@ def hold_for_torch(tensor: torch.Tensor, owner: torch.Tensor) -> None:
     tensor that dies while a CUDA graph is captured is read at each replay, so its memory is kept for good.
     """
     _release()
-    _exported[weakref.ref(tensor.untyped_storage(), _died)] = owner
+    reference = weakref.ref(tensor.untyped_storage(), _died)
+    _exported[id(reference)] = reference, owner  # by number, since a reference compares as what it refers to
 
 
-_exported: dict[weakref.ref, torch.Tensor] = {}
+_exported: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
 _in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
 _captured: list[torch.Tensor] = []
 atexit.register(_exported.clear)  # at exit, CUDA may be gone before the tensors
 
 
 def _died(reference: weakref.ref) -> None:
-    owner = _exported.pop(reference)
+    _, owner = _exported.pop(id(reference))
     if torch.cuda.is_current_stream_capturing():
         _captured.append(owner)
         return
