@@ -77,7 +77,7 @@ def test_arrays_are_let_go_in_any_order_of_their_streams(stream):
 
 
 def test_an_array_that_a_cuda_graph_reads_is_kept_for_good(stream, monkeypatch):
-    monkeypatch.setattr(_lifetimes, "_captured", [])
+    monkeypatch.setattr(_lifetimes, "_kept", [])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     stream.done = True
     tensor, memory = exported()
@@ -85,6 +85,17 @@ def test_an_array_that_a_cuda_graph_reads_is_kept_for_good(stream, monkeypatch):
     _lifetimes._release()
     assert memory() is not None
     assert not _lifetimes._in_flight, "an event of a capture may not be queried"
+
+
+def test_a_forked_child_asks_cuda_nothing(stream, monkeypatch):
+    monkeypatch.setattr(_lifetimes, "_kept", [])
+    monkeypatch.setattr(_lifetimes, "forked", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: pytest.fail("there is no CUDA"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", torch.cuda.current_stream)
+    _lifetimes._in_flight.clear()
+    tensor, memory = exported()
+    del tensor
+    assert memory() is not None
 
 
 def test_torchs_allocator_is_told_the_stream_of_xla(monkeypatch):

@@ -23,6 +23,8 @@ import jax
 import numpy as np
 import torch
 
+from ._fork import forked
+
 try:
     from jax.experimental.buffer_callback import buffer_callback
 except ImportError:  # it is experimental
@@ -93,14 +95,14 @@ def hold_for_torch(tensor: torch.Tensor, owner: torch.Tensor) -> None:
 
 _exported: dict[int, tuple[weakref.ref, torch.Tensor]] = {}
 _in_flight: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
-_captured: list[torch.Tensor] = []
+_kept: list[torch.Tensor] = []
 atexit.register(_exported.clear)  # at exit, CUDA may be gone before the tensors
 
 
 def _died(reference: weakref.ref) -> None:
     _, owner = _exported.pop(id(reference))
-    if torch.cuda.is_current_stream_capturing():
-        _captured.append(owner)
+    if forked() or torch.cuda.is_current_stream_capturing():  # a forked child has no CUDA to ask
+        _kept.append(owner)
         return
     _in_flight.append((torch.cuda.current_stream(owner.device).record_event(), owner))
     del owner
