@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from torchjax_bridge import port
 from torchjax_bridge.porting._constants import constant_text
 from torchjax_bridge.porting._placed import RefusedError
 from torchjax_bridge.porting._tables import TABLES
@@ -97,3 +99,23 @@ def test_tables_of_positions_are_made_by_a_function_of_the_file(tensor: torch.Te
 def test_other_tensors_are_refused_by_name(tensor: torch.Tensor) -> None:
     with pytest.raises(RefusedError, match="the_table"):
         constant_text(tensor, "the_table")
+
+
+class _Normalized(nn.Module):
+    """Tensors in a list and in a dict, which no ``state_dict`` holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = [torch.tensor([0.4, 0.5, 0.6]).view(1, 3, 1, 1)]
+        self.stats = {"std": torch.tensor([0.2, 0.3, 0.4]).view(1, 3, 1, 1)}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean[0]) / self.stats["std"]
+
+
+def test_numbers_that_the_code_spells_out_are_named() -> None:
+    ported = port(nn.Sequential(nn.Identity(), _Normalized()), torch.rand(2, 3, 4, 4))
+    for name in ("self.mean[0] of '1'", "self.stats['std'] of '1'"):
+        note = f"the values of {name}, which no state_dict holds"
+        assert note in ported.notes
+        assert note in " ".join(ported.source.split())

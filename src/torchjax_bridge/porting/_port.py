@@ -81,7 +81,7 @@ def port(
             evaluates only.
         to: The library that the source is written for. Classes of ``"linen"`` make their layers in ``setup``, and a
             call of one that does something else in training takes ``train``.
-        verify: Whether to prove the port.
+        verify: Whether to prove the port: its outputs, and the gradients of a random projection of them.
 
     Returns:
         A `Port`: ``source``, ``model`` with the weights, ``rules``, ``notes``, ``proof``.
@@ -92,7 +92,8 @@ def port(
         ArgumentError: The module fails on these inputs, or cannot be copied.
 
     Memory:
-        Holds every intermediate tensor of one forward while it records. The port's weights are copies.
+        Holds every intermediate tensor of one forward while it records. The port's weights are copies. The proof
+        holds three more copies of them, and their gradients in torch and in JAX.
 
     >>> import jax, torch
     >>> ported = port(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()), torch.ones(1, 3, 8, 8))

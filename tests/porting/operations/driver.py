@@ -142,17 +142,20 @@ def check_all(cases: Sequence[Case]) -> None:
             faults.append(f"{case}: {err}")
     refused: dict[int, Exception] = {}
 
-    def program(arrays: list[list[jax.Array]]) -> list[list[jax.Array]]:
+    layers = [(None, None) if each.layer is None else nnx.split(each.layer) for each in runs]
+
+    def program(arrays: list[list[jax.Array]], states: list[Any]) -> list[list[jax.Array]]:
         outputs = []
         for place, (each, given) in enumerate(zip(runs, arrays, strict=True)):
+            graph, state = layers[place][0], states[place]
             try:
-                outputs.append(run(each.body, given, each.layer))
+                outputs.append(run(each.body, given, None if graph is None else nnx.merge(graph, state)))
             except Exception as err:
                 refused[place] = err
                 outputs.append([])
         return outputs
 
-    outputs = jax.jit(program)([_arrays(each) for each in runs])
+    outputs = jax.jit(program)([_arrays(each) for each in runs], [state for _, state in layers])
     for place, (each, found) in enumerate(zip(runs, outputs, strict=True)):
         try:
             assert place not in refused, f"{each.code}\n{refused[place]!r}"
