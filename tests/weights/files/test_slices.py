@@ -68,19 +68,20 @@ def views(draw: Any) -> tuple[tuple[int, ...], Layout]:
     """A shape, and a chain of permutations and reshapes of it."""
     shape = tuple(draw(st.lists(st.sampled_from((1, 2, 3, 4, 6)), min_size=1, max_size=4)))
     now, steps = shape, []
-    for _ in range(draw(st.integers(0, 3))):
-        if draw(st.booleans()):
+    for kind in draw(st.lists(st.sampled_from(("permute", "split", "merge")), max_size=3)):
+        axis = draw(st.integers(0, len(now) - 1))
+        if kind == "permute":
             axes = tuple(draw(st.permutations(range(len(now)))))
             steps.append(Permute(axes))
             now = tuple(now[axis] for axis in axes)
-        else:
-            axis = draw(st.integers(0, len(now) - 1))
+            continue
+        if kind == "split":
             factor = draw(st.sampled_from([f for f in range(1, now[axis] + 1) if now[axis] % f == 0]))
-            split = (*now[:axis], factor, now[axis] // factor, *now[axis + 1 :])
-            new = split if draw(st.booleans()) or axis + 1 == len(now) else (
-                *now[:axis], now[axis] * now[axis + 1], *now[axis + 2 :])  # fmt: skip
-            steps.append(Reshape(now, new))
-            now = new
+            new = (*now[:axis], factor, now[axis] // factor, *now[axis + 1 :])
+        else:
+            new = (*now[:axis], math.prod(now[axis : axis + 2]), *now[axis + 2 :])
+        steps.append(Reshape(now, new))
+        now = new
     return shape, then(*steps)
 
 
@@ -95,6 +96,22 @@ def test_a_box_through_permutations_and_reshapes_is_that_of_the_whole(data: Any)
     copy = Source(there.contiguous())
     box = data.draw(boxes_of(shape))
     assert torch.equal(inverse_box(layout, [copy.leaf], 0, box), source.tensor[box])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "box"),
+    [
+        ((4, 6), Reshape((4, 6), (24,)), (slice(3, 10),)),
+        ((2, 3, 4), then(Reshape((2, 3, 4), (6, 4)), Permute((1, 0))), (slice(1, 3), slice(1, 5))),
+        ((2, 2, 2, 2), Reshape((2, 2, 2, 2), (2, 8)), (slice(0, 2), slice(3, 5))),
+    ],
+)
+def test_a_box_that_steps_over_the_end_of_an_axis_has_that_axis_whole(
+    shape: tuple[int, ...], layout: Layout, box: Box
+) -> None:
+    (source,) = sources(shape)
+    assert torch.equal(forward_box(layout, [source.leaf], 0, box), layout.forward([source.tensor])[0][box])
+    assert source.wholes == 0
 
 
 @pytest.mark.parametrize(
