@@ -4,26 +4,59 @@ A port takes images channels last, and gives maps so: floating-point tensors of 
 ``(N, H, W, C)``, everything else as it lies. Integers of 64 bits are token ids here, and become 32.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
+from torch import nn
 
 from torchjax_bridge import to_jax
 
-__all__ = ["DifferentOutputsError", "as_flax", "difference", "leaves"]
+__all__ = ["DifferentOutputsError", "as_flax", "difference", "in_float64", "is_float64", "leaves"]
 
 
 class DifferentOutputsError(Exception):
     """The outputs differ in number or shape, so that no difference can be formed."""
 
 
-def as_flax(value: Any) -> Any:
-    """An input of torch as the port takes it."""
+def as_flax(inputs: tuple[Any, ...]) -> list[Any]:
+    """The inputs of torch as the port takes them: without those that are None."""
+    return [_as_flax(one) for one in inputs if one is not None]
+
+
+def _as_flax(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     return to_jax(_channels_last(value.int() if value.dtype == torch.int64 else value), copy=True)
+
+
+def is_float64(value: Any) -> bool:
+    """Whether a value is a tensor of float64."""
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float64
+
+
+def in_float64(
+    module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]
+) -> tuple[nn.Module, nnx.Module, tuple[Any, ...]]:
+    """Copies of both models and of torch's inputs in float64, where a difference is none of rounding."""
+    double = copy.deepcopy(module).double()
+    double.train().train(module.training)  # what was computed for evaluation is dropped in training mode
+    graph, state = nnx.split(model)
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda one: one.astype("float64") if jnp.issubdtype(one.dtype, jnp.floating) else one, state
+        )
+        return double, nnx.merge(graph, wide), tuple(map(_double, inputs))
+
+
+def _double(value: Any) -> Any:
+    is_real = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if is_real else value
 
 
 def difference(expected: Any, found: Any) -> float:

@@ -22,7 +22,7 @@ from torchjax_bridge.errors import BridgeError
 from .._setting import Setting
 from .._timing import Timed, measure
 from ._dropouts import dropouts_without_chance
-from ._forward import as_flax, difference, leaves
+from ._forward import as_flax, difference, in_float64, is_float64, leaves
 from ._outcome import LIMIT, Outcome
 from ._source import classes, lines, torch_lines, transpositions
 from .zoo import Entry
@@ -54,6 +54,10 @@ def measure_port(entry: Entry, port: Callable[..., Any], setting: Setting) -> Ou
         ported.model.eval()
         row = replace(row, difference=_difference(module, ported.model, entry.inputs(_BATCH)))
         row = replace(row, other_batch=_difference(module, ported.model, entry.inputs(_OTHER_BATCH)))
+        if row.wrong:
+            row = replace(
+                row, in_float64=_difference(*in_float64(module, ported.model, entry.inputs(_BATCH)))
+            )
         row = replace(row, train=_train(module, ported.model, entry.inputs(_TRAIN_BATCH)))
         return replace(row, batch=entry.speed_batch, **_speed(entry, module, ported.model, setting))
     except Exception as err:
@@ -71,8 +75,9 @@ def _first_line(err: Exception) -> str:
 
 @torch.no_grad()
 def _difference(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> float:
-    inside = [as_flax(one) for one in inputs]  # first: a forward may write to its inputs
-    return difference(module(*inputs), _forward(model, *inside))
+    with jax.enable_x64(any(is_float64(one) for one in inputs)):
+        inside = as_flax(inputs)  # first: a forward may write to its inputs
+        return difference(module(*inputs), _forward(model, *inside))
 
 
 @nnx.jit
@@ -87,7 +92,7 @@ def _train(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> str
         drawn = [_torch_trained(module, inputs, seed) for seed in (1, 2)]
         twin = nnx.clone(model)
         twin.train()
-        inside = [as_flax(one) for one in inputs]
+        inside = as_flax(inputs)
         found = [_forward(twin, *inside) for _ in range(2)]
         if _same(*drawn) and not _same(*found):
             return "the port draws, torch does not"
@@ -98,6 +103,11 @@ def _train(module: nn.Module, model: nnx.Module, inputs: tuple[Any, ...]) -> str
             if not _same(*fixed):  # stochastic depth and the like
                 return "random" if difference(drawn[0], found[0]) < float("inf") else "not finite"
             worst = difference(fixed[0], twin(*inside))
+            if worst > LIMIT:
+                module, twin, inputs = in_float64(module, twin, inputs)
+                with jax.enable_x64(True):
+                    found = twin(*as_flax(inputs))
+                    worst = difference(_torch_trained(module, inputs, 1), found)
     except Exception as err:
         return f"{type(err).__name__}: {_first_line(err)}"
     return "agrees" if worst <= LIMIT else f"differs by {worst:.1e}"
@@ -116,7 +126,7 @@ def _same(first: Any, second: Any) -> bool:
 def _speed(entry: Entry, module: nn.Module, model: nnx.Module, setting: Setting) -> dict[str, Any]:
     """Milliseconds of a forward pass in evaluation mode."""
     inputs = entry.inputs(entry.speed_batch)
-    inside = [as_flax(one) for one in inputs]
+    inside = as_flax(inputs)
     candidates = [
         Timed("torch_ms", torch.no_grad()(lambda given: module(*given)), inputs),
         Timed("port_ms", partial(_call, model), inside),

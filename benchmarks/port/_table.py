@@ -16,6 +16,7 @@ _HEADER = (
     "transp.",
     "diff.",
     "batch 3",
+    "float64",
     "train",
     "seconds",
     "torch, ms",
@@ -56,7 +57,8 @@ def _caption(outcomes: Sequence[Outcome]) -> str:
     batches = sorted({one.batch for one in outcomes if one.batch})
     times = f" Times of a forward pass are at batch {', '.join(map(str, batches))}." if batches else ""
     reasons = "".join(f"\n- {one.model}: {one.why_not}" for one in outcomes if one.why_not)
-    return f"A port agrees if it differs by at most {LIMIT:g} of torch's largest output.{times}\n{reasons}"
+    limit = f"{LIMIT:g} of torch's largest output, in float64 if torch's own rounding is larger"
+    return f"A port agrees if it differs by at most {limit}.{times}\n{reasons}"
 
 
 def _row(one: Outcome) -> tuple[str, ...]:
@@ -64,7 +66,10 @@ def _row(one: Outcome) -> tuple[str, ...]:
         one.model,
         "yes" if one.ported else "WRONG" if one.wrong else "no",
         *map(_count, (one.lines, one.torch_lines, one.classes, one.transpositions)),
-        *(f"{value:.1e}" if value is not None else "" for value in (one.difference, one.other_batch)),
+        *(
+            f"{value:.1e}" if value is not None else ""
+            for value in (one.difference, one.other_batch, one.in_float64)
+        ),
         one.train,
         *map(_figure, (one.port_seconds, one.torch_ms, one.port_ms, one.twin_ms)),
         _ratio(one.port_ms, one.torch_ms),

@@ -1,6 +1,8 @@
 import inspect
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -171,6 +173,9 @@ def test_a_dropout_of_attention_is_known_without_chance():
             nn.functional.scaled_dot_product_attention(q, q, q, None, 0.25),
         ):
             torch.testing.assert_close(found, expected)
+        given = [jnp.asarray(q.numpy())[:, :, None]] * 3
+        flax = nnx.dot_product_attention(*given, dropout_rng=jax.random.key(0), dropout_rate=0.25)
+        np.testing.assert_allclose(flax[:, :, 0], expected.numpy(), rtol=1e-5)
         attend = nn.MultiheadAttention(4, 2, dropout=0.25).train()
         torch.testing.assert_close(attend(q, q, q)[0], attend(q, q, q)[0])
     assert not torch.equal(attend(q, q, q)[0], attend(q, q, q)[0])

@@ -59,6 +59,23 @@ def _distances(height: int, width: int, stride: int = 1) -> torch.Tensor:
     return apart[0] * width + apart[1]
 
 
+def _coordinates(height: int, width: int) -> torch.Tensor:
+    axes = torch.arange(1.0 - height, height), torch.arange(1.0 - width, width)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
+
+
+def _apart(height: int, width: int) -> torch.Tensor:
+    """ConViT's ``rel_indices``."""
+    y, x = (_places(height, width)[:, None] - _places(height, width)[:, :, None]).float()
+    return torch.stack([x, y, x**2 + y**2], -1)[None]
+
+
+def _logarithms(height: int, width: int, pretrained: int) -> torch.Tensor:
+    """The ``relative_coords_table`` of the second Swin."""
+    table = _coordinates(height, width)[None] / (pretrained - 1) * 8
+    return table.sign() * torch.log2(table.abs() + 1) / np.log2(8)
+
+
 def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> torch.Tensor:
     """Swin's ``attn_mask``: each place that a roll moves over the border is another region."""
     y, x = (
@@ -75,8 +92,12 @@ def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
     [
         (_offsets(4, 4), "offset_numbers(4, 4)"),
         (_offsets(3, 5)[None, None], "offset_numbers(3, 5).reshape((1, 1, 15, 15))"),
+        (_offsets(3, 5).view(-1), "offset_numbers(3, 5).reshape(-1)"),
         (_distances(4, 5), "distance_numbers(4, 5)"),
         (_distances(5, 7, 2), "distance_numbers(5, 7, 2)"),
+        (_coordinates(4, 3).sign() * _coordinates(4, 3).abs().log1p(), "logarithmic_offsets(4, 3)"),
+        (_apart(3, 4), "offsets_and_distances(3, 4).reshape((1, 12, 12, 3))"),
+        (_logarithms(4, 3, 6), "logarithmic_offsets(4, 3, (5, 5)).reshape((1, 7, 5, 2))"),
         (_mask((8, 8), (4, 4), (2, 2)), "shifted_window_mask((8, 8), (4, 4), (2, 2), -100.0)"),
         (_mask((6, 8), (3, 4), (1, 0)), "shifted_window_mask((6, 8), (3, 4), (1, 0), -100.0)"),
     ],
@@ -86,7 +107,7 @@ def test_tables_of_positions_are_made_by_a_function_of_the_file(tensor: torch.Te
     exec("\n".join(TABLES.values()), space)
     assert constant_text(tensor, "a table") == code
     made = np.asarray(eval(code, space))
-    np.testing.assert_array_equal(made, tensor.numpy())
+    np.testing.assert_allclose(made, tensor.numpy(), rtol=1e-6)
     changed = tensor.clone()
     changed.view(-1)[7] += 1
     with pytest.raises(RefusedError):

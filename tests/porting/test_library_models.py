@@ -38,9 +38,113 @@ class _Norm(nn.BatchNorm2d):
 
 
 def test_a_batch_norm_with_an_activation_of_its_own_derives_from_that_of_flax() -> None:
-    ported = _ported(nn.Sequential(nn.Conv2d(3, 4, 3), _Norm(4), nn.Conv2d(4, 5, 3), _Norm(5)))
+    norms = _Norm(4), _Norm(5, nn.Identity()), _Norm(6, nn.LeakyReLU(0.3))
+    convs = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Conv2d(5, 6, 3)
+    ported = _ported(nn.Sequential(*(layer for pair in zip(convs, norms, strict=True) for layer in pair)))
     assert ported.source.count("(nnx.BatchNorm):") == 1
-    assert "nnx.silu(x)" in ported.source
+    for made in ("Norm(4, nnx.silu,", "Norm(5, lambda x: x,", "Norm(6, lambda x: leaky_relu(x, 0.3),"):
+        assert made in ported.source
+    alike = _ported(nn.Sequential(convs[0], norms[0], nn.Conv2d(4, 5, 3), _Norm(5)))
+    assert "nnx.silu(x)" in alike.source  # where all have one, it is code
+
+
+class _LayerNorm2d(nn.LayerNorm):
+    """timm's, of a map with the channels in torch's place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.permute(0, 3, 1, 2)
+
+
+class Linear(nn.Linear):
+    """timm's, under the name of torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class _Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * F.linear(x, self.weight, self.bias)
+
+
+def test_a_subclass_that_adds_nothing_to_its_layer_is_that_layer() -> None:
+    head = [nn.Flatten(2), nn.Linear(16, 6), Linear(6, 16), _Scaled(16, 3)]
+    ported = _ported(nn.Sequential(nn.Conv2d(3, 8, 5, 2), _LayerNorm2d(8), *head))
+    assert [line for line in ported.source.splitlines() if line.startswith("class ")] == [
+        "class Scaled(nnx.Linear):",
+        "class Sequential(nnx.Module):",
+    ]
+
+
+class _Sized(nn.Module):
+    """timm's MViT: the size of the map goes from block to block beside its places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Conv2d(3, 3, 2, 2)
+
+    def forward(self, x: Tensor, size: list[int]) -> tuple[Tensor, list[int]]:
+        x = self.pool(x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *size))
+        return x.flatten(2).transpose(1, 2), [*x.shape[2:]]
+
+
+class _SizedNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([_Sized(), _Sized()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = [*x.shape[2:]]
+        x = x.flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x, size = block(x, size)
+        return x
+
+
+class _Cached(nn.Module):
+    """timm's LeViT: a table of biases is read by distances, and kept while the model evaluates."""
+
+    def __init__(self, heads: int, side: int) -> None:
+        super().__init__()
+        places = torch.stack(torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")).flatten(1)
+        apart = (places[:, :, None] - places[:, None]).abs()
+        self.register_buffer("numbers", apart[0] * side + apart[1], persistent=False)
+        self.biases = nn.Parameter(torch.randn(heads, side * side))
+        self.qk = nn.Linear(8, 16)
+        self.heads = heads
+        self.cache: list[Tensor] = []
+
+    def train(self, mode: bool = True) -> "_Cached":
+        self.cache = []
+        return super().train(mode)
+
+    def bias(self) -> Tensor:
+        if self.training:
+            return self.biases[:, self.numbers]
+        if not self.cache:
+            self.cache.append(self.biases[:, self.numbers])
+        return self.cache[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length = x.shape[:2]
+        q, k = self.qk(x).view(n, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attn = q @ k.transpose(-2, -1) + self.bias()
+        return x + attn.softmax(-1).mean(1) @ x
+
+
+def test_what_is_kept_in_evaluation_is_computed_in_both_modes_by_one_class() -> None:
+    net = nn.Sequential(_Cached(2, 6), _Cached(4, 6)).eval()
+    x = torch.randn(2, 36, 8)
+    net(x)  # now it keeps the biases
+    ported = _ported(net, x)
+    assert ported.source.count("distance_numbers(6, 6)") == 1
+    assert "deterministic" not in ported.source
+
+
+def test_sizes_beside_a_tensor_go_from_module_to_module() -> None:
+    _ported(_SizedNet())
 
 
 class _Pooled(nn.Sequential):
@@ -144,3 +248,51 @@ def test_an_identity_that_a_condition_asks_for_is_a_setting_of_one_class() -> No
     assert ported.source.count("class _Residual") + ported.source.count("class Residual") == 1
     assert "if self.shortcut:" in ported.source
     _ported(nn.Sequential(*blocks, _Residual(1, nn.Conv2d(3, 3, 1))))
+
+
+class _Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, width, 1) for width in (4, 5, 6))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [conv(x) for conv in self.convs]
+
+
+class _Pyramids(nn.Module):
+    """timm's HRNet: each layer of a list reads a value of its own, and its result goes on beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage = _Branches()
+        self.incre = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in (4, 5, 6))
+        self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.stage(x)
+        y = self.incre[0](maps[0])
+        for incre, down, given in zip(self.incre[1:], self.down, maps[1:], strict=True):
+            y = incre(given) + down(y)
+        return y
+
+
+def test_layers_of_a_list_that_read_values_of_their_own_are_no_loop_over_one_value() -> None:
+    _ported(_Pyramids())
+
+
+class _OtherBias(nn.Module):
+    """The second Swin: a Linear is not called, its weight is used with a bias of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.qkv = nn.Linear(12, 9, bias=False)
+        self.q_bias = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).reshape(x.shape[0], -1, 12)
+        return F.linear(x, self.qkv.weight, self.q_bias.repeat(3))
+
+
+def test_the_weight_of_a_linear_that_is_not_called_is_that_of_torch() -> None:
+    _ported(_OtherBias())

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flax import nnx
 from torch import nn
 
 from torchjax_bridge.recording import Fault, SourceLine
@@ -179,7 +180,7 @@ class _Classes:
             if isinstance(tree, Either) and tree.otherwise == "None" and f"self.{name} is " not in text:
                 fields[name] = replace(tree, otherwise="")
         varying = [place for place, values in enumerate(differing) if len(set(values)) > 1]
-        if len(varying) > _MOST_NUMBERS:
+        if len({differing[place] for place in varying}) > _MOST_NUMBERS:
             return None
         if varying:
             made: dict[tuple[Any, ...], str] = {}
@@ -239,6 +240,10 @@ class _Classes:
         return replace(instance, body=body, lines=self._written(instance.path, body))
 
     def _define(self, kind: type[nn.Module], instances: list[_Instance]) -> None:
+        if self.modes is None and all(map(_is_its_base, instances)):
+            for one in instances:
+                self.calls[one.path] = one.fields["super()"]  # type: ignore[assignment]
+            return
         joined = self._joined(instances)
         if joined is None:
             raise AssertionError("instances that were joined one by one fit together")
@@ -295,11 +300,22 @@ class _Classes:
     def _name(self, kind: type[nn.Module]) -> str:
         base = kind.__name__.strip("_")
         name, count = base, 1
-        while name in self.names:
+        while name in self.names or _is_layer_of_nnx(name):  # by which the file may call it with settings
             count += 1
             name = f"{base}{count}"
         self.names.add(name)
         return name
+
+
+def _is_layer_of_nnx(name: str) -> bool:
+    layer = getattr(nnx, name, None)
+    return isinstance(layer, type) and issubclass(layer, nnx.Module) and layer is not nnx.Sequential
+
+
+def _is_its_base(instance: _Instance) -> bool:
+    """Whether an instance adds nothing to the layer of Flax that it derives from."""
+    call = f"return super().__call__({', '.join(instance.lines.params)})"
+    return [*instance.fields] == ["super()"] and [*map(ast.unparse, instance.lines.lines)] == [call]
 
 
 def _taken(names: Arguments, rendered: Mapping[str, str]) -> set[str]:

@@ -28,11 +28,20 @@ def shown(column: Column) -> list[Any]:
 
 
 def text(expression: ast.expr, column: Column, *, is_whole: bool) -> str:
-    """The expression of a column; one that gives a number stands for a tuple that repeats it."""
+    """The expression of a column.
+
+    Args:
+        expression: It gives the values of the column, or the number that each of its tuples repeats, or tuples
+            that repeat its numbers.
+        column: The column.
+        is_whole: Whether it gives tuples.
+    """
     text = ast.unparse(ast.fix_missing_locations(expression))
     if isinstance(expression, ast.Constant):
         text = literal(expression.value)
     first = column.known[0]
+    if is_whole and not isinstance(first, tuple | list):
+        return f"{text}[0]"
     repeats = not is_whole and not any(isinstance(value, tuple | list) for value in shown(column))
     if isinstance(first, tuple | list) and repeats:
         return f"({', '.join([text] * len(first))})"

@@ -1,20 +1,77 @@
 """What Python code decided while it was recorded: conditions of the port, or reasons to refuse it."""
 
+import contextlib
+from collections.abc import Collection
+
+from torch import nn
+
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.recording import Fault, Recording
+from torchjax_bridge.recording import Fault, Recording, record
 
-__all__ = ["conditions"]
+from ._inputs import Example
+
+__all__ = ["conditions", "decided_otherwise"]
+
+_ASSERTIONS = (
+    "assert ",
+    "assert(",
+    "_assert(",
+    "torch._assert(",
+)  # torch itself refuses what they decide otherwise
 
 
-def conditions(recording: Recording, assumed: frozenset[str] = frozenset()) -> tuple[list[str], list[Fault]]:
+def decided_otherwise(
+    module: nn.Module, recording: Recording, example: Example, *, whole: Collection[str]
+) -> dict[str, list[Example]]:
+    """Inputs with which lines that decide by values decide in the other way than with the example.
+
+    A mask that hides nothing is left out by such a line, and a warning is given by another: a port that does one
+    thing for both is right if it gives what torch gives for inputs of either kind.
+
+    Args:
+        module: The torch module.
+        recording: What it did with the example.
+        example: The example.
+        whole: Paths of modules that are not looked into.
+
+    Returns:
+        The inputs, by the line as ``"file.py:12"``. A line with none is missing.
+    """
+    first = _answers(recording)
+    wanted = {line for line, answers in first.items() if len(answers) == 1 and None not in answers}
+    found: dict[str, list[Example]] = {}
+    for candidate in example.other_values() if wanted else ():
+        with contextlib.suppress(ArgumentError):
+            answers = _answers(record(module, candidate.args, candidate.kwargs, whole=whole))
+            for line in wanted:
+                if answers.get(line) == {not answer for answer in first[line]}:
+                    found.setdefault(line, []).append(candidate)
+    return found
+
+
+def _answers(recording: Recording) -> dict[str, set[bool | None]]:
+    """What was answered to the questions about values, by line."""
+    found: dict[str, set[bool | None]] = {}
+    for decision in recording.decisions:
+        if not decision.by_size:
+            found.setdefault(str(decision.source), set()).add(decision.outcome)
+    return found
+
+
+def conditions(
+    recording: Recording, assumed: frozenset[str] = frozenset(), otherwise: Collection[str] = ()
+) -> tuple[list[str], list[Fault]]:
     """What holds only under conditions, and what is refused.
 
-    A decision by sizes holds for inputs of the same kind, so it is a note. A decision by the values of a tensor
-    that depends on the inputs holds for the example alone, unless the caller accepts it.
+    A decision by sizes holds for inputs of the same kind, so it is a note, but for an assertion. A decision by the
+    values of a tensor that depends on the inputs holds for the example alone, unless the caller accepts it, or the
+    port is proved with inputs that are decided in the other way.
 
     Args:
         recording: What was recorded.
         assumed: Lines whose decisions by values the caller accepts, as ``"file.py:12"``.
+        otherwise: Lines for which inputs are known that are decided in the other way: with these the port will be
+            proved.
 
     Raises:
         ArgumentError: A line that is accepted decides nothing.
@@ -24,7 +81,7 @@ def conditions(recording: Recording, assumed: frozenset[str] = frozenset()) -> t
     used: set[str] = set()
     for decision in recording.decisions:
         if decision.by_size:
-            if decision.source.file:
+            if decision.source.file and not decision.source.text.startswith(_ASSERTIONS):
                 notes[
                     f"sizes that `{decision.source.text}` ({decision.source}) decides as for the example"
                 ] = None
@@ -33,7 +90,7 @@ def conditions(recording: Recording, assumed: frozenset[str] = frozenset()) -> t
             notes[
                 f"inputs for which `{decision.source.text}` ({decision.source}) decides as for the example"
             ] = None
-        else:
+        elif str(decision.source) not in otherwise:
             reason = f"{decision.reason}, so the port would hold for inputs like the example alone; accept "
             reason += f'that with assume=["{decision.source}"], or decide by torch.where'
             faults.append(Fault(reason, decision.path, decision.source))

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "MISSING",
     "Call",
+    "Code",
     "Column",
     "Either",
     "Given",
@@ -48,6 +49,13 @@ class Given:
     """
 
     path: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """A setting that is code: the name of a function, or a lambda."""
+
+    text: str = "None"
 
 
 @dataclass(eq=False)
@@ -284,6 +292,8 @@ def _repeated(items: list[str]) -> str:
 
 def literal(value: Any) -> str:
     """A setting as source."""
+    if isinstance(value, Code):
+        return value.text
     if isinstance(value, str):
         return '"' + value.replace('"', '\\"') + '"'
     if isinstance(value, float):

@@ -88,6 +88,7 @@ def _buffer(name: str, buffer: torch.Tensor, is_statistic: bool) -> Tree:
 def state_fields(body: Body) -> dict[str, Tree]:
     """The attributes of a class that are no layers: settings, dropouts of its own, random numbers, its mode."""
     fields: dict[str, Tree] = {name: Column([value], name, name) for name, value in body.attributes.items()}
+    fields |= {attribute_name(name): Column([code], name, name) for name, code in body.callables.items()}
     for name, (rate, together) in body.dropouts.items():
         settings: dict[str, Tree] = {"broadcast_dims": Column([together], "broadcast_dims", name)}
         sizes: list[Tree] = [Column([rate], "rate", name)]

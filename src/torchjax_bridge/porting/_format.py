@@ -10,6 +10,16 @@ import tokenize
 __all__ = ["formatted"]
 
 _INDENT = "    "
+# Operators that bind weakest first.
+_PRIORITIES = (
+    ("or",),
+    ("and",),
+    ("==", "!=", "<", "<=", ">", ">=", "in", "is"),
+    ("|",),
+    ("&",),
+    ("+", "-"),
+    ("*", "/", "//", "%", "@"),
+)
 _KEYWORD = re.compile(r"\b(return|not|and|or|in|is|if|else|lambda|for)\($")
 
 
@@ -107,9 +117,48 @@ def _conditional(line: str) -> list[str] | None:
     return [start, text[:first], text[first + 1 : second], text[second + 1 :]]
 
 
+def _operation(line: str) -> list[str] | None:
+    """The start, and the operands of ``start a + b - c``: but for the first, each with the operator before it."""
+    found = re.match(r"( *(?:[\w., ]+ = |return )?)(.*)", line)
+    if found is None or line.endswith(":") or re.match(r" *(for|if|lambda)\b", line):
+        return None
+    start, text = found.groups()
+    for operators in _PRIORITIES:
+        depth, places = 0, [0]
+        for place, character in _outside_strings(text):
+            depth += (character in "([{") - (character in ")]}")
+            if depth == 0 and any(text.startswith(f" {one} ", place) for one in operators):
+                places.append(place + 1)
+        if len(places) > 1:
+            ends = [place - 1 for place in places[1:]]
+            return [start, *(text[a:b] for a, b in zip(places, [*ends, None], strict=True))]
+    return None
+
+
 def _split(line: str, limit: int) -> list[str]:
+    """A line split at its last bracket; where that leaves a longer one, at another bracket or at its operators."""
     if len(line) <= limit:
         return [line]
+    pairs = _pairs(line)[::-1]
+    lines = _split_at_brackets(line, limit, pairs[0] if pairs else None)
+    for pair in pairs[1:]:
+        if max(map(len, lines)) > limit:
+            lines = min(lines, _split_at_brackets(line, limit, pair), key=lambda found: max(map(len, found)))
+    longest = max(map(len, lines))
+    operation = _operation(line) if longest > limit else None
+    if operation is None:
+        return lines
+    start, *parts = operation
+    indent = line[: len(line) - len(line.lstrip())]
+    if start.strip():
+        inner = [one for part in parts for one in _split(indent + _INDENT + part, limit)]
+        other = [f"{start}(", *inner, f"{indent})"]
+    else:  # inside of brackets
+        other = [one for part in parts for one in _split(indent + part, limit)]
+    return other if max(map(len, other)) < longest else lines
+
+
+def _split_at_brackets(line: str, limit: int, pair: tuple[int, int] | None) -> list[str]:
     indent = line[: len(line) - len(line.lstrip())]
     conditional = _conditional(line)
     if conditional is not None:
@@ -119,7 +168,6 @@ def _split(line: str, limit: int) -> list[str]:
         if len(deeper) + len(whole) <= limit:
             return [f"{lead}(", f"{deeper}{whole}", f"{indent})"]
         return [f"{lead}(", *(part for text in parts for part in _split(deeper + text, limit)), f"{indent})"]
-    pair = _last_pair(line)
     if pair is None:
         return [line]
     start, end = pair
@@ -175,18 +223,18 @@ def _is_definition(line: str) -> bool:
     return line.lstrip().startswith(("def ", "class "))
 
 
-def _last_pair(line: str) -> tuple[int, int] | None:
-    """The last bracket at depth 0 that holds something, and where it closes."""
+def _pairs(line: str) -> list[tuple[int, int]]:
+    """Each bracket at depth 0 that holds something, and where it closes; of a definition, that of its arguments."""
     stack: list[int] = []
-    found = None
+    found = []
     for place, character in _outside_strings(line):
         if character in "([{":
             stack.append(place)
         elif character in ")]}" and stack:
             start = stack.pop()
             if not stack and place - start > 1:
-                found = start, place
-    return found
+                found.append((start, place))
+    return found[:1] if _is_definition(line) else found
 
 
 def _outside_strings(line: str) -> list[tuple[int, str]]:

@@ -56,6 +56,23 @@ class Example:
                 known.append(larger._shapes)
                 yield larger
 
+    def other_values(self) -> "Iterator[Example]":
+        """The same with one of its masks, or of its tensors of tokens, all one, or with half of it zero or one.
+
+        None is all zero: what a mask hides as a whole is the same, whatever else is done to it.
+        """
+        draw = torch.Generator().manual_seed(0)
+        for leaf in list(tensors_of((self.args, dict(self.kwargs)), torch.Tensor)):
+            if leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta:
+                continue
+            places = [torch.rand(leaf.shape, generator=draw) < 0.5 for _ in range(3)]
+            ones = torch.ones_like(leaf)
+            half_zero = (leaf.where(place, 0 * ones) for place in places[:2])
+            for other in (ones, *half_zero, leaf.where(places[2], ones)):
+                change = functools.partial(_in_place_of, leaf=leaf, other=other)
+                args, kwargs = map_tensors((self.args, dict(self.kwargs)), change)
+                yield Example(args, kwargs)
+
     @property
     def _shapes(self) -> list[torch.Size]:
         return [tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs)), torch.Tensor)]
@@ -75,6 +92,10 @@ class Example:
 
         args, kwargs = map_tensors((self.args, dict(self.kwargs)), resized)
         return Example(args, kwargs)
+
+
+def _in_place_of(tensor: torch.Tensor, leaf: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return other if tensor is leaf else tensor
 
 
 def _enlarged(tensor: torch.Tensor, way: str) -> torch.Tensor:

@@ -175,7 +175,7 @@ def _even(lines: list[ast.stmt]) -> list[ast.stmt]:
     found = []
     for line, after in zip(lines, [*lines[1:], None], strict=False):
         (start, given), (_, next_given) = _step(line), _step(after)
-        if given and next_given and start and given != next_given and _items(line, 0) and _items(after, 1):
+        if given and start == next_given != given and _items(line, 0) and _items(after, 1):
             copied = ast.parse(f"{next_given} = {given}").body[0]
             renamed = _Rename({given: next_given}).visit(copy.deepcopy(line))
             if ast.dump(_abstract(renamed)[2]) == ast.dump(_abstract(after)[2]):  # type: ignore[arg-type]

@@ -33,6 +33,7 @@ from torchjax_bridge.recording import (
 )
 
 from ._constants import constant_name, constant_text, dtype_text
+from ._constructors import Code
 from ._parameters import parameter_place
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
 from ._reserved import argument_name, attribute_name
@@ -72,6 +73,7 @@ class Body:
         attributes: The numbers of the module that the code reads, by name.
         dropouts: The dropouts that the code calls as functions, by attribute: the rate, and the axes along
             which they drop everything together.
+        callables: The functions that an instance of the class is given, by attribute.
         functions: Of a Sequential, its modules without weights by name: as a function, what it is given and
             what it gives.
         helpers: The functions that the code needs beside it.
@@ -91,6 +93,7 @@ class Body:
     result_places: list[Placed] = field(default_factory=list)
     attributes: dict[str, Any] = field(default_factory=dict)
     dropouts: dict[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
+    callables: dict[str, Code] = field(default_factory=dict)
     functions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     helpers: set[str] = field(default_factory=set)
     random: bool = False
@@ -168,6 +171,8 @@ class Lowering:
         path = origin.path.rpartition(".")[0]
         name, order = parameter_place(origin, layer_class(origin.owner) is not None)
         self.model.note_read(origin)
+        if isinstance(origin.owner, nn.Linear) and self.model.is_layer(path):
+            self.model.flattened.setdefault(path, None)  # its rows are read in torch's order
         held = self.attribute(path)
         if isinstance(origin.owner, nn.ParameterList):
             return Placed(f"{held}[{name}][...]", order)
@@ -250,6 +255,8 @@ class Lowering:
                 held = attribute_name(name)
                 self.body.attributes.setdefault(held, _plain(vars(self.frame.module)[name]))
                 return f"self.{held}" + ("" if index is None else f"[{index}]")
+            case Operation("-", 0, right):
+                return f"(-{self._term(right)})"
             case Operation(symbol, left, right):
                 return f"({self._term(left)} {symbol} {self._term(right)})"
         return repr(plain)

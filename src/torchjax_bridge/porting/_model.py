@@ -23,9 +23,11 @@ from torchjax_bridge.recording import (
 )
 from torchjax_bridge.weights import Twin, twin_of
 
-from ._constructors import Text
+from ._constructors import Code, Text
+from ._functions import given_functions
 from ._layers import call_layer, is_layer
 from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
+from ._names import VARIABLE
 from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._reserved import argument_name
@@ -91,6 +93,7 @@ class Model:
         tops = [self.recording.top, *([self.other.top] if self.other is not None else [])]
         self.framed = {frame.path for top in tops for frame in _frames(top)}
         self.active = {frame.path for top in tops for frame in _frames(top) if frame.nodes}
+        self.given_functions = given_functions(self.modules) if self.to == "nnx" else set()
         first: dict[int, str] = {}
         self.tied_parameters: dict[str, str] = {}
         self.parameters: dict[str, Parameter] = {}
@@ -264,6 +267,8 @@ class Model:
         is_sequential = is_container(node.module, nn.Sequential)
         passes = frame.path not in self.active and isinstance(frame.result, Value)
         if is_function(frame.module) or (passes and not is_sequential):
+            if node.path in self.given_functions and self._call_given(lowering, node, frame, inside, outside):
+                return
             before = len(lowering.body.statements)
             given = lowering.at(outside[0]).text if len(outside) == 1 else ""
             self._inline(lowering, node, frame, inside, outside)
@@ -316,6 +321,24 @@ class Model:
         for value, result in results:
             lowering.set(value, lowering.at(result))
 
+    def _call_given(
+        self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
+    ) -> bool:
+        """The call of a function that the class is given; False where what it does is code of the class."""
+        statements = lowering.body.statements
+        before, given = len(statements), lowering.at(outside[0])
+        self._inline(lowering, node, frame, inside, outside)
+        made, result = statements[before:], lowering.at(node.result)
+        function = function_text(given.text, made, result.text)
+        if "self." in function or not VARIABLE.fullmatch(given.text) or result.order != given.order:
+            del statements[before:]
+            return False
+        del statements[before:]
+        lowering.body.callables[node.path.rpartition(".")[2]] = Code(function)
+        call = lowering.variable(f"{lowering.attribute(node.path)}({given.text})", node.source)
+        lowering.set(node.result, result.with_text(call))
+        return True
+
     def _arguments(self, lowering: Lowering, frame: Frame, texts: Mapping[Value, str]) -> list[str]:
         """The arguments of a call of an emitted class."""
 
@@ -346,8 +369,9 @@ class Model:
                     lowering.set(value, Placed(item, place.order))
             return
         names = {value: lowering.fresh() for value in values}
-        for value, place in zip(values, places, strict=True):
-            lowering.set(value, Placed(names[value], place.order))
+        orders = (place.order for place in places)
+        for value in values:  # a number is a value outside of the module that returns it, and none inside
+            lowering.set(value, Placed(names[value], () if value.dtype is None else next(orders)))
         lowering.body.statements.append(
             Statement(tuple(names.values()), _pattern(node.result, names), call, node.source)
         )

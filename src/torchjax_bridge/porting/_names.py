@@ -3,6 +3,7 @@
 Knows statements and the branches that they are in. Knows nothing of torch or of layouts.
 """
 
+import ast
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -121,13 +122,24 @@ def _together(one: Path, other: Path) -> bool:
 def _wanted(line: Line, uses: Mapping[str, object]) -> Iterator[Sequence[str]]:
     """The author's names for what a statement binds."""
     alive = [name for name in line.names if name in uses]
-    for place in range(len(line.names)):
+    parts = _parts(line.target) if line.names else []
+    for place, name in enumerate(line.names):
         if line.is_copy:
             yield line.author
         elif len(line.author) == len(line.names) > 1:
             yield line.author[place : place + 1]
+        elif len(line.author) == len(parts) > 1:
+            yield [author for author, part in zip(line.author, parts, strict=True) if name in part]
         else:
             yield line.author if len(line.author) == 1 and len(alive) == 1 else ()
+
+
+def _parts(target: str) -> list[str]:
+    """The parts of a left side, of which one may be a tuple itself."""
+    match ast.parse(target, mode="eval").body:
+        case ast.Tuple(elts=parts):
+            return [ast.unparse(part) for part in parts]
+    return [target]
 
 
 def _fallback(text: str, params: set[str]) -> str:

@@ -15,7 +15,7 @@ from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, 
 
 from ._built import filled, linen_model, nnx_model
 from ._classes import definitions
-from ._conditions import conditions
+from ._conditions import conditions, decided_otherwise
 from ._constructors import Given
 from ._generators import Generators
 from ._header import header
@@ -131,7 +131,12 @@ def port(
         trained, lacking = record_training(module, example, other, recording, parts)
     settings = {"parts": parts, "functions": _functions(ops), "exact_statistics": exact_statistics, "to": to}
     model, lacking = translate_both(recording, trained, lacking, **settings)
-    held, refused = conditions(recording, frozenset(assume))
+    is_meta = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+    assumed = frozenset(assume)
+    otherwise = {}
+    if verify and not is_meta:
+        otherwise = decided_otherwise(module, recording, example, whole=parts)
+    held, refused = conditions(recording, assumed, otherwise)
     notes += held
     refused += lacking if training == "required" else []
     refuse([*model.faults, *refused], name)
@@ -156,13 +161,15 @@ def port(
             )
         else:
             template = nnx_model(kind, {name: module.get_submodule(path) for name, path in given.items()})
-    if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
+    if is_meta:
         return Port(source, template, rules, tuple(notes), None, classes[-1].name)
     if given:
         fill_unsaved(template)
     with _mistakes(name):
         twin = filled(module, template, rules)
         proof = prove(module, model, twin, rules, example, other) if verify else None
+        if not all(holds_for(module, model, twin, one) for inputs in otherwise.values() for one in inputs):
+            refuse(conditions(recording, assumed)[1], name)
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
         source = source_of(classes, header(module, notes, given), imported)

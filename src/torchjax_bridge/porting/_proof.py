@@ -146,6 +146,7 @@ def _require(
 def _require_gradients(
     module: nn.Module, model: Model, twin: Any, rules: Sequence[UserRule], example: Example
 ) -> float | str:
+    module.train().eval()  # what was kept in evaluation, without gradients, is dropped
     try:
         gap = gradient_gap(module, model, twin, rules, example)
     except RuntimeError as err:

@@ -1,6 +1,7 @@
 """The file: header, imports, the settings that all layers share, helper functions, classes."""
 
 import ast
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from torchjax_bridge.recording import Value, tensors_of
 
 from ._classes import Definition
-from ._constructors import Given, literal
+from ._constructors import Code, Given, literal
 from ._format import formatted
 from ._helpers import HELPERS
 from ._linen_calls import MODE
@@ -89,8 +90,15 @@ def _init(definition: Definition) -> list[str]:
 def _summary(definition: Definition) -> str:
     """What a class is: the first line of the author's docstring, else where it comes from."""
     kind = definition.kind
-    first = ((vars(kind).get("__doc__") or "").strip().splitlines() or [""])[0].strip()
-    if first and "\\" not in first and '"' not in first and len(first) < LIMIT - 20:
+    lines = (vars(kind).get("__doc__") or "").strip().splitlines()
+    first = " ".join(lines[0].split()) if lines else ""
+    if (
+        first
+        and not first.endswith((":", ","))
+        and "\\" not in first
+        and '"' not in first
+        and len(first) < LIMIT - 20
+    ):
         return first if first.endswith((".", "!", "?")) else f"{first}."
     return f"{kind.__name__} of {kind.__module__}."
 
@@ -109,8 +117,16 @@ def _shapes(definition: Definition) -> str:
         _shape(v, p.order)
         for v, p in zip(_values(definition.body.frame.result), definition.body.result_places, strict=True)
     ]
-    given, made = " and ".join(shapes[:3]), " and ".join(results[:3])
+    given, made = _listed(shapes), _listed(results)
     return f"{given} to {made}." if given and made else "The code of ``forward``."
+
+
+def _listed(shapes: Sequence[str]) -> str:
+    """The first three shapes; equal ones in a row are counted."""
+    runs = [(shape, len(list(run))) for shape, run in itertools.groupby(shapes)]
+    return " and ".join(
+        f"{count} of {shape}" if count > 2 else " and ".join([shape] * count) for shape, count in runs[:3]
+    )
 
 
 def _values(tree: Any) -> list[Value]:
@@ -138,7 +154,7 @@ def _setting_type(values: Sequence[Any]) -> str:
 
 
 def _setting_kind(value: Any) -> str:
-    if isinstance(value, Given):
+    if isinstance(value, Given | Code):
         return "Callable[..., Any]"
     if isinstance(value, tuple | list) and value:
         inner = _setting_kind(value[0])

@@ -5,6 +5,7 @@ Works on syntax trees. Knows nothing of torch or of layouts.
 
 import ast
 import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,8 @@ from ._names import VARIABLE, Line, names_of
 from ._sizes import with_sizes
 
 __all__ = ["Written", "canonical", "parsed", "prepared", "written"]
+
+_UNREAD = re.compile(r"\((?:_, )+_?\)")  # parts of a result of which none is read
 
 
 @dataclass
@@ -78,7 +81,8 @@ def parsed(line: Line, names: Mapping[str, str]) -> ast.stmt:
 
     text = f"return {rename(line.text)}"
     if line.names:
-        text = f"{rename(line.target)} = {rename(line.text)}"
+        target = _UNREAD.sub("_", rename(line.target))
+        text = f"{target} = {rename(line.text)}"
     return ast.parse(text).body[0]
 
 

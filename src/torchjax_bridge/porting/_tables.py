@@ -1,11 +1,12 @@
 """Tables of positions that vision transformers keep as buffers, each made again by a function of the file.
 
-Knows three: numbers of offsets, numbers of distances, and the mask of shifted windows. A table counts as recognised
-only if the emitted function gives every element of it.
+Knows numbers of offsets and of distances, offsets with their distances or on a logarithmic scale, and the mask of
+shifted windows. A table counts as recognised only if the emitted function gives every element of it.
 """
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,23 @@ def distance_numbers(height: int, width: int, stride: int = 1) -> jax.Array:
     q = jnp.arange(height * width).reshape(height, width)[::stride, ::stride].reshape(-1)
     return jnp.abs(y[q][:, None] - y) * width + jnp.abs(x[q][:, None] - x)
 ''',
+    "logarithmic_offsets": '''
+def logarithmic_offsets(height: int, width: int, largest: tuple[int, int] | None = None) -> jax.Array:
+    """The offsets in a window, signed and on a logarithmic scale, ``(2 * H - 1, 2 * W - 1, 2)``."""
+    axes = jnp.arange(1 - height, height), jnp.arange(1 - width, width)
+    offsets = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), -1)
+    if largest is None:
+        return jnp.sign(offsets) * jnp.log1p(jnp.abs(offsets))
+    scaled = 8 * offsets / jnp.asarray(largest)
+    return jnp.sign(scaled) * jnp.log2(jnp.abs(scaled) + 1) / 3
+''',
+    "offsets_and_distances": '''
+def offsets_and_distances(height: int, width: int) -> jax.Array:
+    """The offsets in width and height between places, and their squared distance, ``(H * W, H * W, 3)``."""
+    y, x = jnp.divmod(jnp.arange(height * width, dtype=jnp.float32), width)
+    rows, columns = y - y[:, None], x - x[:, None]
+    return jnp.stack([columns, rows, columns**2 + rows**2], -1)
+''',
     "shifted_window_mask": '''
 def shifted_window_mask(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], blocked: float
@@ -44,17 +62,26 @@ def shifted_window_mask(
 }
 
 
+_COMPUTED = {"logarithmic_offsets"}  # in another order of operations: the last bit differs
+
+
 def table_text(tensor: torch.Tensor) -> str | None:
     """A call of one of these functions that gives a tensor; None if none does. The dtype may be another."""
     shape, rank = tuple(tensor.shape), 3 if tensor.is_floating_point() else 2
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
+    if len(shape) == 1:
+        shape = (math.isqrt(shape[0]),) * 2  # a square table whose rows stand one after the other
+        if shape[0] ** 2 != tensor.numel():
+            return None
     values = tensor.reshape(shape).numpy()
     for name, arguments in _candidates(values):
         made = np.asarray(_function(name)(*arguments))
-        if made.shape == shape and bool((made == values).all()):
+        same = made == values if name not in _COMPUTED else np.isclose(made, values, rtol=1e-6, atol=0)
+        if made.shape == shape and bool(same.all()):
             text = f"{name}({', '.join(map(repr, arguments))})"
-            return text if shape == tuple(tensor.shape) else f"{text}.reshape({tuple(tensor.shape)})"
+            wanted = tuple(tensor.shape)
+            return text if shape == wanted else f"{text}.reshape({'-1' if len(wanted) == 1 else wanted})"
     return None
 
 
@@ -68,6 +95,18 @@ def _candidates(values: np.ndarray) -> Iterator[tuple[str, tuple[Any, ...]]]:
             for stride in range(1, 5):
                 if queries == -(-height // stride) * -(-width // stride):
                     yield "distance_numbers", (height, width, *((stride,) if stride > 1 else ()))
+    elif values.ndim == 3 and values.shape[2] == 3 and values.shape[0] == values.shape[1]:
+        for sides in _sides(len(values)):
+            yield "offsets_and_distances", sides
+    elif values.ndim == 3 and values.shape[2] == 2 and values.shape[0] % 2 and values.shape[1] % 2:
+        sides = values.shape[0] // 2 + 1, values.shape[1] // 2 + 1
+        ends = (float(values[-1, 0, 0]), float(values[0, -1, 1]))
+        yield "logarithmic_offsets", sides
+        if min(sides) > 1 and min(ends) > 0:
+            largest = (
+                round(8 * (side - 1) / (2 ** (3 * end) - 1)) for side, end in zip(sides, ends, strict=True)
+            )
+            yield "logarithmic_offsets", (*sides, tuple(largest))
     elif values.ndim == 3 and values.shape[1] == values.shape[2] and not values.max():
         least = float(values.min())
         if not bool(np.isin(values, (0.0, least)).all()):

@@ -27,7 +27,7 @@ from ._generators import Generators
 from ._inputs import Example, first_recorded
 from ._lowering import Body, is_container, takes
 from ._model import Model
-from ._statements import written
+from ._statements import canonical, written
 from .operations import table_name
 
 __all__ = ["record_training", "stuck", "training_notes", "translate_both"]
@@ -158,10 +158,14 @@ def _joined(model: Model, trained: Model) -> Iterator[Fault]:
         if _taken(own) != _taken(body) or own.orders != body.orders:
             yield Fault(f"'{path}' takes other arguments in training", path, SourceLine())
         own.attributes |= body.attributes
+        own.callables |= body.callables
         own.dropouts |= body.dropouts
         own.random |= body.random
         own.base_call |= body.base_call
-        if _code(own) != _code(body):
+        if canonical(own) == canonical(body):
+            if len(_code(body)) < len(_code(own)):  # as where a model keeps what it computed for evaluation
+                own.statements, own.names, own.result = body.statements, body.names, body.result
+        elif _code(own) != _code(body):
             own.training = body
             if is_container(own.frame.module, nn.Sequential):
                 model.own_sequentials.add(path)

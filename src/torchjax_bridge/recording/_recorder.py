@@ -193,10 +193,11 @@ class _Recorder(TorchFunctionMode):
             where = self.frames[-1].path, author_line()
             self.decisions.append(Decision(words, *where, True, (left, symbol, right), outcome))
 
-    def _value_decision(self, name: str, tensors: Sequence[Value]) -> None:
+    def _value_decision(self, name: str, tensors: Sequence[Value], answer: Any) -> None:
         if any(value.varies for value in tensors):
             where = self.frames[-1].path, author_line()
-            self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where))
+            outcome = answer if isinstance(answer, bool) else None
+            self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where, outcome=outcome))
 
     # --- values ---------------------------------------------------------------------------------------------
 
@@ -273,8 +274,10 @@ class _Recorder(TorchFunctionMode):
             return self._read(tensor, frame)
 
         if name in QUESTIONS:
-            self._value_decision(name, list(tensors_of(map_tensors((args, kwargs), read))))
-            return func(*args, **kwargs)
+            asked = list(tensors_of(map_tensors((args, kwargs), read)))
+            answer = func(*args, **kwargs)
+            self._value_decision(name, asked, answer)
+            return answer
         given, given_kwargs = map_tensors(args, read), map_tensors(kwargs, read)
         parameter = written_parameter(full, given)
         if parameter is not None:

@@ -56,6 +56,7 @@ CASES = [
     _attention("with a bias", lambda q, b: attend(q, q, q, b) + attend(q, q, q, b[0, 0]), HEADS, tensor(2, 3, 5, 5)),
     _attention("with shared heads", lambda q, k: attend(q, k, k, enable_gqa=True), tensor(2, 6, 5, 4), tensor(2, 3, 5, 4)),
     _attention("of three axes", lambda q, b: attend(q, q, q) + attend(q, q, q, b) + attend(q, q, q, b[0]), tensor(2, 5, 4), tensor(2, 5, 5)),
+    _attention("of five axes", lambda q, k: attend(q, k, k) + attend(q, k, k, scale=0.3), tensor(2, 3, 2, 5, 4), tensor(2, 3, 2, 6, 4)),
     _attention("of three axes, causal", lambda q, v: attend(q, q, v, is_causal=True), tensor(2, 5, 4), tensor(2, 5, 3)),
     _attention("with wider values", lambda q, v, m: attend(q, q, v) + attend(q, q, v, m) + attend(q, q, v, v.sum((1, 3))[:, None, None], scale=2.0), HEADS, tensor(2, 3, 5, 6), MASK),
     Case("inverse and determinants", lambda x: (x.inverse(), torch.linalg.inv(x), x.det(), torch.linalg.det(x), *torch.linalg.slogdet(x), x.slogdet()[1]), (SQUARE,), tolerance=CLOSE),
@@ -80,7 +81,11 @@ def test_a_product_in_more_orders(case: Case) -> None:
     ("call", "words"),
     [
         (lambda x: torch.linalg.svd(x), "signs are not unique"),
-        (lambda x: attend(x[None, None], x[None, None], x[None, None]), "reshape them first"),
+        (lambda x: attend(x[0], x[0], x[0]), "reshape them first"),
+        (
+            lambda x: attend(x[None, None], x[None, None], x[None, None], is_causal=True),
+            "merge the first axes",
+        ),
         (lambda x: attend(x, x, x, dropout_p=0.5), "pass dropout_p"),
         (lambda x: attend(x[:, None], x[:1, None], x[:1, None]), "expand them first"),
         (lambda x: torch.linalg.solve(x, x, left=False), "A @ X = B"),

@@ -30,10 +30,15 @@ def attention(
     enable_gqa: bool = False,
 ) -> Placed:
     rank = len(query.shape)
-    if rank not in _ORDERS or len(key.shape) != rank or len(value.shape) != rank:
+    if rank < 3 or len(key.shape) != rank or len(value.shape) != rank:
         raise RefusedError(
             "scaled_dot_product_attention of tensors that are not (batch, heads, length, features); reshape them "
             "first"
+        )
+    if rank > 4 and (attn_mask is not None or is_causal or query.shape[-1] != value.shape[-1]):
+        raise RefusedError(
+            "scaled_dot_product_attention of more than four axes with a mask, or with values of another width than "
+            "the queries; merge the first axes"
         )
     drops = float(dropout_p) > 0
     if drops and not at.model.recording.module.training:
@@ -53,16 +58,20 @@ def attention(
         )
     if value.shape[-1] != query.shape[-1]:
         return _written_out(at, query, key, value, attn_mask, is_causal, scale, shared)
-    order = _ORDERS[rank]
-    head = "" if rank == 4 else "[:, :, None]"
+    order = _ORDERS.get(rank, (0, *range(2, rank - 1), 1, rank - 1))
+    head = "[:, :, None]" if rank == 3 else ""
     texts = [at.read(tensor, order) + head for tensor in (query, key, value)]
     if attn_mask is not None:
         word = "mask" if attn_mask.dtype == torch.bool else "bias"
         texts.append(f"{word}={_four_axes(at.in_torch_order(attn_mask), len(attn_mask.shape), rank)}")
     if is_causal:
         texts.append("is_causal=True")
-    if scale is not None and drops:
-        texts[0] = f"({at.number(scale)} * {texts[0]}.shape[-1] ** 0.5 * {texts[0]})"
+    if scale is not None and (drops or rank > 4):
+        placed = at.at(query)
+        width = (
+            f"{placed.text}.shape[{'-1' if placed.place(rank - 1) == rank - 1 else placed.place(rank - 1)}]"
+        )
+        texts[0] = f"({at.number(scale)} * {width} ** 0.5 * {texts[0]})"
     elif scale is not None:
         texts.append(f"scale={at.number(scale)}")
     if drops:  # jax.nn drops no attention weights
@@ -72,6 +81,8 @@ def attention(
             f"dropout_rate={at.number(dropout_p)}",
             "broadcast_dropout=False",
         ]
+        return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
+    if rank > 4:  # jax.nn takes no more axes
         return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
     made = f"jax.nn.dot_product_attention({', '.join(texts)})"
     return Placed(made if rank == 4 else f"{made}[:, :, 0]", order)

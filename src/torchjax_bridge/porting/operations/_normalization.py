@@ -5,34 +5,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchjax_bridge.recording import Node, Parameter, Value
+from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
 from .._placed import Axes, Placed, RefusedError, channels_last, torch_order
+from ._own_layer import is_own_layer
 from ._table import operation
 
 __all__: list[str] = []
-
-
-def _is_own_layer(
-    at: Lowering, kind: type[nn.Module] | tuple[type[nn.Module], ...], settings: dict[str, Any], *tensors: Any
-) -> bool:
-    """Whether these are all the tensors and the settings of the running module: its base class computes this."""
-    module = at.frame.module
-    inside = (tensor for child in module.children() for tensor in (*child.parameters(), *child.buffers()))
-    if not isinstance(module, kind) or next(inside, None) is not None:
-        return False
-    if any(getattr(module, name) != setting for name, setting in settings.items()):
-        return False
-    owners = [tensor.origin for tensor in tensors if isinstance(tensor, Value)]
-    count = sum(tensor is not None for tensor in module._parameters.values())
-    mine = [origin for origin in owners if isinstance(origin, Parameter) and origin.owner is module]
-    parameters = [origin for origin in mine if not origin.is_buffer]
-    if len(mine) != len(owners) or len(parameters) != count:
-        return False
-    at.model.base_twin(at.frame.path, module)  # refuses settings without a counterpart
-    at.body.base_call = True
-    return True
 
 
 def _scaled(at: Lowering, text: str, weight: Any, bias: Any) -> str:
@@ -61,7 +41,8 @@ def layer_norm(
     eps: float = 1e-5,
 ) -> Placed:
     x, order, axes = _last_axes(at, input, len(normalized_shape))
-    if axes == "-1" and _is_own_layer(at, nn.LayerNorm, {"eps": eps}, weight, bias):
+    if axes == "-1" and is_own_layer(at, nn.LayerNorm, {"eps": eps}, weight, bias):
+        at.model.note_map(at.frame.path, None)
         return Placed(f"super().__call__({x})", order)
     at.body.helpers.add("normalize")
     return Placed(_scaled(at, f"normalize({x}, {axes}, {at.number(eps)})", weight, bias), order)
@@ -96,7 +77,7 @@ def group_norm(
 ) -> Placed:
     order = channels_last(len(input.shape))
     x = at.read(input, order)
-    if _is_own_layer(at, nn.GroupNorm, {"eps": eps, "num_groups": num_groups}, weight, bias):
+    if is_own_layer(at, nn.GroupNorm, {"eps": eps, "num_groups": num_groups}, weight, bias):
         return Placed(f"super().__call__({x})", order)
     at.body.helpers.add("group_normalize")
     at.body.helpers.add("normalize")
@@ -125,7 +106,7 @@ def batch_norm(
         )
     own = (running_mean, running_var, weight, bias)
     settings = {"eps": eps, **({"momentum": momentum} if training else {})}
-    if _is_own_layer(at, nn.modules.batchnorm._BatchNorm, settings, *own):
+    if is_own_layer(at, nn.modules.batchnorm._BatchNorm, settings, *own):
         return Placed(f"super().__call__({x})", order)
     if training or running_mean is None or running_var is None:
         raise RefusedError(

@@ -10,6 +10,7 @@ from .._layers import call_layer
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, torch_order
 from ._operands import aligned, operands, remaining
+from ._own_layer import is_own_layer
 from ._table import Translation, operation
 
 __all__ = ["as_layer"]
@@ -165,6 +166,9 @@ def linear(
         raise RefusedError("F.linear with a weight of one axis; write x @ weight")
     placed = at.in_torch_map_order(input)
     order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
+    if is_own_layer(at, nn.Linear, {}, weight, bias):
+        at.model.note_map(at.frame.path, None)
+        return Placed(f"super().__call__({at.read(input, order)})", order)
     product = f"{at.read(input, order)} @ {at.read(weight, (1, 0))}"
     return Placed(f"({product}{'' if bias is None else f' + {at.read(bias)}'})", order)
 

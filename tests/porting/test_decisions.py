@@ -1,0 +1,73 @@
+"""A decision by values is no condition of a port that is proved for inputs that are decided in the other way."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
+
+_TOKENS = torch.arange(1, 11).reshape(2, 5)
+_MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+
+
+class _Masked(nn.Module):
+    """transformers' models: a warning about padding, and a mask that hides nothing is left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        if 0 in tokens[:, [-1, 0]]:
+            "a warning that is given once"
+        x = self.embed(tokens)
+        return self.sum(x, mask)
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not mask.all():
+            x = x * mask[..., None]
+        return x.sum(1)
+
+
+class _Shifted(_Masked):
+    """Does something else for a mask that hides something."""
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not mask.all():
+            x = x * mask[..., None] + 1
+        return x.sum(1)
+
+
+class _FirstHidden(_Masked):
+    """Does something else only where a mask that hides all would not show it."""
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x * mask[..., None] if mask[0, 0] == 1 else 2 * x * mask[..., None]
+        return x.sum(1)
+
+
+class _Counts(_Masked):
+    """Asks for a number, which is neither yes nor no."""
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.sum(1) / mask.sum().item()
+
+
+def test_a_decision_that_changes_nothing_is_no_condition() -> None:
+    ported = port(_Masked().eval(), _TOKENS, _MASK)
+    assert not any("decide" in note for note in ported.notes)
+    # The other way round the mask is lost.
+    with pytest.raises(PortError, match=r"mask\.all\(\)"):
+        port(_Masked().eval(), _TOKENS, torch.ones_like(_MASK))
+
+
+@pytest.mark.parametrize("kind", [_Shifted, _FirstHidden, _Counts])
+def test_a_decision_that_changes_something_is_refused(kind: type[_Masked]) -> None:
+    with pytest.raises(PortError, match="assume="):
+        port(kind().eval(), _TOKENS, _MASK)
+
+
+def test_without_a_proof_every_decision_is_refused() -> None:
+    with pytest.raises(PortError, match="2 things have"):
+        port(_Masked().eval(), _TOKENS, _MASK, verify=False)
