@@ -113,8 +113,8 @@ def cosine_similarity(
         at.in_torch_map_order(value)
     (x, y), placed = operands(at, [x1, x2])
     axes = (int(dim) % rank,)
-    if x1.shape != x2.shape:
-        raise RefusedError(f"{node.function} of tensors that are broadcast; expand them first")
+    if len(x1.shape) != len(x2.shape):
+        raise RefusedError(f"{node.function} of tensors with other numbers of axes; add them with x[None]")
     where = f"axis={axis_text(placed, axes)}"
     floor = at.number(eps)
     at.body.helpers.add("safe_sqrt")
