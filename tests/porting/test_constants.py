@@ -98,6 +98,10 @@ def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
         (_coordinates(4, 3).sign() * _coordinates(4, 3).abs().log1p(), "logarithmic_offsets(4, 3)"),
         (_apart(3, 4), "offsets_and_distances(3, 4).reshape((1, 12, 12, 3))"),
         (_logarithms(4, 3, 6), "logarithmic_offsets(4, 3, (5, 5)).reshape((1, 7, 5, 2))"),
+        (
+            _mask((8, 8), (4, 4), (2, 2)).bfloat16(),
+            "shifted_window_mask((8, 8), (4, 4), (2, 2), -100.0).astype(jnp.bfloat16)",
+        ),
         (_mask((8, 8), (4, 4), (2, 2)), "shifted_window_mask((8, 8), (4, 4), (2, 2), -100.0)"),
         (_mask((6, 8), (3, 4), (1, 0)), "shifted_window_mask((6, 8), (3, 4), (1, 0), -100.0)"),
     ],
@@ -107,7 +111,7 @@ def test_tables_of_positions_are_made_by_a_function_of_the_file(tensor: torch.Te
     exec("\n".join(TABLES.values()), space)
     assert constant_text(tensor, "a table") == code
     made = np.asarray(eval(code, space))
-    np.testing.assert_allclose(made, tensor.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(made.astype(np.float64), tensor.double().numpy(), rtol=1e-6)
     changed = tensor.clone()
     changed.view(-1)[7] += 1
     with pytest.raises(RefusedError):

@@ -296,3 +296,29 @@ class _OtherBias(nn.Module):
 
 def test_the_weight_of_a_linear_that_is_not_called_is_that_of_torch() -> None:
     _ported(_OtherBias())
+
+
+class _Bias(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5))
+
+    def get_bias(self) -> Tensor:
+        return self.table * 2
+
+
+class _Biased(nn.Module):
+    """timm's MaxViT: a module that is never called gives its tensor by a method of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+        self.bias = _Bias()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) + self.bias.get_bias()
+
+
+def test_the_tensors_of_a_module_that_is_not_called_are_in_the_port() -> None:
+    ported = _ported(nn.Sequential(_Biased()), torch.randn(2, 4))
+    assert 'self.bias = nnx.Dict({"table": nnx.Param(' in ported.source

@@ -5,6 +5,7 @@ Reads one module of the recorded copy. Knows which Flax class holds what; does n
 
 import functools
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -132,6 +133,8 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
         return _parameter_container(model, path, module)
     if path in model.bodies:
         return Own(path)
+    if path in model.read_owners:  # it is not called, and its tensors are read
+        return _tensors(_own_tensors(model, path, module))
     return None
 
 
@@ -139,6 +142,11 @@ def _parameter_container(model: Model, path: str, module: nn.ParameterList | nn.
     tensors = _own_tensors(model, path, module)
     if isinstance(module, nn.ParameterList):
         return Items("nnx.List([", list(tensors.values()), "])") if tensors else None
+    return _tensors(tensors)
+
+
+def _tensors(tensors: Mapping[str, Tree]) -> Tree | None:
+    """Tensors by name, without a class."""
     items: list[Tree] = [Items(f'"{name}": ', [tree], "") for name, tree in tensors.items()]
     return Items("nnx.Dict({", items, "})") if items else None
 
