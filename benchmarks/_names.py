@@ -8,6 +8,7 @@ SUITES = {
     "files": "benchmarks.files",
     "gpu-memory": "benchmarks.gpu.memory",
     "relayout": "benchmarks.gpu.relayout",
+    "sharding": "benchmarks.sharding",
     "weights": "benchmarks.weights",
     "wrap-jax": "benchmarks.wrap_jax",
     "wrap-torch": "benchmarks.wrap_torch",

@@ -35,7 +35,7 @@ LAYERS = {
         ("_audit_report", "trees"),
         ("pairing",),
         ("flatten",),
-        ("_plan_checks", "_plan_hints"),
+        ("_plan_checks", "_plan_hints", "sharded"),
         ("_plan",),
         ("_audit",),
         ("_apply",),

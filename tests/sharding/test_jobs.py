@@ -9,8 +9,11 @@ from .launch import launch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # as the workers see the cases
 import exchange_cases
+import weights_cases
 
-CASES = exchange_cases
+
+def cases(count: int) -> list[str]:
+    return [*exchange_cases.cases(count), *weights_cases.cases(count)]
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +33,13 @@ def check(results: list[dict[str, str]], case: str) -> None:
 
 
 @pytest.mark.xdist_group("jobs")
-@pytest.mark.parametrize("case", exchange_cases.cases(2))
+@pytest.mark.parametrize("case", cases(2))
 def test_two_processes(two: list[dict[str, str]], case: str) -> None:
     check(two, case)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("jobs")
-@pytest.mark.parametrize("case", exchange_cases.cases(4))
+@pytest.mark.parametrize("case", cases(4))
 def test_four_processes(four: list[dict[str, str]], case: str) -> None:
     check(four, case)

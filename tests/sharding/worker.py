@@ -35,18 +35,18 @@ def main(rank: int, count: int, torch_port: str, jax_port: str, folder: pathlib.
         raise SystemExit(NO_COLLECTIVES) from err
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     import exchange_cases
+    import weights_cases
 
     results = {}
-    for cases in (exchange_cases,):
-        for name, case in cases.cases(count).items():
-            try:
-                case()
-                results[name] = "passed"
-            except BaseException:
-                results[name] = traceback.format_exc()
-                sys.stderr.write(results[name])
-                break  # the others may wait for this rank
-            sys.stderr.write(f"passed {name}\n")
+    for name, case in {**exchange_cases.cases(count), **weights_cases.cases(count)}.items():
+        try:
+            case()
+            results[name] = "passed"
+        except BaseException:
+            results[name] = traceback.format_exc()
+            sys.stderr.write(results[name])
+            break  # the others may wait for this rank
+        sys.stderr.write(f"passed {name}\n")
     part = folder / f"{rank}.part"
     part.write_text(json.dumps(results))
     part.rename(folder / f"{rank}.json")

@@ -5,9 +5,10 @@ Depends on torch, jax and numpy alone. Other packages import from here, not from
 
 from ._devices import jax_device, torch_device
 from ._dlpack import Choice, choice, cuda_choice
+from ._dtensors import array_of_shard, dtensor_class, dtensor_of_shard, local_tensor
 from ._dtypes import jax_dtype, torch_dtype
 from ._fork import at_fork, refuse_in_fork
-from ._meshes import jax_mesh, torch_mesh
+from ._meshes import device_of_this_rank, gather_from_ranks, jax_mesh, torch_mesh, whole_mesh
 from ._paths import Path, from_jax_keypath, join_path, split_path
 from ._placements import jax_sharding, torch_placements
 from ._pytree import flatten
@@ -18,18 +19,24 @@ from ._trees import to_jax, to_torch
 __all__ = [
     "Choice",
     "Path",
+    "array_of_shard",
     "array_to_torch",
     "at_fork",
     "check_copy",
     "choice",
     "cuda_choice",
+    "device_of_this_rank",
+    "dtensor_class",
+    "dtensor_of_shard",
     "flatten",
     "from_jax_keypath",
+    "gather_from_ranks",
     "jax_device",
     "jax_dtype",
     "jax_mesh",
     "jax_sharding",
     "join_path",
+    "local_tensor",
     "refuse_in_fork",
     "split_path",
     "tensor_to_jax",
@@ -39,5 +46,6 @@ __all__ = [
     "torch_dtype",
     "torch_mesh",
     "torch_placements",
+    "whole_mesh",
     "x64",
 ]

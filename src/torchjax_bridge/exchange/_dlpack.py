@@ -54,10 +54,15 @@ _OneDevice = jax.sharding.SingleDeviceSharding
 _KDL_CPU = 1
 
 
-def import_cpu(tensor: torch.Tensor) -> jax.Array:
-    """A ``jax.Array`` on torch's CPU memory; permuted strides become a permuted layout."""
+def import_cpu(tensor: torch.Tensor, device: Any = None) -> jax.Array:
+    """A ``jax.Array`` on torch's CPU memory; permuted strides become a permuted layout.
+
+    Args:
+        tensor: The tensor.
+        device: The host device; None for the first. On the public path, any other gets a copy.
+    """
     choice()
-    return import_cpu(tensor)  # now rebound to the chosen path
+    return import_cpu(tensor, device)  # now rebound to the chosen path
 
 
 def export(array: jax.Array) -> torch.Tensor:
@@ -181,8 +186,11 @@ class _HostMemory:
         return _KDL_CPU, 0
 
 
-def _public_import(tensor: torch.Tensor) -> jax.Array:
-    return jax.dlpack.from_dlpack(_HostMemory(tensor))
+def _public_import(tensor: torch.Tensor, device: Any = None) -> jax.Array:
+    array = jax.dlpack.from_dlpack(_HostMemory(tensor))
+    if device is None or array.devices() == {device}:
+        return array
+    return jax.block_until_ready(jax.device_put(array, device))
 
 
 # --- the fast path: the private names that touch capsules ------------------------------------------
@@ -200,13 +208,13 @@ def _fast_functions() -> tuple[Import, Export]:
     # Before 0.10.2 jaxlib read the kind of memory from the capsule and took no argument for it.
     if "dl_device_type" in (array_from_capsule.__doc__ or ""):
 
-        def import_cpu(tensor: torch.Tensor) -> jax.Array:
-            return array_from_capsule(capsule_from_tensor(tensor), host, None, None, _KDL_CPU)
+        def import_cpu(tensor: torch.Tensor, device: Any = host) -> jax.Array:
+            return array_from_capsule(capsule_from_tensor(tensor), device or host, None, None, _KDL_CPU)
 
     else:
 
-        def import_cpu(tensor: torch.Tensor) -> jax.Array:
-            return array_from_capsule(capsule_from_tensor(tensor), host, None, None)
+        def import_cpu(tensor: torch.Tensor, device: Any = host) -> jax.Array:
+            return array_from_capsule(capsule_from_tensor(tensor), device or host, None, None)
 
     # The capsule must hold its own reference to the buffer. If it held the caller's array, array.delete() would
     # abort the process while torch still reads ("Non-zero type 1 hold on destruction"). array.clone() gives such

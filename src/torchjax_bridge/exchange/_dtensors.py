@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-__all__ = ["array_to_leaf", "dtensor_class", "leaf_to_jax", "local_tensor"]
+__all__ = [
+    "array_of_shard",
+    "array_to_leaf",
+    "dtensor_class",
+    "dtensor_of_shard",
+    "leaf_to_jax",
+    "local_tensor",
+]
 
 
 def dtensor_class() -> "type[DTensor] | None":
@@ -71,7 +78,22 @@ def leaf_to_jax(
             f"{leaf.placements} give {sharding.shard_shape(shape)}",
             "Make it with DTensor.from_local(..., shape=, stride=) or distribute_tensor.",
         )
-    shard = tensor_to_jax(local, copy=copy, device=_where(leaf, local), path=path)
+    return array_of_shard(local, sharding, shape, copy=copy, path=path)
+
+
+def array_of_shard(
+    local: torch.Tensor,
+    sharding: NamedSharding,
+    shape: tuple[int, ...],
+    *,
+    copy: bool | None = None,
+    path: Path = (),
+) -> jax.Array:
+    """An array of this shape of which this process holds ``local``, as `tensor_to_jax` converts it."""
+    device: Any
+    (device,) = sharding.addressable_devices
+    there = local.is_cpu and device.platform == "cpu"
+    shard = tensor_to_jax(local, copy=copy, device=None if there else device, path=path)
     return jax.make_array_from_single_device_arrays(shape, sharding, [shard])
 
 
@@ -81,12 +103,6 @@ def local_tensor(dtensor: "DTensor") -> torch.Tensor:
         local = dtensor.to_local()
     wait = getattr(local, "wait", None)  # the result of a collective that may still be under way
     return wait() if callable(wait) else local.data
-
-
-def _where(dtensor: "DTensor", local: torch.Tensor) -> jax.Device | None:
-    """Where the shard goes; None if it is there."""
-    device = device_of_this_rank(dtensor.device_mesh)
-    return None if local.is_cpu and device.platform == "cpu" else device
 
 
 def array_to_leaf(
@@ -127,10 +143,13 @@ def array_to_leaf(
             "Pass another mesh.",
         )
     local = array_to_torch(here[0].data, copy=copy, path=path)
-    return _dtensor(local, mesh, placements, shape)
+    return dtensor_of_shard(local, mesh, placements, shape)
 
 
-def _dtensor(local: torch.Tensor, mesh: "DeviceMesh", placements: Any, shape: tuple[int, ...]) -> "DTensor":
+def dtensor_of_shard(
+    local: torch.Tensor, mesh: "DeviceMesh", placements: Any, shape: tuple[int, ...]
+) -> "DTensor":
+    """A ``DTensor`` of this shape of which this process holds ``local``, with strides in its order."""
     from torch.distributed.tensor import DTensor
 
     # The axes in the order in which the shard has them in memory.

@@ -27,7 +27,16 @@ from ._devices import jax_device, torch_device
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["axes_of", "device_of_this_rank", "jax_mesh", "ranks_of", "torch_mesh"]
+__all__ = [
+    "axes_of",
+    "device_of_this_rank",
+    "gather_from_ranks",
+    "jax_mesh",
+    "matching_axes",
+    "ranks_of",
+    "torch_mesh",
+    "whole_mesh",
+]
 
 # Each is filled on all ranks at the same calls, and keeps what it has: a rank that had forgotten an entry
 # would wait for the others to tell it again.
@@ -55,14 +64,14 @@ def jax_mesh(device_mesh: Any) -> Mesh:
     if isinstance(device_mesh, Mesh):
         return device_mesh
     _check_device_mesh(device_mesh)
-    whole = _whole_mesh(device_mesh)
+    whole = whole_mesh(device_mesh)
     if whole.get_coordinate() is None:
         rank = torch.distributed.get_rank()
         raise DeviceError(
             f"the mesh has the ranks {ranks_of(whole)}, and rank {rank} is none of them. Call it there only."
         )
     if whole not in _jax_meshes:
-        found = dict(_gather(whole, _own_device_or_refusal(whole)))
+        found = gather_from_ranks(whole, _own_device_or_refusal(whole))
         refusals = [answer for answer in found.values() if isinstance(answer, str)]
         if refusals:
             raise DeviceError(refusals[0])
@@ -121,7 +130,7 @@ def torch_mesh(mesh: Any) -> "DeviceMesh":
 
 def device_of_this_rank(device_mesh: "DeviceMesh") -> jax.Device:
     """The JAX device of this process in the mesh; the mesh has this rank."""
-    whole = _whole_mesh(device_mesh)
+    whole = whole_mesh(device_mesh)
     return _device_of_rank(whole)[torch.distributed.get_rank()]
 
 
@@ -137,9 +146,16 @@ def axes_of(device_mesh: "DeviceMesh", mesh: Mesh) -> tuple[tuple[int, ...], ...
     A dimension of several axes is a flattened one. The torch mesh may be a part of the JAX mesh: then some
     axes belong to no dimension. None if the devices lie otherwise.
     """
-    device_of_rank = _device_of_rank(_whole_mesh(device_mesh))
-    return matching_axes(
-        _grid([device_of_rank[rank] for rank in ranks_of(device_mesh)], device_mesh.shape), mesh.devices
+    device_of_rank = _device_of_rank(whole_mesh(device_mesh))
+    grid = _grid([device_of_rank[rank] for rank in ranks_of(device_mesh)], device_mesh.shape)
+    axes = matching_axes(grid, mesh.devices)
+    if axes is None:
+        return None
+    named = {name: place for place, name in enumerate(mesh.axis_names) if mesh.shape[name] == 1}
+    names = device_mesh.mesh_dim_names or (None,) * grid.ndim
+    return tuple(
+        group if group or name not in named else (named[name],)
+        for group, name in zip(axes, names, strict=True)
     )
 
 
@@ -150,8 +166,9 @@ def matching_axes(grid: np.ndarray, devices: np.ndarray) -> tuple[tuple[int, ...
     start = np.argwhere(devices == grid.flat[0])
     for axes in _choices(grid.shape, devices.shape) if len(start) else ():
         chosen = list(itertools.chain(*axes))
-        part = devices[tuple(slice(None) if axis in chosen else at for axis, at in enumerate(start[0]))]
-        part = part.transpose([sorted(chosen).index(axis) for axis in chosen]).reshape(grid.shape)
+        others = [axis for axis in range(devices.ndim) if axis not in chosen]
+        here = [slice(at, at + 1) if axis in others else slice(None) for axis, at in enumerate(start[0])]
+        part = devices[tuple(here)].transpose([*chosen, *others]).reshape(grid.shape)
         if (part == grid).all():
             return axes
     return None
@@ -177,7 +194,7 @@ def _device_of_rank(whole: "DeviceMesh") -> dict[int, jax.Device]:
     return dict(zip(ranks_of(whole), jax_mesh(whole).devices.flat, strict=True))
 
 
-def _whole_mesh(device_mesh: "DeviceMesh") -> "DeviceMesh":
+def whole_mesh(device_mesh: "DeviceMesh") -> "DeviceMesh":
     """The mesh that this one is a part of, or itself."""
     find = getattr(device_mesh, "_get_root_mesh", None)  # torch has no public name for it
     if find is not None:
@@ -190,7 +207,7 @@ def _whole_mesh(device_mesh: "DeviceMesh") -> "DeviceMesh":
     return device_mesh
 
 
-def _gather(whole: "DeviceMesh", answer: Any) -> dict[int, Any]:
+def gather_from_ranks(whole: "DeviceMesh", answer: Any) -> dict[int, Any]:
     """The answers of all ranks of a mesh, by rank. Each dimension passes on what the last has gathered."""
     answers = {torch.distributed.get_rank(): answer}
     for dimension in range(whole.ndim):

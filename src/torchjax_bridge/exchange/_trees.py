@@ -16,6 +16,7 @@ import torch
 from torchjax_bridge.errors import ExchangeError
 
 from . import _dlpack
+from ._cut import leaf_over_devices
 from ._devices import jax_device, torch_device
 from ._dlpack import PlainArray
 from ._dtensors import array_to_leaf, dtensor_class, leaf_to_jax
@@ -50,7 +51,8 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any
             Python's and NumPy's numbers, bools and strings.
         copy: ``None`` shares memory where it can be shared and copies where it cannot; ``False`` shares
             or raises; ``True`` always gives fresh, row-major memory that nothing else holds.
-        device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is.
+        device: A ``jax.Device``, a ``torch.device`` or a name; ``None`` leaves each leaf where it is. A
+            ``jax.sharding.Sharding`` over host devices cuts each leaf; parts that are rows stay where they are.
         mesh: For ``DTensor`` leaves: the ``jax.sharding.Mesh`` or ``DeviceMesh`` over which the arrays lie.
             ``None`` is `jax_mesh` of each one's own mesh. Other leaves ignore it.
 
@@ -80,7 +82,7 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any
     (2, 3)
     """
     cls = type(tree)
-    if cls is _Tensor or cls is _Parameter:
+    if (cls is _Tensor or cls is _Parameter) and not isinstance(device, jax.sharding.Sharding):
         if copy is None and device is None:  # skip the cost of keyword arguments
             return tensor_to_jax(tree)
         return tensor_to_jax(tree, copy=copy, device=device)
@@ -142,11 +144,16 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: A
 
 def _convert_tree(framework: str, tree: Any, copy: bool | None, device: Any, mesh: Any) -> Any:
     check_copy(copy)
-    if device is not None:  # checked here, so that a wrong device is reported once and not per leaf
+    over_devices = framework == "JAX" and isinstance(device, jax.sharding.Sharding)
+    if (
+        device is not None and not over_devices
+    ):  # here, so that a wrong device is reported once and not per leaf
         device = jax_device(device) if framework == "JAX" else torch_device(device)
     leaves, structure = flatten(tree)
     convert_leaf: Callable[..., Any]
-    if framework == "JAX":
+    if over_devices:
+        convert_leaf = partial(leaf_over_devices, device=device)
+    elif framework == "JAX":
         sharded = dtensor_class() in set(map(type, leaves))
         convert_leaf = partial(leaf_to_jax, mesh=mesh) if sharded else tensor_to_jax
     else:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import torch
+from jax.sharding import Sharding
 from torch import nn
 
 from torchjax_bridge.errors import ExchangeError, PlanError, ShareError
@@ -18,6 +19,7 @@ from ._report import Fault, Report
 from .layouts import same_bits
 from .moving import as_exchangeable, row_major_copies
 from .pairing import Move
+from .sharded import arrays_of_sharded, mesh_of, tensors_of_sharded
 from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, place_on_sharding, sharding_of
 
 __all__ = ["refuse_holes", "to_flax", "to_state_dict"]
@@ -82,6 +84,10 @@ def to_flax(
         changes them. A leaf with the sharding of a template goes to its devices shard by shard from the host, one
         leaf at a time. That is a copy, so ``copy=False`` raises.
 
+    A source with ``DTensor``s (FSDP2, tensor parallelism) gives arrays over the same processes; every process must
+    make the call. A leaf without a sharding of the template stays as it lies in torch. Nothing is sent unless the
+    template, the layout or shards of unequal sizes ask for it; ``docs/sharded.md`` says when.
+
     >>> import torch
     >>> from flax import nnx
     >>> module = torch.nn.Linear(2, 3)
@@ -98,11 +104,25 @@ def to_flax(
     plan.warn_of_assumptions(stacklevel=2)
     refuse_holes(plan, flax_tree)
     plan.warn_of_what_is_left(stacklevel=2)
+    shardings = {leaf.path: sharding_of(leaf) for leaf in flax_tree.root.flat().values()}
+    device_mesh = mesh_of(torch_tree.state)
+    if device_mesh is None:
+        filled = flax_tree.fill(_arrays(plan.moves, torch_tree, shardings, copy))
+    else:
+        filled = flax_tree.fill(arrays_of_sharded(plan.moves, torch_tree.state, shardings, device_mesh, copy))
+    if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
+        compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
+    return filled
+
+
+def _arrays(
+    moves: Iterable[Move], torch_tree: TorchTree, shardings: Mapping[Path, Sharding | None], copy: bool | None
+) -> dict[Path, jax.Array]:
+    """The Flax leaves of a plan whose torch tensors are whole."""
     laid_out: dict[Path, torch.Tensor] = {}
     views: list[Path] = []
     sharded: dict[Path, jax.Array] = {}
-    shardings = {leaf.path: sharding_of(leaf) for leaf in flax_tree.root.flat().values()}
-    for move in plan.moves:
+    for move in moves:
         tensors = [_detached(torch_tree.state[key]) for key in move.torch_keys]
         # A constant, which has no source, is made on the device of the torch model.
         with nullcontext() if tensors else torch_tree.device:
@@ -120,10 +140,7 @@ def to_flax(
             laid_out[path] = tensor
     if copy:
         _copy_views(laid_out, views)
-    filled = flax_tree.fill(sharded | _to_arrays(laid_out, None if copy else copy))
-    if isinstance(source, nn.Module) and (layers := live_nnx(flax_tree)):
-        compare_settings(torch_tree, layers, plan).warn_unless_ok(stacklevel=2)
-    return filled
+    return sharded | _to_arrays(laid_out, None if copy else copy)
 
 
 def to_state_dict(
@@ -169,6 +186,8 @@ def to_state_dict(
         ``copy=True``: the result plus, where parts are concatenated, one tensor. A leaf that lies on several
         devices is gathered on the host, which ``copy=False`` refuses.
 
+    Where the template has ``DTensor``s, so has the result, with their placements; every process must make the call.
+
     A template on the meta device has no values to keep: ``num_batches_tracked`` is then zero.
 
     >>> import torch
@@ -187,10 +206,40 @@ def to_state_dict(
     plan.report.raise_unless_ok(f"convert {_name(source)} to {_name(template)}", strict=strict)
     plan.warn_of_assumptions(stacklevel=2)
     leaves = {leaf.path: leaf for leaf in flax_tree.root.flat().values()}
+    device_mesh = mesh_of(torch_tree.state)
+    if device_mesh is None:
+        filled, lost = _tensors(plan.moves, leaves, torch_tree, copy, strict)
+    else:
+        filled, lost = tensors_of_sharded(
+            plan.moves,
+            {path: _concrete(leaf) for path, leaf in leaves.items()},
+            torch_tree.state,
+            torch_tree.ties,
+            device_mesh,
+            copy,
+            strict,
+        )
+    plan.warn_of_what_is_left(lost, stacklevel=2)
+    for key, twin in plan.ties:
+        filled[key] = filled[twin]
+    return {
+        key: filled[key] if key in filled else _kept_value(key, value, copy)
+        for key, value in torch_tree.state.items()
+    }
+
+
+def _tensors(
+    moves: Iterable[Move],
+    leaves: Mapping[Path, FlaxLeaf],
+    torch_tree: TorchTree,
+    copy: bool | None,
+    strict: bool,
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The torch tensors of a plan whose template is whole, and what ``strict=False`` lost."""
     filled: dict[str, torch.Tensor] = {}
     views: list[str] = []
     lost: list[str] = []
-    for move in plan.moves:
+    for move in moves:
         names = [join_path(path) for path in move.flax_paths]
         arrays = to_torch(
             {name: _values(leaves[path], copy) for name, path in zip(names, move.flax_paths, strict=True)}
@@ -213,16 +262,10 @@ def to_state_dict(
             else:
                 tensor = _copied_by_layout(tensor, (key,), copy)
             filled[key] = tensor
-    plan.warn_of_what_is_left(lost, stacklevel=2)
     if copy:
         _copy_views(filled, views)
     _check_ties(filled, torch_tree)
-    for key, twin in plan.ties:
-        filled[key] = filled[twin]
-    return {
-        key: filled[key] if key in filled else _kept_value(key, value, copy)
-        for key, value in torch_tree.state.items()
-    }
+    return filled, lost
 
 
 _WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
@@ -303,12 +346,17 @@ def refuse_holes(plan: Plan, tree: FlaxTree) -> None:
 
 def _values(leaf: FlaxLeaf, copy: bool | None) -> Any:
     """The array of a leaf, in a form that ``to_torch`` takes."""
+    return as_exchangeable(_concrete(leaf), copy)
+
+
+def _concrete(leaf: FlaxLeaf) -> Any:
+    """The array of a leaf, which must have values."""
     if isinstance(leaf.value, jax.ShapeDtypeStruct):
         raise PlanError(
             f"'{join_path(leaf.path)}' of the source is a jax.ShapeDtypeStruct, with a shape but no values: "
             "pass a concrete module or concrete variables."
         )
-    return as_exchangeable(leaf.value, copy)
+    return leaf.value
 
 
 def _previous_values(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:

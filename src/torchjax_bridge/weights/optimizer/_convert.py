@@ -197,10 +197,11 @@ def to_optimizer_state(
         for name, place in indices.items():
             if name not in uncounted:
                 entries[place]["step"] = torch.tensor(float(count))
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     for slot in kind.slots_for(group):
         arrays = moments_of(state, slot)
         for move in moves:
-            for key, tensor in moments_to_torch(arrays, slot, group, move, faults):
+            for key, tensor in moments_to_torch(arrays, slot, group, move, parameters, faults):
                 if key in indices:
                     entries[indices[key]][slot.name] = tensor
     for name, place in indices.items():

@@ -13,6 +13,7 @@ from torchjax_bridge.exchange import Path, join_path, to_jax, to_torch
 
 from ..moving import row_major_copies
 from ..pairing import Move
+from ..sharded import arrays_of_sharded, mesh_of, tensors_of_sharded
 from ._classes import Slot
 
 __all__ = ["moments_to_jax", "moments_to_torch"]
@@ -28,25 +29,38 @@ def moments_to_jax(
 ) -> dict[Path, jax.Array | None]:
     """The moments of one slot, by Flax leaf; None for a leaf that already has a fault."""
     parameters = {name: p for g in optimizer.param_groups for p in g["params"] for name in [names[id(p)]]}
-    laid_out: dict[Path, torch.Tensor | None] = {}
+    faulty: list[Path] = []
+    taken: list[Move] = []
+    moments: dict[str, torch.Tensor] = {}
     for move in moves:
         if not any(key in parameters for key in move.torch_keys):
             continue
         if (fault := _no_image(move)) is not None:
             faults.append(fault)
-            laid_out |= dict.fromkeys(move.flax_paths)
+            faulty += move.flax_paths
             continue
         absent = [key for key in move.torch_keys if key not in parameters]
         if absent:
             faults.append(f"{absent} are not optimized, but they are one leaf with others that are")
             continue
-        tensors = []
+        taken.append(move)
         for key in move.torch_keys:
             parameter = parameters[key]
             moment = optimizer.state.get(parameter, {}).get(slot.name)
             moment = torch.zeros_like(parameter) if moment is None else moment
-            tensors.append(moment.detach() * slot.factor(group))
-        laid_out.update(zip(move.flax_paths, row_major_copies(move.layout.forward(tensors)), strict=True))
+            moments[key] = moment.detach() * slot.factor(group)
+    return {**dict.fromkeys(faulty), **_arrays(taken, moments)}
+
+
+def _arrays(moves: Iterable[Move], moments: Mapping[str, torch.Tensor]) -> dict[Path, jax.Array]:
+    """The moments in the layouts of the weights, where the weights lie."""
+    if (device_mesh := mesh_of(moments)) is not None:
+        nowhere = {path: None for move in moves for path in move.flax_paths}
+        return arrays_of_sharded(moves, moments, nowhere, device_mesh, True)
+    laid_out: dict[Path, torch.Tensor] = {}
+    for move in moves:
+        results = move.layout.forward([moments[key] for key in move.torch_keys])
+        laid_out.update(zip(move.flax_paths, row_major_copies(results), strict=True))
     arrays = to_jax({join_path(path): tensor for path, tensor in laid_out.items()})
     return {path: arrays[join_path(path)] for path in laid_out}
 
@@ -56,9 +70,13 @@ def moments_to_torch(
     slot: Slot,
     group: Mapping[str, Any],
     move: Move,
+    parameters: Mapping[str, torch.Tensor],
     faults: list[str],
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The moments of one move, by the name of the torch parameter; nothing where optax has none."""
+    """The moments of one move, by the name of the torch parameter; nothing where optax has none.
+
+    They lie as the parameters do.
+    """
     found = []
     for path in move.flax_paths:
         short = path[1:] if path[:1] == ("params",) else path
@@ -69,9 +87,15 @@ def moments_to_torch(
     if (fault := _no_image(move)) is not None:
         faults.append(fault)
         return
-    tensors = list(to_torch(dict(enumerate(found))).values())
+    if (device_mesh := mesh_of(parameters)) is not None:
+        by_path = dict(zip(move.flax_paths, found, strict=True))
+        moments, _ = tensors_of_sharded([move], by_path, parameters, {}, device_mesh, True, True)
+    else:
+        tensors = list(to_torch(dict(enumerate(found))).values())
+        copies = row_major_copies(move.layout.inverse(tensors))
+        moments = dict(zip(move.torch_keys, copies, strict=True))
     factor = slot.factor(group)
-    for key, tensor in zip(move.torch_keys, row_major_copies(move.layout.inverse(tensors)), strict=True):
+    for key, tensor in moments.items():
         yield key, tensor if factor == 1 else tensor / factor
 
 

@@ -4,6 +4,7 @@ Paths are those of the model without its wrappers, renamed where the caller says
 own. Refuses everything else, such as a checkpoint that still wraps its ``state_dict``.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -18,7 +19,7 @@ from torchjax_bridge.exchange import Path, join_path, split_path
 from .._report import Fault, what_it_is
 from ..rules import Rename
 from ._renaming import Renaming
-from ._ties import find_ties, ties_on_meta
+from ._ties import find_ties, ties_without_memory
 from ._torch_tree import TorchLeaf, TorchNode, TorchTree
 from ._wrappers import unwrap_keys, unwrap_modules
 
@@ -91,7 +92,7 @@ def read_torch(source: Any, renames: Sequence[Rename] = ()) -> TorchTree:
     builder.move_whole_layers()
     faults += rename.unused()
     live = source if isinstance(source, nn.Module) else None
-    ties = find_ties(state) | (ties_on_meta(live, state) if live is not None else {})
+    ties = find_ties(state) | (ties_without_memory(live, state) if live is not None else {})
     return TorchTree(builder.root, state, ties, tuple(others), notes, tuple(faults), live, rename.targets)
 
 
@@ -148,8 +149,11 @@ class _TorchTreeBuilder:
 
 
 def _class_of(module: nn.Module) -> type:
-    """The class of the source code, not the one that a parametrization put in its place."""
+    """The class of the source code, not the one that a parametrization or ``fully_shard`` put in its place."""
     kind = type(module)
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if fsdp in kind.__mro__[1:2]:  # fully_shard makes a class of FSDPModule and the module's own
+        return kind.__mro__[2]
     # hasattr would call nn.Module.__getattr__, which is slow where it finds nothing.
     if kind.__module__ == "torch.nn.utils.parametrize" or "parametrizations" in module._modules:
         return kind.__mro__[1]
