@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from .checkpoint import convert_in_parts
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the example; 0 if every check held in every process."""
@@ -16,21 +18,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=60, help="steps of each of the three trainings")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ports", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--restore", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help="for checkpoints; default: one that is deleted")
     chosen = parser.parse_args(arguments)
     if chosen.rank is not None:
-        from .job import run, start
-
-        run(start(chosen.rank, chosen.processes, *chosen.ports), chosen.steps, chosen.folder)
+        _work(chosen.rank, chosen.processes, chosen.ports, chosen.steps, chosen.folder, chosen.restore)
         return 0
     with tempfile.TemporaryDirectory() as temporary:
-        return _launch(chosen.processes, chosen.steps, chosen.folder or pathlib.Path(temporary))
+        folder = chosen.folder or pathlib.Path(temporary)
+        job = ["--processes", str(chosen.processes), "--steps", str(chosen.steps), "--folder", str(folder)]
+        print(f"start   {chosen.processes} processes, each with torch and JAX", flush=True)
+        if code := _launch(chosen.processes, job, folder):
+            return code
+        print(f"convert the checkpoint to Orbax, in {chosen.processes} parts that never talk", flush=True)
+        convert_in_parts(folder, chosen.processes)
+        if code := _launch(chosen.processes, [*job, "--restore"], folder):
+            return code
+    print("done    every check held in every process")
+    return 0
 
 
-def _launch(count: int, steps: int, folder: pathlib.Path) -> int:
-    command = [sys.executable, "-m", "examples.sharded", "--processes", str(count), "--steps", str(steps)]
-    command += ["--folder", str(folder), "--ports", _free_port(), _free_port()]
-    print(f"start   {count} processes, each with torch and JAX", flush=True)
+def _work(rank: int, count: int, ports: list[int], steps: int, folder: pathlib.Path, restoring: bool) -> None:
+    from .checkpoint import restore
+    from .job import run, start
+
+    if restoring:
+        restore(rank, count, ports[1], folder)
+    else:
+        run(start(rank, count, *ports), steps, folder)
+
+
+def _launch(count: int, job: list[str], folder: pathlib.Path) -> int:
+    command = [sys.executable, "-m", "examples.sharded", *job, "--ports", _free_port(), _free_port()]
     logs = [(folder / f"rank-{rank}.log").open("w+") for rank in range(count)]
     workers = [
         subprocess.Popen(
@@ -56,8 +75,6 @@ def _launch(count: int, steps: int, folder: pathlib.Path) -> int:
             print(f"rank {rank} ended with {code}:\n{logs[rank].read()[-2000:]}", file=sys.stderr)
     for log in logs:
         log.close()
-    if not any(codes):
-        print("done    every check held in every process")
     return int(any(codes))
 
 

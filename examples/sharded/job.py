@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from torchjax_bridge import jax_mesh, to_flax, to_state_dict
 
+from .checkpoint import save
 from .models import FlaxModel, TorchModel, batch
 
 __all__ = ["run", "start"]
@@ -68,6 +69,8 @@ def run(device_mesh: DeviceMesh, steps: int, folder: pathlib.Path) -> None:
     compare(device_mesh, module, twin, "torch computes what JAX computed", say)
     losses = train_in_torch(module, device_mesh, range(2 * steps, 3 * steps))
     say(f"torch   {steps} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    save(module, folder)
+    say("save    a checkpoint of torch, each rank its own part")
 
 
 def train_in_torch(module: Any, device_mesh: DeviceMesh, steps: range) -> list[float]:

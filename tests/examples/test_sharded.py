@@ -12,6 +12,7 @@ def test_a_sharded_model_trains_in_torch_in_jax_and_in_torch_again(capfd: pytest
     said = capfd.readouterr().out
     assert "JAX computes what torch computed" in said
     assert "torch computes what JAX computed" in said
+    assert "JAX computes what torch saved" in said
     losses = [line.split("loss ")[1].split(" -> ") for line in said.splitlines() if "loss" in line]
     first, last = float(losses[0][0]), float(losses[-1][1])
     assert len(losses) == 3
