@@ -116,6 +116,14 @@ def case_jax_computes_with_the_whole_value() -> None:
         assert np.array_equal(product.addressable_shards[0].data, (whole.t() @ whole).numpy())
 
 
+def case_a_number_is_replicated() -> None:
+    mesh = line()
+    array = to_jax(DTensor.from_local(torch.tensor(3.0), mesh, [Replicate()], run_check=False))
+    assert array.sharding == NamedSharding(jax_mesh(mesh), P())
+    assert float(array.addressable_shards[0].data) == 3.0
+    assert to_torch(array, mesh=mesh).to_local().item() == 3.0
+
+
 def case_a_transposed_tensor_is_shared_and_comes_back_with_its_strides() -> None:
     mesh = line()
     full = torch.arange(128.0 * mesh.size()).reshape(2 * mesh.size(), 64)

@@ -217,6 +217,8 @@ def _agree(
     """Whether torch and JAX give this rank the same elements of a tensor of this shape."""
     from torch.distributed.tensor import DTensor
 
+    if not shape:  # nothing can split it
+        return True
     strides = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
     empty = torch.empty(0, device=device_mesh.device_type)
     of_torch = DTensor.from_local(

@@ -128,8 +128,10 @@ def _check_shards(tensor: Any, spread: Spread, key: str) -> None:
     Raises:
         PlanError: torch cuts unequal shards otherwise, or the shard has another shape.
     """
-    (chunk,) = tensor.__create_chunk_list__()
     held = tuple(local_tensor(tensor).shape)
+    if held == () == spread.shape:
+        return
+    (chunk,) = tensor.__create_chunk_list__()
     empty = 0 in held
     if held == spread.local_shape == tuple(chunk.sizes) and (empty or tuple(chunk.offsets) == spread.offsets):
         return
