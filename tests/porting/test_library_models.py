@@ -322,3 +322,16 @@ class _Biased(nn.Module):
 def test_the_tensors_of_a_module_that_is_not_called_are_in_the_port() -> None:
     ported = _ported(nn.Sequential(_Biased()), torch.randn(2, 4))
     assert 'self.bias = nnx.Dict({"table": nnx.Param(' in ported.source
+
+
+class _ConvAct(nn.Sequential):
+    """torchvision's ``Conv2dNormActivation``: a Sequential of its own class, with one activation or another."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__(nn.Conv2d(3, 3, 3), act)
+
+
+def test_a_sequential_of_its_own_class_keeps_each_activation() -> None:
+    ported = _ported(nn.Sequential(_ConvAct(nn.ReLU()), _ConvAct(nn.Hardswish())))
+    assert "nnx.relu" in ported.source
+    assert "nnx.hard_swish" in ported.source

@@ -36,9 +36,9 @@ def given_functions(modules: Mapping[str, nn.Module]) -> set[str]:
     found: dict[tuple[type[nn.Module], str], dict[str, str]] = {}
     for path, module in modules.items():
         above, _, name = path.rpartition(".")
-        holder = type(modules[above])
-        if path and not holder.__module__.startswith("torch."):
-            found.setdefault((holder, name), {})[path] = _description(module)
+        holder = modules[above]
+        if path and not isinstance(holder, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            found.setdefault((type(holder), name), {})[path] = _description(module)
     return {
         path
         for kinds in found.values()
