@@ -18,7 +18,7 @@ from ._budget import Budget
 from ._child import command
 from ._preflight import look
 from ._process import run as run_process
-from ._run import Ran, Run
+from ._run import Ran, Run, RunError, load_run
 from ._stages import STAGES, TESTS, Stage
 from ._tests import load_outcomes, run_tests
 
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_minutes, default=_FULL, help="the time for all (default 8)")
     parser.add_argument(
-        "--each", type=float, default=60, metavar="SECONDS", help="the time for one test (default 60)"
+        "--each", type=_seconds, default=60, metavar="SECONDS", help="the time for one test (default 60)"
     )
     parser.add_argument(
         "--only",
@@ -99,17 +99,30 @@ def _minutes(text: str) -> float:
     return value
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return value
+
+
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 
 def _take(folder: Path) -> str:
-    """Make a folder for this run, without what an older run left there; why not, if it cannot be."""
-    if folder.exists() and not (folder / "run.json").exists() and any(folder.iterdir()):
-        return f"{folder} holds something else; name another folder with --output"
+    """Make an empty folder for this run; why not, if it cannot be. An older run that has results is moved aside."""
+    folder = folder.resolve()
     try:
-        shutil.rmtree(folder, ignore_errors=True)
-        (folder / "logs").mkdir(parents=True)
+        if any(one.is_file() for one in folder.rglob("*")):
+            older = load_run(folder)
+            if older.stages and not older.rehearsal:
+                os.replace(folder, folder.with_name(f"{folder.name}-{older.begun[:19].replace(':', '')}"))
+            else:
+                shutil.rmtree(folder)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except RunError:
+        return f"{folder} holds something else; name another folder with --output"
     except OSError as err:
         return f"cannot write to {folder}: {err.strerror or err}"
     return ""
@@ -171,9 +184,12 @@ def _run_stages(
     for stage in stages:
         most = budget.limit(stage.seconds * run.minutes / _FULL)
         print(f"{stage.name}: {stage.words} (at most {most:.0f} s)", file=sys.stderr, flush=True)
-        skipped = stage.tool and shutil.which(stage.tool) is None
+        lacking = [name for name in stage.needs if name in run.found["missing"]]
+        if stage.tool and shutil.which(stage.tool) is None:
+            lacking.append(stage.tool)
+        skipped = bool(lacking)
         if skipped or most < 1:
-            why = f"{stage.tool} was not found" if skipped else "the minutes were up"
+            why = f"{', '.join(lacking)} was not found" if skipped else "the minutes were up"
             ran = Ran(stage.name, stage.words, "skipped" if skipped else "not reached", 0.0, why)
         elif stage.module:
             ran = _process(stage, run, folder, environment, most)

@@ -23,7 +23,7 @@ _OPTIONAL = {
     "hypothesis": "the tests of the exchange",
     "typer": "doctor",
     "rich": "doctor and the flagship",
-    "safetensors": "the flagship",
+    "safetensors": "reading and writing checkpoints; the flagship's is read without it",
     "pillow": "the flagship",
     "foolbox": "real images for the flagship; random ones are taken",
     "matplotlib": "the pictures; `python -m benchmarks report` draws them elsewhere",

@@ -36,6 +36,8 @@ class Stage:
     """From the folder of the results, and whether this is a rehearsal."""
     tool: str = ""
     """A program that runs it; without it the stage is skipped."""
+    needs: tuple[str, ...] = ()
+    """Packages without which it is skipped, for then it would break a promise for nothing."""
 
 
 def _suite(name: str, words: str, seconds: float) -> Stage:
@@ -62,8 +64,9 @@ def _sanitized(folder: Path, rehearse: bool) -> Sequence[str]:
 
 
 STAGES = (
-    Stage("doctor", "what is installed, the trial of the fast path", 60, "torchjax_bridge", lambda *_: ["doctor"]),
-    Stage("tests", "the tests marked gpu", 200, ""),
+    Stage("doctor", "what is installed, the trial of the fast path", 60, "torchjax_bridge", lambda *_: ["doctor"],
+        needs=("typer", "rich")),
+    Stage("tests", "the tests marked gpu", 200, "", needs=("pytest", "hypothesis", "flax")),
     _suite("exchange", "crossings: latency from 4 B to 4 GB, and whether the host waits", 110),
     Stage(
         "flagship",
@@ -71,11 +74,13 @@ STAGES = (
         70,
         "benchmarks.gpu.flagship",
         lambda folder, _: [str(folder)],
+        needs=("flax", "optax", "rich", "pillow"),
     ),
     _suite("relayout", "weights: layouts changed and pushed, against copy_ and the card's peak", 40),
     _suite("gpu-memory", "what a crossing, a conversion and a push need beside the model", 40),
     _suite("wrap-torch", "JAX code called from torch", 60),
     _suite("wrap-jax", "torch code called from JAX", 60),
     _suite("weights", "planning, converting, pushing", 60),
-    Stage("sanitizer", "tests of order under compute-sanitizer", 120, "pytest", _sanitized, "compute-sanitizer"),
+    Stage("sanitizer", "tests of order under compute-sanitizer", 120, "pytest", _sanitized, "compute-sanitizer",
+        needs=("pytest", "flax")),
 )  # fmt: skip

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from torchjax_bridge.errors import CheckpointError
@@ -59,6 +57,8 @@ def write(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] |
         metadata: Texts for the header.
     """
     require_folder(path)
+    import safetensors.torch  # here, so that a torch file is read without it
+
     row_major = {name: tensor.contiguous() for name, tensor in state.items()}
     content = safetensors.torch.save(row_major, dict(metadata or {}))
     with atomic.writer(path) as file:
@@ -72,6 +72,9 @@ def require_folder(path: Path) -> None:
 
 
 def _from_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
+    from safetensors import SafetensorError
+
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as err:

@@ -21,7 +21,17 @@ from benchmarks._record import RecordError, Suite, load, save
 from benchmarks._rehearsal import MARK
 from benchmarks._report import PageError, section
 from benchmarks._setting import OutOfTime, Setting
-from benchmarks.gpu import _command, _page, _preflight, _process, _stages, _tests, _verdicts, publish
+from benchmarks.gpu import (
+    _command,
+    _page,
+    _preflight,
+    _process,
+    _stages,
+    _tests,
+    _verdicts,
+    flagship,
+    publish,
+)
 from benchmarks.gpu._budget import Budget
 from benchmarks.gpu._run import Ran, Run
 
@@ -259,12 +269,13 @@ def test_the_page_is_written_even_where_torch_is_missing(tmp_path: Path, monkeyp
     assert "- torch is not installed in python" in page.read_text()
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "much"])
-def test_minutes_that_are_none_are_refused(minutes: str, capsys):
+@pytest.mark.parametrize("option", ["--minutes", "--each"])
+@pytest.mark.parametrize("time", ["0", "-1", "nan", "much"])
+def test_times_that_are_none_are_refused(option: str, time: str, capsys):
     with pytest.raises(SystemExit) as ended:
-        command.main(["gpu", "--minutes", minutes])
+        command.main(["gpu", option, time])
     assert ended.value.code == 2
-    assert "--minutes" in capsys.readouterr().err
+    assert option in capsys.readouterr().err
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, capsys):
@@ -272,6 +283,41 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path, capsys
     assert command.main(["gpu", "--rehearse", "--output", str(tmp_path)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_run_that_has_results_is_moved_aside_and_a_file_is_no_folder(tmp_path: Path):
+    folder = tmp_path / "gpu"
+    for run, kept in ((a_run(rehearsal=True), False), (a_run(), True)):
+        assert _command._take(folder) == ""
+        run.save(folder)
+        (folder / "cuda.json").write_text("figures")
+        assert _command._take(folder) == ""
+        assert [file.name for file in folder.iterdir()] == ["logs"]
+        aside = tmp_path / "gpu-2026-01-02T030405"
+        assert aside.exists() == kept
+    assert (aside / "cuda.json").read_text() == "figures"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "run.json").write_text('{"of": "another tool"}')
+    assert "holds something else" in _command._take(foreign)
+    assert (foreign / "run.json").exists()
+    assert "cannot write to" in _command._take(foreign / "run.json")
+
+
+def test_a_checkpoint_is_read_without_safetensors():
+    safetensors = pytest.importorskip("safetensors.torch")
+    state = flagship.read_float32(flagship.port.CHECKPOINT)
+    expected = safetensors.load_file(flagship.port.CHECKPOINT)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+def test_a_stage_whose_package_is_missing_breaks_no_promise(tmp_path: Path):
+    run = a_run()
+    run.stages.clear()
+    stage = _stages.Stage("flagship", "needs a package", 60, "this", needs=("torch", "foolbox"))
+    _command._run_stages([stage], run, tmp_path, {}, Budget(60), 60)
+    assert [(one.outcome, one.why) for one in run.stages] == [("skipped", "foolbox was not found")]
 
 
 def test_stages_end_when_the_minutes_are_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -32,6 +32,7 @@ def streams(monkeypatch):
     monkeypatch.setattr(_jax, "dlpack_managed_tensor_to_buffer", array_from_capsule)
     monkeypatch.setattr(_jax, "buffer_to_dlpack_managed_tensor", capsule_from_array)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(_dlpack_cuda, "_current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(_dlpack_cuda, "hold_for_torch", lambda *pair: told["held"].append(pair))
@@ -73,6 +74,16 @@ def test_another_error_of_the_stream_is_not_swallowed():
 
     with pytest.raises(jax.errors.JaxRuntimeError, match="lost"):
         _dlpack_cuda._stream_of(SimpleNamespace(get_stream_for_external_ready_events=broken))
+
+
+def test_a_cuda_graph_captures_no_crossing(streams, monkeypatch):
+    array = _dlpack_cuda.import_cuda(torch.ones(16))
+    told = {name: len(calls) for name, calls in streams.items()}
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    for cross, value in ((_dlpack_cuda.import_cuda, torch.ones(16)), (_dlpack_cuda.export_cuda, array)):
+        with pytest.raises(ExchangeError, match="while a CUDA graph is captured"):
+            cross(value)
+    assert told == {name: len(calls) for name, calls in streams.items()}, "no stream was touched"
 
 
 def test_a_private_function_that_fails_on_the_gpu_alone_takes_the_public_path_there(streams, monkeypatch):

@@ -41,14 +41,35 @@ def exported():
     return tensor, weakref.ref(owner)
 
 
-def test_an_array_lives_until_torch_has_read_it(stream):
+@pytest.mark.parametrize(
+    "cross_once_more",
+    [
+        lambda: _lifetimes.hold_for_torch(torch.ones(1), torch.ones(1)),
+        lambda: _lifetimes.record_xla_stream(torch.ones(1), HOST),
+    ],
+    ids=["to_torch", "to_jax"],
+)
+def test_an_array_lives_until_torch_has_read_it(stream, cross_once_more, monkeypatch):
+    monkeypatch.setattr(_lifetimes, "_compute_streams", {HOST: None})
     tensor, memory = exported()
     del tensor
     gc.collect()
     assert memory() is not None, "torch's queued kernels still read it"
     stream.done = True
-    _lifetimes.hold_for_torch(torch.ones(1), torch.ones(1))  # any later crossing
+    cross_once_more()
     assert memory() is None
+
+
+def test_an_array_is_kept_if_cuda_cannot_be_asked(stream):
+    def lost():
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    tensor, memory = exported()
+    del tensor
+    _lifetimes._in_flight[0][0].query = lost
+    with pytest.raises(RuntimeError, match="not permitted"):
+        _lifetimes._release()
+    assert memory() is not None
 
 
 def test_a_view_and_a_graph_hold_the_array_and_the_event_comes_after_them(stream):
@@ -108,6 +129,32 @@ def test_torchs_allocator_is_told_the_stream_of_xla(monkeypatch):
         _lifetimes.record_xla_stream(torch.ones(4), HOST)
     assert told == [(123, "cpu")] * 2
     assert asked == [HOST], "the stream is looked up once"
+
+
+def test_memory_that_is_not_of_torchs_allocator_is_left_to_its_owner(monkeypatch):
+    def refuse(self, stream):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(_lifetimes, "_compute_streams", {HOST: object()})
+    monkeypatch.setattr(torch.Tensor, "record_stream", refuse)
+    said = "it != ptr_info.end() INTERNAL ASSERT FAILED: ptr not found in ptr_info"  # of cudaMallocAsync
+    _lifetimes.record_xla_stream(torch.ones(4), HOST)
+    said = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        _lifetimes.record_xla_stream(torch.ones(4), HOST)
+
+
+def test_the_stream_of_xla_is_found_whatever_the_memory_of_the_result_holds(monkeypatch):
+    def fake(note, struct):
+        def call(x):
+            note(SimpleNamespace(stream=7), None, x)
+            return jax.lax.bitcast_convert_type(jnp.full(struct.shape, -1, jnp.int32), struct.dtype)
+
+        return call
+
+    monkeypatch.setattr(_lifetimes, "buffer_callback", fake)
+    with jax.debug_nans(True):  # the bits of a NaN, if it were floats
+        assert _lifetimes._compute_stream(HOST) == 7
 
 
 def test_without_a_stream_of_xla_nothing_is_recorded(monkeypatch):

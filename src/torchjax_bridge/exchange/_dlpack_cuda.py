@@ -13,6 +13,8 @@ import jax
 import torch
 from torch.utils import dlpack as torch_dlpack
 
+from torchjax_bridge.errors import ExchangeError
+
 from ._devices import jax_device
 from ._dlpack_trial import Choice, Export, Import, choose, wanted_path
 from ._lifetimes import hold_for_torch, record_xla_stream
@@ -24,6 +26,7 @@ _KDL_CUDA = 2
 
 def import_cuda(tensor: torch.Tensor) -> jax.Array:
     """A ``jax.Array`` on torch's CUDA memory; JAX's stream waits for torch's current stream."""
+    _refuse_in_capture()
     device = jax_device(tensor.device)
     array = _pair()[0](tensor)
     record_xla_stream(tensor, device)
@@ -35,7 +38,9 @@ def export_cuda(array: jax.Array) -> torch.Tensor:
 
     Raises:
         BufferError: The array is in host memory, which torch takes from no JAX array on a GPU.
+        ExchangeError: A CUDA graph is captured.
     """
+    _refuse_in_capture()
     kind = array.sharding.memory_kind
     if kind not in (None, "device"):
         raise BufferError(f"the array is in memory of kind {kind!r}, and torch takes only device memory")
@@ -45,6 +50,15 @@ def export_cuda(array: jax.Array) -> torch.Tensor:
     tensor = torch_dlpack.from_dlpack(torch_dlpack.to_dlpack(owner))
     hold_for_torch(tensor, owner)
     return tensor
+
+
+def _refuse_in_capture() -> None:
+    if torch.cuda.is_current_stream_capturing():
+        raise ExchangeError(
+            "cannot cross between torch and JAX while a CUDA graph is captured: what JAX does is not part of the "
+            "graph. Cross before the capture, or call what needs JAX outside of it (with torch.compile, in "
+            "another mode than 'reduce-overhead')."
+        )
 
 
 def cuda_choice() -> Choice | None:

@@ -41,8 +41,14 @@ def record_xla_stream(tensor: torch.Tensor, device: jax.Device) -> None:
     stream = _compute_streams.get(device, _UNKNOWN)
     if stream is _UNKNOWN:
         stream = _learn(tensor.device, device)
-    if stream is not None:
+    _release()
+    if stream is None:
+        return
+    try:
         tensor.record_stream(stream)
+    except RuntimeError as err:
+        if "ptr_info" not in str(err):  # how the backend cudaMallocAsync says that the memory is not its own
+            raise
 
 
 _UNKNOWN: Any = object()
@@ -70,7 +76,7 @@ def _compute_stream(device: jax.Device) -> int | None:
         del out, x  # the result is not used, so nothing is written to it
         told.append(int(context.stream))
 
-    x = jax.device_put(np.zeros(1, np.float32), device)
+    x = jax.device_put(np.zeros(1, np.int32), device)  # integers, for jax_debug_nans looks at the result
     try:
         jax.block_until_ready(jax.jit(buffer_callback(note, jax.ShapeDtypeStruct(x.shape, x.dtype)))(x))
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
@@ -118,6 +124,11 @@ def _release() -> None:
             first = _in_flight.popleft()  # so that no other thread looks at the same one
         except IndexError:
             return
-        if not first[0].query():
-            _in_flight.appendleft(first)
+        passed = False
+        try:
+            passed = first[0].query()
+        finally:
+            if not passed:  # also if CUDA cannot be asked
+                _in_flight.appendleft(first)
+        if not passed:
             return
