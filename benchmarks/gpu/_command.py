@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -191,10 +192,19 @@ def _run_stages(
         if skipped or most < 1:
             why = f"{', '.join(lacking)} was not found" if skipped else "the minutes were up"
             ran = Ran(stage.name, stage.words, "skipped" if skipped else "not reached", 0.0, why)
-        elif stage.module:
-            ran = _process(stage, run, folder, environment, most)
         else:
-            ran = _tests(stage, run, folder, environment, most, each)
+            begun = budget.used
+            # What the page says of this stage if it is interrupted.
+            run.stages.append(Ran(stage.name, stage.words, "cut off", 0.0, "interrupted"))
+            try:
+                if stage.module:
+                    ran = _process(stage, run, folder, environment, most)
+                else:
+                    ran = _tests(stage, run, folder, environment, most, each)
+            except KeyboardInterrupt:
+                run.stages[-1] = replace(run.stages[-1], seconds=round(budget.used - begun, 1))
+                raise
+            run.stages.pop()
         print(f"  {ran.outcome}: {ran.why}", file=sys.stderr, flush=True)
         run.stages.append(ran)
         _keep(run, folder)

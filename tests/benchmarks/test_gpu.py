@@ -320,6 +320,18 @@ def test_a_stage_whose_package_is_missing_breaks_no_promise(tmp_path: Path):
     assert [(one.outcome, one.why) for one in run.stages] == [("skipped", "foolbox was not found")]
 
 
+def test_an_interrupted_stage_is_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_command, "run_process", interrupted)
+    run = a_run()
+    stage = _stages.Stage("flagship", "is interrupted", 60, "this")
+    with pytest.raises(KeyboardInterrupt):
+        _command._run_stages([stage], run, tmp_path, {}, Budget(60), 60)
+    assert [(one.stage, one.outcome) for one in run.stages[1:]] == [("flagship", "cut off")]
+
+
 def test_stages_end_when_the_minutes_are_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = a_run()
     run.stages.clear()

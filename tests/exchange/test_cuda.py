@@ -3,6 +3,9 @@
 These need a CUDA device that torch and JAX both see, and skip elsewhere.
 """
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -40,7 +43,7 @@ def long_computation(x):
 
 @pytest.mark.parametrize("dtype", TORCH_TO_JAX, ids=str)
 def test_every_dtype_is_shared_on_the_device(x64_on, dtype):
-    tensor = torch.randint(0, 2, (64,), device="cuda").to(dtype)
+    tensor = torch.randint(0, 2, (64,)).to(dtype).cuda()
     array = to_jax(tensor, copy=False)
     assert array.unsafe_buffer_pointer() == tensor.data_ptr()
     assert array.devices() == {jax_device(tensor.device)}
@@ -207,6 +210,22 @@ def test_what_was_held_goes_back_to_jax_at_a_later_crossing():
     torch.cuda.synchronize()
     to_torch(jnp.ones(1))
     assert device.memory_stats()["bytes_in_use"] < before
+
+
+def test_a_process_ends_well_while_memory_is_shared():
+    lines = (
+        "import torch, jax.numpy as jnp",
+        "from torchjax_bridge import to_jax, to_torch",
+        "read = torch.ones(9, device='cuda')",
+        "to_jax(read).block_until_ready()",  # torch frees it after XLA's stream is gone
+        "lent = torch.ones(9, device='cuda')",
+        "shared, taken = to_jax(lent), to_torch(jnp.ones(9))",
+        "back = to_torch(shared)",
+        "to_torch(jnp.zeros(9))",
+    )
+    ended = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "Exception ignored" not in ended.stderr
 
 
 def test_device_moves_between_host_and_device_both_ways():

@@ -91,12 +91,12 @@ _NOT_IN_TORCH = (
 )  # fmt: skip
 
 
-def _raises(function: Callable[[Any], Any], array: Any) -> bool:
+def _exports(to_torch: Callable[[Any], Any], dtype: Any, device: jax.Device) -> bool:
     try:
-        function(array)
+        to_torch(jax.device_put(np.zeros(4, dtype), device))
     except (RuntimeError, BufferError):
-        return True
-    return False
+        return False
+    return True
 
 
 def _try_functions(from_torch: Callable[[Any], Any], to_torch: Callable[[Any], Any], device: Any) -> None:
@@ -113,7 +113,7 @@ def _try_functions(from_torch: Callable[[Any], Any], to_torch: Callable[[Any], A
         raise RuntimeError("an exported array has other values")
     for name in _NOT_IN_TORCH:
         dtype = getattr(jnp, name, None)  # older releases have fewer of them
-        if dtype is not None and not _raises(to_torch, jax.device_put(np.zeros(4, dtype), there)):
+        if dtype is not None and _exports(to_torch, dtype, there):
             raise RuntimeError(f"an array of {name}, which torch lacks, is exported")
     exported = to_torch(array)
     if exported.data_ptr() != tensor.data_ptr() or not torch.equal(exported, tensor):
