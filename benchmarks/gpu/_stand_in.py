@@ -156,12 +156,16 @@ def _stand_in_for_capsules() -> None:
 def _stand_in_for_streams(cuda: Any) -> None:
     now = Stream()
 
-    @contextlib.contextmanager
-    def entered(*_: Any) -> Iterator[None]:
-        yield
+    # A function of its own for every name, since torch.compile keeps rules by function.
+    def entering() -> Callable[..., Any]:
+        @contextlib.contextmanager
+        def entered(*_: Any) -> Iterator[None]:
+            yield
 
-    def nothing(*_: Any, **__: Any) -> None:
-        """Do nothing."""
+        return entered
+
+    def nothing() -> Callable[..., None]:
+        return lambda *_, **__: None
 
     for name, value in {
         "is_available": lambda: True,
@@ -177,18 +181,18 @@ def _stand_in_for_streams(cuda: Any) -> None:
         "memory_allocated": lambda *_: 0,
         "max_memory_allocated": lambda *_: 0,
         "memory_reserved": lambda *_: 0,
-        "reset_peak_memory_stats": nothing,
-        "empty_cache": nothing,
-        "synchronize": nothing,
-        "_sleep": nothing,
-        "set_sync_debug_mode": nothing,
-        "manual_seed": nothing,
+        "reset_peak_memory_stats": nothing(),
+        "empty_cache": nothing(),
+        "synchronize": nothing(),
+        "_sleep": nothing(),
+        "set_sync_debug_mode": nothing(),
+        "manual_seed": nothing(),
         "current_stream": lambda *_: now,
         "default_stream": lambda *_: now,
         "Stream": Stream,
-        "ExternalStream": Stream,
+        "ExternalStream": type("ExternalStream", (Stream,), {}),
         "Event": Event,
-        "device": entered,
-        "stream": entered,
+        "device": entering(),
+        "stream": entering(),
     }.items():
         setattr(cuda, name, value)

@@ -22,7 +22,7 @@ def publish(folder: Path, results: Path, page: Path) -> None:
         page: A Markdown file with the two markers.
 
     Raises:
-        RecordError: The folder holds no run, or a rehearsal.
+        RecordError: The folder holds no run, one in which nothing ran, or a rehearsal.
         PageError: The page lacks a marker.
     """
     try:
@@ -31,6 +31,8 @@ def publish(folder: Path, results: Path, page: Path) -> None:
         raise RecordError(str(err)) from err
     if run.rehearsal:
         raise RecordError(f"{folder} is a rehearsal: the CPU stood in for the GPU, so it has no results.")
+    if not run.stages:
+        raise RecordError(f"{folder} holds a run in which nothing ran; its summary.md says why.")
     put_between(page, BEGIN, END, body(run, folder))
     if (folder / "cuda.json").exists():
         save(results, "cuda", load(folder / "cuda.json"))

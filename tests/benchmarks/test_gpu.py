@@ -27,6 +27,7 @@ from benchmarks.gpu import (
     _preflight,
     _process,
     _stages,
+    _stand_in,
     _tests,
     _verdicts,
     flagship,
@@ -377,6 +378,12 @@ def test_a_rehearsal_marks_every_file_and_is_refused_as_a_result(tmp_path: Path)
         section(folder, "pictures")
 
 
+def test_no_two_stand_ins_are_one_object_for_torch_compile_keeps_rules_by_object():
+    cuda = SimpleNamespace()
+    _stand_in._stand_in_for_streams(cuda)
+    assert len({id(one) for one in vars(cuda).values()}) == len(vars(cuda)) > 20
+
+
 def marked(suite: Suite) -> Suite:
     return replace(suite, provenance={**suite.provenance, "rehearsal": MARK})
 
@@ -387,6 +394,17 @@ def test_a_rehearsal_does_not_mix_with_results(tmp_path: Path, suite_of: Callabl
     with pytest.raises(RecordError, match="a rehearsal beside results"):
         save(tmp_path, "cuda", [marked(suite_of(device="cuda", name="wrap-jax"))])
     assert (tmp_path / "cuda.json").read_bytes() == before
+
+
+def test_a_run_in_which_nothing_ran_does_not_replace_the_last_one(tmp_path: Path):
+    run = a_run()
+    run.stages.clear()
+    run.save(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"{publish.BEGIN}\nthe last one\n{publish.END}\n")
+    with pytest.raises(RecordError, match="nothing ran"):
+        publish.publish(tmp_path, tmp_path, page)
+    assert "the last one" in page.read_text()
 
 
 def test_a_finished_run_goes_into_the_manual(tmp_path: Path, suite_of: Callable[..., Suite]):
