@@ -8,7 +8,8 @@ the same as the fine-tuned network. The exit code says whether all checks held.
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -119,8 +120,11 @@ def _run(options: argparse.Namespace) -> None:
     state = checkpoint.read(options.checkpoint)
     console = terminal.results_console()
     # Both frameworks on one device and in full float32, so logits and times are comparable.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    with jax.default_device(jax_device(options.device)), jax.default_matmul_precision("highest"):
+    with (
+        _without_tf32(),
+        jax.default_device(jax_device(options.device)),
+        jax.default_matmul_precision("highest"),
+    ):
         tuned = port(
             state,
             images,
@@ -134,6 +138,16 @@ def _run(options: argparse.Namespace) -> None:
     if options.save:
         checkpoint.write(options.save, tuned)
         console.print(f"wrote {options.save}", soft_wrap=True)
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def port(

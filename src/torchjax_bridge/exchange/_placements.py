@@ -81,6 +81,7 @@ def torch_placements(sharding: Any, ndim: int) -> "tuple[Placement, ...]":
     Raises:
         UnsupportedLeafError: Another kind of sharding, one with a pending sum, or one that leaves axes open.
 
+    >>> import jax
     >>> from jax.sharding import NamedSharding, PartitionSpec
     >>> mesh = jax.make_mesh((1, 1), ("dp", "tp"))
     >>> torch_placements(NamedSharding(mesh, PartitionSpec(None, ("dp", "tp"))), 2)

@@ -39,7 +39,7 @@ def test_conversions_use_the_same_threads_again() -> None:
     assert len(before) >= 2
     for _ in range(3):
         to_flax(module, template)
-    assert _layout_threads() == before
+    assert _layout_threads() <= before  # those of an executor that was replaced before may still end
 
 
 def test_there_are_as_many_threads_as_torch_has() -> None:
