@@ -17,7 +17,7 @@ from ._example import read_example
 from ._plan import Plan, UserRule, make_plan, read_sides
 from ._report import Fault, Report
 from .layouts import same_bits
-from .moving import as_exchangeable, row_major_copies
+from .moving import WIDER, as_exchangeable, row_major_copies
 from .pairing import Move
 from .sharded import arrays_of_sharded, mesh_of, tensors_of_sharded
 from .trees import FlaxLeaf, FlaxTree, TorchTree, live_nnx, place_on_sharding, sharding_of
@@ -254,8 +254,8 @@ def _tensors(
             lost.append(f"lost: {err}")
             continue
         for key, tensor, old in zip(move.torch_keys, restored, before, strict=True):
-            if _WIDER.get(tensor.dtype) == old.dtype:
-                tensor = tensor.to(old.dtype)  # with x64 off, JAX stores 64-bit integers in 32 bits
+            if WIDER.get(tensor.dtype) == old.dtype:
+                tensor = tensor.to(old.dtype)
             # The inverse of a sum may return views of the template's own terms.
             if _shares(tensor, tensors) or (copy and _shares(tensor, before)):
                 views.append(key)
@@ -266,9 +266,6 @@ def _tensors(
         _copy_views(filled, views)
     _check_ties(filled, torch_tree)
     return filled, lost
-
-
-_WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 
 
 def _invert(

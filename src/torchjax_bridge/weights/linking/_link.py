@@ -21,7 +21,7 @@ from torchjax_bridge.exchange import (
 
 from .._plan import Plan
 from ..layouts import same_bits
-from ..moving import as_exchangeable, cast_to, copy_into, row_major_copies
+from ..moving import WIDER, as_exchangeable, cast_to, copy_into, row_major_copies
 from ..trees import place_on_sharding
 from ._flax_side import FlaxSide
 from ._stale import stale
@@ -199,7 +199,7 @@ class Link:
         return tensor
 
     def _misfit(self, key: str, target: torch.Tensor, tensor: torch.Tensor) -> Iterable[str]:
-        if _WIDER.get(tensor.dtype) is target.dtype:
+        if WIDER.get(tensor.dtype) is target.dtype:
             return
         if self._cast is None or not (tensor.is_floating_point() and target.is_floating_point()):
             yield (
@@ -208,8 +208,6 @@ class Link:
             )
 
 
-# With x64 off, JAX holds these 64-bit integers in 32 bits.
-_WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 _SMALL_BYTES = 1 << 18  # `copy_into` leaves smaller tensors to copy_
 
 

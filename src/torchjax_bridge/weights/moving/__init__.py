@@ -7,9 +7,9 @@ Knows no layers and no rules. Gives `row_major_copies` to the conversion and to 
 """
 
 from . import _xla_copy as xla_copy
-from ._exchangeable import as_exchangeable
+from ._exchangeable import WIDER, as_exchangeable
 from ._executor import copy_threads
 from ._relayout import copy_into
 from ._row_major import cast_to, row_major_copies
 
-__all__ = ["as_exchangeable", "cast_to", "copy_into", "copy_threads", "row_major_copies", "xla_copy"]
+__all__ = ["WIDER", "as_exchangeable", "cast_to", "copy_into", "copy_threads", "row_major_copies", "xla_copy"]

@@ -12,7 +12,10 @@ import torch
 
 from torchjax_bridge.exchange import torch_dtype
 
-__all__ = ["as_exchangeable"]
+__all__ = ["WIDER", "as_exchangeable"]
+
+WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
+"""The 64-bit integers that JAX holds in 32 bits with x64 off, by what it holds them in."""
 
 
 def as_exchangeable(value: Any, copy: bool | None = None) -> Any:

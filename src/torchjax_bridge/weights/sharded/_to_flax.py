@@ -1,8 +1,7 @@
 """Sharded torch weights become sharded arrays, each process its own shards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,31 +15,11 @@ from ..moving import row_major_copies
 from ..pairing import Move
 from ._agreement import agree, fingerprint
 from ._laid_out import lay_out_shards, together
-from ._moves import move, whole
+from ._moves import whole
 from ._spread import Spread, replicated, spread_of_array
+from ._step import Step
 
 __all__ = ["arrays_of_sharded"]
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One move of the plan, prepared without communication.
-
-    Attributes:
-        move: The move.
-        inputs: Its torch tensors, and how each lies; None for a plain tensor.
-        results: This process's shard of each Flax leaf and how it lies; None if the inputs must be whole first.
-        targets: How each Flax leaf shall lie.
-    """
-
-    move: Move
-    inputs: tuple[tuple[torch.Tensor, Spread | None], ...]
-    results: Sequence[tuple[torch.Tensor, Spread]] | None
-    targets: tuple[Spread, ...]
-
-    def __str__(self) -> str:
-        lies = [spread for _, spread in (*self.inputs, *(self.results or ()))]
-        return f"{self.move.torch_keys} {self.move.flax_paths} {self.move.layout} {lies} {self.targets}"
 
 
 def arrays_of_sharded(
@@ -70,7 +49,7 @@ def arrays_of_sharded(
     """
     everywhere = NamedSharding(jax_mesh(device_mesh), PartitionSpec())
 
-    def prepare() -> tuple[list[_Step], list[str], dict[str, str]]:
+    def prepare() -> tuple[list[Step], list[str], dict[str, str]]:
         steps = []
         for one in sorted(moves, key=lambda one: one.flax_paths):
             step = _prepare(one, state, shardings, everywhere)
@@ -108,7 +87,7 @@ def _prepare(
     state: Mapping[str, torch.Tensor],
     shardings: Mapping[Path, Sharding | None],
     everywhere: NamedSharding,
-) -> _Step:
+) -> Step:
     tensors, inputs = together(one.torch_keys, [state[key] for key in one.torch_keys])
     results = lay_out_shards(one.layout, tensors) if any(spread for _, spread in inputs) else None
     if results is not None:
@@ -133,14 +112,12 @@ def _prepare(
             targets.append(results[place][1].without_unequal_shards(name))
         else:
             targets.append(replicated(everywhere, shapes[place]))
-    return _Step(one, tuple(inputs), results, tuple(targets))
+    return Step(one, tuple(inputs), results, tuple(targets))
 
 
-def _refuse_moves(step: _Step) -> None:
-    lies = [None] * len(step.targets) if step.results is None else [spread for _, spread in step.results]
-    sharded = any(spread for _, spread in step.inputs)
-    for path, spread, target in zip(step.move.flax_paths, lies, step.targets, strict=True):
-        if sharded and (spread is None or not spread.is_like(target)):
+def _refuse_moves(step: Step) -> None:
+    for path, moves in zip(step.move.flax_paths, step.must_move(), strict=True):
+        if moves:
             raise ShareError(
                 f"cannot share '{join_path(path)}' under copy=False: it must move between processes. Pass "
                 "copy=None to allow it, or give the template the sharding that jax_sharding shows for the DTensor."
@@ -152,14 +129,10 @@ def _refuse_moves(step: _Step) -> None:
             )
 
 
-def _shards(step: _Step, device: torch.device) -> Iterator[tuple[torch.Tensor, bool]]:
+def _shards(step: Step, device: torch.device) -> Iterator[tuple[torch.Tensor, bool]]:
     """This process's shard of each leaf as it shall lie, and whether it is new row-major memory."""
-    if step.results is not None:
-        for (local, spread), target in zip(step.results, step.targets, strict=True):
-            if spread.is_like(target):
-                yield local, False
-            else:
-                yield move(local, spread, target), True
+    if (shards := step.shards()) is not None:
+        yield from shards
         return
     tensors = [whole(tensor, spread) for tensor, spread in step.inputs]
     # A constant, which has no source, is made where the weights are.

@@ -1,7 +1,6 @@
 """Sharded arrays become the sharded tensors of a torch template, each process its own shards."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,38 +11,15 @@ from torchjax_bridge.errors import PlanError, ShareError, UnsupportedLeafError
 from torchjax_bridge.exchange import Path, dtensor_class, dtensor_of_shard, jax_mesh, join_path, to_torch
 
 from ..layouts import same_bits
-from ..moving import as_exchangeable, row_major_copies
+from ..moving import WIDER, as_exchangeable, row_major_copies
 from ..pairing import Move
 from ._agreement import agree, fingerprint
 from ._laid_out import lay_out_arrays
-from ._moves import move, whole
+from ._moves import whole
 from ._spread import Spread, replicated, spread_of_array, spread_of_tensor
+from ._step import Step
 
 __all__ = ["tensors_of_sharded"]
-
-_WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One move of the plan, prepared without communication.
-
-    Attributes:
-        move: The move.
-        inputs: Its arrays as tensors, and how each lies; None for a plain one. Of a sharded one a ``DTensor``, or
-            where torch's mesh cannot express it, the shard of this process.
-        results: This process's shard of each torch tensor and how it lies; None if the inputs must be whole first.
-        targets: How each torch tensor shall lie.
-    """
-
-    move: Move
-    inputs: tuple[tuple[Any, Spread | None], ...]
-    results: Sequence[tuple[torch.Tensor, Spread]] | None
-    targets: tuple[Spread, ...]
-
-    def __str__(self) -> str:
-        lies = [spread for _, spread in (*self.inputs, *(self.results or ()))]
-        return f"{self.move.torch_keys} {self.move.flax_paths} {self.move.layout} {lies} {self.targets}"
 
 
 def tensors_of_sharded(
@@ -75,7 +51,7 @@ def tensors_of_sharded(
     """
     everywhere = NamedSharding(jax_mesh(device_mesh), PartitionSpec())
 
-    def prepare() -> tuple[list[_Step], list[str], dict[str, str]]:
+    def prepare() -> tuple[list[Step], list[str], dict[str, str]]:
         steps = []
         for one in sorted(moves, key=lambda one: one.flax_paths):
             steps.append(_prepare(one, arrays, state, everywhere, device_mesh))
@@ -103,7 +79,7 @@ def tensors_of_sharded(
             lost.append(f"lost: {message}")
             continue
         for key, (local, is_new) in zip(step.move.torch_keys, shards, strict=True):
-            if _WIDER.get(local.dtype) == state[key].dtype:
+            if WIDER.get(local.dtype) == state[key].dtype:
                 local, is_new = local.to(state[key].dtype), True
             locals_[key] = local
             if copy and not is_new:
@@ -119,7 +95,7 @@ def _prepare(
     state: Mapping[str, torch.Tensor],
     everywhere: NamedSharding,
     device_mesh: Any,
-) -> _Step:
+) -> Step:
     inputs: list[tuple[Any, Spread | None]] = []
     for path in one.flax_paths:
         array, name = arrays[path], join_path(path)
@@ -143,7 +119,7 @@ def _prepare(
             targets.append(spread_of_tensor(old.device_mesh, old.placements, old.shape))
         else:
             targets.append(replicated(everywhere, old.shape))
-    return _Step(one, tuple(inputs), results, tuple(targets))
+    return Step(one, tuple(inputs), results, tuple(targets))
 
 
 def _shard(array: jax.Array, name: str, device_mesh: Any) -> Any:
@@ -154,24 +130,17 @@ def _shard(array: jax.Array, name: str, device_mesh: Any) -> Any:
         return to_torch({name: array.addressable_shards[0].data})[name]
 
 
-def _refuse_moves(step: _Step) -> None:
-    lies = [None] * len(step.targets) if step.results is None else [spread for _, spread in step.results]
-    sharded = any(spread is not None for _, spread in step.inputs)
-    for key, spread, target in zip(step.move.torch_keys, lies, step.targets, strict=True):
-        moves = sharded and (spread is None or not spread.is_like(target))
+def _refuse_moves(step: Step) -> None:
+    for key, moves in zip(step.move.torch_keys, step.must_move(), strict=True):
         if moves or not step.move.layout.is_view:
             why = "it must move between processes" if moves else "its layout needs a copy"
             raise ShareError(f"cannot share '{key}' under copy=False: {why}. Pass copy=None to allow it.")
 
 
-def _shards(step: _Step, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, bool]]:
+def _shards(step: Step, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, bool]]:
     """This process's shard of each tensor as it shall lie, and whether it is new row-major memory."""
-    if step.results is not None:
-        for (local, spread), target in zip(step.results, step.targets, strict=True):
-            if spread.is_like(target):
-                yield local, False
-            else:
-                yield move(local, spread, target), True
+    if (shards := step.shards()) is not None:
+        yield from shards
         return
     tensors = [whole(tensor, spread) for tensor, spread in step.inputs]
     layout, before = step.move.layout, None
