@@ -8,9 +8,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path
 
 from ._boxes import Box, box_shape, grid
+from ._fresh import row_major
 from ._leaf import Leaf, size_of
 
 __all__ = ["MAX_BLOCK_BYTES", "Block", "blocks_of_part", "cut"]
@@ -36,6 +40,17 @@ class Block:
     def nbytes(self) -> int:
         """Bytes of the values."""
         return size_of(self.leaf.dtype, box_shape(self.box))
+
+    def read(self) -> torch.Tensor:
+        """The values, row-major on the CPU.
+
+        Raises:
+            CheckpointError: They have another dtype than the leaf says.
+        """
+        values = row_major(self.leaf.slice(self.box))
+        if values.dtype != self.leaf.dtype:
+            raise CheckpointError(f"'{self.leaf.name}' is {values.dtype}, not {self.leaf.dtype}.")
+        return values
 
     @property
     def place(self) -> tuple[int, ...]:

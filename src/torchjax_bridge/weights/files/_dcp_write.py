@@ -17,7 +17,6 @@ from torchjax_bridge.errors import CheckpointError
 from ._boxes import box_shape
 from ._cut import Block
 from ._dcp_metadata import METADATA
-from ._fresh import row_major
 from ._leaf import Leaf, Progress
 
 __all__ = ["DcpParts"]
@@ -49,7 +48,7 @@ class DcpParts:
             notes.truncate(sum(len(_line(place)) for place in places))
             for stream in (file, notes):
                 stream.seek(0, os.SEEK_END)
-            done = {(name, tuple(offsets)) for name, offsets, *_ in places}
+            done = _stored(places)
             for block in blocks:
                 if _key(block) not in done:
                     begin = file.tell()
@@ -66,7 +65,7 @@ class DcpParts:
 
     def missing(self, folder: pathlib.Path, part: int, blocks: Sequence[Block]) -> int:
         """How many blocks of a part are not stored."""
-        done = {(name, tuple(offsets)) for name, offsets, *_ in _places(folder / _journal(part))}
+        done = _stored(_places(folder / _journal(part)))
         return sum(_key(block) not in done for block in blocks)
 
     def damage(self, folder: pathlib.Path, part: int) -> str:
@@ -110,6 +109,11 @@ def _key(block: Block) -> tuple[str, tuple[int, ...]]:
     return block.leaf.name, tuple(part.start for part in block.box)
 
 
+def _stored(places: Sequence[Sequence[Any]]) -> set[tuple[str, tuple[int, ...]]]:
+    """The keys of the stored blocks."""
+    return {(name, tuple(offsets)) for name, offsets, *_ in places}
+
+
 def _line(place: Sequence[Any]) -> bytes:
     return json.dumps(place).encode() + b"\n"
 
@@ -124,9 +128,7 @@ def _places(journal: pathlib.Path) -> list[list[Any]]:
 
 def _values(block: Block) -> torch.Tensor:
     """The values in memory of their own: torch stores all of a tensor's memory."""
-    values = row_major(block.leaf.slice(block.box))
-    if values.dtype != block.leaf.dtype:
-        raise CheckpointError(f"'{block.leaf.name}' is {values.dtype}, not {block.leaf.dtype}.")
+    values = block.read()
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
 
 

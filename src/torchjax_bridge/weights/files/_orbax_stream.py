@@ -19,7 +19,6 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import jax_dtype
 
 from ._cut import Block
-from ._fresh import row_major
 from ._leaf import Leaf, Progress, nest
 from ._orbax import METADATA_FILE, as_checkpoint_error, orbax_module
 from ._pipeline import as_bytes
@@ -181,9 +180,7 @@ def _create(store: pathlib.Path, block: Block, shared: Any) -> Any:
 
 
 def _as_numpy(block: Block) -> np.ndarray:
-    values = row_major(block.leaf.slice(block.box))
-    if values.dtype != block.leaf.dtype:
-        raise CheckpointError(f"'{block.leaf.name}' is {values.dtype}, not {block.leaf.dtype}.")
+    values = block.read()
     return as_bytes(values).numpy().view(jax_dtype(values.dtype)).reshape(tuple(values.shape))
 
 
