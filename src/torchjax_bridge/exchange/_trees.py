@@ -82,10 +82,11 @@ def to_jax(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: Any
     (2, 3)
     """
     cls = type(tree)
-    if (cls is _Tensor or cls is _Parameter) and not isinstance(device, jax.sharding.Sharding):
+    if cls is _Tensor or cls is _Parameter:
         if copy is None and device is None:  # skip the cost of keyword arguments
             return tensor_to_jax(tree)
-        return tensor_to_jax(tree, copy=copy, device=device)
+        if not isinstance(device, jax.sharding.Sharding):
+            return tensor_to_jax(tree, copy=copy, device=device)
     if mesh is not None:
         mesh = jax_mesh(mesh)
     return _convert_tree("JAX", tree, copy, device, mesh)
@@ -145,16 +146,16 @@ def to_torch(tree: Any, *, copy: bool | None = None, device: Any = None, mesh: A
 def _convert_tree(framework: str, tree: Any, copy: bool | None, device: Any, mesh: Any) -> Any:
     check_copy(copy)
     over_devices = framework == "JAX" and isinstance(device, jax.sharding.Sharding)
-    if (
-        device is not None and not over_devices
-    ):  # here, so that a wrong device is reported once and not per leaf
+    if device is not None and not over_devices:
+        # Here, so that a wrong device is reported once and not per leaf.
         device = jax_device(device) if framework == "JAX" else torch_device(device)
     leaves, structure = flatten(tree)
     convert_leaf: Callable[..., Any]
     if over_devices:
         convert_leaf = partial(leaf_over_devices, device=device)
     elif framework == "JAX":
-        sharded = dtensor_class() in set(map(type, leaves))
+        kind = dtensor_class()
+        sharded = kind is not None and kind in set(map(type, leaves))
         convert_leaf = partial(leaf_to_jax, mesh=mesh) if sharded else tensor_to_jax
     else:
         convert_leaf = array_to_torch if mesh is None else partial(array_to_leaf, mesh=mesh)
