@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.exchange import to_jax, to_torch
-from torchjax_bridge.recording import copy_module, map_tensors, tensors_of
+from torchjax_bridge.recording import copy_module, tensors_of
 from torchjax_bridge.weights import plan
 
 from ._built import as_function, weights_of, with_arrays
@@ -84,12 +84,10 @@ def gradient_gap(
         return found
     try:
         with _in_float64():
-            wide = map_tensors((example.args, dict(example.kwargs)), _widened)
-            sure = _gap(copy_module(module).double(), model, _wide_twin(twin), rules, Example(*wide))
+            wide = example.mapped(_widened)
+            sure = _gap(copy_module(module).double(), model, _wide_twin(twin), rules, wide)
             if sure is not None and not sure.ok:
-                sure = _gap(
-                    copy_module(module).double(), model, _wide_twin(twin), rules, _shaken(Example(*wide))
-                )
+                sure = _gap(copy_module(module).double(), model, _wide_twin(twin), rules, _shaken(wide))
     except (RuntimeError, TypeError, ValueError, NotImplementedError):
         return replace(found, undecided=found.difference <= _UNDECIDED)
     return sure
@@ -104,7 +102,7 @@ def _shaken(example: Example) -> Example:
             return tensor
         return tensor + 1e-3 * torch.randn(tensor.shape, generator=draw, dtype=tensor.dtype)
 
-    return Example(*map_tensors((example.args, dict(example.kwargs)), shake))
+    return example.mapped(shake)
 
 
 @contextmanager
@@ -197,13 +195,8 @@ def _torch_gradients(
     }
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    leaves = map_tensors(
-        (example.args, dict(example.kwargs)),
-        lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()),
-    )
-    args, kwargs = map_tensors(leaves, torch.Tensor.clone)  # ``forward`` may write to what it is given
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        output = module(*args, **kwargs)
+    leaves = example.mapped(lambda tensor: tensor.detach().clone().requires_grad_(tensor.is_floating_point()))
+    output = _traced(module, leaves)
     outputs = [
         tensor
         for tensor, _ in output_pairs(model.recording.top.result, output, output)
@@ -211,7 +204,7 @@ def _torch_gradients(
     ]
     projections = [torch.randn(one.shape, generator=draw, dtype=one.dtype) for one in outputs]
     traced = [(one, by) for one, by in zip(outputs, projections, strict=True) if one.requires_grad]
-    named = model.recording.arguments(*leaves)
+    named = model.recording.arguments(leaves.args, leaves.kwargs)
     used = [named[name] for name, _ in model.recording.top.inputs]
     inputs = [tensor for tensor in tensors_of(used, torch.Tensor) if tensor.is_floating_point()]
     wanted = [*parameters.values(), *inputs]
@@ -221,6 +214,13 @@ def _torch_gradients(
         [one for one, _ in traced], wanted, [by for _, by in traced], allow_unused=True
     )
     return dict(zip(parameters, given, strict=False)), list(given[len(parameters) :]), projections
+
+
+def _traced(module: nn.Module, example: Example) -> Any:
+    """The output with its graph. The module gets copies, since ``forward`` may write to what it is given."""
+    given = example.mapped(torch.Tensor.clone)
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        return module(*given.args, **given.kwargs)
 
 
 def _flax_gradients(
@@ -270,9 +270,7 @@ def _flax_gradients(
 
 def functions_with_backward(module: nn.Module, example: Example) -> list[str]:
     """The names of the author's own ``autograd.Function``s that a call runs."""
-    args, kwargs = map_tensors((example.args, dict(example.kwargs)), torch.Tensor.clone)
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        output = module(*args, **kwargs)
+    output = _traced(module, example)
     waiting = [tensor.grad_fn for tensor in tensors_of(output, torch.Tensor) if tensor.grad_fn is not None]
     found, seen = dict[str, None](), set[Any]()
     while waiting:

@@ -5,7 +5,7 @@ The batch is the first axis of the first tensor, and of every tensor whose first
 
 import contextlib
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,15 @@ class Example:
     @property
     def batch(self) -> int | None:
         """The size of the first axis of the first tensor."""
-        tensors = (t for t in tensors_of((self.args, dict(self.kwargs)), torch.Tensor) if t.dim())
-        return next((t.shape[0] for t in tensors), None)
+        return next((tensor.shape[0] for tensor in self.tensors() if tensor.dim()), None)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All tensors, in order."""
+        return list(tensors_of((self.args, dict(self.kwargs)), torch.Tensor))
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Example":
+        """The same with every tensor changed."""
+        return Example(*map_tensors((self.args, dict(self.kwargs)), change))
 
     def enlargements(self) -> "Iterator[Example]":
         """The same with larger images and longer sequences, in the ways that a module may take.
@@ -50,8 +57,7 @@ class Example:
         """
         known = [self._shapes]
         for way in ("double", "one more", "last axis"):
-            args, kwargs = map_tensors((self.args, dict(self.kwargs)), functools.partial(_enlarged, way=way))
-            larger = Example(args, kwargs)
+            larger = self.mapped(functools.partial(_enlarged, way=way))
             if larger._shapes not in known:
                 known.append(larger._shapes)
                 yield larger
@@ -62,20 +68,18 @@ class Example:
         None is all zero: what a mask hides as a whole is the same, whatever else is done to it.
         """
         draw = torch.Generator().manual_seed(0)
-        for leaf in list(tensors_of((self.args, dict(self.kwargs)), torch.Tensor)):
+        for leaf in self.tensors():
             if leaf.is_floating_point() or leaf.is_complex() or leaf.is_meta:
                 continue
             places = [torch.rand(leaf.shape, generator=draw) < 0.5 for _ in range(3)]
             ones = torch.ones_like(leaf)
             half_zero = (leaf.where(place, 0 * ones) for place in places[:2])
             for other in (ones, *half_zero, leaf.where(places[2], ones)):
-                change = functools.partial(_in_place_of, leaf=leaf, other=other)
-                args, kwargs = map_tensors((self.args, dict(self.kwargs)), change)
-                yield Example(args, kwargs)
+                yield self.mapped(functools.partial(_in_place_of, leaf=leaf, other=other))
 
     @property
     def _shapes(self) -> list[torch.Size]:
-        return [tensor.shape for tensor in tensors_of((self.args, dict(self.kwargs)), torch.Tensor)]
+        return [tensor.shape for tensor in self.tensors()]
 
     def with_batch(self, size: int) -> "Example":
         """The same with another batch size: examples are repeated in turn, or left out."""
@@ -90,8 +94,7 @@ class Example:
                 else tensor.new_empty(size, *tensor.shape[1:])
             )
 
-        args, kwargs = map_tensors((self.args, dict(self.kwargs)), resized)
-        return Example(args, kwargs)
+        return self.mapped(resized)
 
 
 def _in_place_of(tensor: torch.Tensor, leaf: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
