@@ -19,14 +19,6 @@ from torchjax_bridge.exchange._dtypes import TORCH_TO_JAX
 P = PartitionSpec
 
 
-def cases(count: int) -> dict[str, Callable[[], None]]:
-    """The cases for a job of this size."""
-    found = {name: case for name, case in globals().items() if name.startswith("case_")}
-    if count == 4:
-        found |= {name: case for name, case in globals().items() if name.startswith("four_")}
-    return found
-
-
 def line() -> DeviceMesh:
     size = torch.distributed.get_world_size()
     return init_device_mesh("cpu", (size,), mesh_dim_names=("x",))

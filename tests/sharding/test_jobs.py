@@ -8,12 +8,7 @@ import pytest
 from .launch import launch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # as the workers see the cases
-import exchange_cases
-import weights_cases
-
-
-def cases(count: int) -> list[str]:
-    return [*exchange_cases.cases(count), *weights_cases.cases(count)]
+from all_cases import cases
 
 
 @pytest.fixture(scope="module")

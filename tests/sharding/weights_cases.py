@@ -26,14 +26,6 @@ from torchjax_bridge.weights.sharded._spread import spread_of_tensor
 P = PartitionSpec
 
 
-def cases(count: int) -> dict[str, Callable[[], None]]:
-    """The cases for a job of this size."""
-    found = {name: case for name, case in globals().items() if name.startswith("case_")}
-    if count == 4:
-        found |= {name: case for name, case in globals().items() if name.startswith("four_")}
-    return found
-
-
 class Block(nn.Module):
     """A block of a transformer, and a batch norm, whose buffers are not sharded."""
 

@@ -34,11 +34,10 @@ def main(rank: int, count: int, torch_port: str, jax_port: str, folder: pathlib.
         sys.stderr.write(f"no collectives between processes: {err}\n")
         raise SystemExit(NO_COLLECTIVES) from err
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
-    import exchange_cases
-    import weights_cases
+    from all_cases import cases
 
     results = {}
-    for name, case in {**exchange_cases.cases(count), **weights_cases.cases(count)}.items():
+    for name, case in cases(count).items():
         try:
             case()
             results[name] = "passed"
