@@ -59,7 +59,7 @@ def bicubic(part: Part, x: Tensor) -> Tensor:
 
 
 def batch_statistics(part: Part, x: Tensor) -> Tensor:
-    return F.batch_norm(x, None, None, training=True)
+    return F.batch_norm(x, torch.zeros(4), torch.ones(4), training=True)
 
 
 class Unsaved(Part):
@@ -141,7 +141,10 @@ EXPECTED = {
         'return F.interpolate(x, (6, 6), mode="bilinear", align_corners=True, antialias=True)',
         "JAX has another grid",
     ),
-    "statistics": ("return F.batch_norm(x, None, None, training=True)", "use nn.BatchNorm2d"),
+    "statistics": (
+        "return F.batch_norm(x, torch.zeros(4), torch.ones(4), training=True)",
+        "pass training=self.training",
+    ),
     "unsaved": ("return x + part.table", "persistent=True"),
     "weights": ("result, _ = self.attention(tokens, tokens, tokens)", "add_zero_attn"),
     "renormalised": ("return x + self.embedding(", "set max_norm=None"),

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
 from torchjax_bridge.porting import Port
 
 _IMAGES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -322,6 +324,46 @@ class _Biased(nn.Module):
 def test_the_tensors_of_a_module_that_is_not_called_are_in_the_port() -> None:
     ported = _ported(nn.Sequential(_Biased()), torch.randn(2, 4))
     assert 'self.bias = nnx.Dict({"table": nnx.Param(' in ported.source
+
+
+class _Relative(nn.Module):
+    """timm's ``RelPosMlp``: what it holds runs in a method of its own; ``periods`` of its ``RotaryEmbedding``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 5))
+        self.blocks = nn.ModuleList([nn.Linear(5, 5)])
+        self.scale = nn.Parameter(torch.rand(5))
+        self.register_buffer("places", torch.tensor([[0.5, 1.0], [2.0, 3.0]]), persistent=False)
+
+    def get_bias(self) -> Tensor:
+        return self.blocks[0](self.mlp(self.places) * self.scale).mean(0)
+
+
+class _Periods(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("periods", torch.tensor([0.5, 1.0, 2.0, 3.0]), persistent=False)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return x / self.periods
+
+
+class _WithRelative(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 5)
+        self.bias = _Relative()
+        self.rope = _Periods()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.rope.embed(x)) + self.bias.get_bias()
+
+
+def test_what_a_method_of_a_module_calls_is_in_the_port() -> None:
+    _ported(_WithRelative(), torch.randn(2, 4))
+    with pytest.raises(PortError, match="'bias' is not called"):
+        port(_WithRelative(), torch.randn(2, 4), to="linen")
 
 
 class _ConvAct(nn.Sequential):

@@ -123,31 +123,45 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
     if isinstance(module, nn.ModuleList):
         return _list("nnx.List([", model, path, module, "])") if _called_inside(model, path) else None
     if is_container(module, nn.ModuleDict):
-        items: list[Tree] = []
-        for name, child in module._modules.items():
-            tree = None if child is None else _child(model, _join(path, name), child)
-            if tree is not None:
-                items.append(Items(f'"{name}": ', [tree], ""))
-        return Items("nnx.Dict({", items, "})") if items else None
+        children = module._modules.items()
+        trees = {
+            name: _child(model, _join(path, name), child) for name, child in children if child is not None
+        }
+        return _by_name({name: tree for name, tree in trees.items() if tree is not None})
     if isinstance(module, nn.ParameterList | nn.ParameterDict):
         return _parameter_container(model, path, module)
     if path in model.bodies:
         return Own(path)
-    if path in model.read_owners:  # it is not called, and its tensors are read
-        return _tensors(_own_tensors(model, path, module))
+    if path in model.read_owners or _called_inside(model, path):
+        return _holder(model, path, module)
     return None
+
+
+def _holder(model: Model, path: str, module: nn.Module) -> Tree | None:
+    """A module that is not called itself, while its tensors are read or modules below it are called."""
+    if model.to == "linen":
+        raise RefusedError(
+            f"'{path}' is not called, and the model uses what it holds, for which linen has no place; port to nnx"
+        )
+    trees = _own_tensors(model, path, module) if path in model.read_owners else {}
+    for name, child in module._modules.items():
+        if child is not None and name not in model.dropped(path):
+            tree = _child(model, _join(path, name), child)
+            if tree is not None:
+                trees[attribute_name(name)] = tree
+    return _by_name(trees)
 
 
 def _parameter_container(model: Model, path: str, module: nn.ParameterList | nn.ParameterDict) -> Tree | None:
     tensors = _own_tensors(model, path, module)
     if isinstance(module, nn.ParameterList):
         return Items("nnx.List([", list(tensors.values()), "])") if tensors else None
-    return _tensors(tensors)
+    return _by_name(tensors)
 
 
-def _tensors(tensors: Mapping[str, Tree]) -> Tree | None:
-    """Tensors by name, without a class."""
-    items: list[Tree] = [Items(f'"{name}": ', [tree], "") for name, tree in tensors.items()]
+def _by_name(trees: Mapping[str, Tree]) -> Tree | None:
+    """Layers and tensors by name, without a class."""
+    items: list[Tree] = [Items(f'"{name}": ', [tree], "") for name, tree in trees.items()]
     return Items("nnx.Dict({", items, "})") if items else None
 
 

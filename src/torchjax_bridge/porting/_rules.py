@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from torchjax_bridge.recording import layer_class
+from torchjax_bridge.recording import Parameter, layer_class
 from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
 
 from ._lowering import is_container, tied_bias
@@ -33,7 +33,7 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         if any(model.is_layer(above) for above in _above(path)):
             continue  # it goes where the layer goes
         is_part = path in model.parts
-        own = [*module.parameters(recurse=is_part), *module.buffers(recurse=is_part)]
+        own = _holds_weights(module, deep=is_part)
         if own and path not in used and path not in model.tied_layers:
             rules.append(Keep(path))
             continue
@@ -79,6 +79,15 @@ def _rules_of_parts(model: Model) -> list[Rule | LayerType]:
     called = {path: part for path, part in model.parts.items() if path in model.called_layers}
     found = [rule for path, part in called.items() for rule in part.rules_at(path)]
     return [rule for place, rule in enumerate(found) if not any(rule is other for other in found[:place])]
+
+
+def _holds_weights(module: nn.Module, *, deep: bool) -> bool:
+    """Whether a ``state_dict`` has a tensor of a module itself, or of one below it."""
+    return any(
+        Parameter(owner, name, name, tensor).is_saved
+        for owner in (module.modules() if deep else (module,))
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False))
+    )
 
 
 def _above(path: str) -> list[str]:

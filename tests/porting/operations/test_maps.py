@@ -119,6 +119,8 @@ CASES = [
     Case("group_norm", lambda x, w, b: F.group_norm(x, 2, w, b) + torch.group_norm(x, 4, w, b, 1e-3), (MAPS, tensor(4), tensor(4) + 1), tolerance=FLOATS),
     Case("group_norm of features", lambda x, w: F.group_norm(x, 2, w), (tensor(3, 6), tensor(6)), tolerance=FLOATS),
     Case("batch_norm", lambda x, m, v, w: F.batch_norm(x, m, v, w, m, eps=1e-3) + torch.batch_norm(x, w, m, m, v, False, 0.1, 1e-5, True), (MAPS, tensor(4), tensor(4).abs() + 0.5, tensor(4) * 2), tolerance=FLOATS),
+    Case("batch_norm of its own statistics", lambda x, w, b: F.batch_norm(x, None, None, w, b, True) + F.batch_norm(x, None, None, training=True, eps=0.5), (MAPS, tensor(4), tensor(4) + 1), tolerance=FLOATS),
+    Case("batch_norm of a weight", lambda x: F.batch_norm(x.reshape(1, 3, -1), None, None, training=True).view_as(x), (tensor(3, 4, 2, 2),), tolerance=FLOATS),
     Case("batch_norm of features", lambda x, m, v: F.batch_norm(x, m, v), (tensor(3, 4), tensor(4), tensor(4).abs() + 0.5), tolerance=FLOATS),
     Case("instance_norm", lambda x, w: F.instance_norm(x) + F.instance_norm(x, weight=w, bias=w), (MAPS, tensor(4)), tolerance=FLOATS),
     Case("local_response_norm", lambda x: F.local_response_norm(x, 3) + F.local_response_norm(x, 2, 0.1, 0.5, 2.0) + nn.LocalResponseNorm(4)(x), _maps, tolerance=FLOATS),
@@ -154,7 +156,10 @@ def test_a_function_of_maps_in_more_orders(case: Case) -> None:
             lambda x: F.interpolate(x, 9, mode="bilinear", align_corners=True, antialias=True),
             "align_corners=False",
         ),
-        (lambda x: F.batch_norm(x, None, None, training=True), "use nn.BatchNorm2d"),
+        (
+            lambda x: F.batch_norm(x, x[0, :, 0, 0], x[0, :, 0, 0], training=True),
+            "pass training=self.training",
+        ),
         (lambda x: F.lp_pool2d(x, 3, 2), ""),
     ],
 )

@@ -108,12 +108,24 @@ def batch_norm(
     settings = {"eps": eps, **({"momentum": momentum} if training else {})}
     if is_own_layer(at, nn.modules.batchnorm._BatchNorm, settings, *own):
         return Placed(f"super().__call__({x})", order)
-    if training or running_mean is None or running_var is None:
+    if running_mean is None or running_var is None:
+        return _by_its_own_statistics(at, input, weight, bias, eps)
+    if training:
         raise RefusedError(
             "F.batch_norm(training=True) updates statistics that no layer owns; use nn.BatchNorm2d"
         )
     centred = f"({x} - {at.read(running_mean)})"
     text = f"({centred} * jax.lax.rsqrt({at.read(running_var)} + {at.number(eps)}))"
+    return Placed(_scaled(at, text, weight, bias), order)
+
+
+def _by_its_own_statistics(at: Lowering, input: Value, weight: Any, bias: Any, eps: float) -> Placed:
+    """Mean 0 and variance 1 in each channel, where nothing keeps the statistics: as for a weight."""
+    placed = at.in_torch_map_order(input)
+    order = placed.order if weight is None and bias is None else channels_last(placed.rank)
+    axes = tuple(place for place, axis in enumerate(order) if axis != 1)
+    at.body.helpers.add("normalize")
+    text = f"normalize({at.read(input, order)}, {axes if axes[1:] else axes[0]}, {at.number(eps)})"
     return Placed(_scaled(at, text, weight, bias), order)
 
 
