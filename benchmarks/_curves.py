@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _units as units
-from ._ink import FAINT, GRID, OURS, finish, tick_time
+from ._ink import COLOURS, FAINT, GRID, OURS, finish, tick_time
 from ._record import Case, Row, Suite
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Measure", "curves", "latency", "rate", "spread_out"]
 
-# Okabe and Ito's palette, readable with any colour vision; ours alone is bold, limits alone are grey.
-_COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7b5ea7")
 _DASHES = ("--", ":", "-.")
 
 Measure = Callable[[Case, float], float]
@@ -181,7 +179,7 @@ def _colours(cases: Sequence[Case]) -> dict[str, str]:
     """One colour a name, the same in every panel of a figure."""
     rows: dict[str, Row] = {row.name: row for case in cases for row in case.rows}
     others = [name for name, row in rows.items() if not row.ours and not row.limit]
-    chosen = {name: _COLOURS[index % len(_COLOURS)] for index, name in enumerate(others)}
+    chosen = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(others)}
     chosen |= {name: OURS for name, row in rows.items() if row.ours}
     return chosen | {name: FAINT for name, row in rows.items() if row.limit}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ._record import Case, Promise
+from ._record import Case, Peak, Promise
 
 __all__ = ["Findings"]
 
@@ -14,9 +14,11 @@ class Findings:
     cases: list[Case] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    peaks: list[Peak] = field(default_factory=list)
 
     def __iadd__(self, other: "Findings") -> "Findings":
         self.cases += other.cases
         self.promises += other.promises
         self.facts += other.facts
+        self.peaks += other.peaks
         return self

@@ -10,10 +10,12 @@ from ._record import Suite
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "GRID", "INK", "OURS", "STYLE", "finish", "tick_time"]
+__all__ = ["COLOURS", "FAINT", "GRID", "INK", "OURS", "STYLE", "finish", "tick_time"]
 
 INK, FAINT, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 OURS = "#d1430f"
+# Okabe and Ito's palette, readable with any colour vision; ours alone is bold, limits alone are grey.
+COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#b8860b", "#7b5ea7")
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -32,22 +34,24 @@ STYLE: dict[Any, Any] = {
 """matplotlib's settings while a picture is drawn."""
 
 
-def finish(figure: Figure, suite: Suite, title: str) -> None:
+_SPREAD = "medians of interleaved rounds; bands and ticks are quartiles"
+
+
+def finish(figure: Figure, suite: Suite, title: str, *, spread: str = _SPREAD) -> None:
     """Head a figure with its title and with where and how it was measured."""
     inch = 1 / figure.get_figheight()
     figure.text(0.012, 1 - 0.32 * inch, title, fontsize=15, fontweight="bold", va="center")
-    figure.text(0.012, 1 - 0.6 * inch, _origin(suite), fontsize=9.5, color=FAINT, va="center")
+    figure.text(0.012, 1 - 0.6 * inch, _origin(suite, spread), fontsize=9.5, color=FAINT, va="center")
     if mark := suite.provenance.get("rehearsal"):
         figure.text(
             0.5, 0.5, mark, fontsize=26, color=OURS, alpha=0.35, ha="center", va="center", rotation=14
         )
 
 
-def _origin(suite: Suite) -> str:
+def _origin(suite: Suite, spread: str) -> str:
     hardware, versions = suite.provenance["hardware"], suite.provenance["versions"]
     machine = hardware.get("gpu") or f"{hardware['processor']}, {hardware['cores']} cores"
     words = [machine, *(f"{name} {versions[name]}" for name in ("torch", "jax") if name in versions)]
-    spread = "medians of interleaved rounds; bands and ticks are quartiles"
     return "   ·   ".join([*words, spread, *(["quick run"] if suite.quick else [])])
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a suite, SVG and PNG: latency and throughput over size, and one bar chart a question.
+"""Pictures of a suite, SVG and PNG: latency, throughput and memory over size, and one bar chart a question.
 
 Draws from a record alone, so a run made where matplotlib is missing can be drawn elsewhere. Touches no
 global state of matplotlib; the same record gives the same bytes.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ._bars import bars
 from ._curves import curves, latency, rate
 from ._ink import STYLE
+from ._peaks import peaks
 from ._record import Case, Suite
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ def draw(suite: Suite, folder: Path) -> list[Path]:
     """Draw a suite.
 
     Returns:
-        The files written, ``.svg`` and ``.png``: ``<suite>-latency-<device>`` and ``-throughput-`` over size,
-        ``-headline-`` and ``-calls-`` as bars.
+        The files written, ``.svg`` and ``.png``: ``<suite>-latency-<device>``, ``-throughput-`` and
+        ``-memory-`` over size, ``-headline-`` and ``-calls-`` as bars.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -46,6 +47,8 @@ def draw(suite: Suite, folder: Path) -> list[Path]:
         for name, cases in (("headline", headline), ("calls", others)):
             if cases:
                 written += _save(bars(suite, cases), suite, folder, name)
+        if suite.peaks:
+            written += _save(peaks(suite), suite, folder, "memory")
     return written
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ._timing import Spread
 
-__all__ = ["SCHEMA", "Case", "Promise", "RecordError", "Row", "Suite", "load", "result_files", "save"]
+__all__ = ["SCHEMA", "Case", "Peak", "Promise", "RecordError", "Row", "Suite", "load", "result_files", "save"]
 
 SCHEMA = 1
 
@@ -65,6 +65,20 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """The most memory that a process held while it worked on something of one size."""
+
+    name: str
+    ours: bool
+    nbytes: int
+    """Bytes of what it worked on."""
+    held: float
+    """Bytes that it held."""
+    limit: bool = False
+    """A bound to read the others against."""
+
+
+@dataclass(frozen=True)
 class Promise:
     """What the project says about a ratio (or a time), and what was measured."""
 
@@ -111,6 +125,7 @@ class Suite:
     promises: tuple[Promise, ...] = ()
     facts: tuple[str, ...] = field(default=())
     """Sentences to be read with the numbers."""
+    peaks: tuple[Peak, ...] = ()
 
 
 def save(folder: Path, device: str, suites: list[Suite]) -> Path:
@@ -177,6 +192,7 @@ def _suite(fields: dict[str, Any]) -> Suite:
                 for promise in fields["promises"]
             ),
             "facts": tuple(fields["facts"]),
+            "peaks": tuple(Peak(**peak) for peak in fields.get("peaks", ())),
         }
     )
 

@@ -19,6 +19,7 @@ _PICTURES = (
     ("headline", "One small tensor, every way across"),
     ("latency", "Time of one call, by size"),
     ("throughput", "Bytes handed over per second, by size"),
+    ("memory", "Peak memory of a process, by the size of the checkpoint"),
     ("calls", "Time of one call, for every other question"),
 )
 

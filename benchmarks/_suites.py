@@ -46,6 +46,7 @@ def run(name: str, setting: Setting) -> Suite:
         tuple(findings.cases),
         tuple(findings.promises),
         tuple(facts),
+        tuple(findings.peaks),
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from . import _units as units
-from ._record import Case, Promise, Row, Suite
+from ._record import Case, Peak, Promise, Row, Suite
 
 __all__ = ["Table", "show", "tables"]
 
@@ -33,6 +33,8 @@ def tables(suite: Suite) -> list[Table]:
             panels.setdefault(case.panel, []).append(case)
         else:
             built.append(_detail(case))
+    if suite.peaks:
+        built.append(_peaks(suite.peaks))
     return built + [_matrix(panel, cases) for panel, cases in panels.items()]
 
 
@@ -59,6 +61,13 @@ def _promises(promises: Sequence[Promise]) -> Table:
         rows,
         "Each value is formed within one round of interleaved samples; then the median over rounds is taken.",
     )
+
+
+def _peaks(peaks: Sequence[Peak]) -> Table:
+    names, sizes = (list(dict.fromkeys(getattr(one, key) for one in peaks)) for key in ("name", "nbytes"))
+    held = {(one.name, one.nbytes): f"{units.figures(one.held / (1 << 20))} MB" for one in peaks}
+    rows = tuple((units.size(size), *(held.get((name, size), "") for name in names)) for size in sizes)
+    return Table("Peak memory of a process", ("size", *names), rows, "Memory that is no view of a file.")
 
 
 def _detail(case: Case) -> Table:

@@ -53,6 +53,11 @@ def template(count: int, mesh: Any = None, *, one_device: bool = False) -> nnx.M
     return net
 
 
+def nothing() -> None:
+    """Long enough to be seen: what the imports hold."""
+    time.sleep(0.1)
+
+
 def make(target: str, count: str) -> None:
     """A DCP checkpoint of so many bf16 layers, each in the chunks that four ranks would save."""
     values = torch.randn(WIDTH, WIDTH).bfloat16()
@@ -112,7 +117,7 @@ def restore(source: str, count: str, rank: str, world: str, port: str) -> dict[s
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    task.__name__: task for task in (make, copy, stream, whole, merge, restore)
+    task.__name__: task for task in (nothing, make, copy, stream, whole, merge, restore)
 }
 
 
@@ -123,9 +128,9 @@ def _read_bytes() -> int:
 
 def main(task: str, *arguments: str) -> None:
     """Run a task and print what it took, as JSON."""
-    if task in ("stream", "whole"):  # the user's model and the imports are no part of it
+    if task in ("stream", "whole", "nothing"):  # the user's model and the imports are no part of it
         import orbax.checkpoint  # noqa: F401
-
+    if task in ("stream", "whole"):
         template(int(arguments[2]), **({"one_device": True} if task == "whole" else {}))
     ended = threading.Event()
     with ThreadPoolExecutor(1) as watcher:

@@ -19,7 +19,7 @@ from torchjax_bridge.weights import compare_checkpoints
 
 from .._case import WrongResultError
 from .._findings import Findings
-from .._record import Case, Promise, Row
+from .._record import Case, Peak, Promise, Row
 from .._setting import Setting
 from .._timing import Spread
 from ._child import WIDTH, template
@@ -29,6 +29,7 @@ __all__ = ["run"]
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LAYER_BYTES = WIDTH * WIDTH * 2
 _COPY, _STREAM, _PARTS = "copy the files", "convert, in one part", "convert, in two parts"
+_IMPORTS = "the imports alone"
 _WHOLE, _MERGE = "load whole and save", "dcp_to_torch_save (to one file)"
 
 
@@ -90,7 +91,8 @@ def _times(folder: Path, size: int, rounds: int, setting: Setting) -> Findings:
 
 
 def _memory(folder: Path, sizes: list[int], setting: Setting) -> Findings:
-    promises = []
+    promises, peaks = [], []
+    (alone,) = _run([("nothing",)])
     for size in sizes:
         source, count = _source(folder, size)
         for task, what in (("stream", _STREAM), ("merge", _MERGE), ("whole", _WHOLE)):
@@ -99,11 +101,13 @@ def _memory(folder: Path, sizes: list[int], setting: Setting) -> Findings:
             setting.progress(f"memory of: {what} ({size} MiB)")
             (took,) = _run([(task, source, folder / "target", count)])
             _remove(folder / "target")
-            peak = took["anonymous"] / (1 << 20)
-            text = f"peak anonymous memory of a process: {what}, {size} MiB"
-            sense, limit = ("at most", 400.0) if task == "stream" else ("reported", None)
-            promises.append(Promise(text, sense, limit, "MiB", Spread(peak, peak, peak, peak)))
-    return Findings(promises=promises)
+            peaks.append(Peak(what, task == "stream", size << 20, took["anonymous"]))
+            if task == "stream":
+                peak = took["anonymous"] / (1 << 20)
+                text = f"peak anonymous memory of a process: {what}, {size} MiB"
+                promises.append(Promise(text, "at most", 400.0, "MiB", Spread(peak, peak, peak, peak)))
+    peaks += [Peak(_IMPORTS, False, size << 20, alone["anonymous"], limit=True) for size in sizes]
+    return Findings(promises=promises, peaks=peaks)
 
 
 def _bytes_read(folder: Path, size: int, world: int, setting: Setting) -> Findings:

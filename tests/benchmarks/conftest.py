@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks._record import Case, Promise, Row, Suite
+from benchmarks._record import Case, Peak, Promise, Row, Suite
 from benchmarks._timing import Spread
 
 
@@ -61,7 +61,13 @@ def make_suite(
             "load": 0.1,
         },
     }
-    return Suite(name, device, False, 12.3, provenance, (headline, *panel), (promise,), ("A fact.",))
+    peaks = (
+        Peak("convert", True, 1 << 28, 300e6),
+        Peak("convert", True, 1 << 30, 300e6),
+        Peak("load it whole", False, 1 << 28, 800e6),
+        Peak("the imports alone", False, 1 << 30, 250e6, limit=True),
+    )
+    return Suite(name, device, False, 12.3, provenance, (headline, *panel), (promise,), ("A fact.",), peaks)
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ def test_every_picture_is_drawn_twice_and_holds_its_words(suite_of, tmp_path: Pa
     written = draw(suite_of(), tmp_path)
     assert {path.name for path in written} == {
         f"exchange-{kind}-cpu.{ending}"
-        for kind in ("latency", "throughput", "headline")
+        for kind in ("latency", "throughput", "headline", "memory")
         for ending in ("svg", "png")
     }
     for path in written:
         head = path.read_bytes()[:200]
         assert head.startswith(b"\x89PNG") if path.suffix == ".png" else b"<?xml" in head
+    memory = (tmp_path / "exchange-memory-cpu.svg").read_text()
+    for words in ("convert", "load it whole", "the imports alone", "512 MB", "256 MB", "1 GB"):
+        assert f"<!-- {words} -->" in memory or words in memory
     # matplotlib writes each text it draws as a comment beside its outline.
     picture = (tmp_path / "exchange-latency-cpu.svg").read_text()
     for words in (

@@ -12,6 +12,7 @@ def test_the_promises_come_first_and_panels_last(suite_of):
     assert titles == [
         "What we promise, and what was measured",
         "What does one tensor cost?",
+        "Peak memory of a process",
         "torch → JAX, median time",
     ]
 
@@ -39,6 +40,12 @@ def test_a_panel_is_sizes_by_candidates_with_ratio_and_rate(suite_of):
     )
     assert panel.rows[1] == ("4 KB", "100 µs", "20.0 µs", "4.10 µs", "refused", "5.00x faster", "205 MB/s")
     assert panel.caption == "other was refused, not timed: shares memory, which a copy must not"
+
+
+def test_memory_is_sizes_by_candidates(suite_of):
+    memory = tables(suite_of())[-2]
+    assert memory.header == ("size", "convert", "load it whole", "the imports alone")
+    assert memory.rows == (("256 MB", "286 MB", "763 MB", ""), ("1 GB", "286 MB", "", "238 MB"))
 
 
 def test_every_row_is_as_long_as_its_header(suite_of):

@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from safetensors.torch import save_file
 from torch import nn
 
 from torchjax_bridge.errors import CheckpointError
@@ -327,6 +328,27 @@ def test_what_a_killed_process_wrote_and_never_committed_is_dropped(tmp_path: Fo
     to_orbax(tmp_path, (1, 2))
     assert not list((tmp_path / "out").rglob(orphan.name))
     check(tmp_path, state)
+
+
+def test_an_index_of_many_chunks_lies_in_nodes_of_which_a_commit_writes_few(tmp_path: Folder) -> None:
+    import tensorstore as ts
+
+    # One node for all would be written anew with each commit, and a cache would hold every version of it.
+    values, rows = random_bits(torch.float32, (1500, 512), 0), AbstractMesh((1500,), ("x",))
+    save_file({"params.w": values}, tmp_path / "in.safetensors", {"format": "flax"})
+    struct = jax.ShapeDtypeStruct((1500, 512), "float32", sharding=NamedSharding(rows, PartitionSpec("x")))
+
+    def run(**options: Any) -> None:
+        options |= {"to": "flax", "format": "orbax", "template": {"params": {"w": struct}}, "resume": True}
+        convert(tmp_path / "in.safetensors", tmp_path / "out", **options)
+
+    with pytest.raises(Killed):
+        run(progress=killed_after(1400))
+    store = tmp_path / ".out.part" / "ocdbt.process_0"
+    manifest = ts.ocdbt.dump(ts.KvStore.open(f"file://{store}/").result()).result()
+    assert manifest["versions"][-1]["root_height"] > 0
+    run()
+    assert bits(torch.from_dlpack(load_flax(tmp_path / "out")["params"]["w"])) == bits(values)
 
 
 # --- what is refused -----------------------------------------------------------------------------------

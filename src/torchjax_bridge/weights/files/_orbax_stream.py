@@ -27,6 +27,9 @@ from ._tensorstore import context, key_value_store
 __all__ = ["OrbaxParts"]
 
 _WHOLE = "whole"
+# A commit writes the nodes on the way to the root anew. In one large node, as Orbax has it, that is the whole
+# index: the time would grow with the square of the number of chunks. The join makes Orbax's nodes of them.
+_NODE_BYTES = 1 << 16
 
 
 class OrbaxParts:
@@ -67,7 +70,7 @@ class OrbaxParts:
             done = _keys(store)
             left = [block for block in blocks if _key(block) not in done]
             self._report(block for block in blocks if _key(block) in done)
-            shared = context()
+            shared = context(write=True)
             arrays = {block.leaf.name: _create(store, block, shared) for block in left}
             opened = {name: array.result() for name, array in arrays.items()}
             pending: deque[tuple[Any, Block]] = deque()
@@ -171,7 +174,7 @@ def _create(store: pathlib.Path, block: Block, shared: Any) -> Any:
         "kvstore": {
             **key_value_store(store),
             "path": f"{_orbax_name(block.leaf)}/",
-            "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": 100_000_000},
+            "config": {"max_inline_value_bytes": 1024, "max_decoded_node_bytes": _NODE_BYTES},
         },
         "metadata": {"shape": block.leaf.shape, "chunks": block.cell, "compressor": None},
         "store_data_equal_to_fill_value": True,

@@ -11,8 +11,10 @@ import tensorstore as ts
 
 __all__ = ["context", "key_value_store", "open_array"]
 
-# Nodes of the key-value store's index, which all arrays of a checkpoint share.
-_INDEX_CACHE_BYTES = 100_000_000
+# Nodes of the key-value store's index, which all arrays of a checkpoint share. A reader needs the same nodes
+# again, and one node of Orbax's may hold the whole index. A writer replaces its nodes with every commit, so a large
+# cache would fill with old ones.
+_READ_CACHE_BYTES, _WRITE_CACHE_BYTES = 100_000_000, 4_000_000
 
 
 def key_value_store(folder: pathlib.Path) -> dict[str, Any]:
@@ -24,10 +26,11 @@ def key_value_store(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def context() -> Any:
+def context(*, write: bool = False) -> Any:
     """A context, for all arrays of one checkpoint."""
+    limit = _WRITE_CACHE_BYTES if write else _READ_CACHE_BYTES
     # Nothing waits for the disk: output gets its name when it is complete, and no sooner.
-    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": _INDEX_CACHE_BYTES}, "file_io_sync": False})
+    return ts.Context({"cache_pool#ocdbt": {"total_bytes_limit": limit}, "file_io_sync": False})
 
 
 def open_array(folder: pathlib.Path, name: str, *, zarr3: bool, shared: Any) -> Any:
