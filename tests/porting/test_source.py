@@ -16,7 +16,7 @@ _SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def _lines(source: str) -> int:
-    return len([line for line in source.splitlines() if line.strip()])
+    return len(source.splitlines())
 
 
 def _port(module: nn.Module, *shape: int) -> str:

@@ -15,10 +15,11 @@ from ._author_init import AuthorInit, author_init
 from ._columns import agree, eithers, equal, scalar, shown, text
 from ._constructors import MISSING, Column, Tree, columns
 from ._expressions import Instances, UnknownError, plain
+from ._rendering import PLACE
 
 __all__ = ["Arguments", "arguments_of"]
 
-_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial"}
+_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial", PLACE}
 _GENERIC = {"feature_group_count": "groups", "num_features": "features", "kernel_dilation": "dilation"}
 _GENERIC |= {"strides": "stride"}
 _NOT_COUNTS = {"kernel_size", "strides", "padding", "kernel_dilation", "stride", "dilation"}
@@ -246,7 +247,7 @@ class _Search:
         generic = _GENERIC.get(column.setting, column.setting)
         settings = {column.setting for _, column in group}
         wanted = [hint.name for hint in hints if hint.name]
-        wanted += [name for name in self._unknown if any(setting in name for setting in settings)]
+        wanted += [name for name in self._unknown if any(_is_part(setting, name) for setting in settings)]
         wanted += [column.setting for name, column in group if column.setting == name]
         return self._free(
             [*paths, *wanted, generic, f"{first}_{generic}", *(f"{generic}{i}" for i in range(2, 100))]
@@ -306,6 +307,11 @@ class _Search:
             return any(isinstance(value, tuple) for value in self.instances.values(expression, places))
         except UnknownError:
             return False
+
+
+def _is_part(setting: str, name: str) -> bool:
+    """Whether an argument's name holds that of a setting, which says more than that it is some size."""
+    return setting in name and not setting.startswith("size")
 
 
 def _paths(group: list[tuple[str, Column]], groups: list[list[tuple[str, Column]]]) -> list[str]:

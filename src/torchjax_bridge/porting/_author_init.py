@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
-from ._constructors import Call, Column, Either, Items, Tree
+from ._constructors import Call, Column, Either, Indexed, Items, Run, Tree, columns, indexed
 
-__all__ = ["AuthorInit", "Hint", "author_init"]
+__all__ = ["AuthorInit", "Hint", "author_init", "parsed_function"]
 
 # What torch calls the settings of its layers, by Flax's name.
 _TORCH_NAMES = {
@@ -90,6 +90,9 @@ class AuthorInit:
             if isinstance(value, ast.Name) and value.id in self.arguments:
                 found.setdefault(id(tree.flag), []).append(Hint(value, value.id))
             self._match(tree.then, value, found)
+        elif isinstance(tree, Indexed):
+            for part in tree.parts:
+                self._match(part, value, found)
         elif isinstance(tree, Column):
             name = value.id if isinstance(value, ast.Name) else ""
             found.setdefault(id(tree), []).append(Hint(self._settled(value), name))
@@ -111,9 +114,13 @@ class AuthorInit:
             if len(written) == 1 and isinstance(written[0], ast.List):
                 written = written[0].elts
             for item, expression in zip(tree.items, written, strict=False):
-                if isinstance(expression, ast.Starred):
+                inside = expression.value if isinstance(expression, ast.Starred) else expression
+                if isinstance(item, Run) and isinstance(inside, ast.ListComp):
+                    self._match_run(item, inside, found)
+                elif isinstance(expression, ast.Starred):
                     return
-                self._match(item, expression, found)
+                else:
+                    self._match(item, expression, found)
         elif (
             isinstance(tree, Items) and tree.items and value.args
         ):  # a parameter: nn.Parameter(torch.ones(dim))
@@ -129,6 +136,21 @@ class AuthorInit:
                 if written_as is not None:
                     self._match(item, written_as, found)
 
+    def _match_run(self, run: Run, written: ast.ListComp, found: dict[int, list[Hint]]) -> None:
+        """``Block(...) for i in range(depth)``: what is written for the places 0 and 1."""
+        match written.generators:
+            case [ast.comprehension(ast.Name(id=place), ast.Call(ast.Name(id="range"), [count], []), ifs=[])]:
+                self._match(run.count, count, found)
+            case _:
+                return
+        self._match(run.item, written.elt, found)
+        for column in columns(run.item):
+            of_first = [one for tree in indexed(run.item) for one in tree.parts[:1]]
+            at = 0 if column in of_first else 1
+            for place_of, hint in enumerate(found.get(id(column), ())):
+                inside = _replaced(hint.expression, {place: ast.Constant(at)})
+                found[id(column)][place_of] = Hint(inside, hint.name or _list_name(hint.expression, place))
+
     def _resolved(self, function: ast.expr) -> Any:
         if isinstance(function, ast.Name):
             return self.scope.get(function.id)
@@ -139,13 +161,13 @@ class AuthorInit:
 
 def _settings(call: Call) -> Iterator[tuple[str, Tree]]:
     for item in call.args:
-        if isinstance(item, Column):
-            yield item.setting, item
+        if isinstance(item, Column | Indexed):
+            yield (item if isinstance(item, Column) else item.parts[0]).setting, item
 
 
 def author_init(kind: type[nn.Module]) -> AuthorInit:
     """The ``__init__`` of a torch class."""
-    tree = _tree(kind.__init__)
+    tree = parsed_function(kind.__init__)
     if tree is None:
         return AuthorInit()
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -159,7 +181,8 @@ def author_init(kind: type[nn.Module]) -> AuthorInit:
     return found
 
 
-def _tree(function: Callable[..., Any]) -> ast.FunctionDef | None:
+def parsed_function(function: Callable[..., Any]) -> ast.FunctionDef | None:
+    """The syntax tree of a function, if its source can be had."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, SyntaxError, TypeError):
@@ -218,12 +241,21 @@ def _bound(function: Callable[..., Any], call: ast.Call, skip: int = 0) -> dict[
 
 def _inlined(function: types.FunctionType, call: ast.Call) -> ast.expr | None:
     """What a function of the author's returns, as an expression of what it is called with."""
-    tree = _tree(function)
+    tree = parsed_function(function)
     if tree is None or not isinstance(tree.body[-1], ast.Return) or tree.body[-1].value is None:
         return None
     given = _bound(function, call)
     local = _settled_names(tree, set(given))
     return _replaced(_replaced(tree.body[-1].value, local), given)
+
+
+def _list_name(expression: ast.expr, place: str) -> str:
+    """The list of which an expression takes the item at a place."""
+    for node in ast.walk(expression):
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Name(id=at)) if at == place:
+                return name
+    return ""
 
 
 def _replaced(expression: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:

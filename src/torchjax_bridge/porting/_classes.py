@@ -17,7 +17,7 @@ from ._arguments import Arguments, arguments_of
 from ._authors import author_loops
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._branches import Variant, merged
-from ._constructors import Call, Column, DifferError, Either, Items, Tree, merge, render
+from ._constructors import Call, Column, Either, Items, Tree
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
@@ -25,9 +25,12 @@ from ._linen_calls import LINEN_NAMES, Modes
 from ._linen_layers import linen_fields
 from ._loops import with_loops
 from ._lowering import Body, is_container
+from ._merging import DifferError, merge
 from ._model import Model
 from ._modes import in_both_modes
+from ._numbered import Family, as_attributes, as_list, families, in_place_of
 from ._optional_layers import body_with_optional, body_without
+from ._rendering import PLACE, rendered_fields
 from ._reserved import attribute_name
 from ._statements import Written
 
@@ -56,6 +59,7 @@ class _Classes:
         self.calls: dict[str, Call] = {}  # the constructor call of each instance
         self.names = {part.imported[1] for part in model.parts.values() if part.imported}
         self.modes = Modes(model) if model.to == "linen" else None
+        self.families: dict[str, list[Family]] = {}  # of each instance
 
     def build(self) -> list[Definition]:
         own = [path for path, body in self.model.bodies.items() if self._is_class(path, body)]
@@ -115,9 +119,13 @@ class _Classes:
         else:
             fields = fields_of(self.model, body, path)
         fields = {name: self._resolved(tree) for name, tree in fields.items()}
+        self.families[path] = families(type(module), fields)
+        lines = self._written(path, body)
+        for family in self.families[path]:
+            fields = in_place_of(fields, family)
         if self.modes is not None:
             fields = linen_fields(fields, self.modes)
-        return _Instance(path, body, fields, self._written(path, body))
+        return _Instance(path, body, fields, lines)
 
     def _written(self, path: str, body: Body) -> Written:
         return self._looped(path, in_both_modes(body))
@@ -141,7 +149,15 @@ class _Classes:
         taken = {node.id for line in lines.lines for node in ast.walk(line) if isinstance(node, ast.Name)}
         code = self.model.bodies[path].frame.code
         author = author_loops(code) if code is not None else {}
-        looped = with_loops(lines.lines, length, taken | set(lines.params), author)
+        looped = lines.lines
+        for family in [*self.families.get(path, ())]:
+            listed = with_loops(as_list(looped, family), family.length, taken | set(lines.params), {})
+            attributes = None if PLACE in taken else as_attributes(listed, family)
+            if attributes is None:
+                self.families[path].remove(family)
+            else:
+                looped = attributes
+        looped = with_loops(looped, length, taken | set(lines.params), author)
         return replace(lines, lines=returned(looped))
 
     def _resolved(self, tree: Tree) -> Tree:
@@ -185,11 +201,18 @@ class _Classes:
         if varying:
             made: dict[tuple[Any, ...], str] = {}
             for place in varying:
-                made.setdefault(differing[place], f"size{len(made) + 1 if made else ''}")
+                made.setdefault(differing[place], self._number_name(instances, differing[place], len(made)))
             lines = with_attributes(shown.lines, {place: made[differing[place]] for place in varying})
             shown = replace(shown, lines=lines)
             fields = {**{name: Column(list(values), name, name) for values, name in made.items()}, **fields}
         return shown, fields
+
+    def _number_name(self, instances: list[_Instance], values: tuple[Any, ...], place: int) -> str:
+        """The name of a number that the bodies of instances differ in."""
+        for same in zip(*(self.families.get(one.path, ()) for one in instances), strict=False):
+            if tuple(family.count for family in same) == values:
+                return same[0].counted_by
+        return f"size{place + 1 if place else ''}"
 
     def _with_settings(self, instances: list[_Instance]) -> list[_Instance]:
         """The instances, with the settings that the code of any of them reads, where all have them."""
@@ -250,10 +273,10 @@ class _Classes:
         shown, fields = joined
         modules = [self.model.modules[one.path] for one in instances]
         names = arguments_of(kind, fields, modules)
-        rendered = {field: render(tree, names.texts) for field, tree in fields.items()}
+        rendered, counts = rendered_fields(fields, names.texts)
         if self.modes is not None and (taken := _taken(names, rendered)):
             names = arguments_of(kind, fields, modules, taken)
-            rendered = {field: render(tree, names.texts) for field, tree in fields.items()}
+            rendered, counts = rendered_fields(fields, names.texts)
         if self.modes is not None and (clash := sorted(LINEN_NAMES.intersection(fields))):
             reason = (
                 f"every module of linen has a {clash[0]} of its own; rename {kind.__name__}'s, or port to nnx"
@@ -279,6 +302,7 @@ class _Classes:
                 names.defaults,
                 rendered,
                 conditions,
+                counts,
                 base,
                 needs_rngs,
                 self.modes is not None,

@@ -7,8 +7,9 @@ import ast
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ._constructors import MISSING, Column, Either, Items, Tree, literal
+from ._constructors import MISSING, Column, Either, Items, Tree
 from ._expressions import plain
+from ._rendering import literal
 
 __all__ = ["agree", "eithers", "equal", "scalar", "shown", "text"]
 

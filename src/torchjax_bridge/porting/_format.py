@@ -22,6 +22,8 @@ _PRIORITIES = (
 )
 _KEYWORD = re.compile(r"\b(return|not|and|or|in|is|if|else|lambda|for)\($")
 
+_LABEL = re.compile(r"getattr\(self, f'(\w+\{[^'\"]*\})'\)")  # the only f-strings of a file
+
 
 def formatted(lines: list[str], limit: int) -> list[str]:
     """Lines of code, each a whole statement or the head of one, within a limit of characters.
@@ -37,6 +39,7 @@ def formatted(lines: list[str], limit: int) -> list[str]:
 
 
 def _double_quoted(line: str) -> str:
+    line = _LABEL.sub(r'getattr(self, f"\1")', line)
     if "'" not in line:
         return line
     indent = line[: len(line) - len(line.lstrip())]

@@ -1,7 +1,7 @@
 """The docstring of an emitted file: what it was made from, how inputs are laid out, what it holds for."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
@@ -11,18 +11,36 @@ __all__ = ["header"]
 _WIDTH = 106
 
 
-def header(module: nn.Module, notes: Sequence[str], given: Mapping[str, str] | None = None) -> str:
+# What a reader calls an input whose axes are not in torch's order, by their number.
+_MOVED = {
+    3: "Sequences are ``(N, L, C)``.",
+    4: "Images are ``(N, H, W, C)``.",
+    5: "Volumes are ``(N, D, H, W, C)``.",
+}
+
+
+def header(
+    module: nn.Module,
+    orders: Iterable[tuple[int, ...]],
+    notes: Sequence[str],
+    given: Mapping[str, str] | None = None,
+) -> str:
     """The docstring, without quotes.
 
     Args:
         module: The torch module.
+        orders: The order of axes in which each input comes in.
         notes: What the port holds for.
         given: The modules that stay in torch, by the arguments that stand for them.
     """
     kind = type(module)
+    ranks = {len(order) for order in orders if order != tuple(range(len(order)))}
+    layouts = [text for rank, text in _MOVED.items() if rank in ranks] or [
+        "Inputs are laid out as in PyTorch."
+    ]
     made = (
         f"Made with torchjax-bridge {_version('torchjax-bridge')} from PyTorch {_version('torch')}, for Flax "
-        f"{_version('flax')}. Images have their channels last: ``(N, H, W, C)``."
+        f"{_version('flax')}. {' '.join(layouts)}"
     )
     lines = [f"{kind.__name__} of {kind.__module__}, in Flax.", "", *textwrap.wrap(made, _WIDTH)]
     for note in notes:

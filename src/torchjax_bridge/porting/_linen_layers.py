@@ -6,7 +6,7 @@ Works on constructor trees. The library is still called ``nnx`` in them; the fil
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ._constructors import Call, Column, Items, Tree
+from ._constructors import Call, Column, Items, Numbered, Tree
 from ._linen_calls import Modes
 
 __all__ = ["SEQUENTIAL", "linen_fields"]
@@ -32,6 +32,8 @@ def _in_linen(name: str, tree: Tree, modes: Modes) -> Tree:
             return Items("nnx.Sequential([", args, "])")
         ends = tuple(end for end in tree.ends if end != "rngs=rngs")
         return _typed(replace(tree, args=args, ends=ends))
+    if isinstance(tree, Numbered):
+        return replace(tree, items=[_in_linen(name, item, modes) for item in tree.items])
     if not isinstance(tree, Items):
         return tree
     if tree.start.startswith("nnx.Param("):

@@ -21,19 +21,17 @@ def setup_lines(definition: Definition, typed: Sequence[str]) -> list[str]:
         typed: Its arguments, with types and defaults.
     """
     lines = [f"    {argument}" for argument in typed]
-    made: list[str] = []
-    running = ""
-    for name, text in definition.fields.items():
-        condition = definition.conditions.get(name, "")
-        if condition and condition != running:
-            made.append(f"        if {_with_self(condition, definition.params)}:")
-        running = condition
-        value = _with_self(text, definition.params)
-        indent = "            " if condition else "        "
+
+    def in_self(text: str) -> str:
+        return _with_self(text, definition.params)
+
+    def assigned(name: str, text: str) -> list[str]:
+        value = in_self(text)
         if name == "super()":
-            made += [f"{indent}self.base = {value}", f"{indent}nnx.share_scope(self, self.base)"]
-        elif value != f"self.{name}":
-            made.append(f"{indent}self.{name}{_annotation(value)} = {value}")
+            return [f"self.base = {value}", "nnx.share_scope(self, self.base)"]
+        return [f"self.{name}{_annotation(value)} = {value}"] if value != f"self.{name}" else []
+
+    made = definition.attribute_lines(assigned, in_self)
     if made:
         head = ["    def setup(self) -> None:", '        """Make the layers."""']
         lines += [*([""] if lines else []), *head, *made]

@@ -30,11 +30,11 @@ def with_loops(
         author: The author's names for the items of a list, where he loops over it.
     """
     author = author or {}
-    lines = with_growing_lists(_even(_uniform(list(lines))), length)
+    lines = with_growing_lists(_even(_uniform(list(lines), {o for o in author if length(o) == 1})), length)
     found: list[ast.stmt] = []
     place = 0
     while place < len(lines):
-        for period in range(1, min(_LONGEST, (len(lines) - place) // 2) + 1):
+        for period in range(1, min(_LONGEST, len(lines) - place) + 1):
             loop = _loop(lines[place:], period, length, taken, author)
             if loop is not None:
                 statement, used = loop
@@ -87,8 +87,10 @@ def _loop(
         if not same or any(place != count for _, found, _ in group for _, place in found):
             break
         count += 1
-    if count < 2 or any(length(owner) != count for owner in owners):
+    if any(length(owner) != count for owner in owners):
         return None
+    if count < 2 and (period > 1 or not author.keys() >= set(owners) or _mentions(lines[1:], owners)):
+        return None  # a list of one layer is looped over where the author does so
     names: dict[str, str] = {}
     unpacked: dict[str, tuple[str, ...]] = {}
     for owner in owners:
@@ -111,6 +113,10 @@ def _loop(
     loop = ast.parse(f"for {', '.join(targets)} in {over}:\n    pass").body[0]
     loop.body = body  # type: ignore[attr-defined]
     return ast.fix_missing_locations(loop), count * period
+
+
+def _mentions(lines: Sequence[ast.stmt], owners: Sequence[str]) -> bool:
+    return any(owner in owners for line in lines for owner, _ in _abstract(line)[1])
 
 
 class _Parts(ast.NodeTransformer):
@@ -151,8 +157,13 @@ def _item_name(owner: str, taken: set[str]) -> str:
     return singular
 
 
-def _uniform(lines: list[ast.stmt]) -> list[ast.stmt]:
-    """``return self.blocks[2](x)`` after ``x = self.blocks[1](x)`` as a statement and a return."""
+def _uniform(lines: list[ast.stmt], single: set[str]) -> list[ast.stmt]:
+    """``return self.blocks[2](x)`` after ``x = self.blocks[1](x)`` as a statement and a return.
+
+    Args:
+        lines: The statements.
+        single: Lists of one layer that the author loops over, so that no statement stands in front.
+    """
     match lines:
         case [
             *before,
@@ -167,6 +178,11 @@ def _uniform(lines: list[ast.stmt]) -> list[ast.stmt]:
                     last,
                     ast.fix_missing_locations(ast.Return(ast.Name(name, ast.Load()))),
                 ]
+    match lines:
+        case [*before, ast.Return(value=ast.Call(args=[ast.Name(id=name), *_]) as value)]:
+            last = ast.fix_missing_locations(ast.Assign([ast.Name(name, ast.Store())], value))
+            if single & {owner for owner, _ in _abstract(last)[1]}:
+                return [*before, last, ast.fix_missing_locations(ast.Return(ast.Name(name, ast.Load())))]
     return lines
 
 

@@ -149,7 +149,7 @@ def port(
     refuse(model.faults, name)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     imported = [part.imported for part in parts.values() if part.imported is not None]
-    source = source_of(classes, header(module, notes, given), imported)
+    source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
     rules = rules_of(model)
     with _mistakes(name):
         kind = _load(source, classes[-1].name)
@@ -172,7 +172,7 @@ def port(
             refuse(conditions(recording, assumed)[1], name)
     if verify and larger is not None and not holds_for(module, model, twin, larger):
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, notes, given), imported)
+        source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

@@ -9,12 +9,13 @@ from typing import Any
 from torchjax_bridge.recording import Value, tensors_of
 
 from ._classes import Definition
-from ._constructors import Code, Given, literal
+from ._constructors import Code, Given
 from ._format import formatted
 from ._helpers import HELPERS
 from ._linen_calls import MODE
 from ._linen_text import in_linen_names, linen_helpers, setup_lines
 from ._lowering import takes
+from ._rendering import literal
 from ._reserved import argument_name
 
 __all__ = ["source_of"]
@@ -74,14 +75,9 @@ def _init(definition: Definition) -> list[str]:
     start = definition.fields.get("super()")
     if start is not None:
         lines.append(f"        super().__init__({start.partition('(')[2]}")
-    running = ""
-    for name, text in definition.fields.items():
-        condition = definition.conditions.get(name, "")
-        if condition and condition != running:
-            lines.append(f"        if {condition}:")
-        running = condition
-        if name != "super()":
-            lines.append(f"        {'    ' if condition else ''}self.{name} = {text}")
+    lines += definition.attribute_lines(
+        lambda name, text: [f"self.{name} = {text}"] if name != "super()" else []
+    )
     if definition.needs_rngs and not definition.fields:
         lines.append("        del rngs")
     return lines

@@ -1,7 +1,6 @@
 """DenseNet of benchmarks.port.cifar.densenet, in Flax.
 
-Made with torchjax-bridge X from PyTorch X, for Flax X. Images have their channels last:
-``(N, H, W, C)``.
+Made with torchjax-bridge X from PyTorch X, for Flax X. Images are ``(N, H, W, C)``.
 """
 
 from functools import partial
@@ -35,14 +34,8 @@ class DenseLayer(nnx.Module):
 class DenseBlock(nnx.Module):
     """DenseBlock of benchmarks.port.cifar.densenet."""
 
-    def __init__(self, num_input: int, layers_num_input: int, num_input2: int, *, rngs: nnx.Rngs) -> None:
-        self.layers = nnx.List(
-            [
-                DenseLayer(num_input, rngs=rngs),
-                DenseLayer(layers_num_input, rngs=rngs),
-                DenseLayer(num_input2, rngs=rngs),
-            ],
-        )
+    def __init__(self, num_input: int, *, rngs: nnx.Rngs) -> None:
+        self.layers = nnx.List([DenseLayer(num_input + 6 * i, rngs=rngs) for i in range(3)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """``(N, H, W, C)`` to ``(N, H, W, C)``."""
@@ -58,21 +51,21 @@ class DenseNet(nnx.Module):
     def __init__(self, *, rngs: nnx.Rngs) -> None:
         self.conv0 = Conv(3, 12, (3, 3), padding=1, rngs=rngs)
         self.features = nnx.Sequential(
-            DenseBlock(12, 18, 24, rngs=rngs),
+            DenseBlock(12, rngs=rngs),
             nnx.Sequential(
                 BatchNorm(30, rngs=rngs),
                 nnx.relu,
                 Conv(30, 15, (1, 1), padding="VALID", rngs=rngs),
                 lambda x: nnx.avg_pool(x, (2, 2), strides=(2, 2)),
             ),
-            DenseBlock(15, 21, 27, rngs=rngs),
+            DenseBlock(15, rngs=rngs),
             nnx.Sequential(
                 BatchNorm(33, rngs=rngs),
                 nnx.relu,
                 Conv(33, 16, (1, 1), padding="VALID", rngs=rngs),
                 lambda x: nnx.avg_pool(x, (2, 2), strides=(2, 2)),
             ),
-            DenseBlock(16, 22, 28, rngs=rngs),
+            DenseBlock(16, rngs=rngs),
         )
         self.norm = BatchNorm(34, rngs=rngs)
         self.classifier = nnx.Linear(34, 10, kernel_init=kernel_init, rngs=rngs)

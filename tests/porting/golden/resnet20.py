@@ -1,7 +1,6 @@
 """ResNet of benchmarks.port.cifar.resnet, in Flax.
 
-Made with torchjax-bridge X from PyTorch X, for Flax X. Images have their channels last:
-``(N, H, W, C)``.
+Made with torchjax-bridge X from PyTorch X, for Flax X. Images are ``(N, H, W, C)``.
 """
 
 from functools import partial
@@ -53,14 +52,10 @@ class ResNet(nnx.Module):
         self.bn1 = BatchNorm(16, rngs=rngs)
         self.layer1 = nnx.Sequential(*[BasicBlock(16, 16, rngs=rngs) for _ in range(3)])
         self.layer2 = nnx.Sequential(
-            BasicBlock(16, 32, stride=2, rngs=rngs),
-            BasicBlock(32, 32, rngs=rngs),
-            BasicBlock(32, 32, rngs=rngs),
+            BasicBlock(16, 32, stride=2, rngs=rngs), *[BasicBlock(32, 32, rngs=rngs) for _ in range(2)]
         )
         self.layer3 = nnx.Sequential(
-            BasicBlock(32, 64, stride=2, rngs=rngs),
-            BasicBlock(64, 64, rngs=rngs),
-            BasicBlock(64, 64, rngs=rngs),
+            BasicBlock(32, 64, stride=2, rngs=rngs), *[BasicBlock(64, 64, rngs=rngs) for _ in range(2)]
         )
         self.linear = nnx.Linear(64, 10, kernel_init=kernel_init, rngs=rngs)
 

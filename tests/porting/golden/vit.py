@@ -1,7 +1,6 @@
 """ViT of benchmarks.port.cifar.vit, in Flax.
 
-Made with torchjax-bridge X from PyTorch X, for Flax X. Images have their channels last:
-``(N, H, W, C)``.
+Made with torchjax-bridge X from PyTorch X, for Flax X. Images are ``(N, H, W, C)``.
 """
 
 from functools import partial

@@ -1,0 +1,123 @@
+"""What the constructor trees of several instances have in common: one tree, with a column where settings differ.
+
+Where instances have layers in a row in different numbers, one constructor makes them all (`Run`).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ._constructors import MISSING, Call, Column, Either, Items, Numbered, Run, Text, Tree, indexed
+from ._runs import DifferError, run_of
+
+__all__ = ["DifferError", "merge"]
+
+
+def merge(trees: Sequence[Tree | None], name: str) -> Tree:
+    """One tree for all instances.
+
+    Args:
+        trees: The tree of each instance; None where it lacks the layer.
+        name: The attribute that holds the layer.
+
+    Raises:
+        DifferError: They have not the same form.
+    """
+    poor = [tree is None or (isinstance(tree, Items) and not tree.items) for tree in trees]
+    if all(poor):
+        present = [tree for tree in trees if tree is not None]
+        if len(present) not in (0, len(trees)):
+            raise DifferError
+        return present[0] if present else Text("None")
+    if any(poor):
+        empties = {
+            f"{tree.start}{tree.end}" if isinstance(tree, Items) else None
+            for tree, lacks in zip(trees, poor, strict=True)
+            if lacks
+        }
+        if len(empties) > 1:
+            raise DifferError
+        flag = Column([not p for p in poor], f"has_{name}", name)
+        return Either(
+            flag,
+            _merge([None if p else t for t, p in zip(trees, poor, strict=True)]),
+            empties.pop() or "None",
+        )
+    return _merge(trees)
+
+
+def _merge(trees: Sequence[Tree | None]) -> Tree:
+    present = [tree for tree in trees if tree is not None]
+    first = present[0]
+    if any(type(tree) is not type(first) for tree in present):
+        raise DifferError
+    if isinstance(first, Text):
+        if len({tree.text for tree in present}) > 1:  # type: ignore[union-attr]
+            raise DifferError
+        return first
+    if isinstance(first, Column):
+        values: list[Any] = []
+        for tree in trees:
+            values += [MISSING] if tree is None else tree.values  # type: ignore[union-attr]
+        return Column(values, first.setting, first.place)
+    if isinstance(first, Numbered):
+        rows = [tree.items if isinstance(tree, Numbered) else None for tree in trees]
+        return run_of(rows, first.counted_by, merge=_merge)
+    if isinstance(first, Items):
+        if len({(tree.start, tree.end) for tree in present}) > 1:  # type: ignore[union-attr]
+            raise DifferError
+        return Items(first.start, _merge_each([tree and tree.items for tree in trees]), first.end)  # type: ignore[union-attr]
+    if isinstance(first, Call):
+        calls: list[Call] = present  # type: ignore[assignment]
+        if len({(call.function, len(call.args), call.ends) for call in calls}) > 1:
+            raise DifferError
+        args = _merge_each([tree and tree.args for tree in trees])  # type: ignore[union-attr]
+        kwargs: dict[str, Tree] = {}
+        defaults = {name: value for call in calls for name, value in call.defaults.items()}
+        for name in dict.fromkeys(name for call in calls for name in call.kwargs):
+            column: list[Tree | None] = []
+            for tree in trees:
+                value = tree.kwargs.get(name) if isinstance(tree, Call) else None
+                if isinstance(tree, Call) and value is None:
+                    if name not in defaults:
+                        raise DifferError
+                    value = Column([defaults[name]], name)
+                column.append(value)
+            kwargs[name] = _merge(column)
+        return Call(first.function, args, kwargs, defaults, first.ends)
+    raise DifferError
+
+
+def _merge_each(lists: Sequence[Any]) -> list[Tree]:
+    """The merged items: each by its place, or where there are more in some instances than in others, a run."""
+    length, *others = dict.fromkeys(len(items) for items in lists if items is not None)
+    if not others:
+        run = _grows(lists)
+        return [run] if run else [_at(lists, place) for place in range(length)]
+    for before, after in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        inner = [items and items[before : len(items) - after] for items in lists]
+        try:
+            run = run_of(inner, merge=_merge)
+            return [
+                *(_at(lists, place) for place in range(before)),
+                run,
+                *(_at(lists, -place - 1) for place in reversed(range(after))),
+            ]
+        except DifferError:
+            continue
+    raise DifferError
+
+
+def _at(lists: Sequence[Any], place: int) -> Tree:
+    return _merge([items[place] if items is not None else None for items in lists])
+
+
+def _grows(lists: Sequence[Any]) -> Run | None:
+    """The items as a run, if a setting of theirs grows by steps, and all others follow from it."""
+    try:
+        run = run_of(lists, merge=_merge)
+    except DifferError:
+        return None
+    kinds = {tree.kind for tree in indexed(run.item)}
+    if isinstance(run.item, Call) and run.item.function.startswith("nnx."):
+        return None  # plain layers with growing sizes are as well read one by one
+    return run if "steps" in kinds and "listed" not in kinds else None
