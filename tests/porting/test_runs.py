@@ -181,3 +181,40 @@ def test_numbered_layers_in_another_order_stay_as_they_are() -> None:
 
 def test_layers_of_dense_blocks_without_a_class_of_their_own_port() -> None:
     port(nn.Sequential(_Dense(3, 4, 3), _Dense(15, 4, 5)), torch.randn(2, 3, 8, 8))  # proved
+
+
+class _Scale(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(0.1 * torch.ones(dim, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * x
+
+
+class _Scaled(nn.Module):
+    """A block with a scale, or without."""
+
+    def __init__(self, dim: int, scaled: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 1)
+        self.scale = _Scale(dim) if scaled else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale(x) + self.conv(x)
+
+
+class _ScaledStage(nn.Module):
+    def __init__(self, width: int, dim: int, depth: int, scaled: bool) -> None:
+        super().__init__()
+        self.widen = nn.Conv2d(width, dim, 1)
+        self.blocks = nn.Sequential(*[_Scaled(dim, scaled) for _ in range(depth)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks(self.widen(x))
+
+
+def test_a_shape_that_only_the_blocks_of_some_stages_have_is_an_argument_of_these() -> None:
+    stages = [_ScaledStage(3, 4, 1, False), _ScaledStage(4, 6, 2, True), _ScaledStage(6, 8, 3, True)]
+    source = port(nn.Sequential(*stages), torch.randn(2, 3, 6, 6)).source
+    assert source.count("\nclass ScaledStage(") == 1

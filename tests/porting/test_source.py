@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -103,6 +104,30 @@ def test_a_branch_that_settings_decide_is_one_class_with_the_authors_condition()
     assert source.count("\nclass _Block") + source.count("\nclass Block") == 1
     assert "self.stride == 1 and self.use_res" in source
     assert "self.use_res = cin == cout" in source
+
+
+class _Gated(nn.Module):
+    """A block with a parameter of its own, or without."""
+
+    def __init__(self, layer_scale: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.gamma = nn.Parameter(layer_scale * torch.ones(4)) if layer_scale > 0 else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        if self.gamma is not None:
+            y = self.gamma * y
+        return x + y
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_parameter_that_some_instances_lack_is_optional_in_one_class(to: Literal["nnx", "linen"]) -> None:
+    net = nn.Sequential(_Gated(0.0), _Gated(0.1), _Gated(0.2))
+    source = port(net, torch.randn(2, 4), to=to).source  # proved
+    assert source.count("\nclass Gated(") == 1
+    assert "if self.gamma is not None:" in source
+    assert "for layer in self.layers:" in source
 
 
 class _Swapped(nn.Module):

@@ -232,7 +232,7 @@ class _Merge:
         for node in ast.walk(test):
             if isinstance(node, ast.Attribute):
                 values = [getattr(m, node.attr, None) for v in self.variants for m in v.modules]
-                if all(value is None or isinstance(value, nn.Module) for value in values):
+                if all(value is None or isinstance(value, nn.Module | nn.Parameter) for value in values):
                     held = [node.attr in v.layers for v in self.variants for _ in v.modules]
                     if any(isinstance(value, nn.Module) for value in values) and not any(held):
                         flags.add(node.attr)  # modules without weights, which are code where they are called

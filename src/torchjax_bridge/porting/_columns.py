@@ -40,7 +40,7 @@ def text(expression: ast.expr, column: Column, *, is_whole: bool) -> str:
     text = ast.unparse(ast.fix_missing_locations(expression))
     if isinstance(expression, ast.Constant):
         text = literal(expression.value)
-    first = column.known[0]
+    first = next((value for value in column.known if value is not None), None)
     if is_whole and not isinstance(first, tuple | list):
         return f"{text}[0]"
     repeats = not is_whole and not any(isinstance(value, tuple | list) for value in shown(column))

@@ -150,7 +150,8 @@ class _Rename(ast.NodeTransformer):
 
 def _item_name(owner: str, taken: set[str]) -> str:
     """The name of one item of ``self.blocks``."""
-    name = owner.removesuffix(".layers").rpartition(".")[2]
+    name = owner if owner == "self.layers" else owner.removesuffix(".layers")
+    name = name.rpartition(".")[2]
     singular = name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_layer"
     while singular in taken or not singular.isidentifier():
         singular += "_layer"
