@@ -257,7 +257,7 @@ def make_plan(
     faults += twice_filled(moves)
     map_faults, map_assumptions = ask_about_maps(torch_tree, moves, recorded)
     faults += map_faults
-    faults += dtype_faults(torch_tree, moves)
+    faults += dtype_faults(torch_tree, moves, cast)
     return Plan(
         tuple(moves),
         (*(key for key in match.keeps if key not in ties), *torch_tree.others),

@@ -15,6 +15,7 @@ from torchjax_bridge.errors import DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, x64
 
 from ._report import Fault
+from .moving import cast_to
 from .pairing import RAW, Move, separate_leaf_notes
 from .trees import FlaxLeaf, TorchTree
 
@@ -40,15 +41,15 @@ def unfilled_arrays(leaves: Mapping[Path, FlaxLeaf], moves: Sequence[Move]) -> I
     return (path for path, leaf in leaves.items() if leaf.optional and path not in filled)
 
 
-def dtype_faults(tree: TorchTree, moves: Sequence[Move]) -> Iterable[Fault]:
-    """The faults of tensors that JAX cannot hold in its present configuration."""
+def dtype_faults(tree: TorchTree, moves: Sequence[Move], cast: torch.dtype | None = None) -> Iterable[Fault]:
+    """The faults of tensors that JAX cannot hold in its present configuration, once they are cast."""
     wide = x64()
     for move in moves:
         for key in move.torch_keys:
             tensor = tree.state[key]
             if tensor.layout is not torch.strided:
                 yield Fault("dtype", "it is a sparse tensor; call .to_dense() first", key, key)
-            elif words := _cannot_cross(tensor.dtype, wide):
+            elif words := _cannot_cross(cast_to(tensor.dtype, cast), wide):
                 yield Fault("dtype", words, key, key)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 
 from torchjax_bridge.exchange import Path, join_path
 
-from ..trees import FlaxLeaf, FlaxTree, read_flax
+from ..trees import FlaxLeaf, FlaxTree, is_hooked, read_flax
 from ._stale import changed, raise_if_stale
 
 __all__ = ["FlaxSide", "NnxModule", "Tree"]
@@ -76,9 +76,17 @@ class NnxModule(FlaxSide):
     def _note(self) -> None:
         """Note the structure, and how each leaf is read and set."""
         self._structure = [(holder, _contents(holder)) for holder in _holders(self._template)]
-        verbs = [_verbs(self._template, path, self.leaves[path].holder) for path in self._paths]
+        holders = [self.leaves[path].holder for path in self._paths]
+        verbs = [_verbs(self._template, path, one) for path, one in zip(self._paths, holders, strict=True)]
         self._readers = [reader for reader, _ in verbs]
         self._setters = [setter for _, setter in verbs]
+        # Code of the user's may raise while the Variables are set.
+        hooked = [isinstance(one, nnx.Variable) and is_hooked(one, "set_value") for one in holders]
+        self._undo = [
+            (one.get_raw_value, one.set_raw_value) if its_own else verb
+            for one, its_own, verb in zip(holders, hooked, verbs, strict=True)
+            if any(hooked)
+        ]
 
     def check(self) -> None:
         """Raise a `PlanError` that names every Variable that was added, removed or given another shape."""
@@ -104,10 +112,16 @@ class NnxModule(FlaxSide):
         return [read() for read in self._readers]
 
     def put(self, arrays: Sequence[jax.Array | None]) -> nnx.Module:
-        """Set the Variables, and return the module."""
-        for put, array in zip(self._setters, arrays, strict=True):
-            if array is not None:
-                put(array)
+        """Set the Variables, and return the module. If a hook of one raises, all are as they were."""
+        before = [read() for read, _ in self._undo]
+        try:
+            for put, array in zip(self._setters, arrays, strict=True):
+                if array is not None:
+                    put(array)
+        except BaseException:
+            for (_, put), value in zip(self._undo, before, strict=True):
+                put(value)
+            raise
         return self._template
 
 
@@ -157,8 +171,8 @@ def _verbs(module: nnx.Module, path: Path, holder: Any) -> tuple[Callable[[], An
         return partial(_read_plain, module, path), partial(_set_plain, module, path)
     plain = isinstance(holder.get_raw_value(), jax.Array | jax.ShapeDtypeStruct | np.ndarray)
     return (
-        holder.get_raw_value if plain and not holder.has_metadata("on_get_value") else holder.get_value,
-        holder.set_raw_value if plain and not holder.has_metadata("on_set_value") else holder.set_value,
+        holder.get_raw_value if plain and not is_hooked(holder, "get_value") else holder.get_value,
+        holder.set_raw_value if plain and not is_hooked(holder, "set_value") else holder.set_value,
     )
 
 

@@ -4,7 +4,7 @@ Every value is laid out before the first is set, so an error leaves both models 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import torch
@@ -23,11 +23,13 @@ from .._plan import Plan
 from ..layouts import same_bits
 from ..moving import WIDER, as_exchangeable, cast_to, copy_into, row_major_copies
 from ..trees import place_on_sharding
+from ._apart import apart
 from ._flax_side import FlaxSide
 from ._stale import stale
 from ._steps import Step
 from ._streams import side_streams
 from ._torch_side import TorchSide
+from ._tracing import refuse_in_trace
 from ._watch import Watch
 
 __all__ = ["Link", "Options"]
@@ -47,7 +49,7 @@ class Link:
     Attributes:
         plan: The plan; print it to see what crosses. What is frozen is listed under ``torch_only``.
 
-    A link is not for several threads at once.
+    A link is not for several threads at once. It is not copied or pickled, since it is about two live models.
     """
 
     def __init__(
@@ -65,6 +67,12 @@ class Link:
     def __repr__(self) -> str:
         return f"Link({len(self._steps)} moves, {self.plan.flavour})"
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a Link is about two live models, so it is not copied or pickled: copy the models, and make a link of "
+            "the copies."
+        )
+
     def push(self) -> Any:
         """Give the weights of the module to Flax.
 
@@ -79,12 +87,14 @@ class Link:
             PlanError: A module, a parameter, a buffer or a Variable was added, removed or replaced by one that does
                 not fit, since the link was made. The message names it.
             ExchangeError: A value cannot cross, such as an integer beyond 32 bits with x64 off.
+            TransformError: JAX is tracing.
 
         Memory:
             New arrays each time, unless shared. Arrays of earlier pushes keep their values. While a push runs,
             there are the weights of the module, those of the last push and the new ones.
         """
         refuse_in_fork("push weights")
+        refuse_in_trace("push")
         self._torch.check()
         steps: Sequence[Step] = self._steps
         arrays: list[jax.Array | None] = [None] * len(self._paths)
@@ -152,12 +162,14 @@ class Link:
             PlanError: As for `push`; or a leaf has another shape or dtype than the plan says, or two leaves hold
                 different values for one tied tensor. Nothing is written then.
             ExchangeError: An array cannot become a tensor.
+            TransformError: JAX is tracing.
             TypeError: ``values`` is missing, or given for an nnx module.
 
         Memory:
             Writes into the module's memory. Where parts are concatenated, also one copy of them.
         """
         refuse_in_fork("pull weights")
+        refuse_in_trace("pull")
         self._torch.check()
         arrays = self._flax.values(values)
         writes: dict[object, tuple[str, torch.Tensor, torch.Tensor]] = {}
@@ -172,6 +184,11 @@ class Link:
                 for slot, target, tensor in zip(step.slots, own, step.inverse(tensors, own), strict=True):
                     if tensor.dtype is not target.dtype:
                         faults += self._misfit(slot.key, target, tensor)
+                    if not target.is_contiguous() and _is_expanded(target):
+                        faults.append(
+                            f"'{slot.key}' was expanded: several of its elements are one in memory. Replace it by "
+                            "its clone"
+                        )
                     # By memory, so that a tied tensor is written once. Views may begin at the same address.
                     first = writes.setdefault(target.data_ptr() or slot.key, (slot.key, target, tensor))
                     if first[1] is target:
@@ -183,7 +200,8 @@ class Link:
             if faults:
                 listed = "\n".join(f"  {line}" for line in faults)
                 raise PlanError(f"cannot pull these weights to torch:\n{listed}")
-            for _, target, tensor in writes.values():
+            pairs = [(target, tensor) for _, target, tensor in writes.values()]
+            for (target, _), tensor in zip(pairs, apart(pairs), strict=True):
                 _write(target, tensor)
 
     def _tensor(self, path: Path, value: Any) -> torch.Tensor:
@@ -217,6 +235,10 @@ def _two_values(
     """The fault of two keys of one tensor with different values."""
     if not same_bits(first[2], tensor):
         yield f"'{key}' is the same tensor as '{first[0]}' in torch, but Flax holds two values"
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _write(target: torch.Tensor, tensor: torch.Tensor) -> None:

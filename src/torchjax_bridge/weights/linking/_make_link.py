@@ -57,7 +57,7 @@ def link(
         dtype: A floating-point dtype of JAX, such as ``jnp.bfloat16``, to which a push casts every floating-point
             tensor while it is laid out. A pull casts back to the dtypes of the module. None keeps every dtype.
         frozen: What no push and no pull touches: keys of the ``state_dict``, paths of modules, patterns of either
-            (``"blocks.*.norm"``), or a function of the key and the tensor.
+            (``"blocks.*.norm"``), or a function of the key and the module's own tensor. It is asked once.
         share: Whether leaves with the same layout on both sides share torch's memory if they can, instead of being
             copied. Such arrays change when torch writes to its tensors; see ``docs/sharing-memory.md``.
         changed_only: Whether a push leaves out a tensor whose version (``Tensor._version``), memory and strides are
@@ -69,8 +69,8 @@ def link(
         The link. It has moved nothing yet.
 
     Raises:
-        PlanError: The models do not fit, ``frozen`` names nothing or a part of a fused leaf, or a leaf of an
-            abstract model would stay without a value. The message lists every fault.
+        PlanError: The models do not fit; ``frozen`` names nothing, everything, or a part of a fused leaf or of a
+            tied tensor; or a leaf of an abstract model would stay without a value. The message lists every fault.
         ArgumentError: ``inputs`` are given and the module fails on them.
         TypeError: ``module`` is no ``nn.Module``, or ``dtype`` is no floating-point dtype.
 
@@ -104,10 +104,11 @@ def link(
     torch_tree, flax_tree, given = read_sides(module, model, rules)
     plan = make_plan(torch_tree, flax_tree, given, cast, example)
     plan.report.raise_unless_ok(f"link {what_it_is(module)} and {what_it_is(model)}", strict=True)
-    left = frozen_keys(frozen, plan, torch_tree.state)
+    live = {**torch_tree.state, **module.state_dict(keep_vars=True)}  # with requires_grad
+    left = frozen_keys(frozen, plan, live, torch_tree.ties)
     plan = replace(
         plan,
-        moves=tuple(move for move in plan.moves if not left.intersection(move.torch_keys)),
+        moves=tuple(move for move in plan.moves if left.keys().isdisjoint(move.torch_keys)),
         torch_only=(*plan.torch_only, *left),
     )
     refuse_holes(plan, flax_tree)

@@ -43,7 +43,8 @@ class Slot:
         """The tensor that is there now, detached; it shares memory and version with the module's own.
 
         Raises:
-            PlanError: It is missing, or has another shape, dtype or device than the plan was made for.
+            PlanError: It is missing, has no memory, or has another shape, dtype or device than the plan was made
+                for.
         """
         tensor = self.holder.get(self.name)
         if tensor is None or tensor.shape != self.shape or tensor.dtype is not self.dtype:
@@ -51,6 +52,11 @@ class Slot:
         alias = tensor.detach()
         if alias.device != self.device:
             raise stale(self.faults())
+        if _has_no_memory(alias):
+            raise PlanError(
+                f"'{self.key}' has no memory: it is a meta tensor, or its storage was freed. Give it values first, "
+                "such as by module.to_empty() or by gathering it."
+            )
         return alias
 
     def faults(self) -> Iterator[str]:
@@ -107,6 +113,13 @@ class TorchSide:
         ]
         raise_if_stale([*faults, *changed(self._keys, _keys(self._module), "parameter or buffer")])
         self._structure = list(_structure(self._module))
+
+
+def _has_no_memory(tensor: torch.Tensor) -> bool:
+    try:
+        return not tensor.data_ptr() and tensor.numel() > 0
+    except RuntimeError:  # inside torch.func, where a leaf that crosses is refused
+        return False
 
 
 def _keys(module: nn.Module) -> dict[str, None]:

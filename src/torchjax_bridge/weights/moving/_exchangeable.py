@@ -20,6 +20,8 @@ WIDER = {torch.int32: torch.int64, torch.uint32: torch.uint64}
 
 def as_exchangeable(value: Any, copy: bool | None = None) -> Any:
     """The value in a form that ``to_torch`` takes; with ``copy=False`` nothing is gathered."""
+    if isinstance(value, jax.core.Tracer):  # refused later, by name
+        return value
     if isinstance(value, jax.Array) and copy is not False and value.is_fully_addressable:
         if len(value.sharding.device_set) == 1:
             return value

@@ -23,6 +23,7 @@ from ._overridden import source_name as source_name
 from ._overridden import square_leaf_assumption as square_leaf_assumption
 from ._overridden import torch_assumptions as torch_assumptions
 from ._read_flax import read_flax as read_flax
+from ._read_nnx import is_hooked as is_hooked
 from ._read_torch import read_torch as read_torch
 from ._shardings import partition_of as partition_of
 from ._shardings import place_on_sharding as place_on_sharding

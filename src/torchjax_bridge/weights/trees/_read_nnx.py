@@ -18,7 +18,7 @@ from torchjax_bridge.exchange import Path
 
 from ._flax_tree import FlaxLeaf, FlaxNode, FlaxTree, FlaxTreeBuilder, leaf_of
 
-__all__ = ["read_nnx", "read_state"]
+__all__ = ["is_hooked", "read_nnx", "read_state"]
 
 # Variables that belong to a run, not to the trained weights.
 _RUN_VARIABLES = (nnx.RngState, nnx.Cache, nnx.Intermediate, nnx.Perturbation)
@@ -237,12 +237,18 @@ def _read_variables(
 
 
 def _value_of(variable: Any) -> Any:
-    """The array; of a variable with a hook on reading, what the hook gives."""
+    """The array; of a variable with code of its own for reading, what that gives."""
     if not _is_variable(variable):
         return variable
     raw = variable.get_raw_value()
-    plain = isinstance(raw, jax.ShapeDtypeStruct | jax.Array) and not variable.has_metadata("on_get_value")
+    plain = isinstance(raw, jax.ShapeDtypeStruct | jax.Array) and not is_hooked(variable, "get_value")
     return raw if plain else variable.get_value()
+
+
+def is_hooked(variable: nnx.Variable[Any], verb: str) -> bool:
+    """Whether its class overloads ``get_value`` or ``set_value``, or its metadata hooks into it."""
+    own: Any = getattr(type(variable), verb)
+    return variable.has_metadata(f"on_{verb}") or own is not getattr(nnx.Variable, verb)
 
 
 def _unfillable(values: Mapping[Path, Any]) -> Any:
@@ -254,7 +260,11 @@ def _fill_variable(variable: Any, path: Path, values: Mapping[Path, Any]) -> Any
     if not _is_variable(variable):
         return values.get(path, variable)
     if path in values:
-        return variable.copy(values[path])
+        if not is_hooked(variable, "set_value"):
+            return variable.copy(values[path])
+        filled = variable.copy()
+        filled.set_value(values[path])
+        return filled
     old = variable.get_value()
     return variable.copy(_start(old, path) if isinstance(variable, nnx.RngState) else old)
 
