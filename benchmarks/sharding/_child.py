@@ -1,6 +1,7 @@
 """One run of something with a checkpoint, in a process of its own: prints its CPU seconds, wall time and memory.
 
-``python -m benchmarks.sharding._child TASK ARGUMENTS...``; imports are over before the clock starts.
+``python -m benchmarks.sharding._child TASK ARGUMENTS...``. It says that it is ready when its imports are over, and
+starts the clock when it reads a line, so that several start at one time.
 """
 
 import functools
@@ -64,13 +65,18 @@ def make(target: str, count: str) -> None:
     save_state_dict(target, {f"layers.{n}.weight": values for n in range(int(count))}, format="dcp")
 
 
-def copy(source: str, target: str) -> None:
-    """The files of a folder, by plain reads and writes."""
-    Path(target).mkdir()
+def copy(source: str, target: str, part: str = "0/1") -> None:
+    """The files of a folder, or this part of each, by plain reads and writes."""
+    number, parts = map(int, part.split("/"))
+    Path(target).mkdir(exist_ok=True)
     for file in Path(source).iterdir():
-        with file.open("rb", buffering=0) as since, (Path(target) / file.name).open("wb", buffering=0) as to:
-            while data := since.read(_BLOCK):
-                to.write(data)
+        begin, end = (file.stat().st_size * place // parts for place in (number, number + 1))
+        made = os.open(Path(target) / file.name, os.O_WRONLY | os.O_CREAT, 0o666)
+        with file.open("rb", buffering=0) as since, os.fdopen(made, "wb", buffering=0) as to:
+            since.seek(begin)
+            to.seek(begin)
+            while begin < end:
+                begin += to.write(since.read(min(_BLOCK, end - begin)))
 
 
 def stream(source: str, target: str, count: str, part: str = "0/1") -> None:
@@ -132,6 +138,8 @@ def main(task: str, *arguments: str) -> None:
         import orbax.checkpoint  # noqa: F401
     if task in ("stream", "whole"):
         template(int(arguments[2]), **({"one_device": True} if task == "whole" else {}))
+    print("ready", flush=True)
+    sys.stdin.readline()
     ended = threading.Event()
     with ThreadPoolExecutor(1) as watcher:
         anonymous = watcher.submit(_peak_anonymous, ended)

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ __all__ = ["run"]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _LAYER_BYTES = WIDTH * WIDTH * 2
-_COPY, _STREAM, _PARTS = "copy the files", "convert, in one part", "convert, in two parts"
+_COPY, _COPIES = "copy the files", "copy the files, in two processes"
+_STREAM, _PARTS = "convert, in one part", "convert, in two parts"
 _IMPORTS = "the imports alone"
 _WHOLE, _MERGE = "load whole and save", "dcp_to_torch_save (to one file)"
 
@@ -50,6 +52,7 @@ def _times(folder: Path, size: int, rounds: int, setting: Setting) -> Findings:
     source, count = _source(folder, size)
     candidates: dict[str, list[tuple[str, ...]]] = {
         _COPY: [("copy",)],
+        _COPIES: [("copy", "0/2"), ("copy", "1/2")],
         _STREAM: [("stream", count)],
         _PARTS: [("stream", count, "0/2"), ("stream", count, "1/2")],
         _WHOLE: [("whole", count)],
@@ -78,7 +81,10 @@ def _times(folder: Path, size: int, rounds: int, setting: Setting) -> Findings:
         _case(f"sharding/wall/{nbytes}", f"How long does it take to convert {size} MiB?", wall, nbytes),
     ]
     ratio = Spread.of([a / b for a, b in zip(cpu[_STREAM], cpu[_COPY], strict=True)])
-    parts = Spread.of([a / b for a, b in zip(wall[_PARTS], wall[_STREAM], strict=True)])
+    parts, floor = (
+        Spread.of([a / b for a, b in zip(wall[two], wall[one], strict=True)])
+        for two, one in ((_PARTS, _STREAM), (_COPIES, _COPY))
+    )
     return Findings(
         cases,
         [
@@ -86,6 +92,9 @@ def _times(folder: Path, size: int, rounds: int, setting: Setting) -> Findings:
                 "CPU seconds of DCP to Orbax, transposed / of a copy of the files", "at most", 1.4, "x", ratio
             ),
             Promise("wall time of DCP to Orbax in two parts / in one", "at most", 0.75, "x", parts),
+            Promise(
+                "wall time of a copy of the files in two processes / in one", "reported", None, "x", floor
+            ),
         ],
     )
 
@@ -138,6 +147,7 @@ def _run(tasks: list[tuple[Any, ...]]) -> list[dict[str, float]]:
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks.sharding._child", *map(str, task)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -147,6 +157,12 @@ def _run(tasks: list[tuple[Any, ...]]) -> list[dict[str, float]]:
         for task in tasks
     ]
     try:
+        for worker in workers:
+            if worker.stdout is not None:
+                worker.stdout.readline()  # that it is ready; nothing if it died
+        for worker in workers:
+            with suppress(BrokenPipeError):
+                print(file=worker.stdin, flush=True)
         said = [worker.communicate() for worker in workers]
     finally:
         for worker in workers:
