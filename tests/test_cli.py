@@ -76,6 +76,11 @@ class Alike(nnx.Module):
         self.alpha = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
         self.beta = nnx.Linear(4, 4, use_bias=False, rngs=rngs)
 
+class Annotated(nnx.Module):
+    def __init__(self, rngs):
+        init = nnx.with_partitioning(nnx.initializers.normal(), (None, "x"))
+        self.fc = nnx.Linear(4, 8, kernel_init=init, rngs=rngs)
+
 class WithMap(nnx.Module):
     def __init__(self, rngs):
         self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
@@ -159,6 +164,17 @@ def test_convert_casts_reshards_and_changes_formats(nets: dict[str, torch.Tensor
     run("convert", "net.msgpack", "orbax", "--to", "flax", "--format", "orbax")
     assert load_flax("orbax")["params"]["fc"]["kernel"].shape == (3, 4)
     left(tmp_path, "shards", "net.msgpack", "orbax")
+
+
+def test_a_template_that_names_axes_needs_no_mesh_but_for_their_sizes(nets: dict[str, torch.Tensor]) -> None:
+    save_state_dict("fc.pt", {"fc.weight": torch.randn(8, 4), "fc.bias": torch.randn(8)})
+    options = ("--to", "flax", "--format", "orbax", "--template", factory("Annotated"))
+    said = run("convert", "fc.pt", "flax", *options, "--mesh", "y=4", code=2).stderr
+    assert "It ran on --mesh y=4, which must size every axis it names" in " ".join(said.split())
+    run("convert", "fc.pt", "flax", *options, "--mesh", "x=4")
+    run("verify", "fc.pt", "flax", "--template", factory("Annotated"))
+    run("convert", "fc.pt", "whole", *options)
+    run("verify", "flax", "whole")
 
 
 def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:

@@ -8,7 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, overload
 
 import jax
@@ -65,8 +65,7 @@ def flax_template(spec: str | None, debug: bool, mesh: AbstractMesh | None = Non
     """The Flax template that ``--template`` builds, with shapes instead of arrays; ``mesh`` has no devices."""
     if spec is None:
         return None
-    with nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
-        built = build(spec, debug)
+    built = build(spec, debug, mesh=mesh)
     if isinstance(built, linen.Module):
         raise typer.BadParameter(_variables_hint(spec, built))
     if not isinstance(built, nnx.Module | nnx.State | Mapping):
@@ -109,6 +108,10 @@ def _first_line(err: BaseException) -> str:
     return f"{type(err).__name__}: {lines[0] if lines else ''}"
 
 
+def _written(mesh: AbstractMesh) -> str:
+    return ",".join(f"{name}={size}" for name, size in mesh.shape.items())
+
+
 def _variables_hint(spec: str, module: linen.Module) -> str:
     """The message for a linen module, with the factory of its variables to write."""
     name, _, attribute = spec.partition(":")
@@ -127,8 +130,12 @@ def _variables_hint(spec: str, module: linen.Module) -> str:
     )
 
 
-def build(spec: str, debug: bool, make: Callable[[Any], Any] | None = None) -> Any:
+def build(
+    spec: str, debug: bool, make: Callable[[Any], Any] | None = None, mesh: AbstractMesh | None = None
+) -> Any:
     """What a factory returns, by default abstract: a module on the meta device, or ``jax.ShapeDtypeStruct``.
+
+    Without a mesh, the axes that the metadata of a Flax module names stay names.
 
     Raises:
         typer.BadParameter: There is no such factory, or it raised.
@@ -142,11 +149,17 @@ def build(spec: str, debug: bool, make: Callable[[Any], Any] | None = None) -> A
         factory: Any = importlib.import_module(name)
         for part in attribute.split("."):
             factory = getattr(factory, part)
-        return (make or _make_abstract)(factory)
+        with nnx.use_eager_sharding(False) if mesh is None else jax.sharding.use_abstract_mesh(mesh):
+            return (make or _make_abstract)(factory)
     except _USER_CODE_ERRORS as err:
         if debug:
             raise
-        raise typer.BadParameter(f"{spec}: {_first_line(err)}") from err
+        sized = (
+            ""
+            if mesh is None
+            else f". It ran on --mesh {_written(mesh)}, which must size every axis it names"
+        )
+        raise typer.BadParameter(f"{spec}: {_first_line(err)}{sized}") from err
     except SystemExit as err:
         # A script without a guard around its main. Nothing was done, so exit code 0 would be wrong.
         raise typer.BadParameter(

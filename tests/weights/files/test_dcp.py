@@ -29,10 +29,10 @@ Folder = pathlib.Path
 WORKER = pathlib.Path(__file__).with_name("dcp_worker.py")
 
 
-def save(state: dict[str, Any], folder: Folder) -> Folder:
+def save(state: dict[str, Any], folder: Folder, **options: Any) -> Folder:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that only one process saves
-        dcp.save(state, checkpoint_id=folder)
+        dcp.save(state, checkpoint_id=folder, **options)
     return folder
 
 
@@ -190,6 +190,21 @@ def test_several_state_dicts_need_a_key(tmp_path: Folder) -> None:
 class Evil:
     def __reduce__(self) -> Any:
         return os.system, ("echo evil > /tmp/evil",)
+
+
+@pytest.mark.parametrize("content", [{"model": {"w": torch.ones(2)}, "step": 3}, {"step": 3}])
+def test_a_save_whose_tensors_lie_in_pickles_says_so(tmp_path: Folder, content: Any) -> None:
+    save(content, tmp_path / "dcp", planner=dcp.DefaultSavePlanner(flatten_state_dict=False))
+    with pytest.raises(
+        CheckpointError, match=r"holds no tensors, but pickles \(.*step\).*flatten_state_dict=True"
+    ):
+        open_checkpoint(tmp_path / "dcp")
+
+
+def test_a_key_that_is_no_text_is_refused(tmp_path: Folder) -> None:
+    save({"model": {"w": torch.ones(2)}}, tmp_path / "dcp")
+    with pytest.raises(CheckpointError, match="key=3 is not the name of an entry"):
+        open_checkpoint(tmp_path / "dcp", key=3)  # type: ignore[arg-type]
 
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Folder) -> None:

@@ -401,10 +401,23 @@ def test_a_source_that_changes_while_a_part_reads_it_is_refused(tmp_path: Folder
 def test_a_part_of_another_number_of_parts_or_of_other_settings_is_refused(tmp_path: Folder) -> None:
     source(tmp_path / "dcp")
     to_orbax(tmp_path, (0, 2))
-    with pytest.raises(CheckpointError, match="holds part 0 of 2, and this is part 1 of 3"):
-        to_orbax(tmp_path, (1, 3))
+    for number in (0, 1):
+        with pytest.raises(CheckpointError, match=f"holds part 0 of 2, and this is part {number} of 3"):
+            to_orbax(tmp_path, (number, 3))
     with pytest.raises(CheckpointError, match="part 0 of 2 is from another source or other settings"):
         to_orbax(tmp_path, (1, 2), dtype=torch.bfloat16)
+
+
+@FORMATS
+@pytest.mark.parametrize("finished", [0, 1])
+def test_a_run_of_all_keeps_the_parts_that_are_there(tmp_path: Folder, run: Any, finished: int) -> None:
+    state = source(tmp_path / "dcp")
+    run(tmp_path, (finished, 2))
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=f"part {finished} of 2, and this is all of it. It is kept"):
+            run(tmp_path, resume=resume)
+    run(tmp_path, (1 - finished, 2))
+    check(tmp_path, state)
 
 
 @FORMATS
@@ -475,6 +488,47 @@ def test_a_disk_without_room_leaves_nothing_of_a_single_conversion(tmp_path: Fol
     with full_disk(600), pytest.raises(CheckpointError, match="out"):
         run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["dcp"]
+
+
+@FORMATS
+def test_a_disk_without_room_leaves_what_a_single_conversion_is_to_keep(tmp_path: Folder, run: Any) -> None:
+    state, blocks = source(tmp_path / "dcp"), []
+    with full_disk(3000), pytest.raises(CheckpointError, match="out"):
+        run(tmp_path, resume=True, progress=lambda _: blocks.append)
+    assert (tmp_path / ".out.part").is_dir()
+    run(tmp_path, resume=True)
+    check(tmp_path, state)
+
+
+def test_a_mesh_that_no_leaf_of_the_template_names_is_refused(tmp_path: Folder) -> None:
+    state = source(tmp_path / "dcp")
+
+    class Plain(nnx.Module):
+        def __init__(self) -> None:
+            for name, bias in (("first", True), ("second", True), ("third", False)):
+                setattr(self, name, nnx.Linear(WIDTH, WIDTH, use_bias=bias, rngs=nnx.Rngs(0)))
+
+    plain = nnx.eval_shape(Plain)
+    with pytest.raises(
+        CheckpointError, match="mesh= gives 'x' a size, but no leaf of the template names an axis"
+    ):
+        to_orbax(tmp_path, template=plain)
+    convert(tmp_path / "dcp", tmp_path / "out", template=plain, to="flax", format="orbax")
+    check(tmp_path, state)
+
+
+@pytest.mark.parametrize("shape", [(4,), (8, 4)])
+def test_a_template_of_other_shapes_is_refused(tmp_path: Folder, shape: tuple[int, ...]) -> None:
+    save_file({"params.w": torch.ones(4, 4)}, tmp_path / "in.safetensors", {"format": "flax"})
+    struct = jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(MESH, PartitionSpec("x")))
+    with pytest.raises(CheckpointError, match=r"^'params.w' is \(.*\) in the template, and \(4, 4\) in the"):
+        convert(
+            tmp_path / "in.safetensors",
+            tmp_path / "out",
+            to="flax",
+            format="orbax",
+            template={"params": {"w": struct}},
+        )
 
 
 def test_a_sharding_that_does_not_divide_is_named(tmp_path: Folder) -> None:

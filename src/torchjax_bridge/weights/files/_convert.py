@@ -124,7 +124,7 @@ def convert(
         shard_size: The bytes of one file in a folder.
         key: Which entry of a torch file or a DCP checkpoint is the ``state_dict``.
         mesh: Gives the names of axes in the template a size, without devices: ``AbstractMesh((8,), ("x",))``.
-            Orbax and DCP store a leaf in chunks that lie in one shard of the template each.
+            Orbax stores a leaf in chunks that lie in one shard of the template each.
         part: Which part of how many this process converts, as ``(0, 4)``, to Orbax or DCP. The processes share only
             the folder of the target; the last to finish joins the parts. All are called with the same arguments.
         resume: Keep the shards or blocks that an earlier, killed run of the same conversion finished, with
@@ -165,8 +165,9 @@ def convert(
     if route.plan is not None:
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
+    # A template of torch weights only names them: what is written has other shapes.
+    shards = shard_shapes(route.leaves, template, mesh) if template is not None and to == "flax" else {}
     on_leaf = None if progress is None else progress(route)
-    shards = {} if template is None else shard_shapes(template, mesh)
     written = write_checkpoint(
         route.leaves,
         pathlib.Path(target),

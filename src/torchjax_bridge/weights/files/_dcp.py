@@ -6,7 +6,7 @@ part. A chunk that is missing is an error: DCP itself would leave old values in 
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,11 @@ def read_dcp(folder: pathlib.Path, window: Window | None = None, key: str | None
             several ``state_dict``.
     """
     metadata = read_metadata(folder)
+    if metadata.others and not metadata.tensors:
+        raise CheckpointError(
+            f"{folder} holds no tensors, but pickles ({_named(metadata.others)}): load it in torch, and save it "
+            "with DefaultSavePlanner(flatten_state_dict=True), which is DCP's default."
+        )
     chosen, note = _choose(metadata, folder, key)
     reader = _Reader(folder, window)
     leaves = {}
@@ -74,9 +79,12 @@ def read_dcp(folder: pathlib.Path, window: Window | None = None, key: str | None
     name, flat = next(iter(chosen.items()))
     others = [other for other in metadata.others if other.startswith(flat.removesuffix(name))]
     if others:
-        names = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
-        note = f"{note or 'a state_dict'}, without what is not a tensor: {names}"
+        note = f"{note or 'a state_dict'}, without what is not a tensor: {_named(others)}"
     return Checkpoint(folder, "dcp", leaves, "torch", note=note)
+
+
+def _named(others: Sequence[str]) -> str:
+    return ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
 
 
 def _choose(metadata: DcpMetadata, folder: pathlib.Path, key: str | None) -> tuple[Mapping[str, str], str]:

@@ -61,7 +61,9 @@ def find_item(file: MappedFile, chunk: Chunk, dtype: torch.dtype, name: str) -> 
         header = file.slice(chunk.offset + values.header_offset, 30)
         begin = values.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     except _ZIP_ERRORS as err:
-        raise CheckpointError(f"{where} is damaged or not written by torch.save.") from err
+        raise CheckpointError(
+            f"{where} is damaged or not written by torch.save, DCP's default format."
+        ) from err
     sizes = tuple(part.stop - part.start for part in chunk.box)
     if order != b"little":
         raise CheckpointError(f"{where} is of a machine with another byte order.")

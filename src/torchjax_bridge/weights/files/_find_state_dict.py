@@ -46,6 +46,8 @@ def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[
 
 
 def _entry_at(content: Any, path: pathlib.Path, key: str) -> Mapping[str, Any]:
+    if not isinstance(key, str):
+        raise CheckpointError(f"{path}: key={key!r} is not the name of an entry, such as 'model'.")
     found = _lookup(content, key)
     if found is None:
         raise CheckpointError(f"{path}: there is no entry {key!r}{_advice(content, key)}")

@@ -91,11 +91,11 @@ def write_part(
     number, count = part
     folder = partial_path(target)
     with as_writing_error(target), locked_folder(folder, shared=count > 1):
-        if count == 1 and not resume:
-            clear(folder)
         own = {"work": work(), "of": count}
         for file in sorted(folder.glob("part-*.json")):
             _check_same_work(folder, int(file.stem.partition("-")[2]), own, number, resume)
+        if count == 1 and not resume:
+            clear(folder)
         try:
             check_publish(folder, target)
             joining = folder / _JOIN_LOCK
@@ -109,12 +109,8 @@ def write_part(
                     )  # another may have joined them
                     if not waiting and joining.exists():
                         _join(blocks, target, folder, format, count, work())
-        except KeyboardInterrupt:
-            if count == 1 and not resume:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
         except BaseException:
-            if count == 1:  # of several parts, all that is stored stays
+            if count == 1 and not resume:  # what was to be kept, and all that other parts stored, stays
                 shutil.rmtree(folder, ignore_errors=True)
             raise
     return waiting
@@ -147,13 +143,12 @@ def _check_same_work(
     state = _state(folder, other)
     if (state.get("work"), state.get("of")) == (own["work"], own["of"]):
         return
-    if other == number and not resume:
+    if state.get("of") == own["of"] and other == number and not resume:
         return
     kept = f"It is kept; remove {folder} to start anew."
     if state.get("of") != own["of"]:
-        raise CheckpointError(
-            f"{folder} holds part {other} of {state.get('of')}, and this is part {number} of {own['of']}. {kept}"
-        )
+        this = f"part {number} of {own['of']}" if own["of"] > 1 else "all of it"
+        raise CheckpointError(f"{folder} holds part {other} of {state.get('of')}, and this is {this}. {kept}")
     if own["of"] == 1:
         kept = "It is kept; start without resume to replace it."
         raise CheckpointError(
