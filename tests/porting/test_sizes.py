@@ -191,3 +191,50 @@ def test_a_normalized_vector_of_zeros_has_the_gradient_of_torch() -> None:
     got = jax.grad(lambda x: (model(x) * jnp.asarray(weights.numpy())).sum())(jnp.asarray(x.numpy()))
     assert given.grad is not None
     np.testing.assert_allclose(got, given.grad.numpy(), rtol=1e-5)
+
+
+class _Decoder(nn.Module):
+    """A loop over an axis that is neither a batch nor the length of a sequence of features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        y = self.fc(source).sum(0)
+        for step in range(target.size(0)):
+            y = torch.tanh(self.fc(y) + target[step][:, None])
+        return y
+
+
+def test_a_loop_over_an_axis_of_another_input_is_a_condition() -> None:
+    ported = port(_Decoder(), torch.randn(5, 2, 4), torch.randint(0, 9, (3, 2)), verify=False)
+    (note,) = ported.notes
+    assert "inputs of the example's sizes" in note
+    assert "torch.tanh(self.fc(y) + target[step]" in note
+
+
+class _Frames(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x[:, :, frame].mean((2, 3)) * frame for frame in range(x.shape[2])])
+
+
+def test_a_loop_over_frames_is_a_condition() -> None:
+    (note,) = port(_Frames(), torch.randn(2, 3, 4, 5, 5)).notes
+    assert "inputs of the example's sizes" in note
+
+
+class _Masked(nn.Module):
+    """Lengths first: the size of the first axis is that of both axes of the mask, too."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weights = torch.softmax(mask, 1)
+        return torch.einsum("ts,snd->tnd", weights, x) * x.shape[0]
+
+
+def test_a_length_that_is_the_size_of_several_axes_is_tried_with_all_of_them() -> None:
+    ported = port(_Masked(), torch.randn(3, 2, 4), torch.randn(3, 3))
+    assert not ported.notes
+    x, mask = torch.randn(6, 5, 4), torch.randn(6, 6)
+    got = ported.model(jnp.asarray(x.numpy()), jnp.asarray(mask.numpy()))
+    np.testing.assert_allclose(np.asarray(got), _Masked()(x, mask).numpy(), rtol=1e-5, atol=1e-5)

@@ -76,10 +76,26 @@ class _View(nn.Module):
         return y
 
 
-def test_a_write_through_a_view_is_a_fault() -> None:
-    (fault,) = record(_View(), (torch.ones(2),)).faults
+def test_a_write_through_a_view_is_a_new_value_of_the_whole() -> None:
+    recording = record(_View(), (torch.ones(2, 3),))
+    assert not recording.faults
+    *_, added, whole = recording.top.nodes
+    assert (added.function, whole.function) == ("torch.Tensor.add_", "torch.Tensor.reshape")
+    assert whole.args[0] is added.result
+    assert recording.top.result is whole.result
+
+
+class _Diagonal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        torch.diagonal(y).add_(1)
+        return y
+
+
+def test_a_write_through_a_view_of_another_kind_is_a_fault() -> None:
+    (fault,) = record(_Diagonal(), (torch.ones(2, 2),)).faults
     assert "through a view" in fault.reason
-    assert fault.source.text == "y.view(-1).add_(1)"
+    assert fault.source.text == "torch.diagonal(y).add_(1)"
 
 
 class _Decides(nn.Module):

@@ -114,7 +114,12 @@ def as_function(model: Any, arguments: Sequence[Any]) -> tuple[Callable[[Any, An
     arrays = [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, jax.Array)]
     if isinstance(model, tuple):
         module, variables = model
-        return lambda state, arrays: module.apply(state, *with_arrays(arguments, arrays)), variables, arrays
+        keys = {"dropout": jax.random.key(0)}  # of code that draws in evaluation, too
+
+        def apply(state: Any, arrays: Any) -> Any:
+            return module.apply(state, *with_arrays(arguments, arrays), rngs=keys)
+
+        return apply, variables, arrays
     graph, variables = nnx.split(model)
     return lambda state, arrays: nnx.merge(graph, state)(*with_arrays(arguments, arrays)), variables, arrays
 

@@ -70,6 +70,14 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
         for function in (torch.tril, torch.triu):
             if torch.equal(tensor, function(torch.ones(shape, dtype=tensor.dtype))):
                 return f"jnp.{function.__name__}(jnp.ones({shape}, dtype={dtype}))"
+    side = math.isqrt(tensor.numel())
+    if (
+        side > 1
+        and side**2 == tensor.numel()
+        and torch.equal(values, torch.eye(side, dtype=tensor.dtype).view(-1))
+    ):
+        made = f"jnp.eye({side}, dtype={dtype})"
+        return made if shape == (side, side) else f"{made}.reshape({shape})"
     if tensor.numel() >= _TABLE and (table := table_text(tensor)) is not None:
         return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
     if tensor.numel() <= _WRITTEN_OUT:

@@ -254,8 +254,11 @@ def _flax_gradients(
 
     given = [leaves[place][1] for place in places], [arrays[place] for place in floats]
     with jax.default_matmul_precision("highest"):
-        program = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*given).compile(compiler_options=_QUICK)
-    weights, inputs = program(*given)
+        lowered = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*given)
+    weights, inputs = lowered.compile(compiler_options=_QUICK)(*given)
+    if any(bool(jnp.isnan(leaf).any()) for leaf in (*weights, *inputs)):
+        # Where fusions compute a maximum and what it is compared with differently, none is the largest: 0 / 0.
+        weights, inputs = lowered.compile()(*given)
     by_path = {
         tuple(key.key for key in leaves[place][0] if hasattr(key, "key")): to_torch(gradient, copy=True)
         for place, gradient in zip(places, weights, strict=True)

@@ -96,6 +96,28 @@ class Example:
 
         return self.mapped(resized)
 
+    def stretched(self, axes: Collection[tuple[int, int]]) -> "Example":
+        """The same with one more element along some axes, the first one again.
+
+        Args:
+            axes: The place of a tensor among all, and its axis.
+        """
+        places = {id(tensor): place for place, tensor in enumerate(self.tensors())}
+
+        def stretch(tensor: torch.Tensor) -> torch.Tensor:
+            place = places[id(tensor)]
+            for axis in range(tensor.dim()):
+                if (place, axis) in axes:
+                    tensor = torch.cat([tensor, tensor.narrow(axis, 0, 1)], axis)
+            return tensor
+
+        return self.mapped(stretch)
+
+    def axes_of(self, size: int | None) -> list[tuple[int, int]]:
+        """The axes of this size, of whatever tensor."""
+        shapes = enumerate(self._shapes)
+        return [(place, axis) for place, shape in shapes for axis, own in enumerate(shape) if own == size]
+
 
 def _in_place_of(tensor: torch.Tensor, leaf: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return other if tensor is leaf else tensor

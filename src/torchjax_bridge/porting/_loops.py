@@ -80,6 +80,8 @@ def _loop(
     owners = list(dict.fromkeys(owner for _, found, _ in first for owner, _ in sorted(found)))
     if not owners or any(place != 0 for _, found, _ in first for _, place in found):
         return None
+    if any(isinstance(line, ast.Return) for line in lines[:period]):
+        return None  # what follows the loop
     count = 1
     while True:
         group = [_abstract(line) for line in lines[count * period : (count + 1) * period]]

@@ -4,7 +4,7 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -91,8 +91,8 @@ class Model:
 
     def __post_init__(self) -> None:
         tops = [self.recording.top, *([self.other.top] if self.other is not None else [])]
-        self.framed = {frame.path for top in tops for frame in _frames(top)}
-        self.active = {frame.path for top in tops for frame in _frames(top) if frame.nodes}
+        self.framed = {frame.path for top in tops for frame in top.walk()}
+        self.active = {frame.path for top in tops for frame in top.walk() if frame.nodes}
         self.given_functions = given_functions(self.modules) if self.to == "nnx" else set()
         first: dict[int, str] = {}
         self.tied_parameters: dict[str, str] = {}
@@ -457,14 +457,6 @@ def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:
     if len(value.shape) == 3 and any(isinstance(m, nn.Linear | nn.LayerNorm) for m in readers):
         return torch_order(3)
     return order
-
-
-def _frames(frame: Frame) -> Iterator[Frame]:
-    """The calls of modules as modules."""
-    yield frame
-    for node in frame.nodes:
-        if node.frame is not None:
-            yield from _frames(node.frame)
 
 
 def _parts(name: str, tree: Any) -> list[tuple[Value, str]]:

@@ -8,18 +8,20 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from torch import nn
-from torch.overrides import resolve_name
 
 from torchjax_bridge.errors import ArgumentError, PortError, WeightsError
-from torchjax_bridge.recording import Fault, Recording, SourceLine, generalize, record
+from torchjax_bridge.recording import Fault, SourceLine, generalize, record
 
 from ._built import filled, linen_model, nnx_model
 from ._classes import definitions
 from ._conditions import conditions, decided_otherwise
 from ._constructors import Given
+from ._draws import draw_notes, same_draws
 from ._generators import Generators
+from ._given import chosen, given_example, given_functions, given_lines, given_module, require_called
 from ._header import header
 from ._inputs import Example, arguments_of, first_recorded
+from ._other_sizes import try_sizes
 from ._parts import Modules, find_parts, shared_weights
 from ._placed import RefusedError
 from ._proof import holds_for, prove
@@ -32,6 +34,9 @@ from ._training import record_training, stuck, training_notes, translate_both
 
 __all__ = ["port"]
 
+_To = Literal["nnx", "linen"]
+_Training = Literal["optional", "required", "none"]
+
 
 def port(
     module: nn.Module,
@@ -42,8 +47,8 @@ def port(
     keep: Collection[str] = (),
     assume: Iterable[str] = (),
     exact_statistics: bool = False,
-    training: Literal["optional", "required", "none"] = "optional",
-    to: Literal["nnx", "linen"] = "nnx",
+    training: _Training = "optional",
+    to: _To = "nnx",
     verify: bool = True,
 ) -> Port:
     """Write a torch module as Flax source, class for class, with its weights, and prove that it computes the same.
@@ -100,13 +105,16 @@ def port(
     >>> ported.model(jax.numpy.ones((2, 8, 8, 3))).shape
     (2, 6, 6, 4)
     """
+    chosen("to", to, _To)
+    chosen("training", training, _Training)
+    module, functions, assumed = given_module(module), given_functions(ops), given_lines(assume)
     name = type(module).__name__
     parts = find_parts(module, modules, keep)
     if parts and to == "linen":
         raise ArgumentError(
             "keep= and modules= put modules of nnx into a port: leave them out, or port to nnx."
         )
-    example, other = _examples(Example(inputs, dict(kwargs or {})))
+    example, other = _examples(given_example(inputs, kwargs))
     generators = Generators(module)
     with generators.restored():
         recording = record(module, example.args, example.kwargs, whole=parts)
@@ -114,8 +122,10 @@ def port(
     recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
     notes: list[str] = []
     if other is not None:
-        # Twice as large a batch where torch takes no other, as for pairs.
-        candidates = other, example.with_batch(2 * (example.batch or 1))
+        # Twice as large a batch where torch takes no other, as for pairs; or the first axis is no batch, but a
+        # length that is the size of other axes, too.
+        twice = example.with_batch(2 * (example.batch or 1))
+        candidates = other, twice, example.stretched(example.axes_of(example.batch))
         with generators.restored():
             repeated = first_recorded(module, candidates, whole=parts)
         other = None if repeated is None else repeated[0]
@@ -124,15 +134,15 @@ def port(
         else:
             recording.faults.extend(generalize(recording, repeated[1]))
     with generators.restored():
-        larger, fixed = _larger_sizes(module, recording, example, parts)
-    notes += fixed
+        sizes = try_sizes(module, recording, example, other, whole=parts)
+    notes += sizes.notes
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
     if training != "none":
-        trained, lacking = record_training(module, example, other, recording, parts)
-    settings = {"parts": parts, "functions": _functions(ops), "exact_statistics": exact_statistics, "to": to}
+        trained, lacking = record_training(module, example, other, sizes.taken, recording, parts)
+    require_called(functions, (recording, trained))
+    settings = {"parts": parts, "functions": functions, "exact_statistics": exact_statistics, "to": to}
     model, lacking = translate_both(recording, trained, lacking, **settings)
     is_meta = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
-    assumed = frozenset(assume)
     otherwise = {}
     if verify and not is_meta:
         otherwise = decided_otherwise(module, recording, example, whole=parts)
@@ -140,7 +150,7 @@ def port(
     notes += held
     refused += lacking if training == "required" else []
     refuse([*model.faults, *refused], name)
-    notes += training_notes(model, lacking)
+    notes += [*draw_notes(recording), *training_notes(model, lacking)]
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
     try:
         classes = definitions(model)
@@ -165,12 +175,13 @@ def port(
         return Port(source, template, rules, tuple(notes), None, classes[-1].name)
     if given:
         fill_unsaved(template)
-    with _mistakes(name):
+    with _mistakes(name), same_draws(kind):
         twin = filled(module, template, rules)
         proof = prove(module, model, twin, rules, example, other) if verify else None
         if not all(holds_for(module, model, twin, one) for inputs in otherwise.values() for one in inputs):
             refuse(conditions(recording, assumed)[1], name)
-    if verify and larger is not None and not holds_for(module, model, twin, larger):
+        fits = all(holds_for(module, model, twin, one) for one in sizes.unconditional if verify)
+    if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
         source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
@@ -197,38 +208,6 @@ def _examples(given: Example) -> tuple[Example, Example | None]:
         return given, None
     example = given if size > 1 else given.with_batch(2)
     return example, example.with_batch(max(size, 2) + 1)
-
-
-def _larger_sizes(
-    module: nn.Module, recording: Recording, example: Example, whole: Collection[str]
-) -> tuple[Example | None, list[str]]:
-    """Larger images and longer sequences, if the module takes them, and what holds for the sizes of the example.
-
-    Numbers of the recording that are sizes of these get their origin.
-    """
-    found = first_recorded(module, example.enlargements(), whole=whole)
-    if found is None:
-        return None, []  # the module itself takes these sizes alone
-    larger, repeated = found
-    faults = generalize(recording, repeated)
-    notes = list(
-        dict.fromkeys(f"inputs of the example's sizes: `{f.source.text}` ({f.source})" for f in faults)
-    )
-    return (None if notes else larger), notes
-
-
-def _functions(
-    ops: Mapping[Callable[..., Any], str | Callable[..., str]] | None,
-) -> dict[str, Callable[..., str]]:
-    found: dict[str, Callable[..., str]] = {}
-    for function, template in (ops or {}).items():
-        name = resolve_name(function)
-        if name is None or not (isinstance(template, str) or callable(template)):
-            raise ArgumentError(
-                f"ops= takes torch functions and JAX expressions, not {function!r}: {template!r}"
-            )
-        found[name] = template.format if isinstance(template, str) else template
-    return found
 
 
 def _load(source: str, name: str) -> Any:

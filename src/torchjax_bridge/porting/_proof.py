@@ -26,6 +26,7 @@ from ._inputs import Example, arguments_of
 from ._lowering import takes
 from ._model import Model
 from ._outputs import output_pairs
+from ._parts import Replacement
 from ._placed import Axes
 from ._reserved import argument_name
 from ._rules import UserRule
@@ -139,8 +140,15 @@ def _require(
     )
     raise PortError(
         f"The port of {type(module).__name__} differs from torch by {check.difference:.1e} of the largest output, "
-        f"with {check.what}.{where} This is a mistake of the port; verify=False returns it all the same."
+        f"with {check.what}.{where} {_blame(model)}"
     )
+
+
+def _blame(model: Model) -> str:
+    replaced = any(isinstance(part, Replacement) for part in model.parts.values())
+    own = [name for name, given in (("ops=", model.functions), ("modules=", replaced)) if given]
+    of = " or ".join(["the port", *(f"what {name} gives" for name in own)])
+    return f"This is a mistake of {of}; verify=False returns it all the same."
 
 
 def _require_gradients(
@@ -157,7 +165,7 @@ def _require_gradients(
         return "torch has none"
     if gap.ok:
         return gap.difference
-    reason = "This is a mistake of the port; verify=False returns it all the same."
+    reason = _blame(model)
     if own := functions_with_backward(module, example):
         reason = (
             f"forward calls {', '.join(own)}, whose backward is written by hand, and the port has the derivative "

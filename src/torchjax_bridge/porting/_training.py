@@ -39,6 +39,7 @@ def record_training(
     module: nn.Module,
     example: Example,
     other: Example | None,
+    sizes: Sequence[Example],
     evaluation: Recording,
     whole: Collection[str] = (),
 ) -> tuple[Recording | None, list[Fault]]:
@@ -48,6 +49,7 @@ def record_training(
         module: The module.
         example: What it is called with.
         other: The same with another batch size, or None.
+        sizes: Inputs of other sizes that the module takes in evaluation.
         evaluation: Its recording in evaluation mode.
         whole: Paths of modules that are not looked into.
 
@@ -63,9 +65,10 @@ def record_training(
                     torch.manual_seed(1)
                     repeated = record(module, other.args, other.kwargs, training=True, whole=whole)
                 training.faults.extend(generalize(training, repeated))
-            larger = first_recorded(module, example.enlargements(), whole=whole, training=True)
-            if larger is not None:  # otherwise the sizes are the module's own
-                generalize(training, larger[1])
+            for candidate in sizes:
+                found = first_recorded(module, [candidate], whole=whole, training=True)
+                if found is not None:  # otherwise the sizes are the module's own
+                    generalize(training, found[1])
     except ArgumentError as err:
         return None, [Fault(f"{err} (in training mode)", "", SourceLine())]
     faults = [fault for fault in training.faults if fault not in evaluation.faults]

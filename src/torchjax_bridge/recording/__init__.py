@@ -8,6 +8,7 @@ alone.
 from ._copies import copy_module
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
+from ._functions import RANDOM
 from ._generalize import generalize
 from ._leaves import is_leaf, is_normed, layer_class
 from ._numbers import (
@@ -27,6 +28,7 @@ from ._recorder import Recording, record
 from ._source import SourceLine
 
 __all__ = [
+    "RANDOM",
     "Argument",
     "Attribute",
     "Constant",

@@ -122,6 +122,13 @@ class Frame:
     result: Any = None
     code: CodeType | None = None
 
+    def walk(self) -> "Iterator[Frame]":
+        """The frame, and those of the calls in it."""
+        yield self
+        for node in self.nodes:
+            if node.frame is not None:
+                yield from node.frame.walk()
+
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
     """The arguments or results of a call, with each tensor replaced; a mapping becomes a dict.

@@ -83,6 +83,7 @@ QUESTIONS = frozenset(
         "__bool__",
         "__complex__",
         "__contains__",
+        "__dlpack__",
         "__float__",
         "__format__",
         "__index__",

@@ -26,7 +26,8 @@ from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import has_hooks, is_leaf
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
-from ._source import SourceLine, author_line
+from ._source import SourceLine, author_line, runs_in_function
+from ._views import View, same_memory, views_of
 
 __all__ = ["Recording", "record"]
 
@@ -134,6 +135,7 @@ class _Recorder(TorchFunctionMode):
         inside = {id(part) for path in whole for part in self.modules[path].modules()}
         self.buffers = saved_buffers(self.modules, inside)
         self._paused = 0
+        self._told_values = False  # to Python, which may have made other tensors of them
         self._paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
             self._paths.setdefault(id(module), []).append(path)
@@ -141,8 +143,7 @@ class _Recorder(TorchFunctionMode):
         self._bound: dict[int, tuple[Value, int, torch.Tensor]] = {}
         self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
         self._attributes = set(map(id, _tensor_attributes(self.modules)))
-        # By the identity of a view that indexing made: the tensor that it is a part of, and the index.
-        self._views: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._views: dict[int, View] = {}  # by the identity of the tensor
         self._calls: list[tuple[Node | None, list[tuple[torch.Tensor, Any]]]] = []
 
     @contextmanager
@@ -195,6 +196,7 @@ class _Recorder(TorchFunctionMode):
 
     def _value_decision(self, name: str, tensors: Sequence[Value], answer: Any) -> None:
         if any(value.varies for value in tensors):
+            self._told_values = True
             where = self.frames[-1].path, author_line()
             outcome = answer if isinstance(answer, bool) else None
             self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where, outcome=outcome))
@@ -205,7 +207,8 @@ class _Recorder(TorchFunctionMode):
         self, tensor: torch.Tensor, frame: Frame, origin: Node | None, name: str = "", varies: bool = True
     ) -> Value:
         value = Value(tuple(map(int, tensor.size())), tensor.dtype, frame, origin, name, varies=varies)
-        value.constant = isinstance(origin, Node) and (tensor.is_inference() or not torch.is_grad_enabled())
+        stops = tensor.is_inference() or not (torch.is_grad_enabled() or runs_in_function())
+        value.constant = isinstance(origin, Node) and stops
         self._bound[id(tensor)] = value, _version(tensor), tensor
         return value
 
@@ -213,7 +216,9 @@ class _Recorder(TorchFunctionMode):
         """What a tensor is where a call of ``frame`` reads it, at the running line or at ``source``."""
         value, version, _ = self._bound.get(id(tensor), (None, 0, None))
         if value is not None and value.frame is frame:
-            if _version(tensor) != version:
+            if _version(tensor) != version and id(tensor) in self._views:
+                value = self._made_anew(tensor, frame, source)
+            elif _version(tensor) != version:
                 self.fault("a tensor is read after it was written to in place through a view of it", source)
             value.uses += 1
             if value.constant and torch.is_grad_enabled() and value.varies and tensor.is_floating_point():
@@ -228,7 +233,8 @@ class _Recorder(TorchFunctionMode):
                 "a tensor of another module's forward is read, and no argument passes it (an attribute does?)"
             )
             return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
-        if id(tensor) not in self._attributes and tensor.dim() + tensor.numel() > 1:
+        known = id(tensor) in self._attributes or (_of_numpy(tensor) and not self._told_values)
+        if not known and tensor.dim() + tensor.numel() > 1:
             self.fault(
                 "a tensor is read that is no parameter, no buffer and made by no function of torch's", source
             )
@@ -239,6 +245,16 @@ class _Recorder(TorchFunctionMode):
             tensor,
         )  # keeps it alive
         return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
+
+    def _made_anew(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None) -> Value:
+        """A view, of what the whole is now."""
+        view = self._views[id(tensor)]
+        whole = self._read(view.whole, frame, source)
+        function, args, kwargs = view.read(whole)
+        node = Node(args, kwargs, source or author_line(), function=function)
+        node.result = self._bind(tensor, frame, node, varies=whole.varies)
+        frame.nodes.append(node)
+        return node.result
 
     def _detached(self, tensor: torch.Tensor, value: Value, source: SourceLine | None) -> Value:
         """What ``torch.no_grad()`` made, read outside of it: no gradient flows through."""
@@ -267,6 +283,7 @@ class _Recorder(TorchFunctionMode):
         if name in READS_NOTHING:
             return func(*args, **kwargs)
         frame = self.frames[-1]
+        self._refuse_autocast()
         if name in ("shape", "size", "__len__", "numel", "nelement") and isinstance(args[0], torch.Tensor):
             return self._sizes(name, func(*args, **kwargs), args, kwargs)
 
@@ -295,36 +312,54 @@ class _Recorder(TorchFunctionMode):
         written = [t for t, version in zip(tensors, versions, strict=True) if _version(t) != version]
         node.inplace = bool(written)
         returned = [args[0]] if name == "__setitem__" else list(tensors_of(output, torch.Tensor))
-        if any(not any(tensor is other for other in returned) for tensor in written):
+        if any(not any(same_memory(tensor, other) for other in returned) for tensor in written):
             self.fault(f"{full} writes to an argument that it does not return")
         varies = any(value.varies for value in tensors_of((given, given_kwargs))) or name in RANDOM
 
         def bind(tensor: torch.Tensor) -> Value:
             return self._bind(tensor, frame, node, varies=varies)
 
+        if name == "__setitem__" and self._assigns_itself(args):  # the end of y[0] += 1
+            self._same_after(args[2], versions[0])
+            return None
         node.result = bind(args[0]) if name == "__setitem__" else map_tensors(output, bind)
         frame.nodes.append(node)
-        if name == "__getitem__" and isinstance(output, torch.Tensor) and output._is_view():
-            self._views[id(output)] = args[0], given[1]
-        for tensor in written:
+        self._views.update(views_of(node, func, args, output))
+        for tensor in written if name != "__setitem__" else args[:1]:
             self._write_through(tensor, node, frame)
         return iter(output) if name == "__iter__" else output
 
-    def _write_through(self, view: torch.Tensor, node: Node, frame: Frame) -> None:
-        """A write to a part of a tensor is an assignment to that part of the whole."""
-        while id(view) in self._views:
-            whole, index = self._views[id(view)]
-            before = self._bound.get(id(whole))
+    def _assigns_itself(self, args: tuple[Any, ...]) -> bool:
+        """Whether an assignment to a part gives that very part, which was written to before."""
+        view = self._views.get(id(args[2]))
+        return view is not None and view.whole is args[0] and view.given is args[1]
+
+    def _same_after(self, tensor: torch.Tensor, version: int) -> None:
+        """A view and its wholes are what they were at a version, though they have another one now."""
+        while True:
+            value, known, _ = self._bound[id(tensor)]
+            if known == version:
+                self._bound[id(tensor)] = value, _version(tensor), tensor
+            if (view := self._views.get(id(tensor))) is None:
+                return
+            tensor = view.whole
+
+    def _write_through(self, tensor: torch.Tensor, node: Node, frame: Frame) -> None:
+        """A write to a view is a new value of the whole."""
+        while (view := self._views.get(id(tensor))) is not None:
+            before = self._bound.get(id(view.whole))
             if before is None or before[0].frame is not frame:
                 return  # the next read of the whole is a fault
-            part = self._bound[id(view)][0]
-            args = (before[0], index, part)
-            assignment = Node(args, {}, node.source, function="torch.Tensor.__setitem__", inplace=True)
-            assignment.result = self._bind(whole, frame, assignment, varies=True)
+            part, version, _ = self._bound[id(tensor)]
+            if version != _version(tensor):
+                return  # likewise
+            function, args = view.written(before[0], part)
+            made = Node(args, {}, node.source, function=function, inplace=True)
+            made.result = self._bind(view.whole, frame, made, varies=True)
             before[0].uses += 1
             part.uses += 1
-            frame.nodes.append(assignment)
-            view = whole
+            frame.nodes.append(made)
+            tensor = view.whole
 
     def _sizes(self, name: str, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = self._read(args[0], self.frames[-1])
@@ -343,6 +378,16 @@ class _Recorder(TorchFunctionMode):
             return count
         axis = 0 if name == "__len__" else (args[1] if len(args) > 1 else kwargs["dim"]) % len(value.shape)
         return Dim(output, SizeOf(value, int(axis)))
+
+    def _refuse_autocast(self) -> None:
+        """Note that torch chooses the dtypes, which nothing in the recording says."""
+        if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            path = self.frames[-1].path
+            reason = (
+                "torch.autocast is on, and a port computes in the dtype of what it is given; leave it out"
+            )
+            if not any(fault.reason == reason and fault.path == path for fault in self.faults):
+                self.fault(reason)
 
     @contextmanager
     def _pause(self) -> Iterator[None]:
@@ -439,6 +484,9 @@ class _Recorder(TorchFunctionMode):
             result = map_tensors(output, lambda tensor: self._bind(tensor, parent, node, varies=varies))
             node.result = _replace(result, {id(dim): value for value, dim in sizes.values()})
             parent.nodes.append(node)
+            for tensor, bound in outer:
+                if bound is not None and bound[1] != _version(tensor):
+                    self._write_through(tensor, node, parent)
             return output
 
 
@@ -448,6 +496,11 @@ def _without_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         return func(*args, **kwargs)
     with torch.no_grad():
         return func(*args, **kwargs)
+
+
+def _of_numpy(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor is an array's: torch's own can grow."""
+    return not tensor.is_meta and not tensor.untyped_storage().resizable()
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -11,9 +11,11 @@ from types import CodeType, FrameType
 
 import torch
 
-__all__ = ["SourceLine", "author_line"]
+__all__ = ["SourceLine", "author_line", "runs_in_function"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_RECORDER = os.path.join(os.path.dirname(__file__), "_recorder.py")
+_APPLY = torch.autograd.Function.apply.__code__
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -46,11 +48,24 @@ class SourceLine:
 
 
 def author_line() -> SourceLine:
-    """The innermost running line that belongs neither to torch nor to this library."""
-    frame = sys._getframe(1)
+    """The innermost running line that belongs neither to torch nor to this library, and is part of the model.
+
+    What calls the recording is none: where torch's own code is the model, there is no line.
+    """
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _OURS, "<frozen")):
-        frame = frame.f_back  # type: ignore[assignment]
+        if frame.f_code.co_name == "record" and frame.f_code.co_filename == _RECORDER:
+            return SourceLine()
+        frame = frame.f_back
     return _line(frame, 8)
+
+
+def runs_in_function() -> bool:
+    """Whether the ``forward`` of an ``autograd.Function`` is running, where torch keeps no gradients of its own."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not _APPLY:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _line(frame: FrameType | None, most: int) -> SourceLine:

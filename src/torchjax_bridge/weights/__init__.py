@@ -42,6 +42,7 @@ from .rules import (
     Twin,
     twin_of,
 )
+from .trees import wrapped_module
 
 if TYPE_CHECKING:
     from .optimizer import FrozenWarning as FrozenWarning
@@ -105,6 +106,7 @@ __all__ = [
     "to_optimizer_state",
     "to_state_dict",
     "twin_of",
+    "wrapped_module",
 ]
 
 if not TYPE_CHECKING:  # a type checker knows the names from above, and should complain of others

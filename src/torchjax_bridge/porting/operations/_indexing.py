@@ -177,15 +177,20 @@ def _written(at: Lowering, node: Node, input: Value, index: Any, value: Any, met
     if not basic.arrays:
         new = value_text(at, node, input, value, basic.order)
         return placed.with_text(f"{placed.text}.at[{basic.text}].{method}({new})")
-    if len(items) > len(input.shape) or any(not isinstance(i, slice) and not _is_array(i) for i in items):
-        raise RefusedError("an assignment by tensors and by numbers or None at once; write two steps")
+    chosen = [place for place, item in enumerate(items) if not isinstance(item, slice)]
+    apart = chosen[-1] - chosen[0] >= len(chosen) and any(not _is_array(items[place]) for place in chosen)
+    if len(items) > len(input.shape) or any(item is None for item in items) or apart:
+        raise RefusedError(
+            "an assignment by tensors and, apart from them, by numbers or None; take the part by the numbers "
+            "first, and write to that"
+        )
     order = torch_order(len(input.shape))
-    parts = [_array_text(at, item) if _is_array(item) else _slice_text(at, item) for item in items]
+    parts = [_array_text(at, item) if _is_array(item) else _part(at, item) for item in items]
     while parts[-1] == ":":
         parts.pop()
     arrays = [item for item in items if _is_array(item)]
     ranks = [len(item.shape) if isinstance(item, Value) else torch.tensor(item).dim() for item in arrays]
-    rank = len(items) - len(arrays) + max(ranks)
+    rank = sum(isinstance(item, slice) for item in items) + max(ranks)
     new = value_text(at, node, input, value, torch_order(rank))
     return Placed(f"{at.read(input, order)}.at[{', '.join(parts)}].{method}({new})", order)
 

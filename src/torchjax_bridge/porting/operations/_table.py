@@ -87,12 +87,7 @@ def translate_function(lowering: Lowering, node: Node) -> Placed | Several | lis
     """
     own = lowering.model.functions.get(node.function)
     if own is not None:
-        texts = [lowering.in_torch_order(argument) for argument in node.args]
-        keywords = {name: lowering.in_torch_order(argument) for name, argument in node.kwargs.items()}
-        made = f"({own(*texts, **keywords)})"
-        orders = tuple(torch_order(len(value.shape)) for value in tensors_of(node.result))
-        placed = Placed(made, orders[0]) if isinstance(node.result, Value) else Several(made, orders)
-        return agreed(lowering, node, placed)
+        return _of_the_callers(lowering, node, own)
     found = find(node.function)
     if found is None:
         raise RefusedError(f"no translation of {node.function}{_suggestion(node)}")
@@ -108,6 +103,29 @@ def translate_function(lowering: Lowering, node: Node) -> Placed | Several | lis
             "write it with other functions"
         ) from err
     return agreed(lowering, node, translation(*bound.args, **bound.kwargs))
+
+
+def _of_the_callers(
+    lowering: Lowering, node: Node, own: Callable[..., str]
+) -> Placed | Several | list[Placed]:
+    """What a call becomes that the caller translates."""
+    texts = [lowering.in_torch_order(argument) for argument in node.args]
+    keywords = {name: lowering.in_torch_order(argument) for name, argument in node.kwargs.items()}
+    orders = tuple(torch_order(len(value.shape)) for value in tensors_of(node.result))
+    try:
+        made = f"({own(*texts, **keywords)})"
+        compile(made, "<ops>", "eval")
+        placed = Placed(made, orders[0]) if isinstance(node.result, Value) else Several(made, orders)
+        return agreed(lowering, node, placed)
+    except (LookupError, TypeError) as err:
+        given = ", ".join([*(f"{{{place}}}" for place in range(len(texts))), *map("{{{}}}".format, keywords)])
+        raise RefusedError(
+            f"the translation in ops= of {node.function} fails ({err}); the arguments here are {given}"
+        ) from err
+    except (SyntaxError, NameError, AttributeError) as err:
+        raise RefusedError(
+            f"the translation in ops= of {node.function} does not run ({err}); it may use jax, jnp, np, nnx, math"
+        ) from err
 
 
 def find(function: str) -> tuple[Translation, inspect.Signature] | None:

@@ -35,3 +35,4 @@ from ._torch_tree import TorchTree as TorchTree
 from ._weightless import activation_pairs as activation_pairs
 from ._weightless import dropout_pairs as dropout_pairs
 from ._weightless import recurrent_dropouts as recurrent_dropouts
+from ._wrappers import wrapped_module as wrapped_module

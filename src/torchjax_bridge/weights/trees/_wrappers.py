@@ -11,7 +11,7 @@ from torch import nn
 
 from torchjax_bridge.exchange import Path, split_path
 
-__all__ = ["Unwrap", "unwrap_keys", "unwrap_modules"]
+__all__ = ["Unwrap", "unwrap_keys", "unwrap_modules", "wrapped_module"]
 
 # Segments that a wrapper puts into keys, at any depth.
 _INFIXES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -45,6 +45,12 @@ def unwrap_modules(modules: dict[str, nn.Module]) -> tuple[Unwrap, tuple[str, ..
 
     notes = tuple(f"looked through {kind} ('{attribute}.')" for attribute, kind in seen.items())
     return unwrap, notes
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper holds; None of any other module."""
+    names = (name for name in (*_INFIXES, *_PREFIXES) if name in module._modules)
+    return next((module._modules[name] for name in names if _is_wrapper(module, name)), None)
 
 
 def _is_wrapper(module: nn.Module, attribute: str) -> bool:

@@ -1,0 +1,96 @@
+"""Inputs of other sizes that a module takes, and what a recording says of the sizes of the example alone.
+
+Larger images and longer sequences are tried first. Then every axis that no other input has changed, together with
+the axes of the same size, or alone: a loop over an axis that always has the same length goes unnoticed.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from torchjax_bridge.recording import Recording, generalize
+
+from ._inputs import Example, first_recorded
+
+__all__ = ["try_sizes"]
+
+_Axes = frozenset[tuple[int, int]]  # the place of a tensor among all, and its axis
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of other sizes.
+
+    Attributes:
+        taken: Inputs of other sizes that the module takes.
+        unconditional: Those of them with which the module does what it does with the example.
+        notes: What holds for the sizes of the example.
+    """
+
+    taken: tuple[Example, ...]
+    unconditional: tuple[Example, ...]
+    notes: tuple[str, ...]
+
+
+def try_sizes(
+    module: nn.Module,
+    recording: Recording,
+    example: Example,
+    other: Example | None,
+    *,
+    whole: Collection[str],
+) -> Sizes:
+    """Run a module with inputs of other sizes. Numbers of the recording that are sizes of these get their origin.
+
+    Args:
+        module: The torch module.
+        recording: What it did with the example.
+        example: The example.
+        other: The same with another batch size that the module takes, or None.
+        whole: Paths of modules that are not looked into.
+    """
+    taken: list[Example] = []
+    unconditional: list[Example] = []
+    notes: dict[str, None] = {}
+
+    def tried(candidates: Iterator[Example]) -> Example | None:
+        found = first_recorded(module, candidates, whole=whole)
+        if found is None:
+            return None
+        faults = generalize(recording, found[1])
+        notes.update(
+            dict.fromkeys(f"inputs of the example's sizes: `{f.source.text}` ({f.source})" for f in faults)
+        )
+        taken.append(found[0])
+        unconditional.extend([] if faults else [found[0]])
+        return found[0]
+
+    tried(example.enlargements())
+    changed = _differing(example, [*taken, *([] if other is None else [other])])
+    for axes in _by_size(example, changed):
+        if tried(iter([example.stretched(axes)])) is None and len(axes) > 1:
+            for axis in sorted(axes):
+                tried(iter([example.stretched([axis])]))
+    return Sizes(tuple(taken), tuple(unconditional), tuple(notes))
+
+
+def _differing(example: Example, others: Sequence[Example]) -> _Axes:
+    """The axes of which some other example has another size."""
+    return frozenset(
+        (place, axis)
+        for other in others
+        for place, (one, two) in enumerate(zip(example.tensors(), other.tensors(), strict=True))
+        for axis, size in enumerate(one.shape)
+        if two.shape[axis] != size
+    )
+
+
+def _by_size(example: Example, changed: _Axes) -> list[_Axes]:
+    """The axes that no other example has changed, those of one size together."""
+    groups: dict[int, set[tuple[int, int]]] = {}
+    for place, tensor in enumerate(example.tensors()):
+        for axis, size in enumerate(tensor.shape):
+            if size and (place, axis) not in changed:
+                groups.setdefault(size, set()).add((place, axis))
+    return [frozenset(axes) for axes in groups.values()]

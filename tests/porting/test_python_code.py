@@ -1,0 +1,134 @@
+"""What the code of a model does beside torch's functions: lambdas, arrays of NumPy, derivatives of its own."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
+from torchjax_bridge.recording import copy_module, record
+
+
+class Block(nn.Module):
+    """A lambda that holds layers, as in minGPT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.ModuleDict({"wide": nn.Linear(4, 8), "drop": nn.Dropout(0.5), "back": nn.Linear(8, 4)})
+        mlp = self.mlp
+        self.feed = lambda x: mlp.drop(mlp.back(torch.relu(mlp.wide(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.feed(x)
+
+
+def test_a_function_that_holds_layers_is_ported_in_both_modes() -> None:
+    ported = port(Block(), torch.randn(3, 4), training="required")
+    assert "self.mlp['drop'](" in ported.source.replace('"', "'")
+    assert isinstance(ported.proof.gradients, float)
+
+
+def test_a_copy_of_such_a_module_calls_its_own_layers() -> None:
+    block = Block()
+    copied = copy_module(block).eval()
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    x = torch.randn(3, 4)
+    assert torch.equal(copied(x), x)
+    assert not torch.equal(block.eval()(x), x)
+
+
+class Numbers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        identity = torch.from_numpy(np.eye(3).flatten().astype(np.float32)).view(1, 9).repeat(len(x), 1)
+        return (x + identity).view(-1, 3, 3)
+
+
+def test_arrays_of_numpy_are_constants() -> None:
+    ported = port(Numbers(), torch.randn(2, 9))
+    assert "jnp.eye(3" in ported.source
+    x = torch.randn(4, 9)
+    got = np.asarray(ported.model(jnp.asarray(x.numpy())))
+    np.testing.assert_allclose(got, Numbers()(x).numpy(), rtol=1e-6)
+
+
+class FromValues(nn.Module):
+    """An array that is computed of what torch gave."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.from_numpy(np.sort(x.detach().numpy()))
+
+
+def test_arrays_that_are_made_of_values_are_none() -> None:
+    faults = [fault.reason for fault in record(FromValues(), (torch.randn(2, 3),)).faults]
+    assert any("made by no function of torch's" in reason for reason in faults)
+    with pytest.raises(PortError):
+        port(FromValues(), torch.randn(2, 3))
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gate = torch.sigmoid(x)
+        return grad * gate * (1 + x * (1 - gate))
+
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Applies(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(self.fc(x))
+
+
+def test_a_function_with_the_derivative_of_its_forward_is_ported() -> None:
+    ported = port(Applies(Swish), torch.randn(3, 4))
+    assert "stop_gradient" not in ported.source
+    assert isinstance(ported.proof.gradients, float)
+
+
+def test_a_function_with_another_derivative_is_refused() -> None:
+    with pytest.raises(PortError, match="Sign, whose backward is written by hand"):
+        port(Applies(Sign), torch.randn(3, 4))
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 4)])
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x)
+
+
+def test_a_loop_over_one_layer_returns_after_it() -> None:
+    source = port(OneLayer(), torch.randn(2, 4), verify=False).source
+    body = source[source.index("def __call__") :]
+    assert "for " not in body or body.index("return") > body.index("for ")
+    assert not any(line.startswith("            return") for line in body.splitlines())
