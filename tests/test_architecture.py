@@ -41,7 +41,7 @@ LAYERS = {
         ("_apply",),
         ("files", "optimizer", "compare", "linking"),
     ),
-    "wrap": (("_call", "_cache", "_settings"), ("jax_in_torch", "torch_in_jax")),
+    "wrap": (("_call", "_cache", "_settings", "_sharded"), ("jax_in_torch", "torch_in_jax")),
 }
 
 

@@ -38,7 +38,7 @@ def copy_module(module: nn.Module, *, share: bool = False) -> nn.Module:
         for cell, value in cells:
             cell.cell_contents = copy.deepcopy(value, known)
         return copied
-    except (RuntimeError, TypeError) as err:
+    except (RuntimeError, TypeError, AssertionError) as err:  # FSDP asserts it
         raise ArgumentError(
             f"cannot copy {type(module).__name__}, which is recorded on a copy: {err}"
         ) from err

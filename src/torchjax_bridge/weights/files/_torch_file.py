@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 import torch
 
 from torchjax_bridge.errors import CheckpointError
+from torchjax_bridge.exchange import dtensor_class
 
 from ._find_state_dict import find_state_dict
 from ._leaf import Checkpoint, Leaf, parse_path, view_key
@@ -68,6 +69,8 @@ def read_torch_file(
     twins: dict[tuple[Any, ...], str] = {}
     leaves = {}
     for name, tensor in state.items():
+        if isinstance(tensor, dtensor_class() or ()):
+            raise _shards_only(path)
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise CheckpointError(
                 f"{path}: '{name}' is {tensor.layout} {tensor.dtype}: only dense tensors can be converted."
@@ -85,6 +88,14 @@ def read_torch_file(
             "" if twin == name else twin,
         )
     return Checkpoint(path, "pt", leaves, "torch", {}, note=note)
+
+
+def _shards_only(path: pathlib.Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: it holds DTensors, and of each the shard of one process. Save with torch.distributed.checkpoint, "
+        "whose folder is read as a whole; or save the state_dict that get_model_state_dict gathers with "
+        "full_state_dict=True."
+    )
 
 
 def write_torch_file(leaves: Sequence[Leaf], file: BinaryIO, path: pathlib.Path, pipeline: Pipeline) -> None:
@@ -166,6 +177,8 @@ def _load(path: pathlib.Path) -> Any:
             # A file from before torch 1.6 cannot be mapped and is read whole.
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as err:
+        if "to load DTensors" in str(err):
+            raise _shards_only(path) from err
         refused = _REFUSED.search(str(err))
         if refused is None:
             protocol = pickle_protocol(path)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchjax_bridge.errors import PlanError
+from torchjax_bridge.exchange import dtensor_class
 
 from ._stale import changed, raise_if_stale, stale
 
@@ -52,6 +53,11 @@ class Slot:
         alias = tensor.detach()
         if alias.device != self.device:
             raise stale(self.faults())
+        if isinstance(alias, dtensor_class() or ()):
+            raise PlanError(
+                f"'{self.key}' is a DTensor, and a link holds plain tensors. Convert the module each time: "
+                "to_flax(module, template), to_state_dict(flax, module)."
+            )
         if _has_no_memory(alias):
             raise PlanError(
                 f"'{self.key}' has no memory: it is a meta tensor, or its storage was freed. Give it values first, "

@@ -16,10 +16,12 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from torchjax_bridge.errors import ArgumentError, TransformError
+from torchjax_bridge.exchange import dtensor_class
 
 from .._cache import Cache, CacheInfo
 from .._call import CallStructure, StaticArguments, split_call
 from .._settings import settings
+from .._sharded import sharded_argument
 from ._arguments import as_jax_value, is_value, is_value_but_no_bool
 from ._autograd import call
 from ._program import Origin
@@ -178,8 +180,11 @@ class TorchFunction:
     ) -> "tuple[list[Any], Trace]":
         leaves, structure = split_call(args, kwargs, is_dynamic, self._static, self._roots)
         types: list[Any] = []
+        sharded = dtensor_class()
         for i, leaf in enumerate(leaves):
             if isinstance(leaf, _Tensor):
+                if type(leaf) is sharded:
+                    raise sharded_argument(structure.names()[i])
                 types.append((leaf.dtype, in_numbers(leaf.shape) if symbolic else leaf.shape))
             else:
                 leaves[i], leaf_type = as_jax_value(leaf, structure, i)

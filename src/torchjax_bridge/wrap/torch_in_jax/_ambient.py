@@ -15,6 +15,8 @@ import torch
 
 from torchjax_bridge.errors import TransformError
 
+from .._sharded import refuse_sharded_module
+
 __all__ = ["Ambient", "under_autocast"]
 
 
@@ -32,6 +34,11 @@ class Ambient:
     def now(self, device_type: str) -> tuple[Any, ...]:
         """The settings and modes at this moment; hashable."""
         return (_autocast_dtype(device_type), torch.get_default_dtype(), self.modes())
+
+    def refuse_sharded(self) -> None:
+        """Raise if a module is sharded, as it may have been since the function was wrapped."""
+        for module in self._modules:
+            refuse_sharded_module(module, "as_jax_function")
 
     def modes(self) -> tuple[bool, ...]:
         """Which of the modules are in train mode."""

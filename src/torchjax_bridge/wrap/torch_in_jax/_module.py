@@ -17,6 +17,7 @@ import torch
 from torchjax_bridge.errors import ArgumentError, OutputError
 from torchjax_bridge.exchange import to_jax
 
+from .._sharded import refuse_sharded_module
 from ._function import as_jax_function
 from ._output_shape import is_shape_function
 from ._random import has_key, take_key
@@ -180,6 +181,7 @@ class _SkeletonPool:
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
+        refuse_sharded_module(module, "as_jax_module")
         self._pattern = _skeleton(_WithBuffers(module))
         self._idle: dict[bool, deque[torch.nn.Module]] = {True: deque(), False: deque()}
 

@@ -62,6 +62,7 @@ class Specializer:
             device: Where torch runs.
             has_noise: Whether the call has a key, so that it may draw random numbers.
         """
+        self.ambient.refuse_sharded()
         modes = self.ambient.modes()
         call = _with_index_note(_on_leaves(self.fn, structure, len(specs)), specs)
         call = under_autocast(call, device.type)
