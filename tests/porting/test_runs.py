@@ -218,3 +218,49 @@ def test_a_shape_that_only_the_blocks_of_some_stages_have_is_an_argument_of_thes
     stages = [_ScaledStage(3, 4, 1, False), _ScaledStage(4, 6, 2, True), _ScaledStage(6, 8, 3, True)]
     source = port(nn.Sequential(*stages), torch.randn(2, 3, 6, 6)).source
     assert source.count("\nclass ScaledStage(") == 1
+
+
+def _conv(width: int, dim: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Module:
+    conv = nn.Conv2d(width, dim, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(dim), nn.ReLU6(inplace=True))
+
+
+class _Squeeze(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+
+
+class _Inverted(nn.Module):
+    """A list that is filled under conditions, as in a MobileNet."""
+
+    def __init__(self, width: int, dim: int, stride: int, expansion: int, squeezes: bool = False) -> None:
+        super().__init__()
+        hidden = width * expansion
+        self.expansion = expansion
+        layers = []
+        if expansion != 1:
+            layers.append(_conv(width, hidden, 1))
+        layers.append(_conv(hidden, hidden, 3, stride, hidden))
+        if squeezes:
+            layers += [_Squeeze(hidden)]
+        layers.extend([nn.Conv2d(hidden, dim, 1, bias=False), nn.BatchNorm2d(dim)])
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_layers_that_some_instances_lack_in_a_list_are_under_a_condition(to: _Framework) -> None:
+    net = nn.Sequential(
+        _Inverted(8, 8, 1, 1), _Inverted(8, 6, 2, 3), _Inverted(6, 6, 1, 3, True), _Inverted(6, 4, 1, 1)
+    )
+    source = port(net, torch.randn(2, 8, 8, 8), to=to).source
+    assert source.count("\nclass Inverted(") == 1
+    text = " ".join(source.replace("self.", "").split())
+    assert "if expansion != 1 else []" in text  # the author's condition
+    assert "*([Squeeze(" in text

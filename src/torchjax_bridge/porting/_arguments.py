@@ -225,6 +225,12 @@ class _Search:
             known = [self.instances.known[name][place] for place in places]
             if equal(known, given, False):
                 return ast.Name(name, ast.Load())
+        if setting == "padding":  # half of the kernel, as most authors have it
+            for name in names:
+                known = [self.instances.known[name][place] for place in places]
+                is_kernel = "kernel" in name and all(type(size) is int and size % 2 for size in known)
+                if is_kernel and [size // 2 for size in known] == given:
+                    return ast.BinOp(ast.Name(name, ast.Load()), ast.FloorDiv(), ast.Constant(2))
         if setting in _NOT_COUNTS or any(type(value) is not int or value < 3 for value in given):
             return None
         if self._unknown:  # an argument of the author's explains it better
@@ -268,7 +274,8 @@ class _Search:
             if equal(values, column.values, False):
                 self.expressions[id(column)] = ast.Name(name, ast.Load())
                 return
-        name = self._free([attribute, f"has_{attribute}"])
+        of_item = [] if column.place else [column.setting]  # a layer of a list
+        name = self._free([*of_item, attribute, f"has_{attribute}"])
         self.made[name] = list(column.values)
         self.defaults[name] = False
         self.expressions[id(column)] = ast.Name(name, ast.Load())

@@ -56,6 +56,7 @@ class AuthorInit:
         assigned: For each attribute what was assigned to it, each with the condition that it was under.
         scope: The names of the file that the class is in.
         settled: What each local variable that is assigned once stands for.
+        lists: For each local list what is put into it, each with the condition that it is under; None in a loop.
     """
 
     arguments: list[str] = field(default_factory=list)
@@ -63,6 +64,7 @@ class AuthorInit:
     assigned: dict[str, list[tuple[ast.expr, ast.expr | None]]] = field(default_factory=dict)
     scope: Mapping[str, Any] = field(default_factory=dict)
     settled: dict[str, ast.expr] = field(default_factory=dict)
+    lists: "dict[str, list[tuple[ast.expr, ast.expr | None]] | None]" = field(default_factory=dict)
 
     def hints(self, fields: Mapping[str, Tree]) -> dict[int, list[Hint]]:
         """For each column of the attributes, by its identity, what the author wrote for it."""
@@ -113,6 +115,8 @@ class AuthorInit:
             written = value.args
             if len(written) == 1 and isinstance(written[0], ast.List):
                 written = written[0].elts
+            if len(written) == 1 and self._match_list(tree, written[0], found):
+                return
             for item, expression in zip(tree.items, written, strict=False):
                 inside = expression.value if isinstance(expression, ast.Starred) else expression
                 if isinstance(item, Run) and isinstance(inside, ast.ListComp):
@@ -135,6 +139,21 @@ class AuthorInit:
                 written_as = next((given[name] for name in names if name in given), None)
                 if written_as is not None:
                     self._match(item, written_as, found)
+
+    def _match_list(self, tree: Items, written: ast.expr, found: dict[int, list[Hint]]) -> bool:
+        """``nn.Sequential(*layers)``, by what the author puts into the list."""
+        name = written.value if isinstance(written, ast.Starred) else written
+        put = self.lists.get(name.id) if isinstance(name, ast.Name) else None
+        if put is None or len(put) != len(tree.items):
+            return False
+        for item, (value, condition) in zip(tree.items, put, strict=True):
+            if isinstance(item, Either):
+                if condition is not None:
+                    found.setdefault(id(item.flag), []).append(Hint(self._settled(condition)))
+                self._match(item.then, value, found)
+            else:
+                self._match(item, value, found)
+        return True
 
     def _match_run(self, run: Run, written: ast.ListComp, found: dict[int, list[Hint]]) -> None:
         """``Block(...) for i in range(depth)``: what is written for the places 0 and 1."""
@@ -178,6 +197,7 @@ def author_init(kind: type[nn.Module]) -> AuthorInit:
     found = AuthorInit([p.name for p in plain], defaults, scope=kind.__init__.__globals__)
     found.settled = _settled_names(tree, {p.name for p in parameters})
     _assignments(tree.body, None, found.assigned)
+    _lists(tree.body, None, found.lists)
     return found
 
 
@@ -218,6 +238,40 @@ def _assignments(
         elif isinstance(line, ast.If):
             _assignments(line.body, _both(condition, line.test), found)
             _assignments(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)), found)
+
+
+def _lists(
+    body: list[ast.stmt],
+    condition: ast.expr | None,
+    found: "dict[str, list[tuple[ast.expr, ast.expr | None]] | None]",
+) -> None:
+    """What is put into local lists, in order."""
+    for line in body:
+        match line:
+            case (
+                ast.Assign(targets=[ast.Name(id=name)], value=ast.List(elts=items))
+                | ast.AnnAssign(target=ast.Name(id=name), value=ast.List(elts=items))
+            ):
+                found[name] = [(item, condition) for item in items]
+                continue
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name(id=name), "append"), [item], [])):
+                items = [item]
+            case ast.Expr(ast.Call(ast.Attribute(ast.Name(id=name), "extend"), [ast.List(elts=items)], [])):
+                pass
+            case ast.AugAssign(ast.Name(id=name), ast.Add(), ast.List(elts=items)):
+                pass
+            case ast.If():
+                _lists(line.body, _both(condition, line.test), found)
+                _lists(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)), found)
+                continue
+            case _:
+                for node in ast.walk(line):
+                    if isinstance(node, ast.Name) and node.id in found and not isinstance(line, ast.Assign):
+                        found[node.id] = None
+                continue
+        put = found.get(name)
+        if put is not None:
+            put += [(item, condition) for item in items]
 
 
 def _both(one: ast.expr | None, other: ast.expr) -> ast.expr:

@@ -16,7 +16,8 @@ from torchjax_bridge.recording import Parameter, layer_class
 from torchjax_bridge.weights import Twin
 
 from ._constants import dtype_text
-from ._constructors import Call, Column, Items, Text, Tree
+from ._constructors import Call, Code, Column, Items, Text, Tree
+from ._functions import is_activation
 from ._layers import is_layer
 from ._lowering import Body, is_container, tied_bias
 from ._model import Model, is_function
@@ -189,14 +190,17 @@ def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> 
         place = _join(path, name)
         code = child is None or (is_function(child) and place not in model.parts)
         tree = None if code or child is None else _child(model, place, child)
-        items.append(Text(_function(body, name)) if tree is None else tree)
+        items.append(_function(body, name, child) if tree is None else tree)
     return items
 
 
-def _function(body: Body, name: str) -> str:
+def _function(body: Body, name: str, module: nn.Module | None) -> Tree:
     """A module without weights; one that needs the state of the class is code of its ``__call__``."""
     text = body.functions[name][0] if name in body.functions else "lambda x: x"
-    return "None" if "self." in text else text
+    if "self." in text:
+        return Text("None")
+    is_setting = module is not None and is_activation(module)  # other instances may have another
+    return Column([Code(text)], "activation", name) if is_setting else Text(text)
 
 
 def _layer(twin: Twin, path: str) -> Call:

@@ -102,9 +102,9 @@ def _split_at(text: str, mark: str) -> list[str]:
 
 
 def _conditional(line: str) -> list[str] | None:
-    """The start, ``a``, ``if test`` and ``else b`` of ``start a if test else b``."""
-    found = re.match(r"( *(?:[\w.]+ = |return ))(.*)", line)
-    if found is None:
+    """The start, ``a``, ``if test`` and ``else b`` of ``start a if test else b``; no start inside of brackets."""
+    found = re.match(r"( *(?:[\w.]+ = |return )?)(.*)", line)
+    if found is None or line.endswith((",", ":")):
         return None
     start, text = found.groups()
     places: dict[str, int] = {}
@@ -166,6 +166,8 @@ def _split_at_brackets(line: str, limit: int, pair: tuple[int, int] | None) -> l
     conditional = _conditional(line)
     if conditional is not None:
         lead, *parts = conditional
+        if not lead.strip():
+            return [one for text in parts for one in _split(indent + text, limit)]
         whole = " ".join(parts)
         deeper = indent + _INDENT
         if len(deeper) + len(whole) <= limit:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-__all__ = ["given_functions"]
+__all__ = ["given_functions", "is_activation"]
 
 _ELEMENTWISE = (
     nn.CELU,
@@ -47,9 +47,14 @@ def given_functions(modules: Mapping[str, nn.Module]) -> set[str]:
     }
 
 
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module works on each element and has no weights."""
+    return type(module) in _ELEMENTWISE
+
+
 def _description(module: nn.Module) -> str:
     """What a module computes; nothing for one of another kind."""
-    if type(module) not in _ELEMENTWISE:
+    if not is_activation(module):
         return ""
     settings = [one for one in module.extra_repr().split(", ") if not one.startswith("inplace")]
     return f"{type(module).__name__}({', '.join(settings)})"

@@ -102,7 +102,8 @@ def _loop(
         if len(own) == 1 and own[0] not in taken | set(names.values()):
             names[owner] = own[0]
         else:
-            names[owner] = _item_name(owner, taken | set(names.values()))
+            others = {name for list_of, own in author.items() if list_of != owner for name in own}
+            names[owner] = _item_name(owner, taken | set(names.values()) | others)
     rename = _Rename({f"•{owner}": name for owner, name in names.items()})
     body = [rename.visit(changed) for _, _, changed in first]
     targets = [names[owner] for owner in owners]
@@ -156,7 +157,7 @@ def _item_name(owner: str, taken: set[str]) -> str:
     name = name.rpartition(".")[2]
     singular = name[:-1] if name.endswith("s") and len(name) > 2 else f"{name}_layer"
     while singular in taken or not singular.isidentifier():
-        singular += "_layer"
+        singular = f"each_{singular}"
     return singular
 
 

@@ -3,10 +3,12 @@
 Where instances have layers in a row in different numbers, one constructor makes them all (`Run`).
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from ._constructors import MISSING, Call, Column, Either, Items, Numbered, Run, Text, Tree, indexed
+from ._lacking import laid_over
 from ._runs import DifferError, run_of
 
 __all__ = ["DifferError", "merge"]
@@ -104,7 +106,29 @@ def _merge_each(lists: Sequence[Any]) -> list[Tree]:
             ]
         except DifferError:
             continue
-    raise DifferError
+    return _with_optional(lists)
+
+
+def _with_optional(lists: Sequence[Any]) -> list[Tree]:
+    """The items of the longest list, those that some instances lack as optional ones."""
+    longest = max((items for items in lists if items is not None), key=len)
+    laid = [None if items is None else laid_over(items, longest) for items in lists]
+    if any((one is None) != (items is None) for one, items in zip(laid, lists, strict=True)):
+        raise DifferError
+    found: list[Tree] = []
+    for place in range(len(longest)):
+        row = [None if one is None else one[place] for one in laid]
+        has = [one is None or one[place] is not None for one in laid]
+        merged = _merge(row)
+        name = _question(merged)
+        found.append(merged if all(has) else Either(Column(has, name), merged, "[]"))
+    return found
+
+
+def _question(tree: Tree) -> str:
+    """What an argument that asks for an optional layer is called, by the class of the layer."""
+    name = tree.function.rpartition(".")[2] if isinstance(tree, Call) else "first"
+    return "has_" + re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
 def _at(lists: Sequence[Any], place: int) -> Tree:

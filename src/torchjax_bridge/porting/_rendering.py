@@ -27,7 +27,7 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     if isinstance(tree, Column):
         return names.get(id(tree)) or literal(tree.known[0] if tree.known else None)
     if isinstance(tree, Items):
-        inside = _repeated([render(item, names) for item in tree.items])
+        inside = _repeated([_item(item, names) for item in tree.items])
         if tree.start.endswith("[") and inside.startswith("*[") and _closes(inside, 1) == len(inside) - 1:
             inside = inside[2:-1]  # the list is one comprehension
         return f"{tree.start}{inside}{tree.end}"
@@ -52,6 +52,13 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     return (
         f"{tree.function}({', '.join([*(render(arg, names) for arg in tree.args), *keywords, *tree.ends])})"
     )
+
+
+def _item(tree: Tree, names: Mapping[int, str]) -> str:
+    """An item of a list, or nothing where an instance lacks it."""
+    if not isinstance(tree, Either):
+        return render(tree, names)
+    return f"*([{render(tree.then, names)}] if {names.get(id(tree.flag), 'True')} else [])"
 
 
 def rendered_fields(
