@@ -302,6 +302,20 @@ def case_processes_that_differ_are_all_told() -> None:
         "'blocks.1.scale.running_mean' is not sharded, and rank 1 has other values",
         lambda: to_flax(source, template()),
     )
+    replica = torch.full((8,), float(rank))
+    drifted = {
+        "weight": DTensor.from_local(torch.ones(8 // mesh.size(), 8), mesh, [Shard(0)], run_check=False),
+        "bias": DTensor.from_local(replica, mesh, [Replicate()], run_check=False),
+    }
+    linear = nnx.eval_shape(lambda: nnx.Linear(8, 8, rngs=nnx.Rngs(0)))
+    said = "'bias' is replicated, and rank 1 has other values of it than rank 0"
+    refused(errors.PlanError, said, lambda: to_flax(drifted, linear))
+    torch.distributed.broadcast(replica, 0)
+    good = to_flax(drifted, linear)
+    pieces = [jnp.full((8,), float(rank))]
+    lies = good.bias[...].sharding
+    good.bias.set_value(jax.make_array_from_single_device_arrays((8,), lies, pieces))
+    refused(errors.PlanError, said, lambda: to_state_dict(good, drifted))
     spec = P("x") if rank else P()
     asked = with_shardings(lambda name, shape: spec if shape == (16,) else P(), jax_mesh(mesh))
     refused(errors.PlanError, "do not plan the same moves", lambda: to_flax(sharded(mesh), asked))
@@ -424,3 +438,8 @@ def four_hybrid_sharding_replicates_over_the_other_axis() -> None:
     check_values(twin, to_flax(model(), template()))
     assert twin.blocks[0].up.kernel[...].sharding.spec == P(None, "shard")
     round_trip(source, twin)
+    if torch.distributed.get_rank() == 3:
+        with torch.no_grad():
+            source.embed.weight.to_local().add_(1)
+    said = "'embed.weight' is replicated, and rank 3 has other values of it than rank 1"
+    refused(errors.PlanError, said, lambda: to_flax(source, template()))

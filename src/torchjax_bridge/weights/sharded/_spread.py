@@ -66,6 +66,10 @@ class Spread:
         """Whether nothing is padded."""
         return self.padded == self.shape
 
+    def is_replicated(self) -> bool:
+        """Whether another process holds what this one does."""
+        return math.prod(map(len, self.lengths)) < self.sharding.mesh.size
+
     def is_like(self, other: "Spread") -> bool:
         """Whether both are even, and every process holds the same elements in both."""
         same = self.sharding.is_equivalent_to(other.sharding, len(self.shape))

@@ -13,7 +13,7 @@ from torchjax_bridge.exchange import Path, array_of_shard, jax_mesh, join_path, 
 
 from ..moving import row_major_copies
 from ..pairing import Move
-from ._agreement import agree, fingerprint
+from ._agreement import Place, agree, fingerprints
 from ._laid_out import lay_out_shards, together
 from ._moves import whole
 from ._spread import Spread, replicated, spread_of_array
@@ -49,20 +49,15 @@ def arrays_of_sharded(
     """
     everywhere = NamedSharding(jax_mesh(device_mesh), PartitionSpec())
 
-    def prepare() -> tuple[list[Step], list[str], dict[str, str]]:
+    def prepare() -> tuple[list[Step], list[str], dict[Place, str]]:
         steps = []
         for one in sorted(moves, key=lambda one: one.flax_paths):
             step = _prepare(one, state, shardings, everywhere)
             steps.append(step)
             if copy is False:
                 _refuse_moves(step)
-        plain = {
-            key: fingerprint(tensor)
-            for step in steps
-            for key, (tensor, spread) in zip(step.move.torch_keys, step.inputs, strict=True)
-            if spread is None
-        }
-        return steps, list(map(str, steps)), plain
+        inputs = (pair for step in steps for pair in zip(step.move.torch_keys, step.inputs, strict=True))
+        return steps, list(map(str, steps)), fingerprints(inputs)
 
     device = torch.device(device_mesh.device_type)
     laid_out: dict[Path, tuple[torch.Tensor, Spread]] = {}

@@ -13,7 +13,7 @@ from torchjax_bridge.exchange import Path, dtensor_class, dtensor_of_shard, jax_
 from ..layouts import same_bits
 from ..moving import WIDER, as_exchangeable, row_major_copies
 from ..pairing import Move
-from ._agreement import agree, fingerprint
+from ._agreement import Place, agree, fingerprints
 from ._laid_out import lay_out_arrays
 from ._moves import whole
 from ._spread import Spread, replicated, spread_of_array, spread_of_tensor
@@ -51,19 +51,18 @@ def tensors_of_sharded(
     """
     everywhere = NamedSharding(jax_mesh(device_mesh), PartitionSpec())
 
-    def prepare() -> tuple[list[Step], list[str], dict[str, str]]:
+    def prepare() -> tuple[list[Step], list[str], dict[Place, str]]:
         steps = []
         for one in sorted(moves, key=lambda one: one.flax_paths):
             steps.append(_prepare(one, arrays, state, everywhere, device_mesh))
             if copy is False:
                 _refuse_moves(steps[-1])
-        plain = {
-            join_path(path): fingerprint(tensor)
+        inputs = (
+            (join_path(path), one)
             for step in steps
-            for path, (tensor, spread) in zip(step.move.flax_paths, step.inputs, strict=True)
-            if spread is None
-        }
-        return steps, list(map(str, steps)), plain
+            for path, one in zip(step.move.flax_paths, step.inputs, strict=True)
+        )
+        return steps, list(map(str, steps)), fingerprints(inputs)
 
     locals_: dict[str, torch.Tensor] = {}
     views: list[str] = []
@@ -164,7 +163,7 @@ def _check_ties(filled: Mapping[str, torch.Tensor], ties: Mapping[str, str], dev
     """Refuse, in every process, two keys of one torch tensor whose values differ in any."""
     both = [(key, first) for key, first in ties.items() if key in filled and first in filled]
 
-    def compare() -> tuple[None, list[str], dict[str, str]]:
+    def compare() -> tuple[None, list[str], dict[Place, str]]:
         for key, first in both:
             if not same_bits(filled[key], filled[first]):
                 raise PlanError(
