@@ -1,41 +1,50 @@
-"""Keeps the values of a pull apart from the memory that it writes to.
+"""Finds the values of a pull that lie in the memory that it writes to.
 
 An array may lie in the module's own memory: it was shared by a push, or made by ``to_jax``. If it is not written
 back to where it lies, an earlier write would change it before it is read.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["apart"]
+from ._torch_side import Reading
+
+__all__ = ["in_memory_of", "same_place"]
 
 
-def apart(writes: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Tensor]:
-    """The sources of pairs of a target and a source, those copied that lie in other memory of the targets."""
-    extents = sorted(_extent(target) for target, _ in writes)
-    starts = [start for start, _ in extents]
-    ends = list(accumulate((end for _, end in extents), max))
-
-    def keep(target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        start, end = _extent(source)
-        below = bisect_left(starts, end)  # the targets that start before the source ends
-        touched = below > 0 and ends[below - 1] > start
-        return source.clone() if touched and not _same_place(target, source) else source
-
-    return [keep(target, source) for target, source in writes]
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first and the last address of its elements; none of it is empty."""
-    start = tensor.data_ptr()
-    if not tensor.numel():
-        return start, start
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (last + 1) * tensor.element_size()
+def in_memory_of(reading: Reading, sources: Sequence[torch.Tensor]) -> set[int]:
+    """The places of the sources, which are dense, that lie in the memory of a tensor of the module."""
+    contiguous = map(torch.Tensor.is_contiguous, reading.tensors)
+    sizes = [
+        tensor.nbytes if dense else _extent(tensor)
+        for tensor, dense in zip(reading.tensors, contiguous, strict=True)
+    ]
+    starts = _addresses(reading.pointers or ())
+    ends = starts + _addresses(sizes)
+    order = np.argsort(starts)
+    starts, ends = starts[order], np.maximum.accumulate(ends[order])
+    first = _addresses([source.data_ptr() for source in sources])
+    last = first + _addresses([source.nbytes for source in sources])
+    below = np.searchsorted(starts, last)  # how many start before the source ends
+    found = (below > 0) & (ends[below - 1] > first) & (last > first)
+    return set(np.flatnonzero(found).tolist())
 
 
-def _same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of one shape are the same elements in memory."""
     return one.data_ptr() == other.data_ptr() and one.dtype is other.dtype and one.stride() == other.stride()
+
+
+def _addresses(values: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    return np.array(values, np.uint64)
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """The bytes from its first element to the end of its last."""
+    if not tensor.numel():
+        return 0
+    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return (last + 1) * tensor.element_size()

@@ -7,6 +7,7 @@ gone or new. A tree is an nnx state or linen variables.
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import jax
@@ -75,7 +76,10 @@ class NnxModule(FlaxSide):
 
     def _note(self) -> None:
         """Note the structure, and how each leaf is read and set."""
-        self._structure = [(holder, _contents(holder)) for holder in _holders(self._template)]
+        everything = list(_holders(self._template))
+        self._dicts = [one for one in everything if isinstance(one, dict)]
+        self._lists = [one for one in everything if not isinstance(one, dict)]
+        self._sizes, self._contents = self._look()
         holders = [self.leaves[path].holder for path in self._paths]
         verbs = [_verbs(self._template, path, one) for path, one in zip(self._paths, holders, strict=True)]
         self._readers = [reader for reader, _ in verbs]
@@ -88,13 +92,15 @@ class NnxModule(FlaxSide):
             if any(hooked)
         ]
 
+    def _look(self) -> tuple[list[int], list[Any]]:
+        """How many attributes or items each has, and all of them."""
+        values = chain.from_iterable(map(dict.values, self._dicts))
+        return [*map(len, self._dicts), *map(len, self._lists)], [*values, *chain.from_iterable(self._lists)]
+
     def check(self) -> None:
         """Raise a `PlanError` that names every Variable that was added, removed or given another shape."""
-        for holder, contents in self._structure:
-            now = _contents(holder)
-            if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
-                break
-        else:
+        sizes, contents = self._look()
+        if sizes == self._sizes and all(map(operator.is_, contents, self._contents)):
             return
         leaves = _leaves(read_flax(self._template))
         self._compare(leaves, "Variable")

@@ -3,7 +3,7 @@
 Every value is laid out before the first is set, so an error leaves both models as they were.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -20,10 +20,9 @@ from torchjax_bridge.exchange import (
 )
 
 from .._plan import Plan
-from ..layouts import same_bits
-from ..moving import WIDER, as_exchangeable, cast_to, copy_into, row_major_copies
+from ..moving import Together, as_exchangeable, cast_to, row_major_copies
 from ..trees import place_on_sharding
-from ._apart import apart
+from ._apart import in_memory_of, same_place
 from ._flax_side import FlaxSide
 from ._stale import stale
 from ._steps import Step
@@ -31,6 +30,7 @@ from ._streams import side_streams
 from ._torch_side import TorchSide
 from ._tracing import refuse_in_trace
 from ._watch import Watch
+from ._writes import Writes
 
 __all__ = ["Link", "Options"]
 
@@ -60,9 +60,12 @@ class Link:
         self._flax = flax_side
         self._steps = steps
         self._cast, self._share = options.cast, options.share
-        self._watch = Watch(list(torch_side.slots.values()), steps) if options.changed_only else None
+        self._watch = Watch(len(torch_side.slots), steps) if options.changed_only else None
         self._paths = [path for step in steps for path in step.move.flax_paths]
-        self._devices = {slot.device for slot in torch_side.slots.values()}
+        self._shapes = [flax_side.leaves[path].shape for path in self._paths]
+        self._shardings = [sharding for step in steps for sharding in step.shardings]
+        self._devices = {slot.device for slot in torch_side.slots}
+        self._together: Together | None = None
 
     def __repr__(self) -> str:
         return f"Link({len(self._steps)} moves, {self.plan.flavour})"
@@ -95,38 +98,43 @@ class Link:
         """
         refuse_in_fork("push weights")
         refuse_in_trace("push")
-        self._torch.check()
+        reading = self._torch.read()
         steps: Sequence[Step] = self._steps
         arrays: list[jax.Array | None] = [None] * len(self._paths)
         if self._watch is None:
             self._flax.check()
         elif self._flax.in_place:
-            steps, _ = self._watch.changed(self._flax.values(None))
+            steps, _ = self._watch.changed(reading, self._flax.values(None))
         else:
-            steps, arrays = self._watch.changed(None)
-        places: list[int] = []
-        tensors: list[torch.Tensor] = []
+            steps, arrays = self._watch.changed(reading, None)
+        laid_out: dict[int, torch.Tensor] = {}
         read: list[list[torch.Tensor]] = []
         with side_streams(self._devices):
             for step in steps:
-                read.append([slot.read() for slot in step.slots])
-                for place, tensor in enumerate(step.forward(read[-1]), step.first):
-                    array = self._without_relayout(
-                        tensor, step.shardings[place - step.first], self._paths[place]
-                    )
-                    if array is None:
-                        places.append(place)
-                        tensors.append(tensor)
-                    else:
-                        arrays[place] = array
-            copies = row_major_copies(tensors, self._cast)
-            for place, array in zip(places, self._to_arrays(places, copies), strict=True):
+                read.append([reading.tensors[place].detach() for place in step.places])
+                laid_out.update(enumerate(step.forward(read[-1]), step.first))
+            for place, array in self._new_arrays(laid_out):
                 arrays[place] = array
         model = self._flax.put(arrays)
         if self._watch is not None:
             for step, sources in zip(steps, read, strict=True):
                 self._watch.note(step, sources, arrays)
         return model
+
+    def _new_arrays(self, tensors: dict[int, torch.Tensor]) -> Iterator[tuple[int, jax.Array]]:
+        """The arrays of tensors, by their places. Takes out those that are done."""
+        for place in [*tensors] if self._share or any(self._shardings) else ():
+            array = self._without_relayout(tensors[place], self._shardings[place], self._paths[place])
+            if array is not None:
+                del tensors[place]
+                yield place, array
+        if self._together is None:  # at the first push, which is of all
+            self._together = Together(tensors, self._cast)
+        for place, array in self._together.copy(tensors).items():
+            del tensors[place]
+            yield place, array
+        copies = row_major_copies([*tensors.values()], self._cast)
+        yield from zip(tensors, self._to_arrays([*tensors], copies), strict=True)
 
     def _without_relayout(
         self, tensor: torch.Tensor, sharding: Sharding | None, path: Path
@@ -170,79 +178,41 @@ class Link:
         """
         refuse_in_fork("pull weights")
         refuse_in_trace("pull")
-        self._torch.check()
-        arrays = self._flax.values(values)
-        writes: dict[object, tuple[str, torch.Tensor, torch.Tensor]] = {}
-        faults: list[str] = []
+        reading = self._torch.read()
+        if reading.pointers is None:
+            raise PlanError(
+                "cannot pull inside a transform of torch.func: its tensors have no memory of their own."
+            )
+        writes = Writes(cast=self._cast is not None)
         with side_streams(self._devices):
+            given = [self._tensor(place, value) for place, value in enumerate(self._flax.values(values))]
+            if [tensor.shape for tensor in given] != self._shapes:
+                raise stale(self._other_shapes(given))
+            shared = in_memory_of(reading, given)
             for step in self._steps:
-                tensors = [
-                    self._tensor(path, arrays[place])
-                    for place, path in enumerate(step.move.flax_paths, step.first)
-                ]
-                own = [slot.read() for slot in step.slots]
-                for slot, target, tensor in zip(step.slots, own, step.inverse(tensors, own), strict=True):
-                    if tensor.dtype is not target.dtype:
-                        faults += self._misfit(slot.key, target, tensor)
-                    if not target.is_contiguous() and _is_expanded(target):
-                        faults.append(
-                            f"'{slot.key}' was expanded: several of its elements are one in memory. Replace it by "
-                            "its clone"
-                        )
-                    # By memory, so that a tied tensor is written once. Views may begin at the same address.
-                    first = writes.setdefault(target.data_ptr() or slot.key, (slot.key, target, tensor))
-                    if first[1] is target:
-                        continue
-                    if (first[1].shape, first[1].stride()) == (target.shape, target.stride()):
-                        faults += _two_values(first, slot.key, tensor)
-                    else:
-                        writes[slot.key] = (slot.key, target, tensor)
-            if faults:
-                listed = "\n".join(f"  {line}" for line in faults)
-                raise PlanError(f"cannot pull these weights to torch:\n{listed}")
-            pairs = [(target, tensor) for _, target, tensor in writes.values()]
-            for (target, _), tensor in zip(pairs, apart(pairs), strict=True):
-                _write(target, tensor)
+                leaves = range(step.first, step.first + len(step.shardings))
+                own = [reading.tensors[place].detach() for place in step.places]
+                new = step.inverse([given[place] for place in leaves], own)
+                if shared and not shared.isdisjoint(leaves):
+                    new = tuple(
+                        value if same_place(target, value) else value.clone()
+                        for target, value in zip(own, new, strict=True)
+                    )
+                for slot, place, target, value in zip(step.slots, step.places, own, new, strict=True):
+                    writes.add(slot.key, target, reading.pointers[place], value)
+            writes.run()
 
-    def _tensor(self, path: Path, value: Any) -> torch.Tensor:
+    def _tensor(self, place: int, value: Any) -> torch.Tensor:
+        path = self._paths[place]
         if type(value) is jax.ShapeDtypeStruct:
             raise PlanError(
                 f"'{join_path(path)}' is a jax.ShapeDtypeStruct, which has no values: push first."
             )
         if type(getattr(value, "sharding", None)) is not SingleDeviceSharding:
             value = as_exchangeable(value)
-        tensor = array_to_torch(value, path=path)
-        if tensor.shape != (shape := self._flax.leaves[path].shape):
-            raise stale([f"'{join_path(path)}' had shape {shape} in Flax and has {tuple(tensor.shape)} now"])
-        return tensor
+        return array_to_torch(value, path=path)
 
-    def _misfit(self, key: str, target: torch.Tensor, tensor: torch.Tensor) -> Iterable[str]:
-        if WIDER.get(tensor.dtype) is target.dtype:
-            return
-        if self._cast is None or not (tensor.is_floating_point() and target.is_floating_point()):
-            yield (
-                f"'{key}' is {target.dtype} in torch and {tensor.dtype} in Flax: pass dtype= to link() to have "
-                "floating-point values cast"
-            )
-
-
-_SMALL_BYTES = 1 << 18  # `copy_into` leaves smaller tensors to copy_
-
-
-def _two_values(
-    first: tuple[str, torch.Tensor, torch.Tensor], key: str, tensor: torch.Tensor
-) -> Iterable[str]:
-    """The fault of two keys of one tensor with different values."""
-    if not same_bits(first[2], tensor):
-        yield f"'{key}' is the same tensor as '{first[0]}' in torch, but Flax holds two values"
-
-
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _write(target: torch.Tensor, tensor: torch.Tensor) -> None:
-    if target.nbytes >= _SMALL_BYTES and target.is_cpu and tensor.is_cpu and target.is_contiguous():
-        copy_into(target, tensor)
-    else:
-        target.copy_(tensor)
+    def _other_shapes(self, given: Sequence[torch.Tensor]) -> Iterator[str]:
+        for path, tensor, shape in zip(self._paths, given, self._shapes, strict=True):
+            if tensor.shape != shape:
+                yield f"'{join_path(path)}' had shape {shape} in Flax and has {tuple(tensor.shape)} now"

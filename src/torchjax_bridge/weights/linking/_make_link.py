@@ -125,8 +125,7 @@ def link(
     first = 0
     for move in plan.moves:
         shardings = [sharding_of(flax_side.leaves[path]) for path in move.flax_paths]
-        slots = [torch_side.slots[key] for key in move.torch_keys]
-        steps.append(Step(move, slots, first, shardings, torch_tree.device))
+        steps.append(Step(move, torch_side, first, shardings, torch_tree.device))
         first += len(move.flax_paths)
     return Link(plan, torch_side, flax_side, steps, Options(cast, share, changed_only))
 

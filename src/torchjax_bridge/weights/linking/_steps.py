@@ -9,7 +9,7 @@ from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import join_path
 
 from ..pairing import Move
-from ._torch_side import Slot
+from ._torch_side import TorchSide
 
 __all__ = ["Step"]
 
@@ -19,23 +19,25 @@ class Step:
 
     Attributes:
         move: The move.
-        slots: The places of its torch tensors.
+        slots: Its torch tensors.
+        places: Their places among all of the module's.
         first: The place of its first Flax leaf among all that cross.
         shardings: The sharding of each Flax leaf; None for a leaf that follows its source.
     """
 
-    __slots__ = ("_device", "first", "move", "shardings", "slots")
+    __slots__ = ("_device", "first", "move", "places", "shardings", "slots")
 
     def __init__(
         self,
         move: Move,
-        slots: Sequence[Slot],
+        side: TorchSide,
         first: int,
         shardings: Sequence[Sharding | None],
         device: torch.device,
     ) -> None:
         self.move = move
-        self.slots = tuple(slots)
+        self.places = [side.places[key] for key in move.torch_keys]
+        self.slots = [side.slots[place] for place in self.places]
         self.first = first
         self.shardings = tuple(shardings)
         self._device = device  # of a constant, which has no source

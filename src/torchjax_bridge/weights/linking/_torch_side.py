@@ -1,12 +1,14 @@
 """The torch side of a link: where the tensors of the plan live in the module, and whether they still do.
 
-A `Slot` reads its tensor from the module each time, so a parameter that was replaced by one of its shape is seen.
-This is the only file of the link that reads ``_parameters``, ``_buffers`` and ``_modules``: ``named_parameters``
-would take longer than the copies of small tensors.
+The tensors are read from the module each time, so a parameter that was replaced by one of its shape is seen. This
+is the only file of the link that reads ``_parameters``, ``_buffers`` and ``_modules``: ``named_parameters`` would
+take longer than the copies of small tensors. So would a loop of Python over their attributes; all are compared at
+once, by functions of C.
 """
 
+import operator
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,56 +16,24 @@ from torch import nn
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import dtensor_class
 
-from ._stale import changed, raise_if_stale, stale
+from ._stale import changed, raise_if_stale
 
-__all__ = ["Slot", "TorchSide"]
+__all__ = ["Reading", "Slot", "TorchSide"]
+
+_SHAPE, _DTYPE, _DEVICE = map(operator.attrgetter, ("shape", "dtype", "device"))
 
 
-class Slot:
-    """The place of one parameter or buffer in its module.
+class Slot(NamedTuple):
+    """The place of one parameter or buffer in its module, and what the plan was made for."""
 
-    Attributes:
-        key: Its key in the module's ``state_dict``.
-        holder: The dict that holds the tensor, under ``name``.
-        name: Its own name in its module.
-        shape: The shape that the plan was made for.
-        dtype: The dtype at that time.
-        device: The device at that time.
-    """
-
-    __slots__ = ("device", "dtype", "holder", "key", "name", "shape")
-
-    def __init__(self, key: str, holder: dict[str, Any], name: str) -> None:
-        self.key = key
-        self.holder = holder
-        self.name = name
-        tensor = holder[name]
-        self.shape, self.dtype, self.device = tensor.shape, tensor.dtype, tensor.device
-
-    def read(self) -> torch.Tensor:
-        """The tensor that is there now, detached; it shares memory and version with the module's own.
-
-        Raises:
-            PlanError: It is missing, has no memory, or has another shape, dtype or device than the plan was made
-                for.
-        """
-        tensor = self.holder.get(self.name)
-        if tensor is None or tensor.shape != self.shape or tensor.dtype is not self.dtype:
-            raise stale(self.faults())
-        alias = tensor.detach()
-        if alias.device != self.device:
-            raise stale(self.faults())
-        if isinstance(alias, dtensor_class() or ()):
-            raise PlanError(
-                f"'{self.key}' is a DTensor, and a link holds plain tensors. Convert the module each time: "
-                "to_flax(module, template), to_state_dict(flax, module)."
-            )
-        if _has_no_memory(alias):
-            raise PlanError(
-                f"'{self.key}' has no memory: it is a meta tensor, or its storage was freed. Give it values first, "
-                "such as by module.to_empty() or by gathering it."
-            )
-        return alias
+    key: str
+    """Its key in the module's ``state_dict``."""
+    holder: dict[str, Any]
+    """The dict that holds the tensor, under ``name``."""
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
 
     def faults(self) -> Iterator[str]:
         """What is not as it was, one line each."""
@@ -76,6 +46,14 @@ class Slot:
             if before != now:
                 said = (tuple(before), tuple(now)) if what == "shape" else (before, now)
                 yield f"'{self.key}' had {what} {said[0]} and has {said[1]} now"
+
+
+class Reading(NamedTuple):
+    """The module's own tensors at one time, in the order of the slots."""
+
+    tensors: list[torch.Tensor]
+    pointers: list[int] | None
+    """Where their memory starts; None if one has none of its own, as inside ``torch.func``."""
 
 
 class TorchSide:
@@ -92,21 +70,74 @@ class TorchSide:
 
     def __init__(self, module: nn.Module, keys: Iterable[str], ties: Iterable[tuple[str, str]]) -> None:
         self._module = module
-        self.slots = {key: _slot(module, key) for key in keys}
-        self._ties = [(self.slots[key], self.slots[twin]) for key, twin in ties]
+        self.slots = [_slot(module, key) for key in dict.fromkeys(keys)]
+        self.places = {slot.key: place for place, slot in enumerate(self.slots)}
+        self._ties = list(ties)
+        self._holders, self._names = (
+            [getattr(slot, what) for slot in self.slots] for what in ("holder", "name")
+        )
+        self._shapes, self._dtypes, self._devices = (
+            [getattr(slot, what) for slot in self.slots] for what in ("shape", "dtype", "device")
+        )
         self._keys = _keys(module)
         self._children = _children(module)
-        self._structure = list(_structure(module))
+        self._note()
 
-    def check(self) -> None:
-        """Raise a `PlanError` that names every module, parameter or buffer that was added, removed or replaced."""
-        for holder, names, children in self._structure:
-            if tuple(holder) != names or (children is not None and tuple(holder.values()) != children):
-                self._explain()
-                break
-        for slot, twin in self._ties:
-            if slot.read().data_ptr() != twin.read().data_ptr():
-                raise_if_stale([f"'{slot.key}' was the same tensor as '{twin.key}' and is another now"])
+    def _note(self) -> None:
+        """Note every dict of children, parameters or buffers, with its names, and the children."""
+        parts = list(self._module.modules())
+        self._dicts = [one for part in parts for one in (part._modules, part._parameters, part._buffers)]
+        self._dict_names = list(map(tuple, self._dicts))
+        self._child_dicts = [part._modules for part in parts if part._modules]
+        self._dict_children = [list(one.values()) for one in self._child_dicts]
+
+    def read(self) -> Reading:
+        """The tensors that are there now.
+
+        Raises:
+            PlanError: A module, parameter or buffer was added, removed or replaced by one that does not fit; a tie
+                was cut; or a tensor has no memory. The message names it.
+        """
+        children = [list(one.values()) for one in self._child_dicts]
+        if list(map(tuple, self._dicts)) != self._dict_names or children != self._dict_children:
+            self._explain()
+        tensors: list[Any] = list(map(dict.get, self._holders, self._names))
+        try:
+            fits = (
+                list(map(_SHAPE, tensors)) == self._shapes
+                and list(map(_DTYPE, tensors)) == self._dtypes
+                and list(map(_DEVICE, tensors)) == self._devices
+            )
+        except AttributeError:  # one is None
+            fits = False
+        if not fits:
+            raise_if_stale(fault for slot in self.slots for fault in slot.faults())
+        sharded: Any = dtensor_class() or ()
+        if any(issubclass(kind, sharded) for kind in set(map(type, tensors))):
+            key = next(slot.key for slot in self.slots if isinstance(slot.holder[slot.name], sharded))
+            raise PlanError(
+                f"'{key}' is a DTensor, and a link holds plain tensors. Convert the module each time: "
+                "to_flax(module, template), to_state_dict(flax, module)."
+            )
+        pointers = self._pointers(tensors)
+        for key, twin in self._ties:
+            one, other = (tensors[self.places[name]] for name in (key, twin))
+            if one is not other and (pointers is None or one.data_ptr() != other.data_ptr()):
+                raise_if_stale([f"'{key}' was the same tensor as '{twin}' and is another now"])
+        return Reading(tensors, pointers)
+
+    def _pointers(self, tensors: list[torch.Tensor]) -> list[int] | None:
+        try:
+            pointers = list(map(torch.Tensor.data_ptr, tensors))
+        except RuntimeError:
+            return None
+        for slot, tensor, pointer in zip(self.slots, tensors, pointers, strict=True) if 0 in pointers else ():
+            if not pointer and tensor.numel():
+                raise PlanError(
+                    f"'{slot.key}' has no memory: it is a meta tensor, or its storage was freed. Give it values "
+                    "first, such as by module.to_empty() or by gathering it."
+                )
+        return pointers
 
     def _explain(self) -> None:
         """Raise, unless the change does not touch the weights, as a buffer that is not persistent."""
@@ -118,14 +149,7 @@ class TorchSide:
             if children.get(name, one) is not one
         ]
         raise_if_stale([*faults, *changed(self._keys, _keys(self._module), "parameter or buffer")])
-        self._structure = list(_structure(self._module))
-
-
-def _has_no_memory(tensor: torch.Tensor) -> bool:
-    try:
-        return not tensor.data_ptr() and tensor.numel() > 0
-    except RuntimeError:  # inside torch.func, where a leaf that crosses is refused
-        return False
+        self._note()
 
 
 def _keys(module: nn.Module) -> dict[str, None]:
@@ -136,14 +160,6 @@ def _children(module: nn.Module) -> dict[str, nn.Module]:
     return {name: one for name, one in module.named_modules(remove_duplicate=False) if name}
 
 
-def _structure(module: nn.Module) -> Iterator[tuple[dict[str, Any], tuple[str, ...], tuple[Any, ...] | None]]:
-    """Every dict of children, parameters or buffers, with its names; of children also the modules."""
-    for part in module.modules():
-        yield part._modules, tuple(part._modules), tuple(part._modules.values())
-        yield part._parameters, tuple(part._parameters), None
-        yield part._buffers, tuple(part._buffers), None
-
-
 def _slot(module: nn.Module, key: str) -> Slot:
     path, _, name = key.rpartition(".")
     try:
@@ -151,8 +167,8 @@ def _slot(module: nn.Module, key: str) -> Slot:
     except AttributeError:
         owner = None
     for holder in () if owner is None else (owner._parameters, owner._buffers):
-        if holder.get(name) is not None:
-            return Slot(key, holder, name)
+        if (tensor := holder.get(name)) is not None:
+            return Slot(key, holder, name, tensor.shape, tensor.dtype, tensor.device)
     raise PlanError(
         f"cannot link '{key}': the state_dict has it, but the module has no such parameter or buffer (a hook makes "
         "it). Convert with to_flax and to_state_dict each time."

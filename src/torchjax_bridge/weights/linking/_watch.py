@@ -14,13 +14,11 @@ import jax
 import torch
 
 from ._steps import Step
-from ._torch_side import Slot
+from ._torch_side import Reading
 
 __all__ = ["Watch"]
 
-State = tuple[int, int, tuple[int, ...], tuple[int, ...]]
-
-_VERSION, _SHAPE = operator.attrgetter("_version"), operator.attrgetter("shape")
+_VERSION = operator.attrgetter("_version")
 
 
 class Watch:
@@ -29,60 +27,54 @@ class Watch:
     Holds the memory of the tensors, so that another tensor cannot get the same address, and no arrays.
     """
 
-    def __init__(self, slots: Sequence[Slot], steps: Sequence[Step]) -> None:
-        self._holders = [slot.holder for slot in slots]
-        self._names = [slot.name for slot in slots]
-        self._places = {slot.key: place for place, slot in enumerate(slots)}
+    def __init__(self, count: int, steps: Sequence[Step]) -> None:
         self._steps = steps
-        self._tensors: list[torch.Tensor | None] = [None] * len(slots)
-        self._states: list[State | None] = [None] * len(slots)
-        self._memory: list[torch.Tensor | None] = [None] * len(slots)
+        # Per tensor: itself, its version, where its memory starts, and its strides.
+        self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(4))
+        self._seen = self._known
+        self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
         self._arrays: list[Callable[[], jax.Array | None]] = [_nothing] * leaves
-        self._seen = self._tensors, self._states
 
-    def changed(self, held: Sequence[Any] | None) -> tuple[Sequence[Step], list[jax.Array | None]]:
+    def changed(
+        self, reading: Reading, held: Sequence[Any] | None
+    ) -> tuple[Sequence[Step], list[jax.Array | None]]:
         """The steps to run: a tensor is not as at the last push, or Flax does not hold the arrays of that push.
 
         Args:
+            reading: The tensors as they are now.
             held: What Flax holds now; None if a push gives a new tree.
 
         Returns:
             The steps, and the arrays of the last push; None for one that is gone.
         """
-        tensors = list(map(dict.get, self._holders, self._names))
+        tensors = reading.tensors
         try:
-            states: list[State | None] = list(
-                zip(
-                    map(_VERSION, tensors),
-                    map(torch.Tensor.data_ptr, tensors),  # type: ignore[arg-type]
-                    map(torch.Tensor.stride, tensors),  # type: ignore[arg-type]
-                    map(_SHAPE, tensors),
-                    strict=True,
-                )
-            )
-        except (AttributeError, TypeError, RuntimeError):  # one is missing, or counts no versions
-            states = [_state(tensor) for tensor in tensors]
-        self._seen = tensors, states
+            versions: list[Any] = list(map(_VERSION, tensors))
+        except RuntimeError:  # an inference tensor counts none; what is unknown equals nothing
+            versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
+        unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
+        pointers = reading.pointers or unknown
+        strides = list(map(torch.Tensor.stride, tensors))
+        self._seen = tensors, versions, pointers, strides
         arrays = [array() for array in self._arrays]
         kept = arrays if held is None else held
         if (
-            states == self._states
-            and all(map(operator.is_, tensors, self._tensors))
+            all(map(operator.is_, tensors, self._known[0]))
+            and self._seen[1:] == self._known[1:]
             and all(map(operator.is_, arrays, kept))
             and all(map(operator.is_not, arrays, repeat(None)))
-            and all(map(operator.is_not, states, repeat(None)))
         ):
             return [], arrays
         same = [
-            state is not None and state == before and tensor is was
-            for tensor, state, was, before in zip(tensors, states, self._tensors, self._states, strict=True)
+            now[0] is before[0] and now[1:] == before[1:]
+            for now, before in zip(zip(*self._seen, strict=True), zip(*self._known, strict=True), strict=True)
         ]
         there = [array is not None and array is other for array, other in zip(arrays, kept, strict=True)]
         steps = [
             step
             for step in self._steps
-            if not all(same[self._places[slot.key]] for slot in step.slots)
+            if not all(same[place] for place in step.places)
             or not all(there[step.first : step.first + len(step.move.flax_paths)])
         ]
         return steps, arrays
@@ -95,10 +87,9 @@ class Watch:
             sources: Its tensors, as they were read.
             arrays: The arrays of all steps.
         """
-        tensors, states = self._seen
-        for slot, source in zip(step.slots, sources, strict=True):
-            place = self._places[slot.key]
-            self._tensors[place], self._states[place] = tensors[place], states[place]
+        for place, source in zip(step.places, sources, strict=True):
+            for known, seen in zip(self._known, self._seen, strict=True):
+                known[place] = seen[place]
             self._memory[place] = source
         for place in range(step.first, step.first + len(step.move.flax_paths)):
             array = arrays[place]
@@ -107,10 +98,3 @@ class Watch:
 
 def _nothing() -> None:
     return None
-
-
-def _state(tensor: torch.Tensor | None) -> State | None:
-    """What changes with the tensor's values; None if it is missing, or is an inference tensor, without versions."""
-    if tensor is None or tensor.is_inference():
-        return None
-    return tensor._version, tensor.data_ptr(), tensor.stride(), tensor.shape

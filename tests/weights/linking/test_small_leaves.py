@@ -1,0 +1,117 @@
+"""Many small leaves, which are copied by one call from the second push on, are pushed and pulled as all others."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from torch import nn
+
+from torchjax_bridge import link
+
+WIDTH = 4
+
+
+def _models(dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    layers = 20
+    rngs = nnx.Rngs(0)
+    module = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, dtype=dtype) for _ in range(layers)))
+    return module, nnx.Sequential(*(nnx.Linear(WIDTH, WIDTH, rngs=rngs) for _ in range(layers)))
+
+
+def _train(module: Any) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+
+
+def _expected(module: Any, dtype: torch.dtype) -> list[np.ndarray[Any, Any]]:
+    values = (value.detach().to(dtype) for layer in module for value in (layer.weight.t(), layer.bias))
+    return [value.contiguous().view(-1).view(torch.uint8).numpy().copy() for value in values]
+
+
+def _arrays(model: Any) -> list[jax.Array]:
+    return [leaf.get_value() for layer in model.layers for leaf in (layer.kernel, layer.bias)]
+
+
+def _bits(arrays: list[jax.Array]) -> list[np.ndarray[Any, Any]]:
+    return [np.asarray(array).reshape(-1).view(np.uint8) for array in arrays]
+
+
+@pytest.mark.parametrize("cast", [None, jnp.bfloat16])
+@pytest.mark.parametrize("changed_only", [False, True])
+@pytest.mark.parametrize("share", [False, True])
+def test_every_push_gives_the_values_of_its_time(cast: Any, changed_only: bool, share: bool) -> None:
+    module, model = _models()
+    both = link(module, model, dtype=cast, changed_only=changed_only, share=share)
+    held: list[tuple[list[jax.Array], list[np.ndarray[Any, Any]]]] = []
+    for _ in range(5):
+        _train(module)
+        both.push()
+        expected = _expected(module, torch.float32 if cast is None else torch.bfloat16)
+        assert all(map(np.array_equal, _bits(_arrays(model)), expected))
+        if not share:
+            held.append((_arrays(model), expected))
+    for arrays, expected in held:
+        fresh = [np.from_dlpack(array.view(jnp.uint8)) for array in arrays]
+        assert all(np.array_equal(one.reshape(-1), other) for one, other in zip(fresh, expected, strict=True))
+
+
+def test_a_push_of_some_copies_those_alone() -> None:
+    module, model = _models()
+    both = link(module, model, changed_only=True)
+    for _ in range(3):
+        _train(module)
+        both.push()
+    before = _arrays(model)
+    with torch.no_grad():
+        module[3].bias.add_(1)
+    both.push()
+    after = _arrays(model)
+    assert [
+        place for place, (one, other) in enumerate(zip(before, after, strict=True)) if one is not other
+    ] == [7]
+    assert all(map(np.array_equal, _bits(after), _expected(module, torch.float32)))
+
+
+def test_a_pull_takes_back_what_a_push_gave() -> None:
+    module, model = _models()
+    both = link(module, model)
+    for _ in range(3):
+        _train(module)
+        both.push()
+        expected = _expected(module, torch.float32)
+        versions = [parameter._version for parameter in module.parameters()]
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.zero_()
+        both.pull()
+        assert all(map(np.array_equal, _expected(module, torch.float32), expected))
+        rose = [parameter._version for parameter in module.parameters()]
+        assert all(one < other for one, other in zip(versions, rose, strict=True))
+
+
+def test_tensors_inside_torch_func_are_refused_by_name() -> None:
+    module, model = _models()
+    both = link(module, model)
+    for _ in range(3):
+        both.push()
+    before = _arrays(model)
+
+    class Pushing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both.push()
+            return x
+
+    pushing = Pushing()
+    stacked = {key: torch.stack([value.detach()] * 2) for key, value in pushing.named_parameters()}
+    with pytest.raises(TypeError, match=r"cannot share 'layers\.0\.kernel'.*torch\.func"):
+        torch.func.vmap(lambda given: torch.func.functional_call(pushing, given, (torch.ones(1),)))(stacked)
+    assert all(one is other for one, other in zip(before, _arrays(model), strict=True))
