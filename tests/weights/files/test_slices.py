@@ -1,5 +1,6 @@
 """A part of a leaf is read without the rest, through every layout; a template with shardings reads only parts."""
 
+import itertools
 import math
 import pathlib
 from typing import Any
@@ -28,7 +29,7 @@ from torchjax_bridge.weights import (
 from torchjax_bridge.weights.files._boxes import Box, box_shape, pieces, whole
 from torchjax_bridge.weights.files._lay_out_box import forward_box, inverse_box
 from torchjax_bridge.weights.files._leaf import Leaf
-from torchjax_bridge.weights.layouts import Layout, then
+from torchjax_bridge.weights.layouts import Each, Layout, Rows, then
 
 from .bits import bits, random_bits
 
@@ -149,11 +150,49 @@ def test_a_stack_reads_only_its_own_layers_and_a_sum_both_terms() -> None:
     assert [(source.read, source.wholes) for source in terms] == [(3, 0), (3, 0)]
 
 
+QKV = Rows((4, 4, 6), heads=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((4, 6), then(Flip((0,)), Permute((1, 0)))),
+        ((4, 6), then(Permute((1, 0)), Flip((-1, 0)))),
+        ((14,), QKV),
+        ((14, 6), QKV),
+        ((14, 6), then(QKV, Each(Permute((1, 0))))),
+        ((6, 14), Rows((4, 4, 6), heads=2, columns=True)),
+        ((6, 14), then(Permute((1, 0)), QKV)),
+    ],
+)
+def test_rows_by_heads_and_flips_read_only_what_they_give(shape: tuple[int, ...], layout: Layout) -> None:
+    (source,) = sources(shape)
+    results = layout.forward([source.tensor])
+    for index, result in enumerate(results):
+        box = tuple(slice(max(size // 2 - 1, 0), size // 2 + 1) for size in result.shape)
+        source.read = 0
+        assert torch.equal(forward_box(layout, [source.leaf], index, box), result[box])
+        assert (source.read, source.wholes) == (math.prod(box_shape(box)), 0)
+    parts = [Source(result.contiguous()) for result in results]
+    leaves = [part.leaf for part in parts]
+    for box in itertools.product(*([slice(0, size), slice(1, size - 1)] for size in shape)):
+        assert torch.equal(inverse_box(layout, leaves, 0, box), source.tensor[box])
+    assert not any(part.wholes for part in parts)
+
+
+class Doubled(Layout):
+    def forward(self, tensors: Any) -> Any:
+        return tuple(tensor * 2 for tensor in tensors)
+
+    def inverse(self, tensors: Any, was: Any = None) -> Any:
+        return tuple(tensor / 2 for tensor in tensors)
+
+
 def test_a_layout_that_computes_reads_its_source_whole() -> None:
     (source,) = sources((4, 6))
-    layout = then(Flip((0,)), Permute((1, 0)))
     box = (slice(1, 3), slice(0, 2))
-    assert torch.equal(forward_box(layout, [source.leaf], 0, box), source.tensor.flip(0).t()[box])
+    layout = then(Doubled(), Permute((1, 0)))
+    assert torch.equal(forward_box(layout, [source.leaf], 0, box), (source.tensor * 2).t()[box])
     assert source.wholes == 1
 
 

@@ -1,18 +1,20 @@
 """A box of a laid-out tensor, read from boxes of its sources.
 
 A layout that is a strided view of its source is run on the source's shape alone. From the strides of the result
-follow the box of the source that it needs, and its strides in that box. A stack or a sum is made of boxes of its
-parts. Any other layout reads its sources whole.
+follow the box of the source that it needs, and its strides in that box. A stack, a sum, rows by heads and a flip
+are made of boxes of their parts; of one layout after another, each is asked by the next. Any other layout reads its
+sources whole.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from ..layouts import Layout, Stack, Sum
-from ._boxes import Box, box_shape
+from ..layouts import Flip, Layout, Rows, Stack, Sum, Then
+from ._boxes import Box, box_shape, whole
 from ._leaf import Leaf
 
 __all__ = ["forward_box", "inverse_box"]
@@ -25,23 +27,84 @@ _ALIGNMENT = 16  # the size of the largest element
 
 def forward_box(layout: Layout, sources: Sequence[Leaf], index: int, box: Box) -> torch.Tensor:
     """A box of the result ``index`` of ``layout.forward``."""
-    if 0 in box_shape(box):
-        return layout.forward([leaf.meta for leaf in sources])[index][box].new_empty(
-            box_shape(box), device="cpu"
-        )
-    if isinstance(layout, Stack):
-        size = len(sources) // layout.count
-        layers = range(box[0].start, box[0].stop)
-        groups = [sources[place * size : (place + 1) * size] for place in layers]
-        return torch.stack([forward_box(layout.layout, group, index, box[1:]) for group in groups])
-    if isinstance(layout, Sum):
-        return layout.forward([leaf.slice(box) for leaf in sources])[index]
-    return _view_of_sources(layout.forward, sources, index, box)
+    return _box(layout, sources, index, box, back=False)
 
 
 def inverse_box(layout: Layout, sources: Sequence[Leaf], index: int, box: Box) -> torch.Tensor:
     """A box of the result ``index`` of ``layout.inverse``."""
-    return _view_of_sources(layout.inverse, sources, index, box)
+    return _box(layout, sources, index, box, back=True)
+
+
+def _box(layout: Layout, sources: Sequence[Leaf], index: int, box: Box, *, back: bool) -> torch.Tensor:
+    run = layout.inverse if back else layout.forward
+    if 0 in box_shape(box):
+        return run([leaf.meta for leaf in sources])[index][box].new_empty(box_shape(box), device="cpu")
+    if isinstance(layout, Stack) and not back:
+        size = len(sources) // layout.count
+        layers = range(box[0].start, box[0].stop)
+        groups = [sources[place * size : (place + 1) * size] for place in layers]
+        return torch.stack([forward_box(layout.layout, group, index, box[1:]) for group in groups])
+    if isinstance(layout, Sum) and not back:
+        return layout.forward([leaf.slice(box) for leaf in sources])[index]
+    if not any(leaf.read_box for leaf in sources):
+        return run([leaf.read() for leaf in sources])[index][box]
+    if (view := _view_of_sources(run, sources, index, box)) is not None:
+        return view
+    if isinstance(layout, Then):
+        near, far = (layout.second, layout.first) if back else (layout.first, layout.second)
+        return _box(far, _results(near, sources, back=back), index, box, back=back)
+    if isinstance(layout, Flip):
+        axes = {axis % len(box) for axis in layout.axes}
+        sizes = sources[0].shape
+        mirrored = [
+            slice(sizes[axis] - part.stop, sizes[axis] - part.start) if axis in axes else part
+            for axis, part in enumerate(box)
+        ]
+        return sources[0].slice(mirrored).flip(layout.axes)
+    if isinstance(layout, Rows):
+        return _rows(layout, sources, index, box, back=back)
+    return run([leaf.read() for leaf in sources])[index][box]
+
+
+def _results(layout: Layout, sources: Sequence[Leaf], *, back: bool) -> list[Leaf]:
+    """The results of a layout, as leaves that are read in parts."""
+    run = layout.inverse if back else layout.forward
+
+    def leaf(index: int, meta: torch.Tensor) -> Leaf:
+        part = partial(_box, layout, sources, index, back=back)
+        shape = tuple(meta.shape)
+        return Leaf("", (), meta.dtype, shape, partial(part, whole(shape)), read_box=part)
+
+    return [leaf(*result) for result in enumerate(run([source.meta for source in sources]))]
+
+
+def _rows(layout: Rows, sources: Sequence[Leaf], index: int, box: Box, *, back: bool) -> torch.Tensor:
+    """A box of a part of the rows; or back, of all rows."""
+    along = len(box) - 1 if layout.columns and back else 0  # the axis of the rows in the result
+    rest = box[:along] + box[along + 1 :]
+    pieces = []
+    for place, rows in _runs(layout, index, box[along], back=back):
+        if not layout.columns:
+            pieces.append(sources[place].slice((rows, *rest)))
+        elif back:
+            pieces.append(sources[place].slice((rows, *rest)).movedim(0, -1))
+        else:
+            pieces.append(sources[place].slice((*rest, rows)).movedim(-1, 0))
+    return torch.cat(pieces, dim=along)
+
+
+def _runs(layout: Rows, index: int, rows: slice, *, back: bool) -> Iterator[tuple[int, slice]]:
+    """The source and its rows, run by run, of which some rows of a result consist."""
+    turns = [size // layout.heads for size in layout.sizes]
+    for head in range(layout.heads):
+        for part, turn in enumerate(turns):
+            joined, own = head * sum(turns) + sum(turns[:part]), head * turn
+            if not back and part != index:
+                continue
+            begin, there = (joined, own) if back else (own, joined)
+            start, stop = max(rows.start, begin), min(rows.stop, begin + turn)
+            if start < stop:
+                yield part if back else 0, slice(start - begin + there, stop - begin + there)
 
 
 def _view_of_sources(
@@ -49,16 +112,17 @@ def _view_of_sources(
     sources: Sequence[Leaf],
     index: int,
     box: Box,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
+    """The box, where the result is a view of a source; else None."""
     room = torch.empty(_ROOM, dtype=torch.uint8, device="meta")
     starts, metas, end = [], [], 0
     for leaf in sources:
         starts.append(end)
         metas.append(room[end : end + leaf.nbytes].view(leaf.dtype).view(leaf.shape))
         end += -(-leaf.nbytes // _ALIGNMENT) * _ALIGNMENT
-    view = run(metas)[index][box] if any(leaf.read_box for leaf in sources) else None
-    if view is None or view.untyped_storage().nbytes() != _ROOM or 0 in view.shape:
-        return run([leaf.read() for leaf in sources])[index][box]
+    view = run(metas)[index][box]
+    if view.untyped_storage().nbytes() != _ROOM or 0 in view.shape:
+        return None
     begin = view.storage_offset() * view.dtype.itemsize
     place = max(place for place, start in enumerate(starts) if start <= begin)
     source = sources[place]
