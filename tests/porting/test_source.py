@@ -172,6 +172,35 @@ def test_layers_over_a_growing_list_give_what_torch_gives() -> None:
     port(_Grown().eval(), torch.randn(2, 3, 4, 4))  # proved
 
 
+class _DenseLayer(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2, 1)
+
+    def forward(self, made: list[torch.Tensor]) -> torch.Tensor:
+        return self.conv(torch.cat(made, 1))
+
+
+class _DenseBlock(nn.ModuleDict):
+    """torchvision's ``_DenseBlock``: its layers are attributes."""
+
+    def __init__(self, channels: int = 3, count: int = 4) -> None:
+        super().__init__({f"layer{i + 1}": _DenseLayer(channels + 2 * i) for i in range(count)})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = [x]
+        for layer in self.values():
+            made.append(layer(made))
+        return torch.cat(made, 1)
+
+
+def test_what_layers_that_are_attributes_made_is_one_growing_list() -> None:
+    source = _port(nn.Sequential(_DenseBlock(3, 4), _DenseBlock(11, 3)), 2, 3, 4, 4)
+    for number in range(1, 5):
+        assert source.count(f"features.append(self.layer{number}(features))\n") == (2 if number < 4 else 1)
+    assert source.count("return jnp.concatenate(features, axis=-1)") == 2
+
+
 class _Kept(nn.Module):
     """A value is kept under another name before its own is used again."""
 

@@ -21,6 +21,7 @@ from ._constructors import Call, Column, Either, Items, Tree
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
+from ._growing_lists import has_growing_list
 from ._linen_calls import LINEN_NAMES, Modes
 from ._linen_layers import linen_fields
 from ._loops import with_loops
@@ -191,6 +192,10 @@ class _Classes:
             shown = self._with_all_layers(instances, names)
         if shown is None:
             return None
+        if not has_growing_list(shown.lines.lines) and any(
+            has_growing_list(one.lines.lines) for one in instances
+        ):
+            return None  # a list that a condition would take apart
         text = "".join(map(ast.unparse, shown.lines.lines))
         for name, tree in fields.items():
             if isinstance(tree, Either) and tree.otherwise == "None" and f"self.{name} is " not in text:

@@ -1,17 +1,22 @@
 """Lists that a loop fills, as in a DenseNet: each layer is given everything that was made before it.
 
-Works on syntax trees: ``a = f[0]([x])``, ``b = f[1]([x, a])`` become a list, a loop and ``append``.
+Works on syntax trees: ``a = f[0]([x])``, ``b = f[1]([x, a])`` become a list, a loop and ``append``; layers that
+stand in no list are called one by one.
 """
 
 import ast
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
-__all__ = ["with_growing_lists"]
+__all__ = ["has_growing_list", "with_growing_lists"]
+
+
+_FEWEST = 3  # layers that stand in no list, for which a list is shorter
 
 
 def with_growing_lists(lines: list[ast.stmt], length: Callable[[str], int | None]) -> list[ast.stmt]:
-    """The lines, with a loop for each list of layers that is called on a growing list.
+    """The lines, with a list in the place of what is made one after the other and given to each next layer.
 
     Args:
         lines: The statements of a body.
@@ -20,54 +25,68 @@ def with_growing_lists(lines: list[ast.stmt], length: Callable[[str], int | None
     if any(isinstance(n, ast.Name) and n.id == "features" for line in lines for n in ast.walk(line)):
         return lines
     for start in range(len(lines)):
-        run = _run(lines, start, length)
-        if run is None:
+        layers, given, made = _run(lines, start)
+        owner = _whole_list(layers, length)
+        if len(made) < (_FEWEST if owner is None else 2):
             continue
-        owner, given, made = run
-        end = start + len(made)
-        rest = [_with_list(line, given + made) for line in lines[end:]]
+        rest = [_with_list(line, given + made) for line in lines[start + len(made) :]]
         read = {node.id for line in rest for node in ast.walk(line) if isinstance(node, ast.Name)}
         if read & set(made):
             continue
-        head = ast.parse(
-            f"features = [{', '.join(given)}]\nfor layer in {owner}:\n    features.append(layer(features))"
-        ).body
+        calls = [f"features.append({ast.unparse(layer)}(features))" for layer in layers]
+        if owner is not None:
+            calls = [f"for layer in {owner}:\n    features.append(layer(features))"]
+        head = ast.parse("\n".join([f"features = [{', '.join(given)}]", *calls])).body
         return [*lines[:start], *head, *rest]
     return lines
 
 
-def _run(
-    lines: list[ast.stmt], start: int, length: Callable[[str], int | None]
-) -> tuple[str, list[str], list[str]] | None:
-    """The list of layers, what the first is given, and what each makes."""
+def has_growing_list(lines: Sequence[ast.stmt]) -> bool:
+    """Whether the lines fill such a list."""
+    return any("features.append(" in ast.unparse(line) for line in lines)
+
+
+def _run(lines: list[ast.stmt], start: int) -> tuple[list[ast.expr], list[str], list[str]]:
+    """The layers of consecutive lines, what the first is given, and what each makes for the next."""
+    layers: list[ast.expr] = []
+    given: list[str] = []
     made: list[str] = []
-    owner, given = "", []
     for line in lines[start:]:
         step = _step(line)
         if step is None:
             break
-        target, of, place, names = step
-        if not made:
-            owner, given = of, names
-        if of != owner or place != len(made) or names != given + made or target in given + made:
+        target, layer, names = step
+        given = given if made else names
+        if names != given + made or target in given + made:
             break
+        layers.append(layer)
         made.append(target)
-    return (owner, given, made) if len(made) > 1 and length(owner) == len(made) else None
+    return layers, given, made
 
 
-def _step(line: ast.stmt) -> tuple[str, str, int, list[str]] | None:
-    """The parts of ``target = owner[place]([names])``."""
+def _step(line: ast.stmt) -> tuple[str, ast.expr, list[str]] | None:
+    """The parts of ``target = layer([names])``, where the layer is one of the module's."""
     match line:
         case ast.Assign(
             targets=[ast.Name(id=target)],
-            value=ast.Call(
-                func=ast.Subscript(value=owner, slice=ast.Constant(value=int(place))),
-                args=[ast.List(elts=items)],
-                keywords=[],
-            ),
-        ) if all(isinstance(item, ast.Name) for item in items):
-            return target, ast.unparse(owner), place, [item.id for item in items]  # type: ignore[attr-defined]
+            value=ast.Call(func=layer, args=[ast.List(elts=items)], keywords=[]),
+        ) if re.fullmatch(r"self\.[\w.\[\]]+", ast.unparse(layer)):
+            names = [item.id for item in items if isinstance(item, ast.Name)]
+            return (target, layer, names) if len(names) == len(items) else None
     return None
+
+
+def _whole_list(layers: list[ast.expr], length: Callable[[str], int | None]) -> str | None:
+    """The list that holds just these layers in this order."""
+    owners = set()
+    for place, layer in enumerate(layers):
+        match layer:
+            case ast.Subscript(value=held, slice=ast.Constant(value=int(at))) if at == place:
+                owners.add(ast.unparse(held))
+            case _:
+                return None
+    owner = owners.pop() if len(owners) == 1 else ""
+    return owner if owner and length(owner) == len(layers) else None
 
 
 def _with_list(line: ast.stmt, names: list[str]) -> ast.stmt:
