@@ -134,7 +134,12 @@ def _read_bytes() -> int:
 
 def main(task: str, *arguments: str) -> None:
     """Run a task and print what it took, as JSON."""
-    if task in ("stream", "whole", "restore", "nothing"):  # the user's model and the imports are no part of it
+    if task in (
+        "stream",
+        "whole",
+        "restore",
+        "nothing",
+    ):  # the user's model and the imports are no part of it
         import orbax.checkpoint  # noqa: F401
     if task in ("stream", "whole"):
         template(int(arguments[2]), **({"one_device": True} if task == "whole" else {}))

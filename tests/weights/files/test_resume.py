@@ -1,5 +1,6 @@
 """Resuming after a kill: finished shards are kept if they belong to the same conversion."""
 
+import errno
 import pathlib
 from typing import Any
 
@@ -50,6 +51,22 @@ def test_a_resumed_conversion_keeps_the_finished_shards(tmp_path: Folder) -> Non
     assert_same(load_state_dict(tmp_path / "out"), state)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "torch"]
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".safetensors", ".json"}
+
+
+def test_an_error_costs_no_finished_shards_of_what_is_to_be_resumed(tmp_path: Folder) -> None:
+    state = sharded(tmp_path / "torch")
+    _interrupted(tmp_path / "torch", tmp_path / "out", after=6)
+    finished = sorted((tmp_path / ".out.part").glob("model-*.safetensors"))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True, progress=lambda _: full)
+    assert finished
+    assert sorted((tmp_path / ".out.part").glob("model-*.safetensors")) == finished
+    convert(tmp_path / "torch", tmp_path / "out", to="torch", resume=True)
+    assert_same(load_state_dict(tmp_path / "out"), state)
 
 
 def test_a_kill_while_resuming_cannot_cost_what_was_finished(tmp_path: Folder) -> None:

@@ -75,11 +75,11 @@ def atomic_file(target: pathlib.Path, *, within: pathlib.Path | None = None) -> 
 def atomic_folder(
     target: pathlib.Path, *, keep: bool = False, check: Callable[[pathlib.Path], None] | None = None
 ) -> Iterator[pathlib.Path]:
-    """A folder to write to. It becomes ``target`` at the end, and is removed on any error.
+    """A folder to write to. It becomes ``target`` at the end, or is removed on any error.
 
     Args:
         target: Its final name. An existing folder is replaced in one step, by swapping names.
-        keep: Start from what an earlier process left unfinished, and keep the unfinished folder on an interrupt.
+        keep: Start from what an earlier process left unfinished, and keep the unfinished folder on an error.
         check: Called with what an earlier process left. If it raises, that is kept unchanged.
 
     Raises:
@@ -101,12 +101,9 @@ def atomic_folder(
             check_publish(part, target)
             yield part
             publish(part, target)
-        except KeyboardInterrupt:
+        except BaseException:
             if not keep:
                 shutil.rmtree(part, ignore_errors=True)
-            raise
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
             raise
         finally:
             os.close(descriptor)

@@ -141,7 +141,8 @@ def convert(
     Raises:
         PlanError: The two sides do not fit; the message lists every fault.
         ArgumentError: ``inputs`` are given without a model, or it fails on them.
-        CheckpointError: The source is damaged, or the target cannot be written; nothing is left behind.
+        CheckpointError: The source is damaged, or the target cannot be written. Nothing is left behind, but what
+            ``resume`` or another part may go on with.
 
     Warns:
         PairingWarning: Names, classes and shapes allow several conversions, and the usual one was assumed.
