@@ -53,7 +53,7 @@ FOOT = """## What files may do
 Nothing in a checkpoint is ever run. torch files are read with `weights_only=True` only, and headers, indexes and
 offsets are checked before they are used. An invalid file gives one error and exit code 1, and nothing is written.
 Output is written next to its target and renamed when it is complete, so a kill leaves the old state or the new one.
-`--resume` continues a killed conversion of shards.
+`--resume` continues a killed or failed conversion of shards or blocks.
 
 ## Rules
 """
