@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .._machine import provenance
@@ -43,7 +44,8 @@ def main(argv: Sequence[str], run: Callable[..., Outcome] = run_in_child) -> int
     for count, entry in enumerate(chosen, start=1):
         print(f"[{count}/{len(chosen)}] {entry.set}/{entry.name}: ", end="", file=sys.stderr, flush=True)
         asked = command(entry.set, entry.name, quick=arguments.quick)
-        outcomes.append(run(entry.set, entry.name, asked, arguments.timeout))
+        outcome = run(entry.set, entry.name, asked, arguments.timeout)
+        outcomes.append(replace(outcome, revision=origin["revision"] or ""))
         print(outcomes[-1].verdict, file=sys.stderr, flush=True)
         save(arguments.output / "outcomes.json", outcomes[-1:], origin)
     for one in table(outcomes):

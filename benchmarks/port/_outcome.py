@@ -43,6 +43,8 @@ class Outcome:
     """The port's under ``nnx.jit``."""
     twin_ms: float | None = None
     """The twin's that a person wrote, under ``nnx.jit``."""
+    revision: str = ""
+    """The revision of this project that was measured; empty for rows that are older than this field."""
 
     @property
     def wrong(self) -> bool:

@@ -1,5 +1,6 @@
 """Outcomes as tables, one a set, and as one sentence a set."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from .._tables import Table
@@ -58,7 +59,9 @@ def _caption(outcomes: Sequence[Outcome]) -> str:
     times = f" Times of a forward pass are at batch {', '.join(map(str, batches))}." if batches else ""
     reasons = "".join(f"\n- {one.model}: {one.why_not}" for one in outcomes if one.why_not)
     limit = f"{LIMIT:g} of torch's largest output, in float64 if torch's own rounding is larger"
-    return f"A port agrees if it differs by at most {limit}.{times}\n{reasons}"
+    rows = Counter(one.revision or "an earlier one" for one in outcomes)
+    revisions = ", ".join(f"{revision} ({count})" for revision, count in rows.items())
+    return f"A port agrees if it differs by at most {limit}.{times} Rows by revision: {revisions}.\n{reasons}"
 
 
 def _row(one: Outcome) -> tuple[str, ...]:

@@ -78,9 +78,12 @@ def test_a_run_measures_what_was_asked_for_and_keeps_what_was_measured_before(tm
     kept = load(tmp_path / "outcomes.json")
     assert [one.model for one in kept["outcomes"]] == ["vgg", "vit", "dla"]
     assert kept["provenance"]["versions"]["torch"]
+    revision = kept["provenance"]["revision"] or ""
+    assert {one.revision for one in kept["outcomes"]} == {revision}
     page = (tmp_path / "table.md").read_text()
     assert "- cifar: 2 of 3 ported, 2 in training mode too" in page
     assert "no translation of torch.einsum" in page
+    assert f"Rows by revision: {revision or 'an earlier one'} (3)." in page
     assert "| 0.50 |" in page
     assert "cifar: 1 of 1 ported" in capsys.readouterr().out
 

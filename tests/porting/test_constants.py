@@ -53,6 +53,14 @@ def _offsets(height: int, width: int) -> torch.Tensor:
     return (apart[0] + height - 1) * (2 * width - 1) + apart[1] + width - 1
 
 
+def _offsets_with_token(height: int, width: int) -> torch.Tensor:
+    """BEiT's ``relative_position_index``."""
+    count = (2 * height - 1) * (2 * width - 1)
+    index = torch.nn.functional.pad(_offsets(height, width), (1, 0, 1, 0))
+    index[0], index[:, 0], index[0, 0] = count, count + 1, count + 2
+    return index
+
+
 def _distances(height: int, width: int, stride: int = 1) -> torch.Tensor:
     """LeViT's ``attention_bias_idxs``."""
     apart = (_places(height, width, stride)[:, :, None] - _places(height, width)[:, None]).abs()
@@ -93,6 +101,8 @@ def _mask(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
         (_offsets(4, 4), "offset_numbers(4, 4)"),
         (_offsets(3, 5)[None, None], "offset_numbers(3, 5).reshape((1, 1, 15, 15))"),
         (_offsets(3, 5).view(-1), "offset_numbers(3, 5).reshape(-1)"),
+        (_offsets_with_token(4, 4), "offset_numbers_with_token(4, 4)"),
+        (_offsets_with_token(3, 5), "offset_numbers_with_token(3, 5)"),
         (_distances(4, 5), "distance_numbers(4, 5)"),
         (_distances(5, 7, 2), "distance_numbers(5, 7, 2)"),
         (_coordinates(4, 3).sign() * _coordinates(4, 3).abs().log1p(), "logarithmic_offsets(4, 3)"),

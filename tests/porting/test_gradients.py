@@ -92,6 +92,25 @@ def test_a_translation_with_another_derivative_is_not_returned() -> None:
         port(Net(lambda self, x: torch.tanh(self.first(x))), torch.randn(2, 6), ops=ops)
 
 
+class _Patches(nn.Module):
+    """Its convolution takes steps so wide that the derivative is proved along one direction of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, 4, 4, stride=4)
+
+    def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return self.proj(torch.tanh(x)).flatten(1) + shift
+
+
+def test_the_gradient_of_an_image_that_is_cut_into_patches_is_proved() -> None:
+    inputs = torch.randn(2, 3, 8, 8), torch.randn(2, 16)
+    assert port(_Patches(), *inputs).proof.gradients <= 1e-5
+    ops = {torch.tanh: "jax.lax.stop_gradient(jnp.tanh({0}))"}
+    with pytest.raises(PortError, match="another gradient than torch, with respect to an input"):
+        port(_Patches(), *inputs, ops=ops)
+
+
 def test_equal_inputs_are_no_reason_to_refuse_a_port() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.AdaptiveMaxPool2d(1))
     assert port(model, torch.ones(2, 1, 6, 6)).proof.gradients <= 1e-3

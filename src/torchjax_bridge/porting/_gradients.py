@@ -25,13 +25,14 @@ from ._lowering import takes
 from ._model import Model
 from ._outputs import output_pairs
 from ._rules import UserRule
+from ._slopes import cuts_patches, slope_along
 
 __all__ = ["Gap", "functions_with_backward", "gradient_gap"]
 
 _ROUNDING = 1e-3  # of the length of a gradient
 _UNDECIDED = 1e-2  # where the models do not run in float64
 # A program that runs once is quicker to run than to optimize.
-_QUICK: dict[str, str | bool] = {
+_QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
 }
@@ -143,7 +144,7 @@ def _gap(
     weights, inputs, projections = _torch_gradients(module, model, example, draw)
     if not any(gradient is not None for gradient in (*weights.values(), *inputs)):
         return None
-    by_path, of_inputs = _flax_gradients(model, twin, arguments, projections)
+    by_path, of_inputs, slope = _flax_gradients(model, twin, arguments, projections)
     rows: list[tuple[str, float, float]] = []  # of what, the difference, the length of torch's
     for move in plan(module, weights_of(twin), rules=rules).moves:
         if not move.layout.is_linear or not all(key in weights for key in move.torch_keys):
@@ -163,9 +164,17 @@ def _gap(
             (f"'{move.torch_keys[0]}'", abs(want - got), math.hypot(*(float(one.norm()) for one in own)))
         )
     orders = [order for value, order in model.input_orders.items() if _floats(value.dtype)]
-    for given, other, order in zip(inputs, of_inputs, orders, strict=True):
-        wanted = torch.zeros_like(other) if given is None else given.permute(order)
-        rows.append(("an input", float((wanted - other).norm()), float(wanted.norm())))
+    wanted = [
+        torch.zeros_like(other) if given is None else given.permute(order)
+        for given, other, order in zip(inputs, of_inputs, orders, strict=True)
+    ]
+    lengths = [float(one.norm()) for one in wanted]
+    if slope is None:
+        gaps = [float((one - other).norm()) for one, other in zip(wanted, of_inputs, strict=True)]
+        rows += (("an input", gap, length) for gap, length in zip(gaps, lengths, strict=True))
+    else:
+        want = sum(float((one * other).sum()) for one, other in zip(wanted, of_inputs, strict=True))
+        rows.append(("an input", abs(want - slope), math.hypot(*lengths)))
     least = _NEGLIGIBLE * max((length for _, _, length in rows if math.isfinite(length)), default=0.0) or 1.0
     relative = [
         (math.inf if math.isnan(difference) else difference / max(length, least), name)
@@ -225,8 +234,11 @@ def _traced(module: nn.Module, example: Example) -> Any:
 
 def _flax_gradients(
     model: Model, twin: Any, arguments: Sequence[Any], projections: Sequence[torch.Tensor]
-) -> tuple[dict[tuple[Any, ...], torch.Tensor], list[torch.Tensor]]:
-    """Gradients of the variables by path, and of the floating inputs in order."""
+) -> tuple[dict[tuple[Any, ...], torch.Tensor], list[torch.Tensor], float | None]:
+    """Gradients of the variables by path, and of the floating inputs in order.
+
+    Where those of the inputs cost too much: a direction of each, and the derivative along all of these.
+    """
     run, variables, arrays = as_function(twin, arguments)
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
     places = [place for place, (_, leaf) in enumerate(leaves) if _is_float(leaf)]
@@ -253,12 +265,14 @@ def _flax_gradients(
         )
 
     given = [leaves[place][1] for place in places], [arrays[place] for place in floats]
+    is_costly = bool(floats) and cuts_patches(model)
     with jax.default_matmul_precision("highest"):
-        lowered = jax.jit(jax.grad(total, argnums=(0, 1))).lower(*given)
-    weights, inputs = lowered.compile(compiler_options=_QUICK)(*given)
+        lowered = jax.jit(jax.grad(total, argnums=(0,) if is_costly else (0, 1))).lower(*given)
+    weights, inputs = (*lowered.compile(compiler_options=_QUICK)(*given), [])[:2]
     if any(bool(jnp.isnan(leaf).any()) for leaf in (*weights, *inputs)):
         # Where fusions compute a maximum and what it is compared with differently, none is the largest: 0 / 0.
-        weights, inputs = lowered.compile()(*given)
+        weights, inputs = (*lowered.compile()(*given), [])[:2]
+    slope, inputs = slope_along(total, *given, _QUICK) if is_costly else (None, inputs)
     by_path = {
         tuple(key.key for key in leaves[place][0] if hasattr(key, "key")): to_torch(gradient, copy=True)
         for place, gradient in zip(places, weights, strict=True)
@@ -268,7 +282,7 @@ def _flax_gradients(
         placed[place] = gradient
     recorded_inputs = [tree for _, tree in model.recording.top.inputs if takes(tree)]
     pairs = output_pairs(recorded_inputs, recorded_inputs, with_arrays(arguments, placed))
-    return by_path, [to_torch(array, copy=True) for value, array in pairs if _floats(value.dtype)]
+    return by_path, [to_torch(array, copy=True) for value, array in pairs if _floats(value.dtype)], slope
 
 
 def functions_with_backward(module: nn.Module, example: Example) -> list[str]:

@@ -1,7 +1,8 @@
 """Tables of positions that vision transformers keep as buffers, each made again by a function of the file.
 
-Knows numbers of offsets and of distances, offsets with their distances or on a logarithmic scale, and the mask of
-shifted windows. A table counts as recognised only if the emitted function gives every element of it.
+Knows numbers of offsets, also behind a token, and of distances, offsets with their distances or on a logarithmic
+scale, and the mask of shifted windows. A table counts as recognised only if the emitted function gives every
+element of it.
 """
 
 import functools
@@ -22,6 +23,15 @@ def offset_numbers(height: int, width: int) -> jax.Array:
     y, x = jnp.divmod(jnp.arange(height * width), width)
     rows, columns = y[:, None] - y + height - 1, x[:, None] - x + width - 1
     return rows * (2 * width - 1) + columns
+''',
+    "offset_numbers_with_token": '''
+def offset_numbers_with_token(height: int, width: int) -> jax.Array:
+    """A number for the offset between each two places of a map behind a token, and three for the token's own."""
+    y, x = jnp.divmod(jnp.arange(height * width), width)
+    rows, columns = y[:, None] - y + height - 1, x[:, None] - x + width - 1
+    numbers = jnp.pad(rows * (2 * width - 1) + columns, ((1, 0), (1, 0)))
+    count = (2 * height - 1) * (2 * width - 1)
+    return numbers.at[0].set(count).at[:, 0].set(count + 1).at[0, 0].set(count + 2)
 ''',
     "distance_numbers": '''
 def distance_numbers(height: int, width: int, stride: int = 1) -> jax.Array:
@@ -99,6 +109,9 @@ def _candidates(values: np.ndarray) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """The calls that give a table of this shape and of such first and last values."""
     if values.ndim == 2 and np.issubdtype(values.dtype, np.integer):
         queries, keys = values.shape
+        for height, width in _sides(keys - 1) if queries == keys else ():
+            if values.max() == (2 * height - 1) * (2 * width - 1) + 2:
+                yield "offset_numbers_with_token", (height, width)
         for height, width in _sides(keys):
             if queries == keys and values.max() == (2 * height - 1) * (2 * width - 1) - 1:
                 yield "offset_numbers", (height, width)
