@@ -4,7 +4,7 @@ Depends on torch, jax and numpy alone. Other packages import from here, not from
 """
 
 from ._devices import jax_device, torch_device
-from ._dlpack import Choice, choice, cuda_choice
+from ._dlpack import Choice, choice, cuda_choice, numpy_view
 from ._dtensors import array_of_shard, dtensor_class, dtensor_of_shard, local_tensor
 from ._dtypes import jax_dtype, torch_dtype
 from ._fork import at_fork, refuse_in_fork
@@ -37,6 +37,7 @@ __all__ = [
     "jax_sharding",
     "join_path",
     "local_tensor",
+    "numpy_view",
     "refuse_in_fork",
     "split_path",
     "tensor_to_jax",

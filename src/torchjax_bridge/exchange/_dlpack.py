@@ -18,6 +18,7 @@ import threading
 from typing import Any
 
 import jax
+import numpy as np
 import torch
 from torch.utils import dlpack as torch_dlpack
 
@@ -45,6 +46,7 @@ __all__ = [
     "export",
     "import_cpu",
     "import_cuda",
+    "numpy_view",
 ]
 
 # XLA's CPU client views only buffers aligned to this many bytes. It copies others silently.
@@ -69,6 +71,14 @@ def export(array: jax.Array) -> torch.Tensor:
     """A ``torch.Tensor`` on JAX's memory. On the CPU this waits until the array is computed."""
     choice()
     return export(array)
+
+
+def numpy_view(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """A NumPy array on torch's CPU memory, of any strides and of a dtype that NumPy has; without the neg bit.
+
+    ``Tensor.numpy()`` would make the storage one that the caller can no longer resize.
+    """
+    return np.from_dlpack(tensor)
 
 
 def choice() -> Choice:

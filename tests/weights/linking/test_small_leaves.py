@@ -60,6 +60,74 @@ def test_every_push_gives_the_values_of_its_time(cast: Any, changed_only: bool, 
         assert all(np.array_equal(one.reshape(-1), other) for one, other in zip(fresh, expected, strict=True))
 
 
+def _conjugated(parameter: torch.Tensor) -> None:
+    parameter.data = torch.randn(WIDTH, WIDTH, dtype=torch.complex64).conj().imag
+
+
+def _negated_in_place(parameter: torch.Tensor) -> None:
+    both = torch.view_as_complex(torch.randn(WIDTH, WIDTH, 2))
+    parameter.data = both.imag
+    both.imag.mul_(-1)
+    parameter.data = both.conj().imag  # the same address and strides, but the values negated
+
+
+def _resized(parameter: torch.Tensor) -> None:
+    values = parameter.detach().clone()
+    parameter.untyped_storage().resize_(0)
+    parameter.untyped_storage().resize_(values.nbytes)
+    parameter.data.copy_(values + 1)
+
+
+WRITES = {
+    "in place": lambda parameter: parameter.data.add_(1),
+    "numpy": lambda parameter: parameter.detach().numpy().__iadd__(1),
+    "other memory": lambda parameter: setattr(parameter, "data", torch.randn(WIDTH, WIDTH)),
+    "other strides": lambda parameter: setattr(parameter, "data", parameter.data.t()),
+    "set_": lambda parameter: parameter.data.set_(torch.randn(WIDTH, WIDTH)),
+    "conj": _conjugated,
+    "neg": _negated_in_place,
+    "resized": _resized,
+}
+
+
+def test_a_push_leaves_storage_that_can_be_resized() -> None:
+    module, model = nn.Linear(600, 600), nnx.Linear(600, 600, rngs=nnx.Rngs(0))  # XLA copies it
+    small, twin = _models()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for both in (link(module, model), link(small, twin)):
+            for _ in range(3):
+                both.push()
+    finally:
+        torch.set_num_threads(threads)
+    for parameter in (module.weight, small[0].weight):
+        assert parameter.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_every_write_is_seen_by_a_push(write: str) -> None:
+    module, model = _models()
+    both = link(module, model)
+    for number in range(6):
+        if number > 2:
+            WRITES[write](module[3].weight)
+        both.push()
+        assert all(map(np.array_equal, _bits(_arrays(model)), _expected(module, torch.float32)))
+
+
+def test_a_parameter_that_was_replaced_is_followed() -> None:
+    module, model = _models()
+    both = link(module, model)
+    for number in range(6):
+        if number > 2:
+            module[number].weight = nn.Parameter(torch.randn(WIDTH, WIDTH))
+            state = {key: value + 1 for key, value in module[number + 1].state_dict().items()}
+            module[number + 1].load_state_dict(state, assign=True)
+        both.push()
+        assert all(map(np.array_equal, _bits(_arrays(model)), _expected(module, torch.float32)))
+
+
 def test_a_push_of_some_copies_those_alone() -> None:
     module, model = _models()
     both = link(module, model, changed_only=True)

@@ -79,7 +79,7 @@ class NnxModule(FlaxSide):
         everything = list(_holders(self._template))
         self._dicts = [one for one in everything if isinstance(one, dict)]
         self._lists = [one for one in everything if not isinstance(one, dict)]
-        self._sizes, self._contents = self._look()
+        self._sizes_then, self._contents_then = self._sizes(), list(self._contents())
         holders = [self.leaves[path].holder for path in self._paths]
         verbs = [_verbs(self._template, path, one) for path, one in zip(self._paths, holders, strict=True)]
         self._readers = [reader for reader, _ in verbs]
@@ -92,15 +92,18 @@ class NnxModule(FlaxSide):
             if any(hooked)
         ]
 
-    def _look(self) -> tuple[list[int], list[Any]]:
-        """How many attributes or items each has, and all of them."""
-        values = chain.from_iterable(map(dict.values, self._dicts))
-        return [*map(len, self._dicts), *map(len, self._lists)], [*values, *chain.from_iterable(self._lists)]
+    def _sizes(self) -> list[int]:
+        return [*map(len, self._dicts), *map(len, self._lists)]
+
+    def _contents(self) -> Iterator[Any]:
+        """Every attribute and item."""
+        return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
 
     def check(self) -> None:
         """Raise a `PlanError` that names every Variable that was added, removed or given another shape."""
-        sizes, contents = self._look()
-        if sizes == self._sizes and all(map(operator.is_, contents, self._contents)):
+        if self._sizes() == self._sizes_then and all(
+            map(operator.is_, self._contents(), self._contents_then)
+        ):
             return
         leaves = _leaves(read_flax(self._template))
         self._compare(leaves, "Variable")

@@ -29,6 +29,7 @@ from ._steps import Step
 from ._streams import side_streams
 from ._torch_side import TorchSide
 from ._tracing import refuse_in_trace
+from ._views import Views
 from ._watch import Watch
 from ._writes import Writes
 
@@ -65,6 +66,7 @@ class Link:
         self._shapes = [flax_side.leaves[path].shape for path in self._paths]
         self._shardings = [sharding for step in steps for sharding in step.shardings]
         self._devices = {slot.device for slot in torch_side.slots}
+        self._views = Views(steps)
         self._together: Together | None = None
 
     def __repr__(self) -> str:
@@ -107,18 +109,21 @@ class Link:
             steps, _ = self._watch.changed(reading, self._flax.values(None))
         else:
             steps, arrays = self._watch.changed(reading, None)
-        laid_out: dict[int, torch.Tensor] = {}
-        read: list[list[torch.Tensor]] = []
+        if steps:
+            self._torch.check(reading)
+        laid_out, to_run = self._views.take(reading, steps)
+        kept = not laid_out
         with side_streams(self._devices):
-            for step in steps:
-                read.append([reading.tensors[place].detach() for place in step.places])
-                laid_out.update(enumerate(step.forward(read[-1]), step.first))
+            for step in to_run:
+                sources = [reading.tensors[place].detach() for place in step.places]
+                laid_out.update(enumerate(step.forward(sources), step.first))
+            if kept:
+                self._views.keep(reading, steps, laid_out)
             for place, array in self._new_arrays(laid_out):
                 arrays[place] = array
         model = self._flax.put(arrays)
         if self._watch is not None:
-            for step, sources in zip(steps, read, strict=True):
-                self._watch.note(step, sources, arrays)
+            self._watch.note(steps, arrays)
         return model
 
     def _new_arrays(self, tensors: dict[int, torch.Tensor]) -> Iterator[tuple[int, jax.Array]]:
@@ -179,6 +184,7 @@ class Link:
         refuse_in_fork("pull weights")
         refuse_in_trace("pull")
         reading = self._torch.read()
+        self._torch.check(reading)
         if reading.pointers is None:
             raise PlanError(
                 "cannot pull inside a transform of torch.func: its tensors have no memory of their own."
@@ -190,10 +196,9 @@ class Link:
                 raise stale(self._other_shapes(given))
             shared = in_memory_of(reading, given)
             for step in self._steps:
-                leaves = range(step.first, step.first + len(step.shardings))
                 own = [reading.tensors[place].detach() for place in step.places]
-                new = step.inverse([given[place] for place in leaves], own)
-                if shared and not shared.isdisjoint(leaves):
+                new = step.inverse([given[place] for place in step.leaves], own)
+                if shared and not shared.isdisjoint(step.leaves):
                     new = tuple(
                         value if same_place(target, value) else value.clone()
                         for target, value in zip(own, new, strict=True)

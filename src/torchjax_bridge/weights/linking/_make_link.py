@@ -79,7 +79,8 @@ def link(
         SettingsWarning: As for `to_flax`.
 
     Memory:
-        The link holds both models; with ``changed_only`` also the memory that each tensor had at the last push.
+        The link holds both models, and the memory that each small tensor had at the last push; with
+        ``changed_only`` that of every tensor.
 
     >>> import torch
     >>> from flax import nnx

@@ -22,10 +22,11 @@ class Step:
         slots: Its torch tensors.
         places: Their places among all of the module's.
         first: The place of its first Flax leaf among all that cross.
+        leaves: The places of all of them.
         shardings: The sharding of each Flax leaf; None for a leaf that follows its source.
     """
 
-    __slots__ = ("_device", "first", "move", "places", "shardings", "slots")
+    __slots__ = ("_device", "first", "leaves", "move", "places", "shardings", "slots")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Step:
         self.places = [side.places[key] for key in move.torch_keys]
         self.slots = [side.slots[place] for place in self.places]
         self.first = first
+        self.leaves = range(first, first + len(move.flax_paths))
         self.shardings = tuple(shardings)
         self._device = device  # of a constant, which has no source
 

@@ -86,7 +86,9 @@ class TorchSide:
     def _note(self) -> None:
         """Note every dict of children, parameters or buffers, with its names, and the children."""
         parts = list(self._module.modules())
-        self._dicts = [one for part in parts for one in (part._modules, part._parameters, part._buffers)]
+        every = [one for part in parts for one in (part._modules, part._parameters, part._buffers)]
+        self._empty = [one for one in every if not one]
+        self._dicts = [one for one in every if one]
         self._dict_names = list(map(tuple, self._dicts))
         self._child_dicts = [part._modules for part in parts if part._modules]
         self._dict_children = [list(one.values()) for one in self._child_dicts]
@@ -95,13 +97,32 @@ class TorchSide:
         """The tensors that are there now.
 
         Raises:
-            PlanError: A module, parameter or buffer was added, removed or replaced by one that does not fit; a tie
-                was cut; or a tensor has no memory. The message names it.
+            PlanError: A module, parameter or buffer was added, removed or replaced, or a tensor has no memory. The
+                message names it.
         """
         children = [list(one.values()) for one in self._child_dicts]
-        if list(map(tuple, self._dicts)) != self._dict_names or children != self._dict_children:
+        names = list(map(tuple, self._dicts))
+        if any(self._empty) or names != self._dict_names or children != self._dict_children:
             self._explain()
         tensors: list[Any] = list(map(dict.get, self._holders, self._names))
+        try:
+            pointers: list[int] | None = list(map(torch.Tensor.data_ptr, tensors))
+        except (RuntimeError, TypeError):  # without memory of its own; None
+            pointers = None
+        reading = Reading(tensors, pointers)
+        if pointers is None or 0 in pointers:
+            self.check(reading)
+            self._refuse_no_memory(reading)
+        return reading
+
+    def check(self, reading: Reading) -> None:
+        """Check what was read against the plan.
+
+        Raises:
+            PlanError: A tensor has another shape, dtype or device, or is a ``DTensor``; or a tie was cut. The
+                message names it.
+        """
+        tensors, pointers = reading
         try:
             fits = (
                 list(map(_SHAPE, tensors)) == self._shapes
@@ -119,25 +140,18 @@ class TorchSide:
                 f"'{key}' is a DTensor, and a link holds plain tensors. Convert the module each time: "
                 "to_flax(module, template), to_state_dict(flax, module)."
             )
-        pointers = self._pointers(tensors)
         for key, twin in self._ties:
-            one, other = (tensors[self.places[name]] for name in (key, twin))
-            if one is not other and (pointers is None or one.data_ptr() != other.data_ptr()):
+            one, other = (self.places[name] for name in (key, twin))
+            if tensors[one] is not tensors[other] and (pointers is None or pointers[one] != pointers[other]):
                 raise_if_stale([f"'{key}' was the same tensor as '{twin}' and is another now"])
-        return Reading(tensors, pointers)
 
-    def _pointers(self, tensors: list[torch.Tensor]) -> list[int] | None:
-        try:
-            pointers = list(map(torch.Tensor.data_ptr, tensors))
-        except RuntimeError:
-            return None
-        for slot, tensor, pointer in zip(self.slots, tensors, pointers, strict=True) if 0 in pointers else ():
+    def _refuse_no_memory(self, reading: Reading) -> None:
+        for slot, tensor, pointer in zip(self.slots, reading.tensors, reading.pointers or (), strict=False):
             if not pointer and tensor.numel():
                 raise PlanError(
                     f"'{slot.key}' has no memory: it is a meta tensor, or its storage was freed. Give it values "
                     "first, such as by module.to_empty() or by gathering it."
                 )
-        return pointers
 
     def _explain(self) -> None:
         """Raise, unless the change does not touch the weights, as a buffer that is not persistent."""

@@ -18,7 +18,7 @@ from ._torch_side import Reading
 
 __all__ = ["Watch"]
 
-_VERSION = operator.attrgetter("_version")
+_VERSION, _BYTES = operator.attrgetter("_version"), operator.attrgetter("nbytes")
 
 
 class Watch:
@@ -29,8 +29,8 @@ class Watch:
 
     def __init__(self, count: int, steps: Sequence[Step]) -> None:
         self._steps = steps
-        # Per tensor: itself, its version, where its memory starts, and its strides.
-        self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(4))
+        # Per tensor: itself, its version, where its memory starts, its strides, and its bytes.
+        self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(5))
         self._seen = self._known
         self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
@@ -56,7 +56,7 @@ class Watch:
         unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
         pointers = reading.pointers or unknown
         strides = list(map(torch.Tensor.stride, tensors))
-        self._seen = tensors, versions, pointers, strides
+        self._seen = tensors, versions, pointers, strides, list(map(_BYTES, tensors))
         arrays = [array() for array in self._arrays]
         kept = arrays if held is None else held
         if (
@@ -74,26 +74,26 @@ class Watch:
         steps = [
             step
             for step in self._steps
-            if not all(same[place] for place in step.places)
-            or not all(there[step.first : step.first + len(step.move.flax_paths)])
+            if not all(same[place] for place in step.places) or not all(there[place] for place in step.leaves)
         ]
         return steps, arrays
 
-    def note(self, step: Step, sources: Sequence[torch.Tensor], arrays: Sequence[jax.Array | None]) -> None:
+    def note(self, steps: Sequence[Step], arrays: Sequence[jax.Array | None]) -> None:
         """Note what was pushed. The tensors are taken as `changed` saw them, before they were copied.
 
         Args:
-            step: A step that `changed` gave.
-            sources: Its tensors, as they were read.
+            steps: The steps that `changed` gave.
             arrays: The arrays of all steps.
         """
-        for place, source in zip(step.places, sources, strict=True):
-            for known, seen in zip(self._known, self._seen, strict=True):
-                known[place] = seen[place]
-            self._memory[place] = source
-        for place in range(step.first, step.first + len(step.move.flax_paths)):
-            array = arrays[place]
-            self._arrays[place] = _nothing if array is None else weakref.ref(array)
+        for step in steps:
+            for place in step.places:
+                if self._memory[place] is None or self._known[2][place] != self._seen[2][place]:
+                    self._memory[place] = self._seen[0][place].detach()
+                for known, seen in zip(self._known, self._seen, strict=True):
+                    known[place] = seen[place]
+            for place in step.leaves:
+                array = arrays[place]
+                self._arrays[place] = _nothing if array is None else weakref.ref(array)
 
 
 def _nothing() -> None:

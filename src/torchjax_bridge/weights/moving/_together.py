@@ -8,6 +8,7 @@ That takes half a millisecond a tensor, so only what is copied a second time is 
 Bits are copied and never read as numbers. The memory of the copies is XLA's.
 """
 
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import torch
 
 from torchjax_bridge.errors import DeviceError
-from torchjax_bridge.exchange import jax_device, jax_dtype
+from torchjax_bridge.exchange import jax_device, jax_dtype, numpy_view
 
 from ._executor import copy_threads
 from ._row_major import cast_to
@@ -88,6 +89,7 @@ class _Group:
         self._signature = signature
         self._program: Any = None
         self._used = False
+        self._last: tuple[Sequence[torch.Tensor], Sequence[Any]] = [], []
 
     def copy(self, tensors: Sequence[torch.Tensor]) -> Iterable[tuple[int, jax.Array]]:
         if self._program is None:
@@ -95,12 +97,20 @@ class _Group:
                 self._used = True
                 return ()
             self._program = _program(self._signature)
-        try:
-            sources = [
-                _as_numpy(tensor, dtype) for tensor, (_, dtype) in zip(tensors, self._signature, strict=True)
-            ]
-        except RuntimeError:  # a neg bit, or no memory, inside torch.func: each is copied, or refused, alone
-            return ()
+        before, sources = self._last
+        if len(before) != len(tensors) or not all(map(operator.is_, tensors, before)):
+            try:
+                if any(map(torch.Tensor.is_neg, tensors)):  # DLPack leaves the bit out
+                    return ()
+                sources = [
+                    _as_numpy(tensor, dtype)
+                    for tensor, (_, dtype) in zip(tensors, self._signature, strict=True)
+                ]
+            except (RuntimeError, BufferError):  # inside torch.func: each is refused by name
+                return ()
+            # A cast makes memory of its own, whose values would be old the next time.
+            same = all(one.dtype is dtype for one, (_, dtype) in zip(tensors, self._signature, strict=True))
+            self._last = (tensors, sources) if same else ([], [])
         return zip(self.places, self._program(*sources), strict=True)
 
 
@@ -109,7 +119,7 @@ def _as_numpy(tensor: torch.Tensor, dtype: torch.dtype) -> Any:
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
     bits = _BITS[dtype]
-    return (tensor if bits is dtype else tensor.view(bits)).numpy()
+    return numpy_view(tensor if bits is dtype else tensor.view(bits))
 
 
 def _has_cpu() -> bool:

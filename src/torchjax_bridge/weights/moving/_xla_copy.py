@@ -13,7 +13,7 @@ import jax
 import torch
 
 from torchjax_bridge.errors import DeviceError
-from torchjax_bridge.exchange import array_to_torch, jax_device
+from torchjax_bridge.exchange import array_to_torch, jax_device, numpy_view
 
 __all__ = ["is_fastest_for", "row_major_copy"]
 
@@ -48,7 +48,7 @@ def row_major_copy(tensor: torch.Tensor) -> torch.Tensor:
     # A guard in JAX's configuration holds for every thread, but this is not one of the user's transfers.
     with jax.transfer_guard_host_to_device("allow"):
         # may_alias=False: the source may change as soon as the call has returned.
-        array = jax.device_put(bits.numpy(), _cpu_device(), may_alias=False)
+        array = jax.device_put(numpy_view(bits), _cpu_device(), may_alias=False)
     return array_to_torch(array).view(tensor.dtype)
 
 
