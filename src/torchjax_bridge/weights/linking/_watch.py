@@ -76,7 +76,7 @@ class Watch:
             for step in self._steps
             if not all(same[place] for place in step.places) or not all(there[place] for place in step.leaves)
         ]
-        return steps, arrays
+        return self._steps if len(steps) == len(self._steps) else steps, arrays
 
     def note(self, steps: Sequence[Step], arrays: Sequence[jax.Array | None]) -> None:
         """Note what was pushed. The tensors are taken as `changed` saw them, before they were copied.
