@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.porting.random_stages import Stage, random_stages
 from torchjax_bridge import port
 
 _Framework = Literal["nnx", "linen"]
@@ -264,3 +265,32 @@ def test_layers_that_some_instances_lack_in_a_list_are_under_a_condition(to: _Fr
     text = " ".join(source.replace("self.", "").split())
     assert "if expansion != 1 else []" in text  # the author's condition
     assert "*([Squeeze(" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(60))
+def test_networks_of_random_stages_port(seed: int) -> None:
+    port(random_stages(seed), torch.randn(2, 3, 6, 6), to="linen" if seed % 3 == 0 else "nnx")  # proved
+
+
+def test_a_stage_whose_norm_only_some_have_keeps_its_number_of_blocks() -> None:
+    stages = [Stage(3, 8, 4 * [_PLAIN], True, False), Stage(8, 8, 3 * [_PLAIN], True, True)]
+    source = port(nn.Sequential(*stages), torch.randn(2, 3, 6, 6)).source  # proved
+    assert source.count("\nclass Stage(") == 1
+
+
+def test_a_list_and_a_norm_that_differ_in_number_are_right() -> None:
+    stages = [Stage(3, 8, 2 * [_PLAIN], False, True), Stage(8, 6, 4 * [_PLAIN], False, False)]
+    port(nn.Sequential(*stages, Stage(6, 8, [_PLAIN], False, True)), torch.randn(2, 3, 6, 6))  # proved
+
+
+_PLAIN = (nn.Identity, False, 1, 0.0, False, 0, 0)
+_OTHER = (nn.Tanh, False, 1, 0.0, False, 0, 0)
+
+
+def test_a_first_activation_that_is_a_lambda_is_one_in_a_condition() -> None:
+    stages = [
+        Stage(8, 8, [_PLAIN, _OTHER], False, False),
+        Stage(8, 8, [_PLAIN, _OTHER, _OTHER], False, False),
+    ]
+    assert "(lambda x: x) if i == 0 else" in port(nn.Sequential(*stages), torch.randn(2, 8, 6, 6)).source

@@ -275,7 +275,9 @@ class _Search:
                 self.expressions[id(column)] = ast.Name(name, ast.Load())
                 return
         of_item = [] if column.place else [column.setting]  # a layer of a list
-        name = self._free([*of_item, attribute, f"has_{attribute}"])
+        attribute = attribute.partition("{")[0]  # of numbered layers
+        wanted = [*of_item, attribute, f"has_{attribute}"]
+        name = self._free([*wanted, *(f"{wanted[0]}{i}" for i in range(2, 100))])
         self.made[name] = list(column.values)
         self.defaults[name] = False
         self.expressions[id(column)] = ast.Name(name, ast.Load())

@@ -17,7 +17,7 @@ from ._arguments import Arguments, arguments_of
 from ._authors import author_loops
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._branches import Variant, merged
-from ._constructors import Call, Column, Either, Items, Tree
+from ._constructors import Call, Column, Either, Items, Tree, is_uneven
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
@@ -184,7 +184,9 @@ class _Classes:
         if len(variants) == 1:
             shown: _Instance | None = instances[0]
             differing = list(zip(*(numbers(one.lines) for one in instances), strict=True))
-        elif (found := merged([self._variant(group) for group in variants])) is not None:
+        elif not any(map(is_uneven, fields.values())) and (
+            found := merged([self._variant(group) for group in variants])
+        ):
             lines, read = found
             shown = replace(instances[0], lines=self._looped(instances[0].path, lines))
             fields = {**self._settings(instances, read - set(fields)), **fields}
@@ -206,18 +208,11 @@ class _Classes:
         if varying:
             made: dict[tuple[Any, ...], str] = {}
             for place in varying:
-                made.setdefault(differing[place], self._number_name(instances, differing[place], len(made)))
+                made.setdefault(differing[place], f"size{len(made) + 1 if made else ''}")
             lines = with_attributes(shown.lines, {place: made[differing[place]] for place in varying})
             shown = replace(shown, lines=lines)
             fields = {**{name: Column(list(values), name, name) for values, name in made.items()}, **fields}
         return shown, fields
-
-    def _number_name(self, instances: list[_Instance], values: tuple[Any, ...], place: int) -> str:
-        """The name of a number that the bodies of instances differ in."""
-        for same in zip(*(self.families.get(one.path, ()) for one in instances), strict=False):
-            if tuple(family.count for family in same) == values:
-                return same[0].counted_by
-        return f"size{place + 1 if place else ''}"
 
     def _with_settings(self, instances: list[_Instance]) -> list[_Instance]:
         """The instances, with the settings that the code of any of them reads, where all have them."""
@@ -239,7 +234,7 @@ class _Classes:
         for one in instances:
             lacking = [name for name in names if name not in one.fields]
             plain = self._without(richest, lacking) if lacking else richest
-            if not alike(plain.lines, one.lines):
+            if not alike(plain.lines, one.lines) or numbers(plain.lines) != numbers(one.lines):
                 return None
         return self._with_optional(richest, optional) if optional else richest
 

@@ -23,6 +23,7 @@ __all__ = [
     "Tree",
     "columns",
     "indexed",
+    "is_uneven",
 ]
 
 
@@ -189,3 +190,12 @@ def indexed(tree: Tree) -> Iterator[Indexed]:
         yield from indexed(item)
     for item in (*tree.args, *tree.kwargs.values()) if isinstance(tree, Call) else ():
         yield from indexed(item)
+
+
+def is_uneven(tree: Tree) -> bool:
+    """Whether instances have different numbers of layers in a list."""
+    if isinstance(tree, Items):
+        return any(isinstance(item, Either) or is_uneven(item) for item in tree.items)
+    if isinstance(tree, Either):
+        return is_uneven(tree.then)
+    return isinstance(tree, Run) and tree.count.varies

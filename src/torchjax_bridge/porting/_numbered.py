@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ._author_init import parsed_function
-from ._constructors import Numbered, Tree
+from ._constructors import Column, Numbered, Tree
 from ._merging import DifferError, merge
 from ._rendering import PLACE
 
@@ -29,7 +29,7 @@ class Family:
         prefix: The name without a number.
         first: The first number.
         count: How many there are.
-        counted_by: What the author calls their number.
+        counted_by: The attribute that holds their number, by the author's name for it.
     """
 
     prefix: str
@@ -55,14 +55,16 @@ class Family:
 
 def families(kind: type[nn.Module], fields: Mapping[str, Tree]) -> list[Family]:
     """The attributes that loops in the ``__init__`` of a class make, where all are layers of one class."""
-    found = []
+    found: list[Family] = []
     for prefix, counted_by in dict(_prefixes(kind)).items():
         numbers = [
             int(name[len(prefix) :]) for name in fields if re.fullmatch(rf"{prefix}(0|[1-9]\d*)", name)
         ]
         if len(numbers) < 2 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
             continue
-        family = Family(prefix, numbers[0], len(numbers), counted_by)
+        taken = {*fields, *(family.counted_by for family in found)}
+        name = f"{prefix}_count" if counted_by in taken else counted_by
+        family = Family(prefix, numbers[0], len(numbers), name)
         with suppress(DifferError):
             merge([Numbered([fields[name] for name in family.names], counted_by)], prefix)
             found.append(family)
@@ -76,6 +78,7 @@ def in_place_of(fields: Mapping[str, Tree], family: Family) -> dict[str, Tree]:
         if name not in family.names:
             found[name] = tree
         elif family.label not in found:
+            found[family.counted_by] = Column([family.count], family.counted_by, family.counted_by)
             found[family.label] = Numbered([fields[one] for one in family.names], family.counted_by)
     return found
 
@@ -110,7 +113,7 @@ def as_attributes(lines: Sequence[ast.stmt], family: Family) -> list[ast.stmt] |
             )
             body = [_with(line, name, layer) for line in node.body] if reads == 1 else node.body
             taken = [] if reads == 1 else [ast.Assign([ast.Name(name, ast.Store())], layer)]
-            over = ast.parse(f"range({family.count})", mode="eval").body
+            over = ast.parse(f"range(self.{family.counted_by})", mode="eval").body
             return ast.For(ast.Name(PLACE, ast.Store()), over, [*taken, *body], [])
 
     changed = [ast.fix_missing_locations(Change().visit(copy.deepcopy(line))) for line in lines]

@@ -87,6 +87,7 @@ def _at_place(tree: Indexed, parts: list[str]) -> str:
         return f"{parts[0]}[{PLACE}]"
     if tree.kind == "first":
         known = {("True", "False"): f"{PLACE} == 0", ("False", "True"): f"{PLACE} > 0"}
+        parts = [f"({part})" if part.startswith("lambda") else part for part in parts]
         otherwise = f"{parts[0]} and {PLACE} == 0" if parts[1] == "False" else ""
         otherwise = otherwise or f"{parts[0]} if {PLACE} == 0 else {parts[1]}"
         return known.get((parts[0], parts[1]), otherwise)
