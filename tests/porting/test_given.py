@@ -44,8 +44,9 @@ X = torch.randn(3, 4)
         (Holder(torch.jit.script(Net())), "'part' is a ScriptModule"),
         (Holder(nn.DataParallel(Net())), "'part' is a DataParallel, which only runs another module"),
         (Holder(nn.LazyLinear(2)), "'part' is lazy"),
+        (Net().double(), "'fc.weight' has 64 bits"),
     ],
-    ids=["class", "function", "layer", "scripted", "part scripted", "part wrapped", "lazy"],
+    ids=["class", "function", "layer", "scripted", "part scripted", "part wrapped", "lazy", "64 bits"],
 )
 def test_what_is_no_module_to_port_is_refused(module: Any, words: str) -> None:
     with pytest.raises(ArgumentError, match=re.escape(words)):

@@ -238,3 +238,42 @@ def test_a_length_that_is_the_size_of_several_axes_is_tried_with_all_of_them() -
     x, mask = torch.randn(6, 5, 4), torch.randn(6, 6)
     got = ported.model(jnp.asarray(x.numpy()), jnp.asarray(mask.numpy()))
     np.testing.assert_allclose(np.asarray(got), _Masked()(x, mask).numpy(), rtol=1e-5, atol=1e-5)
+
+
+class _Squeezes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.fc(x).squeeze() * scale
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_batch_of_one_that_torch_squeezes_is_a_condition(batch: int) -> None:
+    (note,) = port(_Squeezes(), torch.randn(batch, 4)).notes
+    assert "batches of two or more" in note
+
+
+def test_a_number_among_the_arguments_is_a_condition() -> None:
+    ported = port(_Squeezes(), torch.randn(3, 4), kwargs={"scale": 2.0})
+    assert "Holds for scale=2.0 in every call." in ported.source
+
+
+class _OneAtATime(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.view(4))
+
+
+def test_a_module_that_takes_one_example_alone_is_ported() -> None:
+    (note,) = port(_OneAtATime(), torch.randn(1, 4)).notes
+    assert "a batch of 1: the torch module itself fails with another one" in note
+
+
+def test_the_error_of_the_module_is_that_for_the_inputs_of_the_caller() -> None:
+    with pytest.raises(ArgumentError, match=r"1x3 and 4x2"):
+        port(nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 3))

@@ -9,8 +9,9 @@ from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Fault, Recording, record
 
 from ._inputs import Example
+from ._lowering import takes
 
-__all__ = ["conditions", "decided_otherwise"]
+__all__ = ["conditions", "decided_otherwise", "fixed_arguments"]
 
 _ASSERTIONS = (
     "assert ",
@@ -100,3 +101,13 @@ def conditions(
             f"assume={unused}: these lines decide nothing by values. Lines that do: {lines or 'none'}."
         )
     return list(notes), faults
+
+
+def fixed_arguments(recording: Recording) -> list[str]:
+    """What holds for the settings among the arguments, which a port does not take."""
+    given = [
+        f"{name}={tree!r}"
+        for name, tree in recording.top.inputs
+        if isinstance(tree, bool | int | float | str) and not takes(tree)
+    ]
+    return [f"{', '.join(given)} in every call"] if given else []

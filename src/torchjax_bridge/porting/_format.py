@@ -22,6 +22,10 @@ _PRIORITIES = (
 )
 _KEYWORD = re.compile(r"\b(return|not|and|or|in|is|if|else|lambda|for)\($")
 
+# Between a name, an attribute or a number, and such a one.
+_POWER = re.compile(
+    r"(?<![\w.)\]])([A-Za-z_][\w.]*|\d[\w.]*) \*\* (-?(?:[A-Za-z_][\w.]*|\d[\w.]*))(?![\w.(\[])"
+)
 _LABEL = re.compile(r"getattr\(self, f'(\w+\{[^'\"]*\})'\)")  # the only f-strings of a file
 
 
@@ -34,7 +38,8 @@ def formatted(lines: list[str], limit: int) -> list[str]:
     """
     found = []
     for line in lines:
-        found += _split(_spaced_slices(_double_quoted(line)), limit) if line.strip() else [""]
+        text = _POWER.sub(r"\1**\2", _spaced_slices(_double_quoted(line)))
+        found += _split(text, limit) if line.strip() else [""]
     return found
 
 

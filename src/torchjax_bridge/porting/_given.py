@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
+import jax
 import numpy as np
 import torch
 from torch import nn
@@ -44,6 +45,16 @@ def given_module(module: Any) -> nn.Module:
             raise ArgumentError(
                 f"{where} is lazy and has no weights yet: call the module on its inputs once before."
             )
+    wide = [
+        name
+        for name, tensor in module.named_parameters()
+        if tensor.dtype in (torch.float64, torch.complex128) and not jax.config.read("jax_enable_x64")
+    ]
+    if wide:
+        raise ArgumentError(
+            f"'{wide[0]}' has 64 bits, and JAX as it is set up has none: port module.float(), with inputs of 32 "
+            'bits, or set jax.config.update("jax_enable_x64", True) first.'
+        )
     if is_leaf(module) and any(True for _ in module.parameters()):
         name = type(module).__name__
         raise ArgumentError(
@@ -68,7 +79,7 @@ def given_example(inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> 
             )
         if isinstance(leaf, torch.Tensor) and (leaf.layout != torch.strided or leaf.is_nested):
             raise ArgumentError("the inputs hold a nested or sparse tensor; give dense ones.")
-    return Example(*map_tensors(tree, torch.Tensor.detach))
+    return Example(*map_tensors(tree, torch.Tensor.detach, same_kind=True))
 
 
 def given_functions(

@@ -32,6 +32,16 @@ def attend(
     weights = nnx.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf))
     return layer.out(jnp.einsum("nhqk,nkhd->nqhd", weights, v)), weights
 ''',
+    "padded_from": '''
+def padded_from(x: jax.Array, lengths: jax.Array, value: float = 0.0) -> jax.Array:
+    """``(N, L, C)`` with a value behind the end of each sequence."""
+    return jnp.where(jnp.arange(x.shape[1])[:, None] < lengths[:, None, None], x, value)
+''',
+    "zero_where_hidden": '''
+def zero_where_hidden(y: jax.Array, mask: jax.Array) -> jax.Array:
+    """What an attention gives, with 0 where the mask ``(N, heads, queries, keys)`` hides every key, as in torch."""
+    return jnp.where(jnp.swapaxes(mask.any(-1), 1, 2)[..., None], y, 0)
+''',
     "safe_sqrt": '''
 def safe_sqrt(x: jax.Array) -> jax.Array:
     """The square root, whose derivative at 0 is 0 and not infinite, as that of a norm in torch."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import to_jax
-from torchjax_bridge.recording import Recording, Value, map_tensors, record, tensors_of
+from torchjax_bridge.recording import Recording, Value, fields_of, map_tensors, record, tensors_of
 
 from ._lowering import takes
 from ._placed import Axes
@@ -47,7 +47,7 @@ class Example:
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Example":
         """The same with every tensor changed."""
-        return Example(*map_tensors((self.args, dict(self.kwargs)), change))
+        return Example(*map_tensors((self.args, dict(self.kwargs)), change, same_kind=True))
 
     def enlargements(self) -> "Iterator[Example]":
         """The same with larger images and longer sequences, in the ways that a module may take.
@@ -166,7 +166,7 @@ def as_arrays(inputs: list[tuple[str, Any]], given: list[Any], orders: Mapping[V
         if isinstance(recorded, tuple | list):
             return type(tree)(convert(a, b) for a, b in zip(recorded, tree, strict=True))
         if isinstance(recorded, Mapping):
-            return {key: convert(item, tree[key]) for key, item in recorded.items()}
+            return {key: convert(item, fields_of(tree)[key]) for key, item in recorded.items()}
         return tree
 
     return [convert(recorded, tree) for (_, recorded), tree in zip(inputs, given, strict=True)]

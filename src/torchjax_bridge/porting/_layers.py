@@ -224,22 +224,26 @@ def _allowed(at: Lowering, mask: Value) -> str | None:
 
 def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> list[Placed]:
     """An RNN: as one call where its outputs alone are read and it starts from zeros, else layer by layer."""
-    states = [state for state in tensors_of(node.result) if state is not node.result[0]]
+    outputs, *given_states = node.result
+    states = list(tensors_of(given_states))
     starts = list(
         tensors_of((node.args[1:], {name: v for name, v in node.kwargs.items() if name != "input"}))
     )
     at.model.twin(node.path, module)
-    if len(value.shape) != 3:
-        raise RefusedError(f"'{node.path}' is given a packed sequence, or no batch; pass a padded batch")
+    packed = None if isinstance(value, Value) else at.model.packed.get(value.data)
+    if packed is None and (not isinstance(value, Value) or len(value.shape) != 3):
+        raise RefusedError(f"'{node.path}' is given no batch; add the axis with x[None]")
     order = (0, 1, 2) if module.batch_first else (1, 0, 2)
-    text = at.read(value, order)
-    if not starts and not any(state.uses for state in states):
+    text, lengths = (at.read(value, order), "") if packed is None else packed[:2]
+    lengths = lengths and f", seq_lengths={lengths}"
+    if packed is None and not starts and not any(state.uses for state in states):
         none = [Placed("None", torch_order(len(state.shape))) for state in states]
         return [Placed(f"{me}({text})", order), *none]
     if module.num_layers > 1 and at.model.to == "linen":
         raise RefusedError(
-            f"the state of '{node.path}' is read or given, and linen's Sequential of {module.num_layers} layers "
-            "gives the outputs alone; read the last output, or write one layer after the other"
+            f"'{node.path}' has a state that is read or given, or a packed sequence, and linen's Sequential "
+            f"of {module.num_layers} layers takes and gives neither; read the last output, or write one after "
+            "the other"
         )
     lstm, directions = isinstance(module, nn.LSTM), 2 if module.bidirectional else 1
     step = 2 if module.dropout else 1
@@ -247,7 +251,7 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
     for layer in range(module.num_layers):
         own = f"{me}.layers[{layer * step}]" if module.num_layers > 1 else me
         first = ["({1}[{0}], {2}[{0}])" if lstm else "{1}[{0}]" for _ in range(directions)]
-        given = [at.in_torch_order(start) for start in starts]
+        given = [f"{at.in_torch_order(start)}{_sorted(at, value, 'sorted_indices')}" for start in starts]
         names = given[::-1]  # torch's state is (h, c), that of Flax (c, h)
         start = (
             [one.format(layer * directions + place, *names) for place, one in enumerate(first)]
@@ -259,7 +263,7 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
         )
         if layer and module.dropout:
             text = f"{me}.layers[{layer * step - 1}]({text})"
-        both = at.variable(f"{own}({text}{carry}, return_carry=True)", node.source)
+        both = at.variable(f"{own}({text}{carry}{lengths}, return_carry=True)", node.source)
         carries += [f"{both}[0]"] if directions == 1 else [f"{both}[0][0]", f"{both}[0][1]"]
         text = f"{both}[1]"
     stacked = [
@@ -268,7 +272,18 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
         else f"jnp.stack([{', '.join(c + name for c in carries)}])"
         for name in (("[1]", "[0]") if lstm else ("",))
     ]
-    return [Placed(text, order), *(Placed(state, (0, 1, 2)) for state in stacked)]
+    carried = [Placed(f"{state}{_sorted(at, value, 'unsorted_indices')}", (0, 1, 2)) for state in stacked]
+    if packed is None:
+        return [Placed(text, order), *carried]
+    at.model.packed[outputs.data] = text, packed[1], packed[2]
+    given_parts = [at.at(part) for part in tensors_of(tuple(value))]
+    return [*given_parts, *carried]
+
+
+def _sorted(at: Lowering, value: Any, name: str) -> str:
+    """The index of the batch of a state, where a packed sequence has another order than the caller's."""
+    indices = None if isinstance(value, Value) else getattr(value, name)
+    return "" if indices is None else f"[:, {at.in_torch_order(indices)}]"
 
 
 def _cell(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed | list[Placed]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from ._growing_lists import with_growing_lists
+from ._reserved import RESERVED
 
 __all__ = ["with_loops"]
 
@@ -99,7 +100,7 @@ def _loop(
         own = author.get(owner, ())
         if len(own) > 1 and not taken & set(own):
             unpacked[owner] = own
-        if len(own) == 1 and own[0] not in taken | set(names.values()):
+        if len(own) == 1 and own[0] not in taken | set(names.values()) | RESERVED:
             names[owner] = own[0]
         else:
             others = {name for list_of, own in author.items() if list_of != owner for name in own}

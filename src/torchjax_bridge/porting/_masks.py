@@ -13,7 +13,7 @@ import torch
 
 from torchjax_bridge.recording import Constant, Node, Parameter, Value
 
-__all__ = ["is_blocking"]
+__all__ = ["is_blocking", "shows_keys"]
 
 # They move elements, or choose among them.
 _MOVES = {
@@ -31,6 +31,18 @@ _MOVES = {
         "squeeze",
     ),
     *("expand", "expand_as", "repeat", "view", "reshape", "transpose", "permute", "repeat_interleave"),
+}
+_KEEPS_KEYS = {
+    "bool",
+    "clone",
+    "contiguous",
+    "expand",
+    "repeat",
+    "reshape",
+    "to",
+    "tril",
+    "unsqueeze",
+    "view",
 }
 _ZEROS = ("zeros", "zeros_like", "new_zeros", "zero")
 
@@ -63,3 +75,26 @@ def is_blocking(mask: Any, outer: Mapping[Value, Value]) -> bool:
     if name == "setitem":
         return known(args[0]) and known(args[2])
     return name in _MOVES and bool(args) and known(args[0])
+
+
+def shows_keys(mask: Value, outer: Mapping[Value, Value]) -> bool:
+    """Whether a mask of booleans surely shows a key to each query, as a constant may, or a triangle of ones."""
+    mask = outer.get(mask, mask)
+    origin = mask.origin
+    if isinstance(origin, Parameter | Constant):
+        tensor = origin.tensor
+        return tensor is not None and not tensor.is_meta and bool(tensor.bool().any(-1).all())
+    if not isinstance(origin, Node):
+        return False
+    name = origin.function.rpartition(".")[2].strip("_")
+    if name in ("ones", "ones_like", "new_ones"):
+        return True
+    whole = name == "getitem" and isinstance(origin.args[1], tuple) and _takes_first_columns(origin.args[1])
+    given = origin.args[0] if origin.args else None
+    return (name in _KEEPS_KEYS or whole) and isinstance(given, Value) and shows_keys(given, outer)
+
+
+def _takes_first_columns(index: tuple[Any, ...]) -> bool:
+    """Whether an index takes rows and columns of a triangle from the first one on, or adds axes."""
+    parts = (item for item in index if item is not None and item is not Ellipsis)
+    return all(isinstance(item, slice) and item.start is None and item.step is None for item in parts)

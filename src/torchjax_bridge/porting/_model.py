@@ -67,6 +67,10 @@ class Model:
         first: The translation of the other mode, whose orders of axes are kept, or None.
         dropouts: Calls of ``F.dropout`` that do nothing in evaluation, and drop in training.
         constants: The tensors whose values the code spells out, since no ``state_dict`` holds them.
+        packed: For the data of each packed sequence: the padded array with the batch first, the lengths, and how
+            long it is.
+        held: What translations hold for.
+        no_images: The places, among all inputs, of those of four axes that come in as in torch.
         outer: For each tensor among the arguments of a call of a module, what it is outside of all modules.
         variables: How many variables there are.
     """
@@ -85,6 +89,9 @@ class Model:
     other: Recording | None = None
     first: "Model | None" = None
     dropouts: frozenset[Node] = frozenset()
+    packed: dict[Value, tuple[str, str, int]] = field(default_factory=dict)
+    held: dict[str, None] = field(default_factory=dict)
+    no_images: frozenset[int] = frozenset()
     outer: dict[Value, Value] = field(default_factory=dict)
     constants: dict[str, None] = field(default_factory=dict)
     variables: int = 0
@@ -219,10 +226,10 @@ class Model:
     @property
     def input_orders(self) -> dict[Value, Axes]:
         """The order of axes in which each input of the model comes in."""
+        values = [value for _, tree in self.recording.top.inputs for value in tensors_of(tree)]
         return {
-            value: standard_order(value)
-            for _, tree in self.recording.top.inputs
-            for value in tensors_of(tree)
+            value: torch_order(len(value.shape)) if place in self.no_images else standard_order(value)
+            for place, value in enumerate(values)
         }
 
     # --- calls ----------------------------------------------------------------------------------------------
@@ -362,11 +369,8 @@ class Model:
             return
         if isinstance(node.result, dict):
             whole = lowering.variable(call, node.source)
-            for key, tree in node.result.items():
-                for at, value in enumerate(tensors_of(tree)):
-                    place = places[values.index(value)]
-                    item = f"{whole}[{key!r}]" + ("" if isinstance(tree, Value) else f"[{at}]")
-                    lowering.set(value, Placed(item, place.order))
+            for value, item in _parts(whole, node.result):
+                lowering.set(value, Placed(item, places[values.index(value)].order))
             return
         names = {value: lowering.fresh() for value in values}
         orders = (place.order for place in places)

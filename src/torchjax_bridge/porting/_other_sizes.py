@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from torchjax_bridge.recording import Recording, generalize
+from torchjax_bridge.recording import Recording, generalize, tensors_of
 
 from ._inputs import Example, first_recorded
 
@@ -72,7 +72,24 @@ def try_sizes(
         if tried(iter([example.stretched(axes)])) is None and len(axes) > 1:
             for axis in sorted(axes):
                 tried(iter([example.stretched([axis])]))
+    if _squeezes(recording) and (example.batch or 1) > 1:
+        one = first_recorded(module, [example.with_batch(1)], whole=whole)
+        if one is not None and _ranks(one[1]) != _ranks(recording):
+            notes["batches of two or more: with one, torch's squeeze() drops the axis of the batch"] = None
     return Sizes(tuple(taken), tuple(unconditional), tuple(notes))
+
+
+def _squeezes(recording: Recording) -> bool:
+    """Whether code drops all axes of one element, of which the batch may be one."""
+    return any(
+        node.function.rpartition(".")[2].strip("_") == "squeeze" and len(node.args) + len(node.kwargs) == 1
+        for frame in recording.top.walk()
+        for node in frame.nodes
+    )
+
+
+def _ranks(recording: Recording) -> list[int]:
+    return [len(value.shape) for value in tensors_of(recording.top.result)]
 
 
 def _differing(example: Example, others: Sequence[Example]) -> _Axes:

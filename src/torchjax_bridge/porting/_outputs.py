@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torchjax_bridge.recording import Value
+from torchjax_bridge.recording import Value, fields_of
 
 __all__ = ["output_pairs"]
 
@@ -21,7 +21,7 @@ def output_pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tup
             yield torch_tree, flax_tree
     elif isinstance(recorded, Mapping):
         for key, item in recorded.items():
-            yield from output_pairs(item, torch_tree[key], flax_tree[key])
+            yield from output_pairs(item, fields_of(torch_tree)[key], fields_of(flax_tree)[key])
     elif isinstance(recorded, tuple | list):
         for one, two, three in zip(recorded, torch_tree, flax_tree, strict=True):
             yield from output_pairs(one, two, three)

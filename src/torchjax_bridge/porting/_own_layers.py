@@ -24,13 +24,13 @@ class GRUCellWithStateBias(nnx.GRUCell):
         in_features: int,
         hidden_features: int,
         *,
-        recurrent_kernel_init: Any = nnx.initializers.orthogonal(),
+        recurrent_kernel_init: Any = None,
         rngs: nnx.Rngs,
         **settings: Any,
     ) -> None:
         super().__init__(in_features, hidden_features, rngs=rngs, **settings)
-        gates = 3 * hidden_features
-        self.dense_h = nnx.Linear(hidden_features, gates, kernel_init=recurrent_kernel_init, rngs=rngs)
+        init = recurrent_kernel_init or nnx.initializers.orthogonal()
+        self.dense_h = nnx.Linear(hidden_features, 3 * hidden_features, kernel_init=init, rngs=rngs)
 ''',
     "UnbiasedBatchNorm": '''
 class UnbiasedBatchNorm(nnx.BatchNorm):

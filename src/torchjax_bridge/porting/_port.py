@@ -14,7 +14,7 @@ from torchjax_bridge.recording import Fault, SourceLine, generalize, record
 
 from ._built import filled, linen_model, nnx_model
 from ._classes import definitions
-from ._conditions import conditions, decided_otherwise
+from ._conditions import conditions, decided_otherwise, fixed_arguments
 from ._constructors import Given
 from ._draws import draw_notes, same_draws
 from ._generators import Generators
@@ -114,13 +114,16 @@ def port(
         raise ArgumentError(
             "keep= and modules= put modules of nnx into a port: leave them out, or port to nnx."
         )
-    example, other = _examples(given_example(inputs, kwargs))
+    own = given_example(inputs, kwargs)
+    example, other = _examples(own)
     generators = Generators(module)
     with generators.restored():
-        recording = record(module, example.args, example.kwargs, whole=parts)
+        # A module that takes one example at a time is recorded with one.
+        found = first_recorded(module, [example], whole=parts) if example is not own else None
+        example, recording = found or (own, record(module, own.args, own.kwargs, whole=parts))
     recording.faults += shared_weights(module, parts)
     recording.faults += [*generators.drawn(recording), *stuck(recording, training=False)]
-    notes: list[str] = []
+    notes = fixed_arguments(recording)
     if other is not None:
         # Twice as large a batch where torch takes no other, as for pairs; or the first axis is no batch, but a
         # length that is the size of other axes, too.
@@ -150,7 +153,7 @@ def port(
     notes += held
     refused += lacking if training == "required" else []
     refuse([*model.faults, *refused], name)
-    notes += [*draw_notes(recording), *training_notes(model, lacking)]
+    notes += [*model.held, *draw_notes(recording), *training_notes(model, lacking)]
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
     try:
         classes = definitions(model)
@@ -192,7 +195,9 @@ def _mistakes(name: str) -> Iterator[None]:
     """Say of an error in the emitted code that it is no fault of the user's."""
     try:
         yield
-    except (SyntaxError, NameError, TypeError, AttributeError, LookupError, WeightsError) as err:
+    except PortError:
+        raise
+    except (ValueError, SyntaxError, NameError, TypeError, AttributeError, LookupError, WeightsError) as err:
         raise PortError(
             f"The port of {name} does not run: {err}\nThis is a mistake of the port; please report the model."
         ) from err

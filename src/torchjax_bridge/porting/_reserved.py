@@ -1,4 +1,4 @@
-"""Names that an emitted file needs itself: an argument or an attribute of that name gets an underscore."""
+"""Names that an emitted file needs itself, or that are no good: an argument or an attribute gets an underscore."""
 
 import functools
 import keyword
@@ -11,6 +11,7 @@ __all__ = ["RESERVED", "argument_name", "attribute_name"]
 
 RESERVED = frozenset(
     {"self", "jnp", "jax", "nnx", "np", "nn", "math", "partial", "initializers", "Any", "train", *HELPERS}
+    | {"I", "O", "l"}  # which are hard to tell from numbers
     | {"enumerate", "float", "int", "list", "range", "slice", "super", "tuple", "zip"}
 )
 

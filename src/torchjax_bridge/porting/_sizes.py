@@ -54,7 +54,9 @@ def with_sizes(body: Body, lines: Sequence[Line]) -> list[Line]:
         target = f"({', '.join(variables)})"
         taken = {author for line in lines for author in line.author}
         letters = _letters(body, own[0] if len(own) == 1 else "", order)
-        letters = tuple(_WORDS.get(letter, letter) if letter in taken else letter for letter in letters)
+        letters = tuple(
+            _WORDS.get(letter, letter) if letter in {*taken, "l"} else letter for letter in letters
+        )
         made.setdefault(start, []).append(Line(tuple(variables), target, f"{name}.shape", author=letters))
     return [line for place, own in enumerate([*found, None]) for line in (*made.get(place, ()), own) if line]
 
@@ -75,7 +77,8 @@ def _single(body: Body, name: str, own: tuple[str, ...], order: Axes, axis: int)
     code = body.frame.code
     written = author_size(code, own[0], torch_axis) if code is not None and len(own) == 1 else ""
     letters = _LETTERS.get(len(order), "n" * max(len(order), 1))
-    author = (written or (letters[torch_axis] if torch_axis < len(letters) else "size"),)
+    usual = letters[torch_axis] if torch_axis < len(letters) else "size"
+    author = (written or (_WORDS["l"] if usual == "l" else usual),)
     return Line((variable,), variable, f"{name}.shape[{axis}]", author=author)
 
 

@@ -113,15 +113,19 @@ def _shapes(definition: Definition) -> str:
         _shape(v, p.order)
         for v, p in zip(_values(definition.body.frame.result), definition.body.result_places, strict=True)
     ]
-    given, made = _listed(shapes), _listed(results)
-    return f"{given} to {made}." if given and made else "The code of ``forward``."
+    for most in (2, 1):
+        given, made = _listed(shapes, most), _listed(results, most)
+        text = f"{given[:1].upper()}{given[1:]} to {made}."
+        if given and made and len(text) <= LIMIT - len('        """"""'):
+            return text
+    return "The code of ``forward``."
 
 
-def _listed(shapes: Sequence[str]) -> str:
-    """The first three shapes; equal ones in a row are counted."""
+def _listed(shapes: Sequence[str], most: int) -> str:
+    """The first three shapes; more equal ones in a row than ``most`` are counted."""
     runs = [(shape, len(list(run))) for shape, run in itertools.groupby(shapes)]
     return " and ".join(
-        f"{count} of {shape}" if count > 2 else " and ".join([shape] * count) for shape, count in runs[:3]
+        f"{count} of {shape}" if count > most else " and ".join([shape] * count) for shape, count in runs[:3]
     )
 
 
@@ -130,9 +134,15 @@ def _values(tree: Any) -> list[Value]:
 
 
 def _shape(value: Value, order: tuple[int, ...]) -> str:
-    letters = {2: "NC", 3: "NLC", 4: "NCHW", 5: "NCDHW"}.get(len(value.shape))
+    letters = {1: "N", 2: "NC", 3: "NLC", 4: "NCHW", 5: "NCDHW"}.get(len(value.shape))
     if letters is None or value.dtype is None:
         return f"{len(value.shape)} axes" if value.shape else "a number"
+    if order == (0, 2, 1):
+        return "``(N, L, C)``"
+    if letters == "NC" and not value.dtype.is_floating_point:
+        letters = "NL"
+    if letters == "N":
+        return "``(N,)``"
     return f"``({', '.join(letters[axis] for axis in order)})``"
 
 

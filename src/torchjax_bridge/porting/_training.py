@@ -5,7 +5,7 @@ stand beside those of evaluation (`Body.training`); `_modes` writes both as one.
 """
 
 import ast
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torchjax_bridge.recording import (
 )
 
 from ._generators import Generators
+from ._input_layouts import no_images
 from ._inputs import Example, first_recorded
 from ._lowering import Body, is_container, takes
 from ._model import Model
@@ -111,6 +112,9 @@ def translate_both(
     Returns:
         The model, and why it does not train: nothing if it does.
     """
+    settings["no_images"] = no_images(
+        evaluation, lambda places: _translated(evaluation, {**settings, "no_images": places})
+    )
     if training is not None and not faults:
         dropouts = _alike_dropouts(evaluation.top, training.top)
         model = Model(evaluation, other=training, dropouts=dropouts, **settings)
@@ -121,9 +125,13 @@ def translate_both(
         faults = faults or list(_joined(model, trained))
         if not faults:
             return model, []
-    model = Model(evaluation, **settings)
+    return _translated(evaluation, settings), list(faults)
+
+
+def _translated(recording: Recording, settings: Mapping[str, Any]) -> Model:
+    model = Model(recording, **settings)
     model.run()
-    return model, list(faults)
+    return model
 
 
 def training_notes(model: Model, faults: Sequence[Fault]) -> list[str]:

@@ -7,7 +7,7 @@ alone.
 
 from ._copies import copy_module
 from ._faults import Decision, Fault
-from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
+from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, tensors_of
 from ._functions import RANDOM
 from ._generalize import generalize
 from ._leaves import is_leaf, is_normed, layer_class
@@ -49,6 +49,7 @@ __all__ = [
     "Value",
     "copy_module",
     "depends_on_sizes",
+    "fields_of",
     "generalize",
     "is_leaf",
     "is_normed",

@@ -3,6 +3,8 @@
 Plain data. Knows neither how it was recorded nor what is made of it.
 """
 
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import CodeType
@@ -13,7 +15,7 @@ from torch import nn
 
 from ._source import SourceLine
 
-__all__ = ["Constant", "Frame", "Node", "Parameter", "Value", "map_tensors", "tensors_of"]
+__all__ = ["Constant", "Frame", "Node", "Parameter", "Value", "fields_of", "map_tensors", "tensors_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,20 +132,31 @@ class Frame:
                 yield from node.frame.walk()
 
 
-def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any], *, same_kind: bool = False) -> Any:
     """The arguments or results of a call, with each tensor replaced; a mapping becomes a dict.
 
-    Containers are those that torch code passes: tuples, named tuples, lists, mappings, slices. Anything else stays.
+    Containers are those that torch code passes: tuples, named tuples, lists, mappings, slices, dataclasses that
+    hold tensors. Anything else stays.
+
+    Args:
+        tree: The arguments or results.
+        change: What gives the new leaf.
+        same_kind: Whether a dataclass stays one; otherwise it becomes a dict of its fields.
     """
+    if _is_dataclass(tree):
+        items = {
+            name: map_tensors(item, change, same_kind=same_kind) for name, item in fields_of(tree).items()
+        }
+        return _rebuilt(tree, items) if same_kind else items
     if isinstance(tree, torch.Tensor):
         return change(tree)
     if isinstance(tree, tuple):
-        items = [map_tensors(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+        parts = [map_tensors(item, change, same_kind=same_kind) for item in tree]
+        return type(tree)._make(parts) if hasattr(tree, "_make") else tuple(parts)
     if isinstance(tree, list):
-        return [map_tensors(item, change) for item in tree]
+        return [map_tensors(item, change, same_kind=same_kind) for item in tree]
     if isinstance(tree, Mapping):
-        return {key: map_tensors(item, change) for key, item in tree.items()}
+        return {key: map_tensors(item, change, same_kind=same_kind) for key, item in tree.items()}
     if isinstance(tree, slice):
         return slice(*(map_tensors(end, change) for end in (tree.start, tree.stop, tree.step)))
     return tree
@@ -161,3 +174,30 @@ def tensors_of(tree: Any, kind: type | tuple[type, ...] = Value) -> Iterator[Any
             yield from tensors_of(item, kind)
     elif isinstance(tree, slice):
         yield from tensors_of((tree.start, tree.stop, tree.step), kind)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type | Value):
+        yield from tensors_of(fields_of(tree), kind)
+
+
+def fields_of(tree: Any) -> dict[str, Any]:
+    """The fields of a dataclass, or the items of a mapping."""
+    if isinstance(tree, Mapping):
+        return dict(tree)
+    return {
+        field.name: getattr(tree, field.name)
+        for field in dataclasses.fields(tree)
+        if hasattr(tree, field.name)
+    }
+
+
+def _is_dataclass(tree: Any) -> bool:
+    """Whether it is one that holds tensors; a mapping that is one, too, is a mapping."""
+    if isinstance(tree, type | Mapping) or not dataclasses.is_dataclass(tree):
+        return False
+    return any(True for _ in tensors_of(fields_of(tree), torch.Tensor))
+
+
+def _rebuilt(tree: Any, items: Mapping[str, Any]) -> Any:
+    made = copy.copy(tree)
+    for name, item in items.items():
+        object.__setattr__(made, name, item)
+    return made

@@ -79,7 +79,7 @@ def _tree(
         return one
     if isinstance(one, tuple | list) and isinstance(two, tuple | list) and len(one) == len(two):
         items = [_tree(a, b, visible, node, frame, faults) for a, b in zip(one, two, strict=True)]
-        return type(one)(*items) if hasattr(one, "_fields") else type(one)(items)
+        return type(one)._make(items) if hasattr(one, "_make") else type(one)(items)
     if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
         return {key: _tree(item, two[key], visible, node, frame, faults) for key, item in one.items()}
     if isinstance(one, slice) and isinstance(two, slice):

@@ -114,7 +114,7 @@ def record(
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Copies of inputs, down to the arrays inside objects, so that ``forward`` may write to its own."""
-    detached = map_tensors(inputs, lambda tensor: tensor.detach().clone())
+    detached = map_tensors(inputs, lambda tensor: tensor.detach().clone(), same_kind=True)
     try:
         return copy.deepcopy(detached, {id(tensor): tensor for tensor in tensors_of(detached, torch.Tensor)})
     except (RuntimeError, TypeError) as err:

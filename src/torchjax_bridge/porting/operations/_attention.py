@@ -7,6 +7,7 @@ import torch
 from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
+from .._masks import shows_keys
 from .._placed import Axes, Placed, RefusedError
 from ._table import operation
 
@@ -85,6 +86,10 @@ def attention(
     if rank > 4:  # jax.nn takes no more axes
         return Placed(f"nnx.dot_product_attention({', '.join(texts)})", order)
     made = f"jax.nn.dot_product_attention({', '.join(texts)})"
+    if attn_mask is not None and attn_mask.dtype == torch.bool and not shows_keys(attn_mask, at.model.outer):
+        at.body.helpers.add("zero_where_hidden")
+        mask = _four_axes(at.in_torch_order(attn_mask), len(attn_mask.shape), rank)
+        made = f"zero_where_hidden({made}, {mask})"
     return Placed(made if rank == 4 else f"{made}[:, :, 0]", order)
 
 
