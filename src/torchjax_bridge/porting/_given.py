@@ -16,7 +16,15 @@ from torchjax_bridge.weights import wrapped_module
 
 from ._inputs import Example
 
-__all__ = ["chosen", "given_example", "given_functions", "given_lines", "given_module", "require_called"]
+__all__ = [
+    "chosen",
+    "given_example",
+    "given_functions",
+    "given_lines",
+    "given_module",
+    "one_layer",
+    "require_called",
+]
 
 
 def given_module(module: Any) -> nn.Module:
@@ -55,13 +63,17 @@ def given_module(module: Any) -> nn.Module:
             f"'{wide[0]}' has 64 bits, and JAX as it is set up has none: port module.float(), with inputs of 32 "
             'bits, or set jax.config.update("jax_enable_x64", True) first.'
         )
-    if is_leaf(module) and any(True for _ in module.parameters()):
-        name = type(module).__name__
-        raise ArgumentError(
-            f"{name} is one layer of torch's own, and no code to port: port a module that calls it, such as "
-            "torch.nn.Sequential(layer)."
-        )
+    if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and is_leaf(module):
+        raise one_layer(module)
     return module
+
+
+def one_layer(module: nn.Module) -> ArgumentError:
+    """The error for a layer of torch's own, which has no code to port."""
+    return ArgumentError(
+        f"{type(module).__name__} is one layer of torch's own, and no code to port: port a module that calls it, "
+        "such as torch.nn.Sequential(layer)."
+    )
 
 
 def given_example(inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> Example:

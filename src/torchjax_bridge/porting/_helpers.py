@@ -30,6 +30,9 @@ def attend(
     q, k, v = layer.query(query), layer.key(key), layer.value(value)
     scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / q.shape[-1] ** 0.5 + bias
     weights = nnx.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf))
+    if layer.dropout_rate > 0 and not layer.deterministic:
+        kept = 1 - layer.dropout_rate
+        weights = weights * jax.random.bernoulli(layer.rngs(), kept, weights.shape) / kept
     return layer.out(jnp.einsum("nhqk,nkhd->nqhd", weights, v)), weights
 ''',
     "padded_from": '''

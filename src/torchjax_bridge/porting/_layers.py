@@ -195,11 +195,11 @@ def _attention(
             called,
             *([Placed("None", torch_order(len(weights.shape)))] if isinstance(weights, Value) else []),
         ]
-    if at.model.to == "linen" or (module.dropout > 0 and at.model.recording.module.training):
+    if at.model.to == "linen":
         what = "weights are read" if reads_weights else "scores are added to"
         raise RefusedError(
-            f"the attention {what} in '{node.path}', which is translated for nnx, and in training without dropout; "
-            "use F.scaled_dot_product_attention, pass a mask of booleans, or write it out"
+            f"the attention {what} in '{node.path}', which is translated for nnx alone; use "
+            "F.scaled_dot_product_attention, pass a mask of booleans, or write it out"
         )
     at.body.helpers.add("attend")
     bias_text = f", bias={' + '.join(added)}" if added else ""
@@ -232,7 +232,7 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
     at.model.twin(node.path, module)
     packed = None if isinstance(value, Value) else at.model.packed.get(value.data)
     if packed is None and (not isinstance(value, Value) or len(value.shape) != 3):
-        raise RefusedError(f"'{node.path}' is given no batch; add the axis with x[None]")
+        raise RefusedError(f"'{node.path}' is given no batch; pass a padded batch, as x[None] is one")
     order = (0, 1, 2) if module.batch_first else (1, 0, 2)
     text, lengths = (at.read(value, order), "") if packed is None else packed[:2]
     lengths = lengths and f", seq_lengths={lengths}"

@@ -18,7 +18,15 @@ from ._conditions import conditions, decided_otherwise, fixed_arguments
 from ._constructors import Given
 from ._draws import draw_notes, same_draws
 from ._generators import Generators
-from ._given import chosen, given_example, given_functions, given_lines, given_module, require_called
+from ._given import (
+    chosen,
+    given_example,
+    given_functions,
+    given_lines,
+    given_module,
+    one_layer,
+    require_called,
+)
 from ._header import header
 from ._inputs import Example, arguments_of, first_recorded
 from ._other_sizes import try_sizes
@@ -160,6 +168,8 @@ def port(
     except RefusedError as err:
         model.fault(Fault(str(err), "", SourceLine()))
     refuse(model.faults, name)
+    if not classes:
+        raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     imported = [part.imported for part in parts.values() if part.imported is not None]
     source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)

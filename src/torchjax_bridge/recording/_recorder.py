@@ -26,7 +26,7 @@ from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import has_hooks, is_leaf
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
-from ._source import SourceLine, author_line, runs_in_function
+from ._source import SourceLine, author_line, only_hints, runs_in_function
 from ._views import View, same_memory, views_of
 
 __all__ = ["Recording", "record"]
@@ -195,7 +195,7 @@ class _Recorder(TorchFunctionMode):
             self.decisions.append(Decision(words, *where, True, (left, symbol, right), outcome))
 
     def _value_decision(self, name: str, tensors: Sequence[Value], answer: Any) -> None:
-        if any(value.varies for value in tensors):
+        if any(value.varies for value in tensors) and not only_hints():
             self._told_values = True
             where = self.frames[-1].path, author_line()
             outcome = answer if isinstance(answer, bool) else None

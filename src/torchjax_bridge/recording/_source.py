@@ -6,12 +6,13 @@ Reads the stack of the running program. Does not read source text.
 import linecache
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FrameType
 
 import torch
 
-__all__ = ["SourceLine", "author_line", "runs_in_function"]
+__all__ = ["SourceLine", "author_line", "only_hints", "runs_in_function"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RECORDER = os.path.join(os.path.dirname(__file__), "_recorder.py")
@@ -62,10 +63,22 @@ def author_line() -> SourceLine:
 
 def runs_in_function() -> bool:
     """Whether the ``forward`` of an ``autograd.Function`` is running, where torch keeps no gradients of its own."""
+    return any(frame.f_code is _APPLY for frame in _running())
+
+
+def only_hints() -> bool:
+    """Whether torch asks if a mask is causal, which is a hint beside the mask itself and changes no result."""
+    return any(
+        frame.f_code.co_name == "_detect_is_causal_mask" and frame.f_code.co_filename.startswith(_TORCH)
+        for frame in _running()
+    )
+
+
+def _running() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not _APPLY:
+    while frame is not None:
+        yield frame
         frame = frame.f_back
-    return frame is not None
 
 
 def _line(frame: FrameType | None, most: int) -> SourceLine:
