@@ -38,6 +38,7 @@ class _Packs(nn.Module):
     def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         packed, (hidden, _) = self.lstm(packed)
+        hidden = hidden + self.lstm(pack_padded_sequence(2 * x, lengths, True, enforce_sorted=False))[1][0]
         total = x.size(1) if self.whole else None
         outputs, _ = pad_packed_sequence(packed, batch_first=True, padding_value=-1.0, total_length=total)
         return outputs, hidden

@@ -42,6 +42,7 @@ def taken_before(y: Tensor) -> Tensor:
 def narrow(y: Tensor) -> Tensor:
     y.select(1, 2).zero_()
     y.narrow(1, 0, 2).fill_(3.0)
+    y.narrow(1, -2, 1).mul_(2)
     return F.relu_(y[:, 1:]) + y[:, :-1]
 
 
@@ -49,6 +50,15 @@ def rows_and_numbers(y: Tensor) -> Tensor:
     y[torch.arange(y.size(0)), 1] += 5.0
     y[0, torch.tensor([1, 2])] = y[1, torch.tensor([0, 3])]
     return y
+
+
+def chosen_by_a_mask(y: Tensor) -> Tensor:
+    nearest = torch.full_like(y, 0.5)
+    nearer = y < nearest
+    nearest[nearer] = y[nearer]
+    first = y > 2 * y[:, :1]
+    nearest[first] = y[first]
+    return nearest
 
 
 class Inside(nn.Module):
@@ -79,6 +89,7 @@ FUNCTIONS = [
     taken_before,
     narrow,
     rows_and_numbers,
+    chosen_by_a_mask,
     Inside(),
 ]
 

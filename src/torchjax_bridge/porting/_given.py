@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import resolve_name
-from torch.utils._pytree import tree_leaves
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.recording import Recording, is_leaf, map_tensors
+from torchjax_bridge.recording import Recording, is_leaf, map_tensors, tensors_of
 from torchjax_bridge.weights import wrapped_module
 
 from ._inputs import Example
@@ -83,13 +82,13 @@ def given_example(inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> 
         ArgumentError: They are arrays, or tensors that are no dense memory.
     """
     tree = inputs, dict(kwargs or {})
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, np.ndarray) or type(leaf).__module__.startswith("jax"):
+    for leaf in tensors_of(tree, (torch.Tensor, np.ndarray, jax.Array)):
+        if not isinstance(leaf, torch.Tensor):
             raise ArgumentError(
                 f"the inputs hold a {type(leaf).__name__}; port takes what torch takes: tensors, such as "
                 "torch.from_numpy(array), images with channels first."
             )
-        if isinstance(leaf, torch.Tensor) and (leaf.layout != torch.strided or leaf.is_nested):
+        if leaf.layout != torch.strided or leaf.is_nested:
             raise ArgumentError("the inputs hold a nested or sparse tensor; give dense ones.")
     return Example(*map_tensors(tree, torch.Tensor.detach, same_kind=True))
 

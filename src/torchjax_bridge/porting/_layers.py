@@ -276,8 +276,8 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
     if packed is None:
         return [Placed(text, order), *carried]
     at.model.packed[outputs.data] = text, packed[1], packed[2]
-    given_parts = [at.at(part) for part in tensors_of(tuple(value))]
-    return [*given_parts, *carried]
+    given_order = [at.at(part) for part in tensors_of(tuple(value)[2:])]
+    return [at.nowhere(2), at.nowhere(1), *given_order, *carried]
 
 
 def _sorted(at: Lowering, value: Any, name: str) -> str:

@@ -282,6 +282,11 @@ class Lowering:
         self.body.statements.append(Statement((name,), name, text, source))
         return name
 
+    def nowhere(self, rank: int) -> Placed:
+        """The place of an array that no code reads, of which something else stands in the code."""
+        self.model.variables += 1
+        return Placed(f"self.nowhere{self.model.variables}", torch_order(rank))
+
     def bind(self, node: Node, made: Placed | Several | list[Placed]) -> None:
         """Say what a call became."""
         values = list(tensors_of(node.result))

@@ -74,7 +74,9 @@ def views_of(
     """
     whole = args[0] if args and isinstance(args[0], torch.Tensor) else None
     made = [tensor for tensor in tensors_of(output, torch.Tensor) if tensor._is_view()]
-    if whole is None or not made or not all(same_memory(tensor, whole) for tensor in made):
+    if whole is None or not made:
+        return []
+    if not all(same_memory(tensor, whole) and tensor.dtype == whole.dtype for tensor in made):
         return []
     name = short_name(node.function)
     if name == "__getitem__":
@@ -85,19 +87,22 @@ def views_of(
         sizes = _SIZES[: whole.dim()]
         moved = func(torch.empty(sizes, device="meta"), *args[1:], **node.kwargs)
         return [(id(made[0]), View(whole, node, axes=tuple(map(sizes.index, moved.shape))))]
-    if name in _PARTS:
-        indices = _indices(name, node, made, whole.dim())
+    if name in _PARTS and not any(tensors_of((node.args[1:], node.kwargs))):
+        indices = _indices(name, node, made, whole)
         return [(id(part), View(whole, node, index)) for part, index in zip(made, indices, strict=True)]
     return []
 
 
-def _indices(name: str, node: Node, parts: Sequence[torch.Tensor], rank: int) -> Iterator[tuple[Any, ...]]:
+def _indices(
+    name: str, node: Node, parts: Sequence[torch.Tensor], whole: torch.Tensor
+) -> Iterator[tuple[Any, ...]]:
     """The index of each part of a tensor along one axis, in order."""
-    place = _PARTS[name]
+    place, rank = _PARTS[name], whole.dim()
     dim = node.kwargs.get("dim", node.args[place] if 0 < place < len(node.args) else 0) % rank
     before = (slice(None),) * dim
     if name in ("select", "narrow"):
-        first = int(node.kwargs.get("index" if name == "select" else "start", (*node.args, 0, 0)[2]))
+        given = node.kwargs.get("index" if name == "select" else "start", (*node.args, 0, 0)[2])
+        first = int(given) % whole.shape[dim]
         yield (*before, first if name == "select" else slice(first, first + parts[0].shape[dim]))
         return
     start = 0

@@ -14,7 +14,7 @@ from torchjax_bridge.recording import Node, Value, tensors_of
 from .._lowering import Lowering, transposed
 from .._placed import Axes, Placed, RefusedError, torch_order
 from ._operands import aligned, axes_of, axis_text
-from ._table import operation
+from ._table import last_name, operation
 
 __all__: list[str] = []
 
@@ -124,6 +124,8 @@ def _nested(item: Any) -> str:
 
 @operation("getitem")
 def getitem(at: Lowering, node: Node, input: Value, index: Any) -> Placed:
+    if isinstance(index, Value) and _is_mask(index) and _is_put_back(at, node, index):
+        return at.nowhere(len(node.result.shape))
     items = _items(index, len(input.shape))
     placed = at.in_torch_map_order(input)
     basic = _basic(at, placed, items)
@@ -212,19 +214,46 @@ def value_text(at: Lowering, node: Node, input: Value, value: Any, order: Axes) 
 
 def _masked(at: Lowering, node: Node, input: Value, items: list[Any], value: Any) -> Placed:
     mask = items[0]
+    if isinstance(value, Value) and isinstance(mask, Value) and _is_chosen_by(value, mask):
+        other = value.origin.args[0]  # type: ignore[union-attr]
+        placed = at.in_torch_map_order(input)
+        where = _over_axes(at, mask, placed.order)
+        return placed.with_text(f"jnp.where({where}, {at.read(other, placed.order)}, {placed.text})")
     if len(items) > 1 or not isinstance(mask, Value) or (isinstance(value, Value) and value.shape):
         raise RefusedError(
             "an assignment by a mask is translated for one mask and one number; use torch.where"
         )
     placed = at.in_torch_map_order(input)
-    order = tuple(axis for axis in placed.order if axis < len(mask.shape))
-    text = at.read(mask, order)
-    items_text = [":" if axis < len(mask.shape) else "None" for axis in placed.order]
-    if "None" in items_text:
-        text += f"[{', '.join(items_text)}]"
     new = at.read(value) if isinstance(value, Value) else at.number(value)
-    cast = text if mask.dtype == torch.bool else f"({text} != 0)"
-    return placed.with_text(f"jnp.where({cast}, {new}, {placed.text})")
+    return placed.with_text(f"jnp.where({_over_axes(at, mask, placed.order)}, {new}, {placed.text})")
+
+
+def _over_axes(at: Lowering, mask: Value, order: Axes) -> str:
+    """A mask of the first axes, beside an array whose axes stand in an order."""
+    text = at.read(mask, tuple(axis for axis in order if axis < len(mask.shape)))
+    items = [":" if axis < len(mask.shape) else "None" for axis in order]
+    if "None" in items:
+        text += f"[{', '.join(items)}]"
+    return text if mask.dtype == torch.bool else f"({text} != 0)"
+
+
+def _is_chosen_by(value: Value, mask: Value) -> bool:
+    """Whether a value is what a mask chooses of a tensor, as in ``y[mask] = x[mask]``."""
+    made = value.origin
+    return isinstance(made, Node) and last_name(made) == "getitem" and made.args[1] is mask
+
+
+def _is_put_back(at: Lowering, node: Node, mask: Value) -> bool:
+    """Whether what a mask chooses is assigned to the places of the same mask, in a tensor of the same shape."""
+    value, shape = node.result, node.args[0].shape
+    readers = [one for one in at.frame.nodes if value in tensors_of((one.args, one.kwargs))]
+    return bool(readers) and all(
+        last_name(one) == "setitem"
+        and one.args[1] is mask
+        and one.args[2] is value
+        and one.args[0].shape == shape
+        for one in readers
+    )
 
 
 # --- along one axis -----------------------------------------------------------------------------------------

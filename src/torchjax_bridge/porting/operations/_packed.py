@@ -10,8 +10,6 @@ from ._table import operation
 
 __all__: list[str] = []
 
-_NOWHERE = "self.packed"  # no code reads it
-
 
 @operation("_pack_padded_sequence")
 def pack(at: Lowering, node: Node, input: Value, lengths: Value, batch_first: bool) -> list[Placed]:
@@ -19,7 +17,7 @@ def pack(at: Lowering, node: Node, input: Value, lengths: Value, batch_first: bo
     text = at.read(input, _order(batch_first))
     text = text if text.isidentifier() else at.variable(text, node.source)
     at.model.packed[data] = text, at.in_torch_order(lengths), input.shape[0 if not batch_first else 1]
-    return [Placed(_NOWHERE, (0, 1)), Placed(_NOWHERE, (0,))]
+    return [at.nowhere(2), at.nowhere(1)]
 
 
 @operation("_pad_packed_sequence")
