@@ -51,12 +51,15 @@ class SourceLine:
 def author_line() -> SourceLine:
     """The innermost running line that belongs neither to torch nor to this library, and is part of the model.
 
-    What calls the recording is none: where torch's own code is the model, there is no line.
+    What calls the recording is none: where the model itself is a module of torch's, its own line is taken.
     """
     frame: FrameType | None = sys._getframe(1)
+    outermost: FrameType | None = None
     while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _OURS, "<frozen")):
         if frame.f_code.co_name == "record" and frame.f_code.co_filename == _RECORDER:
-            return SourceLine()
+            return _line(outermost, 0)
+        if frame.f_code.co_name == "forward":
+            outermost = frame
         frame = frame.f_back
     return _line(frame, 8)
 
