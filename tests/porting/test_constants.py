@@ -29,6 +29,7 @@ INF = torch.inf
         torch.arange(3, dtype=torch.int32),
         torch.ones(20, 20).tril(),
         torch.ones(1, 1, 20, 20, dtype=torch.bool).triu(),
+        torch.ones(1, 1, 20, 20, dtype=torch.bool).tril().triu(-3),
         torch.tensor([[3, 1], [2, 7]], dtype=torch.uint8),
         torch.zeros(0),
     ],

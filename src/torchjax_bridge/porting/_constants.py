@@ -1,6 +1,6 @@
 """Tensors that code makes and no ``state_dict`` holds, as code that makes them again.
 
-Knows constants, ranges, triangles and tables of positions. Refuses larger tensors of other values.
+Knows constants, ranges, triangles, bands and tables of positions. Refuses larger tensors of other values.
 """
 
 import math
@@ -70,6 +70,9 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
         for function in (torch.tril, torch.triu):
             if torch.equal(tensor, function(torch.ones(shape, dtype=tensor.dtype))):
                 return f"jnp.{function.__name__}(jnp.ones({shape}, dtype={dtype}))"
+        width = int(tensor.reshape(shape[-2:])[:, 0].bool().sum())  # of a band below the diagonal
+        if torch.equal(tensor, torch.ones(shape, dtype=tensor.dtype).tril().triu(1 - width)):
+            return f"jnp.triu(jnp.tril(jnp.ones({shape}, dtype={dtype})), {1 - width})"
     side = math.isqrt(tensor.numel())
     if (
         side > 1
