@@ -173,6 +173,8 @@ class _Classes:
 
     def _joined(self, instances: list[_Instance]) -> tuple[_Instance, dict[str, Tree]] | None:
         """The instance that shows the code of all, and the merged attributes; None if they do not fit."""
+        if len({tuple(name for name in one.fields if "{" in name) for one in instances}) > 1:
+            return None  # numbered layers that only some bodies loop over
         names = list(dict.fromkeys(name for one in _by_wealth(instances) for name in one.fields))
         instances = self._with_settings(_with_state(instances))
         try:

@@ -92,7 +92,8 @@ def _loop(
         count += 1
     if any(length(owner) != count for owner in owners):
         return None
-    if count < 2 and (period > 1 or not author.keys() >= set(owners) or _mentions(lines[1:], owners)):
+    is_step = period == 1 and isinstance(lines[0], ast.Assign) and not _mentions(lines[1:], owners)
+    if count < 2 and not (is_step and author.keys() >= set(owners)):
         return None  # a list of one layer is looped over where the author does so
     names: dict[str, str] = {}
     unpacked: dict[str, tuple[str, ...]] = {}
