@@ -9,15 +9,15 @@ import inspect
 import textwrap
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from ._constructors import Call, Column, Either, Indexed, Items, Run, Tree, columns, indexed
 
-__all__ = ["AuthorInit", "Hint", "author_init", "parsed_function"]
+__all__ = ["AuthorInit", "Hint", "author_init", "parsed_function", "replaced"]
 
 # What torch calls the settings of its layers, by Flax's name.
 _TORCH_NAMES = {
@@ -71,13 +71,19 @@ class AuthorInit:
         found: dict[int, list[Hint]] = {}
         for name, tree in fields.items():
             for value, condition in self.assigned.get(name, ()):
-                self._match(tree, value, found)
-                if condition is not None and isinstance(tree, Either):
-                    found.setdefault(id(tree.flag), []).append(Hint(self._settled(condition)))
+                self._match_under(condition, tree, value, found)
         return found
 
+    def _match_under(
+        self, condition: ast.expr | None, tree: Tree, value: ast.expr, found: dict[int, list[Hint]]
+    ) -> None:
+        """Match what stands under a condition: of an optional layer, the condition says who has it."""
+        self._match(tree, value, found)
+        if condition is not None and isinstance(tree, Either):
+            found.setdefault(id(tree.flag), []).append(Hint(self._settled(condition)))
+
     def _settled(self, expression: ast.expr) -> ast.expr:
-        return _replaced(expression, self.settled)
+        return replaced(expression, self.settled)
 
     def _match(self, tree: Tree, value: ast.expr, found: dict[int, list[Hint]]) -> None:
         if isinstance(value, ast.IfExp):
@@ -147,12 +153,7 @@ class AuthorInit:
         if put is None or len(put) != len(tree.items):
             return False
         for item, (value, condition) in zip(tree.items, put, strict=True):
-            if isinstance(item, Either):
-                if condition is not None:
-                    found.setdefault(id(item.flag), []).append(Hint(self._settled(condition)))
-                self._match(item.then, value, found)
-            else:
-                self._match(item, value, found)
+            self._match_under(condition, item, value, found)
         return True
 
     def _match_run(self, run: Run, written: ast.ListComp, found: dict[int, list[Hint]]) -> None:
@@ -163,11 +164,11 @@ class AuthorInit:
             case _:
                 return
         self._match(run.item, written.elt, found)
+        of_first = [tree.parts[0] for tree in indexed(run.item)]
         for column in columns(run.item):
-            of_first = [one for tree in indexed(run.item) for one in tree.parts[:1]]
             at = 0 if column in of_first else 1
             for place_of, hint in enumerate(found.get(id(column), ())):
-                inside = _replaced(hint.expression, {place: ast.Constant(at)})
+                inside = replaced(hint.expression, {place: ast.Constant(at)})
                 found[id(column)][place_of] = Hint(inside, hint.name or _list_name(hint.expression, place))
 
     def _resolved(self, function: ast.expr) -> Any:
@@ -196,8 +197,7 @@ def author_init(kind: type[nn.Module]) -> AuthorInit:
     }
     found = AuthorInit([p.name for p in plain], defaults, scope=kind.__init__.__globals__)
     found.settled = _settled_names(tree, {p.name for p in parameters})
-    _assignments(tree.body, None, found.assigned)
-    _lists(tree.body, None, found.lists)
+    found.assigned, found.lists = _assignments(tree.body), _lists(tree.body)
     return found
 
 
@@ -220,33 +220,38 @@ def _settled_names(tree: ast.FunctionDef, taken: set[str]) -> dict[str, ast.expr
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             if stored[name] == 1 and name not in taken:
-                found[name] = _replaced(node.value, found)
+                found[name] = replaced(node.value, found)
     return found
 
 
-def _assignments(
-    body: list[ast.stmt],
-    condition: ast.expr | None,
-    found: dict[str, list[tuple[ast.expr, ast.expr | None]]],
-) -> None:
+def _under_conditions(
+    body: Sequence[ast.stmt], condition: ast.expr | None = None
+) -> Iterator[tuple[ast.stmt, ast.expr | None]]:
+    """The statements of a body in order, those of each ``if`` with its condition."""
     for line in body:
+        if isinstance(line, ast.If):
+            yield from _under_conditions(line.body, _both(condition, line.test))
+            yield from _under_conditions(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)))
+        else:
+            yield line, condition
+
+
+def _assignments(body: Sequence[ast.stmt]) -> "dict[str, list[tuple[ast.expr, ast.expr | None]]]":
+    """What is assigned to attributes."""
+    found: dict[str, list[tuple[ast.expr, ast.expr | None]]] = {}
+    for line, condition in _under_conditions(body):
         target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
         value: ast.expr | None = getattr(line, "value", None)
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and value is not None:
-            if target.value.id == "self":
-                found.setdefault(target.attr, []).append((value, condition))
-        elif isinstance(line, ast.If):
-            _assignments(line.body, _both(condition, line.test), found)
-            _assignments(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)), found)
+        match target:
+            case ast.Attribute(value=ast.Name(id="self"), attr=name) if value is not None:
+                found.setdefault(name, []).append((value, condition))
+    return found
 
 
-def _lists(
-    body: list[ast.stmt],
-    condition: ast.expr | None,
-    found: "dict[str, list[tuple[ast.expr, ast.expr | None]] | None]",
-) -> None:
+def _lists(body: Sequence[ast.stmt]) -> "dict[str, list[tuple[ast.expr, ast.expr | None]] | None]":
     """What is put into local lists, in order."""
-    for line in body:
+    found: dict[str, list[tuple[ast.expr, ast.expr | None]] | None] = {}
+    for line, condition in _under_conditions(body):
         match line:
             case (
                 ast.Assign(targets=[ast.Name(id=name)], value=ast.List(elts=items))
@@ -260,10 +265,6 @@ def _lists(
                 pass
             case ast.AugAssign(ast.Name(id=name), ast.Add(), ast.List(elts=items)):
                 pass
-            case ast.If():
-                _lists(line.body, _both(condition, line.test), found)
-                _lists(line.orelse, _both(condition, ast.UnaryOp(ast.Not(), line.test)), found)
-                continue
             case _:
                 for node in ast.walk(line):
                     if isinstance(node, ast.Name) and node.id in found and not isinstance(line, ast.Assign):
@@ -272,6 +273,7 @@ def _lists(
         put = found.get(name)
         if put is not None:
             put += [(item, condition) for item in items]
+    return found
 
 
 def _both(one: ast.expr | None, other: ast.expr) -> ast.expr:
@@ -300,7 +302,7 @@ def _inlined(function: types.FunctionType, call: ast.Call) -> ast.expr | None:
         return None
     given = _bound(function, call)
     local = _settled_names(tree, set(given))
-    return _replaced(_replaced(tree.body[-1].value, local), given)
+    return replaced(replaced(tree.body[-1].value, local), given)
 
 
 def _list_name(expression: ast.expr, place: str) -> str:
@@ -312,9 +314,15 @@ def _list_name(expression: ast.expr, place: str) -> str:
     return ""
 
 
-def _replaced(expression: ast.expr, known: Mapping[str, ast.expr]) -> ast.expr:
+_Tree = TypeVar("_Tree", bound=ast.AST)
+
+
+def replaced(tree: _Tree, known: Mapping[str, ast.expr]) -> _Tree:
+    """A copy of a tree with expressions for some of its names."""
+
     class Replace(ast.NodeTransformer):
         def visit_Name(self, node: ast.Name) -> ast.AST:
             return copy.deepcopy(known[node.id]) if node.id in known else node
 
-    return Replace().visit(copy.deepcopy(expression))
+    changed: _Tree = Replace().visit(copy.deepcopy(tree))
+    return changed

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ._author_init import parsed_function
+from ._author_init import parsed_function, replaced
 from ._constructors import Column, Numbered, Tree
 from ._merging import DifferError, merge
 from ._rendering import PLACE
@@ -111,7 +111,7 @@ def as_attributes(lines: Sequence[ast.stmt], family: Family) -> list[ast.stmt] |
                 for line in node.body
                 for inner in ast.walk(line)
             )
-            body = [_with(line, name, layer) for line in node.body] if reads == 1 else node.body
+            body = [replaced(line, {name: layer}) for line in node.body] if reads == 1 else node.body
             taken = [] if reads == 1 else [ast.Assign([ast.Name(name, ast.Store())], layer)]
             over = ast.parse(f"range(self.{family.counted_by})", mode="eval").body
             return ast.For(ast.Name(PLACE, ast.Store()), over, [*taken, *body], [])
@@ -123,15 +123,6 @@ def as_attributes(lines: Sequence[ast.stmt], family: Family) -> list[ast.stmt] |
         for node in ast.walk(line)
     )
     return None if left else changed
-
-
-def _with(line: ast.stmt, name: str, value: ast.expr) -> ast.stmt:
-    class Change(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.AST:
-            return value if node.id == name else node
-
-    changed: ast.stmt = Change().visit(copy.deepcopy(line))
-    return changed
 
 
 def _prefixes(kind: type[nn.Module]) -> Iterator[tuple[str, str]]:
