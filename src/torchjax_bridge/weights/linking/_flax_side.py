@@ -46,8 +46,8 @@ class FlaxSide:
         """The value of each leaf, in ``given`` if the link is not in place."""
         raise NotImplementedError
 
-    def put(self, arrays: Sequence[jax.Array | None]) -> Any:
-        """The model with these arrays, itself or a new tree; None leaves a leaf as it is."""
+    def put(self, arrays: Mapping[int, jax.Array]) -> Any:
+        """The model with these arrays, by their places among the leaves: itself, or a new tree."""
         raise NotImplementedError
 
     def _compare(self, now: Mapping[Path, FlaxLeaf], what: str) -> None:
@@ -120,13 +120,12 @@ class NnxModule(FlaxSide):
         self.check()
         return [read() for read in self._readers]
 
-    def put(self, arrays: Sequence[jax.Array | None]) -> nnx.Module:
+    def put(self, arrays: Mapping[int, jax.Array]) -> nnx.Module:
         """Set the Variables, and return the module. If a hook of one raises, all are as they were."""
         before = [read() for read, _ in self._undo]
         try:
-            for put, array in zip(self._setters, arrays, strict=True):
-                if array is not None:
-                    put(array)
+            for place, array in arrays.items():
+                self._setters[place](array)
         except BaseException:
             for (_, put), value in zip(self._undo, before, strict=True):
                 put(value)
@@ -161,10 +160,9 @@ class Tree(FlaxSide):
         self._compare(now, "leaf")
         return [now[path].value for path in self._paths]
 
-    def put(self, arrays: Sequence[jax.Array | None]) -> Any:
+    def put(self, arrays: Mapping[int, jax.Array]) -> Any:
         """A new tree with these arrays and the template's other leaves."""
-        given = zip(self._paths, arrays, strict=True)
-        return self._tree.fill({path: array for path, array in given if array is not None})
+        return self._tree.fill({self._paths[place]: array for place, array in arrays.items()})
 
 
 def _leaves(tree: FlaxTree) -> dict[Path, FlaxLeaf]:

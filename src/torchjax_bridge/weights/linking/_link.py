@@ -102,15 +102,17 @@ class Link:
         refuse_in_trace("push")
         reading = self._torch.read()
         steps: Sequence[Step] = self._steps
-        arrays: list[jax.Array | None] = [None] * len(self._paths)
+        arrays: dict[int, jax.Array] = {}
         if self._watch is None:
             self._flax.check()
         elif self._flax.in_place:
-            steps, _ = self._watch.changed(reading, self._flax.values(None))
+            steps = self._watch.changed(reading, self._flax.values(None))
         else:
-            steps, arrays = self._watch.changed(reading, None)
-        if steps:
-            self._torch.check(reading)
+            arrays = self._watch.arrays()
+            steps = self._watch.changed(reading, list(map(arrays.get, range(len(self._paths)))))
+        if not steps:
+            return self._flax.put(arrays)
+        self._torch.check(reading)
         laid_out, to_run = self._views.take(reading, steps)
         kept = not laid_out
         with side_streams(self._devices):
@@ -119,8 +121,7 @@ class Link:
                 laid_out.update(enumerate(step.forward(sources), step.first))
             if kept:
                 self._views.keep(reading, steps, laid_out)
-            for place, array in self._new_arrays(laid_out):
-                arrays[place] = array
+            arrays.update(self._new_arrays(laid_out))
         model = self._flax.put(arrays)
         if self._watch is not None:
             self._watch.note(steps, arrays)

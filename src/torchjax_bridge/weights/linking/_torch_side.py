@@ -89,7 +89,8 @@ class TorchSide:
         every = [one for part in parts for one in (part._modules, part._parameters, part._buffers)]
         self._empty = [one for one in every if not one]
         self._dicts = [one for one in every if one]
-        self._dict_names = list(map(tuple, self._dicts))
+        equal: dict[tuple[str, ...], tuple[str, ...]] = {}  # kept once: less memory to read at each push
+        self._dict_names = [equal.setdefault(names, names) for names in map(tuple, self._dicts)]
         self._child_dicts = [part._modules for part in parts if part._modules]
         self._dict_children = [list(one.values()) for one in self._child_dicts]
 

@@ -6,7 +6,7 @@ a copy of small tensors.
 
 import operator
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -32,21 +32,22 @@ class Watch:
         # Per tensor: itself, its version, where its memory starts, its strides, and its bytes.
         self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(5))
         self._seen = self._known
+        self._equal: dict[Any, Any] = {}  # strides, kept once: less memory to read at each push
         self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
         self._arrays: list[Callable[[], jax.Array | None]] = [_nothing] * leaves
 
-    def changed(
-        self, reading: Reading, held: Sequence[Any] | None
-    ) -> tuple[Sequence[Step], list[jax.Array | None]]:
+    def arrays(self) -> dict[int, jax.Array]:
+        """The arrays of the last push that are still there, by their places."""
+        found = enumerate(map(operator.call, self._arrays))
+        return {place: array for place, array in found if array is not None}
+
+    def changed(self, reading: Reading, held: Sequence[Any]) -> Sequence[Step]:
         """The steps to run: a tensor is not as at the last push, or Flax does not hold the arrays of that push.
 
         Args:
             reading: The tensors as they are now.
-            held: What Flax holds now; None if a push gives a new tree.
-
-        Returns:
-            The steps, and the arrays of the last push; None for one that is gone.
+            held: What Flax holds now, in the order of the leaves; None for nothing.
         """
         tensors = reading.tensors
         try:
@@ -55,35 +56,33 @@ class Watch:
             versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
         unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
         pointers = reading.pointers or unknown
-        strides = list(map(torch.Tensor.stride, tensors))
+        strides = [self._equal.setdefault(one, one) for one in map(torch.Tensor.stride, tensors)]
         self._seen = tensors, versions, pointers, strides, list(map(_BYTES, tensors))
-        arrays = [array() for array in self._arrays]
-        kept = arrays if held is None else held
         if (
             all(map(operator.is_, tensors, self._known[0]))
             and self._seen[1:] == self._known[1:]
-            and all(map(operator.is_, arrays, kept))
-            and all(map(operator.is_not, arrays, repeat(None)))
+            and all(map(operator.is_, held, map(operator.call, self._arrays)))
+            and all(map(operator.is_not, held, repeat(None)))
         ):
-            return [], arrays
+            return ()
         same = [
             now[0] is before[0] and now[1:] == before[1:]
             for now, before in zip(zip(*self._seen, strict=True), zip(*self._known, strict=True), strict=True)
         ]
-        there = [array is not None and array is other for array, other in zip(arrays, kept, strict=True)]
+        there = [one is not None and one is array() for one, array in zip(held, self._arrays, strict=True)]
         steps = [
             step
             for step in self._steps
             if not all(same[place] for place in step.places) or not all(there[place] for place in step.leaves)
         ]
-        return self._steps if len(steps) == len(self._steps) else steps, arrays
+        return self._steps if len(steps) == len(self._steps) else steps
 
-    def note(self, steps: Sequence[Step], arrays: Sequence[jax.Array | None]) -> None:
+    def note(self, steps: Sequence[Step], arrays: Mapping[int, jax.Array]) -> None:
         """Note what was pushed. The tensors are taken as `changed` saw them, before they were copied.
 
         Args:
             steps: The steps that `changed` gave.
-            arrays: The arrays of all steps.
+            arrays: The arrays of these steps, by their places.
         """
         for step in steps:
             for place in step.places:
@@ -92,8 +91,7 @@ class Watch:
                 for known, seen in zip(self._known, self._seen, strict=True):
                     known[place] = seen[place]
             for place in step.leaves:
-                array = arrays[place]
-                self._arrays[place] = _nothing if array is None else weakref.ref(array)
+                self._arrays[place] = weakref.ref(arrays[place])
 
 
 def _nothing() -> None:
