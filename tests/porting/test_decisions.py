@@ -54,15 +54,40 @@ class _Counts(_Masked):
         return x.sum(1) / mask.sum().item()
 
 
+class _AskedTwice(_Masked):
+    """transformers' causal masks: the second question is not asked where the first one is answered by yes."""
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.sum() == mask.numel():
+            return x.sum(1)
+        length = x.shape[1]
+        if mask[:, :length].sum() == mask[:, :length].numel() and (mask[:, length:] == 0).all():
+            return x.sum(1)
+        return (x * mask[..., None]).sum(1)
+
+
+class _AskedOfAPart(_Masked):
+    """Asks of a part of the mask, which may hide nothing where the whole does."""
+
+    def sum(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.sum() == mask.numel():
+            return x.sum(1)
+        if mask[:, 1:].sum() == mask[:, 1:].numel():
+            return 2 * x.sum(1)
+        return (x * mask[..., None]).sum(1)
+
+
 def test_a_decision_that_changes_nothing_is_no_condition() -> None:
     ported = port(_Masked().eval(), _TOKENS, _MASK)
     assert not any("decide" in note for note in ported.notes)
+    twice = port(_AskedTwice().eval(), _TOKENS, _MASK)
+    assert not any(note.startswith("inputs for which") for note in twice.notes)
     # The other way round the mask is lost.
     with pytest.raises(PortError, match=r"mask\.all\(\)"):
         port(_Masked().eval(), _TOKENS, torch.ones_like(_MASK))
 
 
-@pytest.mark.parametrize("kind", [_Shifted, _FirstHidden, _Counts])
+@pytest.mark.parametrize("kind", [_Shifted, _FirstHidden, _Counts, _AskedOfAPart])
 def test_a_decision_that_changes_something_is_refused(kind: type[_Masked]) -> None:
     with pytest.raises(PortError, match="assume="):
         port(kind().eval(), _TOKENS, _MASK)

@@ -10,6 +10,7 @@ from torchjax_bridge.recording import Fault, Recording, record
 
 from ._inputs import Example
 from ._lowering import takes
+from ._questions import question_of
 
 __all__ = ["conditions", "decided_otherwise", "fixed_arguments"]
 
@@ -66,7 +67,8 @@ def conditions(
 
     A decision by sizes holds for inputs of the same kind, so it is a note, but for an assertion. A decision by the
     values of a tensor that depends on the inputs holds for the example alone, unless the caller accepts it, or the
-    port is proved with inputs that are decided in the other way.
+    port is proved with inputs that are decided in the other way. The same question, asked again, has the same
+    answer.
 
     Args:
         recording: What was recorded.
@@ -80,6 +82,7 @@ def conditions(
     notes: dict[str, None] = {}
     faults = []
     used: set[str] = set()
+    known: set[object] = set()  # the questions for whose other answer the port will be proved, too
     for decision in recording.decisions:
         if decision.by_size:
             if decision.source.file and not decision.source.text.startswith(_ASSERTIONS):
@@ -91,7 +94,9 @@ def conditions(
             notes[
                 f"inputs for which `{decision.source.text}` ({decision.source}) decides as for the example"
             ] = None
-        elif str(decision.source) not in otherwise:
+        elif str(decision.source) in otherwise:
+            known.add(question_of(decision))
+        elif question_of(decision) not in known:
             reason = f"{decision.reason}, so the port would hold for inputs like the example alone; accept "
             reason += f'that with assume=["{decision.source}"], or decide by torch.where'
             faults.append(Fault(reason, decision.path, decision.source))

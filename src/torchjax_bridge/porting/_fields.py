@@ -22,7 +22,7 @@ from ._layers import is_layer
 from ._lowering import Body, is_container, tied_bias
 from ._model import Model, is_function
 from ._own_layers import OWN_NAMES
-from ._parameters import parameter_place
+from ._parameters import parameter_place, place_of
 from ._placed import RefusedError
 from ._reserved import attribute_name
 
@@ -56,8 +56,11 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
                 fields[attribute_name(name)] = tree
     for name in sorted(model.dropped(path)):
         bias = model.parameters.get(f"{_join(path, name)}.bias")
-        if bias is not None and "." not in name:
+        if bias is not None and "." not in name and bias.path not in model.tied_parameters:
             fields[tied_bias(name)] = _parameter("bias", bias.tensor)
+    if not body.base_call:
+        for name, origin in model.shared_by(path).items():
+            fields[name] = _parameter(name, origin.tensor.detach().permute(place_of(origin)[1]))
     fields.update(model.ties_in(path))
     if not body.base_call:
         fields.update(_own_tensors(model, path, module))
@@ -133,6 +136,10 @@ def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
         return _parameter_container(model, path, module)
     if path in model.bodies:
         return Own(path)
+    if isinstance(module, nn.Embedding) and path in model.read_owners:
+        return _layer(
+            model.base_twin(path, module), path
+        )  # whose table others share, and which nothing calls
     if path in model.read_owners or _called_inside(model, path):
         return _holder(model, path, module)
     return None

@@ -32,7 +32,7 @@ def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     if owner is not None and at.model.to == "linen":
         path = _embedding_of(at, owner)
     elif owner is not None:
-        at.model.share_embedding(node.path, owner)
+        at.model.share(node.path, "embedding", owner)
     me = at.attribute(path)
     inputs = [*node.args, *node.kwargs.values()]
     for kinds, call in _CALLS:
@@ -70,7 +70,10 @@ def _tied(at: Lowering, node: Node, owner: str) -> Placed:
     order = placed.order if placed.order[-1] == rank - 1 else torch_order(rank)
     text = kernel.text if kernel.order == (1, 0) else f"{kernel.text}.T"
     product = f"{at.read(value, order)} @ {text}"
-    if module.bias is not None:
+    if module.bias is not None and f"{node.path}.bias" in at.model.tied_parameters:
+        bias = at.model.parameters[at.model.tied_parameters[f"{node.path}.bias"]]
+        product += f" + {at.parameter(bias).text}"
+    elif module.bias is not None:
         holder, _, name = node.path.rpartition(".")
         if any(
             is_container(at.model.modules[holder], kind)

@@ -28,13 +28,12 @@ from torchjax_bridge.recording import (
     SourceLine,
     Value,
     depends_on_sizes,
-    layer_class,
     tensors_of,
 )
 
 from ._constants import constant_name, constant_text, dtype_text
 from ._constructors import Code
-from ._parameters import parameter_place
+from ._parameters import place_of
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
 from ._reserved import argument_name, attribute_name
 
@@ -169,7 +168,9 @@ class Lowering:
     def parameter(self, origin: Parameter) -> Placed:
         """Where a parameter or buffer stands in the Flax model."""
         path = origin.path.rpartition(".")[0]
-        name, order = parameter_place(origin, layer_class(origin.owner) is not None)
+        name, order = place_of(origin)
+        if not is_inside(self.frame.path, path):
+            return Placed(f"self.{self._shared(origin, name, order)}[...]", order)
         self.model.note_read(origin)
         if isinstance(origin.owner, nn.Linear) and self.model.is_layer(path):
             self.model.flattened.setdefault(path, None)  # its rows are read in torch's order
@@ -179,6 +180,25 @@ class Lowering:
         if isinstance(origin.owner, nn.ParameterDict):
             return Placed(f"{held}[{name!r}][...]", order)
         return Placed(f"{held}.{attribute_name(name)}[...]", order)
+
+    def _shared(self, origin: Parameter, name: str, order: Axes) -> str:
+        """The attribute of this frame's module that is a parameter of a module outside of it."""
+        model, base = self.model, self.frame.path
+        if model.to == "linen":
+            raise RefusedError(
+                f"'{origin.path}' is read inside '{base}', which does not hold it, and layers of linen share no "
+                "weight; port to nnx"
+            )
+        names = (full for full, owner in model.tied_parameters.items() if owner == origin.path)
+        alias = next((full for full in names if is_inside(base, full)), origin.path)
+        own = model.parameters[alias]
+        child = alias.rpartition(".")[0].rpartition(".")[2]
+        if own.owner is not self.frame.module:
+            name = f"{attribute_name(child)}_{name}"
+        elif place_of(own) != (name, order):
+            name = attribute_name(own.name)
+        model.share(base, name, origin.path)
+        return name
 
     def read(self, tree: Any, order: Axes | None = None) -> str:
         """The expression of a value in an order of axes, or of a number.
@@ -342,9 +362,14 @@ class Lowering:
         return attribute_text(self.model, self.frame.path, path)
 
 
+def is_inside(base: str, path: str) -> bool:
+    """Whether a path is that of a module, or of something below it."""
+    return not base or path == base or path.startswith(base + ".")
+
+
 def attribute_text(model: Any, base: str, path: str) -> str:
     """The expression of the module at ``path`` in the class of the module at ``base``."""
-    if base and path != base and not path.startswith(base + "."):
+    if not is_inside(base, path):
         raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
     text, module, walked = "self", model.modules[base], base
     for part in path[len(base) :].strip(".").split(".") if path != base else ():

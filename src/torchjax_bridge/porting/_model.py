@@ -28,6 +28,7 @@ from ._functions import given_functions
 from ._layers import call_layer, is_layer
 from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
 from ._names import VARIABLE
+from ._parameters import place_of
 from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._reserved import argument_name
@@ -113,7 +114,7 @@ class Model:
                 known = first.setdefault(id(tensor), full)
                 if self.parameters[known].owner is not module:
                     self.tied_parameters[full] = known
-        self.shared_embeddings: dict[str, str] = {}
+        self.shared: dict[tuple[str, str], str] = {}
         self._twins: dict[str, Twin] = {}
 
     @property
@@ -159,19 +160,24 @@ class Model:
         """The paths of the modules whose parameters code reads by itself."""
         return {path.rpartition(".")[0] for path in self.read_parameters}
 
-    def share_embedding(self, path: str, owner: str) -> None:
-        """Note that an Embedding has the weight of another layer: the port has one variable for both."""
-        self.shared_embeddings[path] = owner
+    def share(self, path: str, name: str, owner: str) -> None:
+        """Note that an attribute of a module is a parameter of another one: the port has one variable for both."""
+        self.shared[path, name] = owner
         self.note_read(self.parameters[owner])
 
+    def shared_by(self, path: str) -> dict[str, Parameter]:
+        """The attributes of a module that are parameters of another one."""
+        return {name: self.parameters[owner] for (at, name), owner in self.shared.items() if at == path}
+
     def ties_in(self, path: str) -> dict[str, Text]:
-        """The variables that the class of a module gives two layers below it, by the attribute that is set."""
+        """The variables that the class of a module gives two modules below it, by the attribute that is set."""
         found = {}
-        for layer, owner in self.shared_embeddings.items():
+        for (module, name), owner in self.shared.items():
             holder = owner.rpartition(".")[0]
-            if self._common_class(layer, holder) == path:
-                target = attribute_text(self, path, layer).removeprefix("self.")
-                found[f"{target}.embedding"] = Text(f"{attribute_text(self, path, holder)}.embedding")
+            if self._common_class(module, holder) == path:
+                target = attribute_text(self, path, module).removeprefix("self.")
+                held, _ = place_of(self.parameters[owner])
+                found[f"{target}.{name}"] = Text(f"{attribute_text(self, path, holder)}.{held}")
         return found
 
     def _common_class(self, one: str, two: str) -> str:
@@ -188,12 +194,13 @@ class Model:
     def dropped(self, path: str) -> set[str]:
         """The children of a module whose only weight is another layer's."""
         inside = f"{path}." if path else ""
+        shared = {*self.bodies, *(module for module, _ in self.shared)}
         return {
             full.removeprefix(inside).rpartition(".")[0]
             for full in self.tied_parameters
             if full.startswith(inside)
             and full.endswith(".weight")
-            and full.removesuffix(".weight") not in self.shared_embeddings
+            and full.removesuffix(".weight") not in shared
         }
 
     @property

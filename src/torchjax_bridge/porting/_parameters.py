@@ -6,11 +6,11 @@ are in torch.
 
 from torch import nn
 
-from torchjax_bridge.recording import Parameter
+from torchjax_bridge.recording import Parameter, layer_class
 
 from ._placed import Axes, torch_order
 
-__all__ = ["parameter_place"]
+__all__ = ["parameter_place", "place_of"]
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -32,6 +32,11 @@ def parameter_place(origin: Parameter, is_layer: bool) -> tuple[str, Axes]:
     is_layer = is_layer or isinstance(origin.owner, nn.EmbeddingBag)
     name, order = _leaf(origin.owner, origin.name, rank) if is_layer else (origin.name, None)
     return name, order or torch_order(rank)
+
+
+def place_of(origin: Parameter) -> tuple[str, Axes]:
+    """`parameter_place` of a parameter whose owner is, or derives from, whatever its class says."""
+    return parameter_place(origin, layer_class(origin.owner) is not None)
 
 
 def _leaf(owner: nn.Module, name: str, rank: int) -> tuple[str, Axes | None]:

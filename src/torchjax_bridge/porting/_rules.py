@@ -10,6 +10,7 @@ from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
 
 from ._lowering import is_container, tied_bias
 from ._model import Model
+from ._parameters import place_of
 from ._reserved import attribute_name
 
 __all__ = ["UserRule", "rules_of"]
@@ -54,10 +55,31 @@ def _renamed_tensors(model: Model) -> Iterator[Rename]:
         is_listed = isinstance(parameter.owner, nn.ParameterList | nn.ParameterDict)
         if held != name and layer_class(parameter.owner) is None and not is_listed:
             yield Rename(path, ".".join(filter(None, (_flax_path(model, holder), held))))
+    embeddings = {path for path, _ in model.shared}
     for path in sorted(model.tied_layers):
-        if f"{path}.bias" in model.parameters and path not in model.shared_embeddings:
+        bias = f"{path}.bias"
+        if bias in model.parameters and bias not in model.tied_parameters and path not in embeddings:
             holder, _, name = path.rpartition(".")
-            yield Rename(f"{path}.bias", ".".join(filter(None, (_flax_path(model, holder), tied_bias(name)))))
+            yield Rename(bias, ".".join(filter(None, (_flax_path(model, holder), tied_bias(name)))))
+    yield from _first_places(model)
+
+
+def _first_places(model: Model) -> Iterator[Rename]:
+    """Where nnx finds a shared variable first, if that is not the place of its owner: names are in their order."""
+    places: dict[str, list[str]] = {}
+    for (path, name), owner in model.shared.items():
+        places.setdefault(owner, []).append(".".join(filter(None, (_flax_path(model, path), name))))
+    for owner, others in places.items():
+        held, _ = place_of(model.parameters[owner])
+        own = ".".join(filter(None, (_flax_path(model, owner.rpartition(".")[0]), held)))
+        first = min((own, *others), key=_in_order)
+        if first.rpartition(".")[2] != held:
+            yield Rename(owner, first)
+
+
+def _in_order(path: str) -> list[tuple[int, int, str]]:
+    """The key by which nnx sorts: attributes by name, items of a list by number."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in path.split(".")]
 
 
 def _renames(model: Model, places: Sequence[str]) -> list[Rename]:

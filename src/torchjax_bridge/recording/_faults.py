@@ -30,9 +30,11 @@ class Decision(Fault):
     Attributes:
         by_size: Whether it was asked of sizes (``x.shape[2] % 2 == 0``); otherwise of the values of a tensor.
         question: For a size: what was asked, as (left, operator, right).
+        asked: Otherwise the tensors that were asked.
         outcome: The answer, of a question that is answered by yes or no; None for any other.
     """
 
     by_size: bool = False
     question: tuple[Any, str, Any] | None = None
     outcome: bool | None = None
+    asked: tuple[Any, ...] = ()

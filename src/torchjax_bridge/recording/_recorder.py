@@ -199,7 +199,8 @@ class _Recorder(TorchFunctionMode):
             self._told_values = True
             where = self.frames[-1].path, author_line()
             outcome = answer if isinstance(answer, bool) else None
-            self.decisions.append(Decision(f"Tensor.{name}() asks for values", *where, outcome=outcome))
+            reason = f"Tensor.{name}() asks for values"
+            self.decisions.append(Decision(reason, *where, outcome=outcome, asked=tuple(tensors)))
 
     # --- values ---------------------------------------------------------------------------------------------
 

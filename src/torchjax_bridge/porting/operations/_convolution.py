@@ -9,6 +9,7 @@ from torchjax_bridge.recording import Node, Value
 from .._layers import call_layer
 from .._lowering import Lowering
 from .._placed import Axes, Placed, RefusedError, channels_last, torch_order
+from ._own_layer import is_own_layer
 from ._products import as_layer
 from ._table import last_name, operation
 
@@ -153,7 +154,10 @@ def embedding(
         raise RefusedError(
             "F.embedding with max_norm, scale_grad_by_freq or sparse has no counterpart; leave it out"
         )
-    index, table = at.in_torch_map_order(input), at.in_torch_order(weight)
+    index = at.in_torch_map_order(input)
+    if is_own_layer(at, nn.Embedding, {}, weight):
+        return Placed(f"super().__call__({index.text})", (*index.order, index.rank))
+    table = at.in_torch_order(weight)
     return Placed(f"{table}[{index.text}]", (*index.order, index.rank))
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torchjax_bridge.recording import Parameter, Value
 
 from .._lowering import Lowering
+from .._parameters import place_of
 
 __all__ = ["is_own_layer"]
 
@@ -30,10 +31,28 @@ def is_own_layer(
         return False
     owners = [tensor.origin for tensor in tensors if isinstance(tensor, Value)]
     count = sum(tensor is not None for tensor in module._parameters.values())
-    mine = [origin for origin in owners if isinstance(origin, Parameter) and origin.owner is module]
+    mine = [
+        origin
+        for origin in owners
+        if isinstance(origin, Parameter) and (origin.owner is module or _is_shared_table(at, origin))
+    ]
     parameters = [origin for origin in mine if not origin.is_buffer]
     if len(mine) != len(owners) or len(parameters) != count:
         return False
+    for origin in mine:
+        if origin.owner is not module:
+            at.model.share(at.frame.path, "embedding", origin.path)
     at.model.base_twin(at.frame.path, module)  # refuses settings without a counterpart
     at.body.base_call = True
     return True
+
+
+def _is_shared_table(at: Lowering, origin: Parameter) -> bool:
+    """Whether the running module is an Embedding that has the table of another one."""
+    own = f"{at.frame.path}.weight"
+    return (
+        isinstance(at.frame.module, nn.Embedding)
+        and at.model.tied_parameters.get(own) == origin.path
+        and place_of(origin)[0] == "embedding"
+        and at.model.to == "nnx"
+    )
