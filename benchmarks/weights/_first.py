@@ -1,12 +1,14 @@
 """What the first conversion of a process costs, against the first clone: without warm memory and without threads.
 
-Each is measured in a process of its own, which builds the model and then does nothing else before it. Run as a
-program, this file is that process: it takes the name of a model and ``clone`` or ``to_flax``, and prints seconds.
+Beside both stand bare transpositions by ``device_put`` on new threads. Each is measured in a process of its own,
+which builds the model and then does nothing else before it. Run as a program, this file is that process: it takes
+the name of a model and ``clone``, ``device_put`` or ``to_flax``, and prints seconds.
 """
 
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import torch
@@ -18,6 +20,7 @@ from .._record import Promise
 from .._setting import Setting
 from .._timing import Spread
 from ._models import MODELS, TRANSFORMER, nnx_template, torch_module
+from ._syncing import put
 
 __all__ = ["first_conversions"]
 
@@ -25,14 +28,21 @@ _ROUNDS = 7
 
 
 def first_conversions(name: str, setting: Setting) -> Findings:
-    """The first `to_flax` of a process against the first clone, of processes that take turns."""
+    """The first `to_flax` of a process against the first clone and transposition, of processes that take turns."""
     if setting.device != "cpu" or setting.quick:
         return Findings()
-    rounds = [[_in_a_process(name, what) for what in ("clone", "to_flax")] for _ in range(_ROUNDS)]
-    ratios = Spread.of([ours / clone for clone, ours in rounds])
-    text = f"the first to_flax of a process, of a {name} model / its first clone"
+    calls = ("clone", "device_put", "to_flax")
+    rounds = [[_in_a_process(name, what) for what in calls] for _ in range(_ROUNDS)]
+    text = f"the first to_flax of a process, of a {name} model / its first"
     limit = 1.4 if name == TRANSFORMER else None
-    return Findings(promises=[Promise(text, "reported" if limit is None else "at most", limit, "x", ratios)])
+    clones = Spread.of([ours / clone for clone, _, ours in rounds])
+    puts = Spread.of([ours / put for _, put, ours in rounds])
+    return Findings(
+        promises=[
+            Promise(f"{text} clone", "reported" if limit is None else "at most", limit, "x", clones),
+            Promise(f"{text} device_put of every tensor, on new threads", "reported", None, "x", puts),
+        ]
+    )
 
 
 def _in_a_process(name: str, what: str) -> float:
@@ -47,6 +57,9 @@ def _measure(name: str, what: str) -> float:
     start = time.perf_counter()
     if what == "clone":
         result: object = {key: value.clone() for key, value in module.state_dict().items()}
+    elif what == "device_put":
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            result = list(pool.map(put, module.state_dict().values()))
     else:
         result = to_flax(module, template)
     seconds = time.perf_counter() - start

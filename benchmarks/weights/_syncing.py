@@ -16,7 +16,7 @@ from .._record import Promise
 from .._setting import Setting
 from ._models import Description, nnx_template, torch_module
 
-__all__ = ["small_leaves", "syncing"]
+__all__ = ["put", "small_leaves", "syncing"]
 
 PUTS = "device_put(v.numpy().T) on threads that live on"
 PUSH = "link.push"
@@ -35,7 +35,7 @@ def syncing(name: str, description: Description, setting: Setting) -> Findings:
     with ThreadPoolExecutor(threads) as pool:
 
         def puts(source: torch.nn.Module) -> list[jax.Array]:
-            return list(pool.map(_put, source.state_dict().values()))
+            return list(pool.map(put, source.state_dict().values()))
 
         case, rounds = ask(
             f"weights/{name}/again",
@@ -135,7 +135,8 @@ def _look(tensors: list[torch.Tensor]) -> tuple[list[int], list[int]]:
     return [tensor._version for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
 
 
-def _put(tensor: torch.Tensor) -> jax.Array:
+def put(tensor: torch.Tensor) -> jax.Array:
+    """A transposed copy in new memory of XLA's."""
     host = jax.devices("cpu")[0]
     return jax.device_put(tensor.detach().numpy().T, host, may_alias=False)
 
