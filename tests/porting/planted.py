@@ -94,7 +94,7 @@ class Renormalised(nn.Module):
 
 def hooked() -> Part:
     part = Part(lambda part, x: x)
-    part.conv.register_forward_hook(lambda module, args, output: output * 2)
+    nn.utils.spectral_norm(part.conv).register_forward_pre_hook(lambda module, args: (2 * args[0],))
     return part
 
 
@@ -152,7 +152,7 @@ EXPECTED = {
     "unsaved": ("return x + part.table", "persistent=True"),
     "weights": ("result, _ = self.attention(tokens, tokens, tokens)", "add_zero_attn"),
     "renormalised": ("return x + self.embedding(", "set max_norm=None"),
-    "hooked": ("", "has forward hooks"),
+    "hooked": ("return self.conv(self.function(self, x))", "has a hook beside the one of its normed weight"),
     "parametrized": ("", "no translation"),
 }
 

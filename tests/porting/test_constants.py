@@ -155,3 +155,31 @@ def test_numbers_that_the_code_spells_out_are_named() -> None:
         note = f"the values of {name}, which no state_dict holds"
         assert note in ported.notes
         assert note in " ".join(ported.source.split())
+
+
+class _KeepsItsTable(nn.Module):
+    """LeViT's attention: what is computed of its weights is kept in evaluation, until it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(3, 5))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> nn.Module:
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return x + self.table[:, [0, 2, 1, 4, 3]]
+        if "table" not in self.kept:
+            self.kept["table"] = self.table[:, [0, 2, 1, 4, 3]]
+        return x + self.kept["table"]
+
+
+def test_what_was_kept_in_evaluation_is_no_constant() -> None:
+    module, x = _KeepsItsTable().eval(), torch.randn(2, 3, 5)
+    module(x)
+    ported = port(module, x)
+    assert "self.table[...]" in ported.source
+    assert module.kept  # nothing of the caller's changes

@@ -77,6 +77,34 @@ class _AskedOfAPart(_Masked):
         return (x * mask[..., None]).sum(1)
 
 
+class _Embedded(nn.Module):
+    """Gives a mask that hides nothing, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return self.embed(tokens), torch.ones(tokens.shape)
+
+
+class _AsksAConstant(nn.Module):
+    """DETR, of images without padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded = _Embedded()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, mask = self.embedded(tokens)
+        return x.sum(1) if mask.all() else (x * mask[..., None]).sum(1)
+
+
+def test_a_question_about_a_constant_of_a_module_decides_nothing() -> None:
+    ported = port(_AsksAConstant().eval(), _TOKENS)
+    assert not any(note.startswith("inputs for which") for note in ported.notes)
+
+
 def test_a_decision_that_changes_nothing_is_no_condition() -> None:
     ported = port(_Masked().eval(), _TOKENS, _MASK)
     assert not any("decide" in note for note in ported.notes)

@@ -374,7 +374,7 @@ class Model:
             name = lowering.variable(call, node.source)
             lowering.set(values[0], Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))
             return
-        if isinstance(node.result, dict):
+        if _has_dict(node.result):
             whole = lowering.variable(call, node.source)
             for value, item in _parts(whole, node.result):
                 lowering.set(value, Placed(item, places[values.index(value)].order))
@@ -479,6 +479,11 @@ def _parts(name: str, tree: Any) -> list[tuple[Value, str]]:
     if isinstance(tree, tuple | list):
         return [pair for place, item in enumerate(tree) for pair in _parts(f"{name}[{place}]", item)]
     return []
+
+
+def _has_dict(tree: Any) -> bool:
+    """Whether a mapping is in a result, which no left side takes apart."""
+    return isinstance(tree, dict) or (isinstance(tree, tuple | list) and any(map(_has_dict, tree)))
 
 
 def _pattern(tree: Any, names: Mapping[Value, str]) -> str:

@@ -116,7 +116,7 @@ def holds_for(module: nn.Module, model: Model, twin: Any, example: Example) -> b
 
 def _evaluating(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares the parameters: ``forward`` may leave something in its module."""
-    return copy_module(module, share=True).eval()
+    return copy_module(module, share=True).train().eval()
 
 
 def _require(

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from torchjax_bridge.recording import Parameter, layer_class
+from torchjax_bridge.recording import Parameter, has_hooks, layer_class
 from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
 
 from ._lowering import is_container, tied_bias
@@ -129,8 +129,8 @@ def _is_renamed(model: Model, path: str) -> bool:
 
 
 def _has_own_class(model: Model, path: str, module: nn.Module) -> bool:
-    """Whether a torch layer, or what derives from one, is a class of the file that `to_flax` does not know."""
-    return not model.is_layer(path) or model.twin(path, module).own
+    """Whether `to_flax` does not know the class of a torch layer in the file, or what becomes of its hooks."""
+    return not model.is_layer(path) or has_hooks(module) or model.twin(path, module).own
 
 
 def _flax_path(model: Model, path: str) -> str:

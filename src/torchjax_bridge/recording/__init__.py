@@ -10,7 +10,7 @@ from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, tensors_of
 from ._functions import RANDOM
 from ._generalize import generalize
-from ._leaves import is_leaf, is_normed, layer_class
+from ._leaves import has_hooks, is_leaf, is_normed, layer_class
 from ._numbers import (
     Argument,
     Attribute,
@@ -51,6 +51,7 @@ __all__ = [
     "depends_on_sizes",
     "fields_of",
     "generalize",
+    "has_hooks",
     "is_leaf",
     "is_normed",
     "layer_class",

@@ -11,6 +11,8 @@ from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
 
+from ._frames import tensors_of
+
 __all__ = ["copy_module"]
 
 
@@ -29,9 +31,9 @@ def copy_module(module: nn.Module, *, share: bool = False) -> nn.Module:
     if share:
         known |= {id(tensor): tensor for tensor in module.parameters()}
     for part in module.modules():
-        for value in vars(part).values():
-            if isinstance(value, torch.Tensor) and not value.is_leaf:
-                known[id(value)] = value.detach().clone()
+        for tensor in tensors_of(vars(part), torch.Tensor):
+            if not tensor.is_leaf:
+                known[id(tensor)] = tensor.detach().clone()
     cells = _copied_functions(module, known)
     try:
         copied = copy.deepcopy(module, known)

@@ -114,6 +114,7 @@ class Frame:
         nodes: The calls, in order.
         result: What it returned, with `Value`s in place of tensors.
         code: The code of ``forward``.
+        kept: What it returns only because a module outside reads it, each with what it is there.
     """
 
     module: nn.Module
@@ -123,6 +124,7 @@ class Frame:
     nodes: list[Node] = field(default_factory=list)
     result: Any = None
     code: CodeType | None = None
+    kept: dict[Value, Value] = field(default_factory=dict)
 
     def walk(self) -> "Iterator[Frame]":
         """The frame, and those of the calls in it."""

@@ -3,13 +3,14 @@
 Knows the classes. Does not know what becomes of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["has_hooks", "is_leaf", "is_normed", "layer_class"]
+__all__ = ["has_hooks", "is_leaf", "is_normed", "layer_class", "mixes_hooks"]
 
 _NORMS = (WeightNorm, SpectralNorm)
 _INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -57,7 +58,6 @@ def is_leaf(module: nn.Module) -> bool:
             for name in ("forward", "_conv_forward")
         )
         and "forward" not in vars(module)
-        and not has_hooks(module)
         and not getattr(module, "track_running_stats", False) & isinstance(module, _INSTANCE_NORM)
         and all(_is_normed(part) for part in _parametrizations(module))
     )
@@ -70,8 +70,17 @@ def layer_class(module: nn.Module) -> type[nn.Module] | None:
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether the user registered hooks that run in a call, other than those that compute a normed weight."""
-    before = [hook for hook in module._forward_pre_hooks.values() if not isinstance(hook, _NORMS)]
-    return bool(module._forward_hooks or before)
+    return bool(module._forward_hooks or _own_pre_hooks(module))
+
+
+def mixes_hooks(module: nn.Module) -> bool:
+    """Whether hooks of the user's run among those that compute a normed weight."""
+    own = _own_pre_hooks(module)
+    return bool(own) and len(own) < len(module._forward_pre_hooks)
+
+
+def _own_pre_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    return [hook for hook in module._forward_pre_hooks.values() if not isinstance(hook, _NORMS)]
 
 
 def is_normed(module: nn.Module) -> bool:

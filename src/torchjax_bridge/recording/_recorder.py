@@ -7,6 +7,7 @@ code runs as it is: what it decided by a size or a value is a `Decision` of the 
 
 import copy
 import inspect
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,10 +21,11 @@ from torchjax_bridge.errors import ArgumentError
 
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
+from ._escapes import calls_between, returned_too
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
-from ._leaves import has_hooks, is_leaf
+from ._leaves import is_leaf, is_normed, mixes_hooks
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
 from ._numbers import with_origin as number
 from ._source import SourceLine, author_line, only_hints, runs_in_function
@@ -88,7 +90,7 @@ def record(
         and inputs on the ``meta`` device are recorded without memory for values.
     """
     clone = copy_module(module, share=True)
-    clone.train(training)
+    clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
     args, kwargs = _copied((tuple(args), dict(kwargs or {})))
     recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
@@ -151,7 +153,6 @@ class _Recorder(TorchFunctionMode):
         """Hooks on every module while it runs, and numbers that know their attribute."""
         unique = {id(module): module for module in self.modules.values()}
         leaves = {key for key, module in unique.items() if key in self._whole or is_leaf(module)}
-        watched = {key for key, module in unique.items() if has_hooks(module) and key not in self._whole}
         inner = {id(part) for key in self._whole for part in unique[key].modules()}
         handles = []
         for key, module in unique.items():
@@ -163,17 +164,18 @@ class _Recorder(TorchFunctionMode):
                 args: tuple[Any, ...],
                 kwargs: dict[str, Any],
                 leaf: bool = key in leaves,
-                hooks: bool = key in watched,
             ) -> Any:
-                return self._enter(module, args, kwargs, leaf, hooks)
+                return self._enter(module, args, kwargs, leaf)
 
             def after(
                 module: nn.Module, args: Any, kwargs: Any, output: Any, leaf: bool = key in leaves
             ) -> Any:
                 return self._leave(output, leaf)
 
-            handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
-            handles.append(module.register_forward_hook(after, with_kwargs=True))
+            # What hooks do is code of the caller, but for those of the model itself, which nothing calls.
+            inside = module is self.modules[""] or is_normed(module)
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True, prepend=inside))
+            handles.append(module.register_forward_hook(after, with_kwargs=True, prepend=not inside))
         try:
             yield
         finally:
@@ -216,6 +218,8 @@ class _Recorder(TorchFunctionMode):
     def _read(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None = None) -> Value:
         """What a tensor is where a call of ``frame`` reads it, at the running line or at ``source``."""
         value, version, _ = self._bound.get(id(tensor), (None, 0, None))
+        if value is not None and value.frame is not frame and _version(tensor) == version:
+            value = self._returned_too(tensor, value, frame)
         if value is not None and value.frame is frame:
             if _version(tensor) != version and id(tensor) in self._views:
                 value = self._made_anew(tensor, frame, source)
@@ -246,6 +250,15 @@ class _Recorder(TorchFunctionMode):
             tensor,
         )  # keeps it alive
         return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
+
+    def _returned_too(self, tensor: torch.Tensor, value: Value, frame: Frame) -> Value:
+        """What a module below made and did not return, as an attribute or a hook kept it: it is returned, too."""
+        calls = calls_between(frame, value.frame)
+        for node in calls:
+            value = returned_too(node, value)
+        if calls:
+            self._bound[id(tensor)] = value, _version(tensor), tensor
+        return value
 
     def _made_anew(self, tensor: torch.Tensor, frame: Frame, source: SourceLine | None) -> Value:
         """A view, of what the whole is now."""
@@ -407,7 +420,7 @@ class _Recorder(TorchFunctionMode):
         return next((path for path in paths if path.startswith(inside)), paths[0])
 
     def _enter(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaf: bool, hooks: bool
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaf: bool
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if self._paused:
             if not leaf:
@@ -418,8 +431,8 @@ class _Recorder(TorchFunctionMode):
         with self._pause():
             parent = self.frames[-1] if self.frames else None
             path = self._path(module, parent)
-            if hooks:
-                self.fault(f"'{path}' has forward hooks, and a hook may change what a module gives")
+            if leaf and mixes_hooks(module):
+                self.fault(f"'{path}' has a hook beside the one of its normed weight; compute in forward")
             node = None
             if parent is not None:
                 given = map_tensors((args, kwargs), lambda tensor: self._read(tensor, parent))
@@ -475,20 +488,25 @@ class _Recorder(TorchFunctionMode):
                 self.top = frame
                 return output
             parent = self.frames[-1]
-            varies = any(value.varies for value in tensors_of((node.args, node.kwargs))) or any(
-                True
-                for _ in node.module.parameters()  # type: ignore[union-attr]
-            )
+            varies = _varying(node)
             sizes: dict[int, Any] = {}
             _outputs(output, parent, node, sizes)
             output = _replace(output, {key: dim for key, (_, dim) in sizes.items()})
-            result = map_tensors(output, lambda tensor: self._bind(tensor, parent, node, varies=varies))
+            result = map_tensors(output, lambda tensor: self._bind(tensor, parent, node, varies=next(varies)))
             node.result = _replace(result, {id(dim): value for value, dim in sizes.values()})
             parent.nodes.append(node)
             for tensor, bound in outer:
                 if bound is not None and bound[1] != _version(tensor):
                     self._write_through(tensor, node, parent)
             return output
+
+
+def _varying(call: Node) -> Iterator[bool]:
+    """Whether each result of a call of a module depends on what it was given, or on parameters."""
+    if call.frame is not None:
+        return iter([value.varies for value in tensors_of(call.frame.result)])
+    given = any(value.varies for value in tensors_of((call.args, call.kwargs)))
+    return itertools.repeat(given or next(call.module.parameters(), None) is not None)  # type: ignore[union-attr]
 
 
 def _without_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -41,18 +41,19 @@ def attention(
             "scaled_dot_product_attention of more than four axes with a mask, or with values of another width than "
             "the queries; merge the first axes"
         )
+    lead = query.shape[:-2]
     drops = float(dropout_p) > 0
     if drops and not at.model.recording.module.training:
         raise RefusedError(
             "scaled_dot_product_attention drops in evaluation; pass dropout_p=self.p if self.training else 0.0"
         )
-    if drops and (enable_gqa or rank == 3 or query.shape[-1] != value.shape[-1]):
+    if drops and (enable_gqa or lead != key.shape[:-2] or rank == 3 or query.shape[-1] != value.shape[-1]):
         raise RefusedError(
             "scaled_dot_product_attention with dropout_p > 0 is translated for (batch, heads, length, features) "
             "with as many heads and features of each; repeat the keys and values first"
         )
-    lead = query.shape[:-2]
-    shared = enable_gqa and rank == 4 and lead[0] == key.shape[0] == value.shape[0]
+    one_head = key.shape[:-2] == value.shape[:-2] == (lead[0], 1)  # which torch broadcasts
+    shared = rank == 4 and (one_head or (enable_gqa and lead[0] == key.shape[0] == value.shape[0]))
     if (lead != key.shape[:-2] or lead != value.shape[:-2]) and not shared:
         raise RefusedError(
             "scaled_dot_product_attention that broadcasts its keys or values; expand them first"
