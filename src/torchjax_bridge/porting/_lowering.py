@@ -271,7 +271,7 @@ class Lowering:
                 return self.at(of).text
             case Attribute(path, name, index):
                 if path != self.frame.path:
-                    return repr(plain)
+                    return self.number(plain)
                 held = attribute_name(name)
                 self.body.attributes.setdefault(held, _plain(vars(self.frame.module)[name]))
                 return f"self.{held}" + ("" if index is None else f"[{index}]")
@@ -279,7 +279,7 @@ class Lowering:
                 return f"(-{self._term(right)})"
             case Operation(symbol, left, right):
                 return f"({self._term(left)} {symbol} {self._term(right)})"
-        return repr(plain)
+        return self.number(plain)
 
     def _term(self, expression: Expression) -> str:
         if isinstance(expression, Attribute) and expression.path != self.frame.path:

@@ -19,9 +19,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from torchjax_bridge.errors import ArgumentError
 
+from ._caches import empty_caches
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
-from ._escapes import calls_between, returned_too
+from ._escapes import calls_between, made_again, returned_too
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
@@ -90,6 +91,7 @@ def record(
         and inputs on the ``meta`` device are recorded without memory for values.
     """
     clone = copy_module(module, share=True)
+    empty_caches(module)
     clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
     args, kwargs = _copied((tuple(args), dict(kwargs or {})))
     recorder = _Recorder(clone, whole)
@@ -252,11 +254,13 @@ class _Recorder(TorchFunctionMode):
         return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
 
     def _returned_too(self, tensor: torch.Tensor, value: Value, frame: Frame) -> Value:
-        """What a module below made and did not return, as an attribute or a hook kept it: it is returned, too."""
+        """What a module made that has ended, as a hook, an attribute or a cache kept it: it is returned, too."""
         calls = calls_between(frame, value.frame)
         for node in calls:
             value = returned_too(node, value)
-        if calls:
+        anew = None if calls else made_again(value, frame)
+        value = anew or value
+        if calls or anew is not None:
             self._bound[id(tensor)] = value, _version(tensor), tensor
         return value
 
@@ -369,7 +373,8 @@ class _Recorder(TorchFunctionMode):
                 return  # likewise
             function, args = view.written(before[0], part)
             made = Node(args, {}, node.source, function=function, inplace=True)
-            made.result = self._bind(view.whole, frame, made, varies=True)
+            varies = before[0].varies or part.varies
+            made.result = self._bind(view.whole, frame, made, varies=varies)
             before[0].uses += 1
             part.uses += 1
             frame.nodes.append(made)
