@@ -132,3 +132,54 @@ def test_a_loop_over_one_layer_returns_after_it() -> None:
     body = source[source.index("def __call__") :]
     assert "for " not in body or body.index("return") > body.index("for ")
     assert not any(line.startswith("            return") for line in body.splitlines())
+
+
+class Angles(nn.Module):
+    """Gemma's rotary angles: another table for each kind of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("near", 0.5 ** torch.arange(4.0), persistent=False)
+        self.register_buffer("far", 0.9 ** torch.arange(4.0), persistent=False)
+
+    def forward(self, x: Tensor, kind: str) -> Tensor:
+        places = torch.arange(x.shape[1])[:, None] * getattr(self, kind)
+        return places.cos() if kind == "near" else places.sin() + 1
+
+
+class Turned(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.angles, self.fc = Angles(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = {kind: self.angles(x, kind) for kind in ("near", "far")}
+        return self.fc(x * turned["near"]) * turned["far"]
+
+
+def test_a_module_without_weights_may_do_something_else_in_each_call() -> None:
+    ported = port(Turned(), torch.randn(2, 5, 4))
+    assert ported.proof is not None
+
+
+def test_the_same_call_of_a_layer_with_weights_may_not() -> None:
+    class Scaled(Angles):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor, kind: str) -> Tensor:
+            return self.scale * super().forward(x, kind)
+
+    module = Turned()
+    module.angles = Scaled()
+    with pytest.raises(PortError, match="'angles' is called again and then does something else"):
+        port(module, torch.randn(2, 5, 4))
+
+
+def test_a_function_of_numbers_alone_gives_a_tensor() -> None:
+    class Divides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.div(7, 2, rounding_mode="trunc")
+
+    assert "jnp.asarray(7)" in port(nn.Sequential(Divides(), nn.Linear(4, 4)), torch.randn(2, 4)).source

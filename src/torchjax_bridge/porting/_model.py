@@ -313,6 +313,9 @@ class Model:
             self.own_sequentials.add(frame.path)
         known = self.bodies.setdefault(frame.path, body)
         if canonical(known) != canonical(body):
+            if _holds_nothing(frame.module):  # as a table of angles for each kind of attention
+                self._inline(lowering, node, frame, inside, outside)
+                return
             raise RefusedError(f"'{frame.path}' is called again and then does something else")
         call = f"{lowering.attribute(frame.path)}({', '.join(self._arguments(lowering, frame, texts))})"
         self._results(lowering, node, body.result_places, call)
@@ -460,6 +463,13 @@ def _tree_text(
     if isinstance(tree, list) or tuples_as_lists:
         return f"[{', '.join(texts)}]"
     return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+
+def _holds_nothing(module: nn.Module) -> bool:
+    """Whether a module has neither weights nor layers, so that what it does can stand anywhere."""
+    return not (
+        module._modules or module._parameters or set(module._buffers) - module._non_persistent_buffers_set
+    )
 
 
 def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:

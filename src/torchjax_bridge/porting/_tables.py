@@ -1,8 +1,8 @@
-"""Tables of positions that vision transformers keep as buffers, each made again by a function of the file.
+"""Tables of positions that transformers keep as buffers, each made again by a function of the file.
 
 Knows numbers of offsets, also behind a token, and of distances, offsets with their distances or on a logarithmic
-scale, and the mask of shifted windows. A table counts as recognised only if the emitted function gives every
-element of it.
+scale, the mask of shifted windows, and waves over positions. A table counts as recognised only if the emitted
+function gives every element of it; of waves, but for what float32 rounds of their angles.
 """
 
 import functools
@@ -57,6 +57,19 @@ def offsets_and_distances(height: int, width: int) -> jax.Array:
     rows, columns = y - y[:, None], x - x[:, None]
     return jnp.stack([columns, rows, columns**2 + rows**2], -1)
 ''',
+    "sinusoids": '''
+def sinusoids(length: int, width: int, slowest: int, *, mixed: bool, empty: int | None = None) -> jax.Array:
+    """Sines and cosines of positions, ``(L, C)``, by turns or one half after the other.
+
+    The wavelengths are 2 pi times the powers of ``10000 ** (1 / slowest)``. Position ``empty`` has zeros.
+    """
+    rates = 10000.0 ** -(np.arange(width // 2) / slowest)
+    angles = np.arange(length)[:, None] * rates
+    table = np.stack([np.sin(angles), np.cos(angles)], -1 if mixed else -2).reshape(length, width)
+    if empty is not None:
+        table[empty] = 0
+    return jnp.asarray(table, jnp.float32)
+''',
     "shifted_window_mask": '''
 def shifted_window_mask(
     size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], blocked: float
@@ -77,6 +90,8 @@ _COMPUTED = {"logarithmic_offsets"}  # in another order of operations: the last 
 
 def table_text(tensor: torch.Tensor) -> str | None:
     """A call of one of these functions that gives a tensor; None if none does. The dtype may be another."""
+    if (waves := _sinusoids(tensor)) is not None:
+        return waves
     shape, rank = tuple(tensor.shape), 3 if tensor.is_floating_point() else 2
     while len(shape) > rank and shape[0] == 1:
         shape = shape[1:]
@@ -89,6 +104,26 @@ def table_text(tensor: torch.Tensor) -> str | None:
     if call is None or shape == tuple(tensor.shape):
         return call
     return f"{call}.reshape({'-1' if tensor.dim() == 1 else tuple(tensor.shape)})"
+
+
+def _sinusoids(tensor: torch.Tensor) -> str | None:
+    """The call that gives sines and cosines of positions, but for what float32 rounds of their angles."""
+    table = tensor.squeeze()
+    if not tensor.is_floating_point() or table.dim() != 2 or min(table.shape) < 2 or table.shape[1] % 2:
+        return None
+    values = table.double().numpy()
+    length, width = values.shape
+    zeros = np.flatnonzero(~values.any(1)).tolist()
+    settings: dict[str, Any] = {"empty": zeros[0]} if len(zeros) == 1 else {}
+    rounding = 2.0**-22 * (1 + np.arange(length)[:, None])
+    for mixed, slowest in itertools.product((True, False), (width // 2, width // 2 - 1)):
+        settings["mixed"] = mixed
+        made = _function("sinusoids")(length, width, max(slowest, 1), **settings)
+        if bool((np.abs(np.asarray(made) - values) <= rounding).all()):
+            words = ", ".join(f"{name}={value!r}" for name, value in sorted(settings.items(), reverse=True))
+            call = f"sinusoids({length}, {width}, {max(slowest, 1)}, {words})"
+            return call if tensor.dim() == 2 else f"{call}.reshape({tuple(tensor.shape)})"
+    return None
 
 
 @functools.lru_cache(maxsize=64)
@@ -158,7 +193,7 @@ def _function(name: str) -> Callable[..., Any]:
     import jax
     import jax.numpy as jnp
 
-    space: dict[str, Any] = {"jax": jax, "jnp": jnp}
+    space: dict[str, Any] = {"jax": jax, "jnp": jnp, "np": np}
     exec(TABLES[name], space)
     found: Callable[..., Any] = space[name]
     return found

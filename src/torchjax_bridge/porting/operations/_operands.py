@@ -15,6 +15,8 @@ __all__ = ["aligned", "axes_of", "axis_text", "is_fixed", "listed", "operands", 
 def operands(at: Lowering, values: Sequence[Any]) -> tuple[list[str], Placed]:
     """The expressions of values that are broadcast against each other, and where the result stands."""
     tensors = [value for value in values if isinstance(value, Value)]
+    if not tensors:  # torch.div(4, 2) gives a tensor
+        return [f"jnp.asarray({at.number(value)})" for value in values], Placed("", ())
     rank = max(len(value.shape) for value in tensors)
     full = [value for value in tensors if len(value.shape) == rank]
     computed = [value for value in full if at.is_computed(value)]
