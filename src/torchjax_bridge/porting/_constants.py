@@ -1,6 +1,7 @@
 """Tensors that code makes and no ``state_dict`` holds, as code that makes them again.
 
-Knows constants, ranges, triangles, bands and tables of positions, sinusoids among them. Refuses larger tensors of other values.
+Knows constants, ranges, triangles, bands and tables of positions, sinusoids among them. Refuses larger tensors of
+other values.
 """
 
 import math
