@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from flax import nnx
 from torch import nn
@@ -49,3 +50,47 @@ def test_a_mask_of_floats_is_taken_in_both_modes_whether_or_not_it_is_causal() -
         if isinstance(part, nnx.Dropout):
             part.rate = 0.0
     assert np.abs(np.asarray(ported.model(*given)) - want).max() > 1e-3  # the attention drops
+
+
+class _Turned(nn.Module):
+    """transformers' rotary angles get an axis for the heads, which the port has behind the length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        split = (*x.shape[:2], 2, 4)
+        query, key = (layer(x).view(split).transpose(1, 2) for layer in (self.query, self.key))
+        cos = angles.cos().unsqueeze(1)
+        sin = angles.sin().unsqueeze(1)
+        query = query * cos + query.flip(-1) * sin
+        key = key * cos + key.flip(-1) * sin
+        return nn.functional.scaled_dot_product_attention(query, key, key).transpose(1, 2).flatten(2)
+
+
+def test_a_new_axis_is_put_where_it_is_wanted() -> None:
+    source = port(_Turned(), torch.randn(2, 5, 8), torch.randn(2, 5, 4)).source
+    assert source.count("jnp.expand_dims(jnp.cos(angles), 2)") == 1
+    assert "swapaxes" not in source
+
+
+class _Padded(nn.Module):
+    """A mask of padding, and the encoder as torch makes it by default: with nested tensors where it can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2)
+
+    def forward(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        x = self.encoder(x, src_key_padding_mask=hidden)
+        return x.masked_fill(hidden[..., None], 0).sum(1)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_encoder_with_padding_is_ported_as_written(frozen: bool) -> None:
+    module = _Padded().eval().requires_grad_(not frozen)
+    hidden = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    assert "NESTED" not in port(module, torch.randn(2, 5, 4), hidden).source.upper()
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -212,8 +212,24 @@ class Lowering:
         placed = self.in_torch_map_order(tree)
         if order is None or order == placed.order:
             return placed.text
+        if (spread := self._unsqueezed(tree, order)) is not None:
+            return spread
         axes = tuple(placed.order.index(axis) for axis in order)
         return transposed(placed.text, axes)
+
+    def _unsqueezed(self, value: Value, order: Axes) -> str | None:
+        """A value with a new axis of one element in another order: the axis is put where it is wanted."""
+        made = value.origin
+        if not isinstance(made, Node) or made.function.rpartition(".")[2] != "unsqueeze" or made.kwargs:
+            return None
+        whole, dim = made.args
+        axis = int(dim) % len(value.shape)
+        left = tuple(other - (other > axis) for other in order if other != axis)
+        if self.at(whole).order != left or self.at(whole).map_axis is not None:
+            return None
+        text = f"jnp.expand_dims({self.at(whole).text}, {order.index(axis)})"
+        self.set(value, Placed(self.variable(text, made.source), order))
+        return self.at(value).text
 
     def in_torch_order(self, tree: Any) -> str:
         """The expression of a value with torch's order of axes."""

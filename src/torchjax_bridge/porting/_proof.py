@@ -5,7 +5,7 @@ Weights are perturbed because a zero head or a layer scale of 1e-6 makes any por
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from torchjax_bridge.errors import BridgeError, PortError
 from torchjax_bridge.exchange import to_torch
-from torchjax_bridge.recording import copy_module
+from torchjax_bridge.recording import copy_module, without_fast_path
 from torchjax_bridge.weights import Parity, parity
 
 from ._built import as_constructed, filled, result_of
@@ -196,7 +196,7 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
     """The largest difference of all outputs, relative to the largest element of each."""
     arguments = arguments_of(model.recording, model.input_orders, example)
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), _without_fast_path():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fast_path():
         expected = module(*args, **kwargs)
     with jax.default_matmul_precision("highest"):
         got = result_of(twin, arguments)
@@ -206,17 +206,6 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
         _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
     ]
     return max(differences, default=0.0)
-
-
-@contextlib.contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """Without the kernel for encoders without gradients, which takes a bias on the scores for a mask."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _relative(want: torch.Tensor, have: jax.Array, order: Axes) -> float:

@@ -6,6 +6,7 @@ alone.
 """
 
 from ._copies import copy_module
+from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, tensors_of
 from ._functions import RANDOM
@@ -59,4 +60,5 @@ __all__ = [
     "record",
     "restored_random_states",
     "tensors_of",
+    "without_fast_path",
 ]

@@ -23,6 +23,7 @@ from ._caches import empty_caches
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
 from ._escapes import calls_between, made_again, returned_too
+from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
@@ -100,6 +101,7 @@ def record(
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(without_fast_path())
             stack.enter_context(torch.enable_grad())  # so that ``torch.no_grad()`` of the author's is seen
             stack.enter_context(recorder.hooked())
             stack.enter_context(recorder)
