@@ -1,5 +1,6 @@
 """What a port refuses: all of it at once, each with its place, the reason, and a way out that works when typed."""
 
+import inspect
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from torchjax_bridge import port
 from torchjax_bridge.errors import ArgumentError, PortError
+from torchjax_bridge.porting.operations._table import TABLE
 
 from . import planted
 from .planted import EXPECTED, faulty
@@ -93,3 +95,15 @@ def test_a_way_out_that_is_typed_wrongly_is_refused_by_name(options: dict, words
     model.head = nn.Identity()
     with pytest.raises(ArgumentError, match=words):
         port(model, torch.randn(2, 4, 6, 6), **options)
+
+
+def test_a_translation_that_fails_is_refused_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(at: object, node: object, input: object) -> None:
+        raise ValueError("max() arg is an empty sequence")
+
+    monkeypatch.setitem(TABLE, "expm1", (fails, inspect.signature(fails)))
+    net = nn.Sequential(planted.Part(lambda part, x: torch.expm1(x)), nn.ReLU())
+    with pytest.raises(
+        PortError, match=r"test_refusals\.py:\d+(.|\n)*expm1 fails(.|\n)*report it(.|\n)*keep=\['0'\]"
+    ):
+        port(net, torch.randn(2, 4, 6, 6))

@@ -39,6 +39,17 @@ from ._reserved import argument_name, attribute_name
 
 __all__ = ["Body", "Lowering", "Statement", "is_container"]
 
+# What a translation may raise that does not expect these arguments.
+_MISTAKES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NameError,
+    NotImplementedError,
+    ArithmeticError,
+)
+
 
 @dataclass
 class Statement:
@@ -356,11 +367,15 @@ class Lowering:
             try:
                 self.model.translate(self, node)
             except RefusedError as err:
-                self.refuse(str(err), node.source)
-                for value in tensors_of(node.result):
-                    self.set(
-                        value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape)))
-                    )
+                self._refuse_call(node, str(err))
+            except _MISTAKES as err:
+                what = f"the translation of {node.function or node.path} fails ({type(err).__name__}: {err})"
+                self._refuse_call(node, f"{what}, which is a mistake of the port; please report it")
+
+    def _refuse_call(self, node: Node, reason: str) -> None:
+        self.refuse(reason, node.source)
+        for value in tensors_of(node.result):
+            self.set(value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape))))
 
     def refuse(self, reason: str, source: SourceLine) -> None:
         """Note a fault of this frame."""

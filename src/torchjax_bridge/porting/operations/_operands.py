@@ -28,8 +28,8 @@ def operands(at: Lowering, values: Sequence[Any]) -> tuple[list[str], Placed]:
         maps = set()
 
     def weight(value: Value) -> tuple[int, bool]:
-        # Maps keep their channels last, and ``(N, length, features)`` is as in torch.
-        return math.prod(value.shape), (at.at(value).order != torch_order(rank)) is (rank != 3)
+        # Maps keep their channels last; matrices and ``(N, length, features)`` are as in torch.
+        return math.prod(value.shape), (at.at(value).order != torch_order(rank)) is (rank > 3)
 
     order = at.at(max(computed or full, key=weight)).order
     texts = [aligned(at, v, order) if isinstance(v, Value) else at.number(v) for v in values]
