@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torchjax_bridge import port
+from torchjax_bridge import port, to_state_dict
 from torchjax_bridge.errors import PortError
 from torchjax_bridge.recording import copy_module, record
 
@@ -183,3 +183,29 @@ def test_a_function_of_numbers_alone_gives_a_tensor() -> None:
             return x * torch.div(7, 2, rounding_mode="trunc")
 
     assert "jnp.asarray(7)" in port(nn.Sequential(Divides(), nn.Linear(4, 4)), torch.randn(2, 4)).source
+
+
+class Both(nn.Module):
+    """CLIP, of which CLIPSeg calls the towers alone: its own scale is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(3))
+        self.tower, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+
+class OneTower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.head = Both(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.both.tower(x))
+
+
+def test_a_module_that_is_not_called_keeps_its_own_parameters_beside_its_layers() -> None:
+    module = OneTower().eval()
+    ported = port(module, torch.randn(2, 4))
+    state = to_state_dict(ported.model, module, rules=ported.rules)
+    assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
+    assert jnp.array_equal(ported.model.both["scale"][...], module.both.scale.detach().numpy())

@@ -151,7 +151,7 @@ def _holder(model: Model, path: str, module: nn.Module) -> Tree | None:
         raise RefusedError(
             f"'{path}' is not called, and the model uses what it holds, for which linen has no place; port to nnx"
         )
-    trees = _own_tensors(model, path, module) if path in model.read_owners else {}
+    trees = _own_tensors(model, path, module)
     for name, child in module._modules.items():
         if child is not None and name not in model.dropped(path):
             tree = _child(model, _join(path, name), child)

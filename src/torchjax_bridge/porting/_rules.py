@@ -35,7 +35,8 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
             continue  # it goes where the layer goes
         is_part = path in model.parts
         own = _holds_weights(module, deep=is_part)
-        if own and path not in used and path not in model.tied_layers:
+        holds = any(other.startswith(f"{path}.") for other in used)  # it is not called, what it holds is
+        if own and path not in used and path not in model.tied_layers and not holds:
             rules.append(Keep(path))
             continue
         base = layer_class(module)
