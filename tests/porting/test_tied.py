@@ -1,5 +1,7 @@
 """One weight in several modules, none of which holds the other, is one variable of the port."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from flax import nnx
@@ -83,8 +85,26 @@ class _OneHead(nn.Module):
         return self.head(self.embed(tokens))
 
 
-@pytest.mark.parametrize("kind", [_Tied, _OneHead])
-def test_a_weight_that_modules_share_is_one_variable(kind: type[nn.Module]) -> None:
+def _chain() -> nn.Sequential:
+    """A Sequential holds both."""
+    chain = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 6), _Head(6, 11))
+    chain[2].decoder.weight = chain[0].weight
+    return chain
+
+
+class _Chained(nn.Module):
+    """A Sequential holds both, and stays one of Flax's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain = _chain()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return 2 * self.chain(tokens)
+
+
+@pytest.mark.parametrize("kind", [_Tied, _OneHead, _chain, _Chained])
+def test_a_weight_that_modules_share_is_one_variable(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     module = kind().eval()
     ported = port(module, _TOKENS)

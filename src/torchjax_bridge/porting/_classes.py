@@ -116,7 +116,8 @@ class _Classes:
         module = body.frame.module
         if is_container(module, nn.Sequential):
             items = sequential_items(self.model, path, module, body)
-            fields = {**state_fields(body), "layers": Items("nnx.List([", items, "])")}
+            layers = {"layers": Items("nnx.List([", items, "])")}
+            fields = {**state_fields(body), **layers, **self.model.ties_in(path)}
         else:
             fields = fields_of(self.model, body, path)
         fields = {name: self._resolved(tree) for name, tree in fields.items()}

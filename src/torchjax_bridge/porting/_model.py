@@ -187,9 +187,13 @@ class Model:
             if a != b:
                 break
             common.append(a)
-        while common and ".".join(common) not in self.bodies:
+        while common and not self._is_class(".".join(common)):
             common.pop()
         return ".".join(common)
+
+    def _is_class(self, path: str) -> bool:
+        is_chain = is_container(self.modules[path], nn.Sequential) and path not in self.own_sequentials
+        return path in self.bodies and not is_chain
 
     def dropped(self, path: str) -> set[str]:
         """The children of a module whose only weight is another layer's."""

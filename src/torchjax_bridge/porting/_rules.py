@@ -84,17 +84,22 @@ def _in_order(path: str) -> list[tuple[int, int, str]]:
 
 
 def _renames(model: Model, places: Sequence[str]) -> list[Rename]:
-    """The other names of layers, deepest first; beside a layer in a Sequential that has one, all are said."""
+    """The other names of layers, deepest first; in a Sequential beside one or a tied layer, all are said."""
     renamed = {path for path in places if any(_is_renamed(model, at) for at in (*_above(path), path))}
-    outermost = (
-        next((above for above in _above(path) if is_container(model.modules[above], nn.Sequential)), None)
-        for path in renamed
-    )
-    beside = tuple({f"{above}." for above in outermost if above is not None})
-    named = [path for path in places if path in renamed or path.startswith(beside)]
+    tied = model.tied_layers  # of which a Sequential has no leaf to be known by
+    holders = {above for path in renamed for above in _outermost(model, _above(path))}
+    holders |= {above for path in tied for above in _outermost(model, ["", *_above(path)])}
+    beside = tuple(f"{above}." if above else "" for above in holders)
+    lacking = tied - {path for path, _ in model.shared}
+    named = [path for path in places if path in renamed or (path.startswith(beside) and path not in lacking)]
     return [
         Rename(path, _flax_path(model, path)) for path in sorted(named, key=lambda path: -path.count("."))
     ]
+
+
+def _outermost(model: Model, paths: Sequence[str]) -> list[str]:
+    """The first of these modules that is a Sequential, if any."""
+    return [path for path in paths if is_container(model.modules[path], nn.Sequential)][:1]
 
 
 def _rules_of_parts(model: Model) -> list[Rule | LayerType]:
