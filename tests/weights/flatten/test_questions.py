@@ -206,17 +206,13 @@ def test_an_attention_or_a_bilinear_layer_over_a_flattened_map_is_asked_for(
         assert any(fault.kind == "rules" and "in torch's order only" in fault.message for fault in said)
 
 
-def test_a_flatten_outside_of_a_sequential_whose_reader_no_width_shows_is_warned_of() -> None:
+def test_a_layer_that_may_read_a_map_is_asked_about_in_a_live_model_whatever_gives_as_much() -> None:
     parts = {"conv": CONV, "side": nn.Linear(5, 64), "fc": nn.Linear(64, 10)}
-    module, template = _pair(**parts, flat=nn.Flatten())
-    with pytest.warns(PairingWarning, match=r"'flat' \(Flatten\): an nn\.Flatten, and each"):
-        to_flax(module, template)
-    assert not plan(module, template, rules=[Flatten("fc", (16, 2, 2))]).assumed
-    assert not plan(*_pair(**parts, flat=nn.Flatten(), pool=nn.AdaptiveAvgPool2d(1))).assumed
-    assert not plan(*_pair(**parts, flat=nn.Flatten(2))).assumed
-    assert not plan(*_pair(conv=CONV, pool=nn.AvgPool2d(8), flat=nn.Flatten(), fc=nn.Linear(16, 10))).assumed
-    assert plan(*_pair(**{**parts, "conv": nn.Sequential(CONV, nn.Flatten())})).assumed
-    assert not plan(*_pair(**parts)).assumed
+    module, template = _pair(**parts)
+    assert _asked(module, template) == ["fc"]
+    assert _asked(module.state_dict(), template) == []  # whose widths alone decide
+    assert _asked(module, template, Flatten("fc", (16, 2, 2))) == []
+    assert _asked(*_pair(conv=CONV, fc=nn.Linear(16, 10))) == []  # pooled to a point
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 97])
@@ -252,9 +248,11 @@ def test_a_sequential_shows_a_flatten_and_an_unflatten_whatever_the_widths() -> 
 
 def test_a_flatten_in_a_model_that_shows_no_maps_is_assumed_and_warned_of() -> None:
     module, template = _pair(net=nn.Sequential(nn.Flatten(), nn.Linear(48, 5)))
-    with pytest.warns(PairingWarning, match=r"'net\.1' \(Linear\): behind nn\.Flatten.*one channel"):
+    with pytest.warns(PairingWarning, match=r"'net\.0' \(Flatten\): an nn\.Flatten.*one channel"):
         to_flax(module, template)
-    to_flax(module, template, rules=[Flatten("net.1", None)])
+    assert not plan(module, template, rules=[Flatten("net.1", None)]).assumed
+    assert plan(*_pair(flat=nn.Flatten(), fc=nn.Linear(48, 5))).assumed
+    assert not plan(*_pair(flat=nn.Flatten(2), fc=nn.Linear(48, 5))).assumed
     assert _asked(*_pair(unfold=nn.Unfold(2), fc=nn.Linear(12, 5))) == ["fc"]
     pooled, template = _pair(net=nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(48, 5)))
     assert _asked(pooled, template) == ["net.2"]

@@ -16,10 +16,8 @@ __all__ = [
     "contradicted_fault",
     "fixed_order_fault",
     "flattened_input_fault",
-    "group_norm_fault",
     "input_order_fault",
     "mixed_order_fault",
-    "unclear_reader_fault",
     "viewed_output_fault",
     "wrong_order_faults",
 ]
@@ -96,28 +94,16 @@ def flattened_input_fault(node: TorchNode, width: int, channels: int, *, can_run
     )
 
 
-def fixed_order_fault(node: TorchNode, width: int, channels: int, *, can_run: bool) -> Fault:
-    """An attention or a bilinear layer whose input may be a flattened map."""
+def fixed_order_fault(node: TorchNode, width: int, channels: int, *, can_run: bool = False) -> Fault:
+    """An attention, a bilinear layer or a GroupNorm whose input may be a flattened map."""
     path = join_path(node.origin)
     return Fault(
         "ambiguous",
         f"{node.where} takes {width} features in a model with feature maps, and no layer is sure to give that "
         f"many: if they are a flattened map {_shape(width, channels)}, torch flattens (C, H, W) where Flax "
-        "flattens (H, W, C), and its weights are laid out for torch's order only. "
+        "flattens (H, W, C), and no layout of its weights makes the two alike. "
         f"{_SEE if can_run else ''}Move the channels to the front in Flax before flattening; say "
         f'rules=[Flatten("{path}", None)] if it does so, or if nothing is flattened',
-        path,
-    )
-
-
-def unclear_reader_fault(node: TorchNode, width: int, linear: TorchNode) -> Fault:
-    """A layer that may read the output of a Linear before it becomes a map."""
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} takes {width} features, and {linear.where} gives as many in the order of a map that is made "
-        f'of them: say rules=[Flatten("{path}", {linear.output})] if these are the ones that it takes, or '
-        f'Flatten("{path}", None) if it takes others',
         path,
     )
 
@@ -132,19 +118,6 @@ def viewed_output_fault(node: TorchNode, width: int, channels: int, *, can_run: 
         f'{_RUN if can_run else _SAY}rules=[Flatten("{path}", {_shape(width, channels)}, output=True)], with the '
         f'map that torch makes, if Flax makes a channels-last one, or Flatten("{path}", None, output=True) if it '
         "makes torch's and moves the channels to the end, or if no map is made",
-        path,
-    )
-
-
-def group_norm_fault(node: TorchNode, width: int) -> Fault:
-    """A GroupNorm over flattened features: another order changes its groups."""
-    path = join_path(node.origin)
-    return Fault(
-        "ambiguous",
-        f"{node.where} takes {width} features, as many as are flattened: torch's groups are neighbouring channels, "
-        "which are no neighbours in features that Flax flattens (H, W, C), so that no layout makes the two alike. "
-        f'Move the channels to the front in Flax before flattening and say rules=[Flatten("{path}", None)], or say '
-        "it if it takes other features",
         path,
     )
 
