@@ -126,13 +126,16 @@ def ask_about_maps(
     # An output that another Linear reads as it is belongs to a hidden layer, though its width may fit a map.
     read = {r.width for r in widths.readers if r.linear and id(r.node) not in asked and not r.node.features}
     apart = {prod(sizes): sizes[0] for node in nodes if len(sizes := _unflattened(node.module)) > 1}
+    upsamples = any(isinstance(node.module, nn.Upsample) for node in nodes)
     for reader in widths.readers:
         node, order = reader.node, gives.get(id(reader.node.module), _UNKNOWN)
         if not reader.linear or "output" in node.told or order.kind == "plain":
             continue
         for out in reader.gives:
             hidden = node.module is None and out in {*read, *widths.channels, *widths.upwards}
-            channels = apart.get(out) or (0 if hidden else widths.of_a_map_made_of(out))
+            channels = apart.get(out) or (
+                0 if hidden else widths.of_a_map_made_of(out, upsamples=upsamples)
+            )
             if order.kind != "unknown":
                 faults.append(mixed_order_fault(node, out, output=True))
             elif 1 < channels < out:

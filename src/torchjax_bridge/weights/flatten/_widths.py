@@ -6,6 +6,7 @@ another layer gives explains a reader only where the two are defined side by sid
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isqrt
 
 from torch import nn
@@ -60,24 +61,33 @@ class Widths:
 
     def may_be_a_map(self, width: int) -> bool:
         """Whether a flattened map of these channels could have this many numbers."""
-        return any(1 < c < width and width % c == 0 for c in self.channels)
+        return _has_a_factor(width, self.channels)
 
     def reads_channels(self, reader: Reader) -> bool:
         """Whether it reads as many features as the last map in front of it has channels, which is no inner one."""
         if not reader.behind or self.channels[reader.behind - 1] != reader.width:
             return False
-        ends = {c for c in self.channels if all(c in _reached(o, self.flow) for o in _reached(c, self.flow))}
-        return reader.width in ends or not any(1 < c < reader.width and reader.width % c == 0 for c in ends)
+        return reader.width in self._ends or not _has_a_factor(reader.width, self._ends)
 
-    def of_a_map_made_of(self, width: int) -> int:
+    @cached_property
+    def _ends(self) -> set[int]:
+        """The channels that convolutions make no others of, except such as lead back to them."""
+        back = {takes: set[int]() for takes in self.flow}
+        for takes, makes in self.flow.items():
+            for c in makes:
+                back.setdefault(c, set()).add(takes)
+        return {*self.channels} - ({*back} - _firsts(back))
+
+    def of_a_map_made_of(self, width: int, *, upsamples: bool) -> int:
         """The channels of a map that may be made of so many features; 0 for none.
 
-        A transposed convolution may read it, or a convolution whose channels no other convolution makes.
+        A transposed convolution may read it, or a convolution whose channels no other convolution makes; in a model
+        that makes larger maps or images, any convolution.
         """
-        reach = {c: _reached(c, self.flow) for c in self.flow}
-        sources = [c for c in reach if c > _IMAGE and all(o in reach[c] for o in reach if c in reach[o])]
-        square = [c for c in sources if isqrt(width // c) ** 2 * c == width]
-        return next((c for c in (*self.upwards, *square) if 1 < c < width and width % c == 0), 0)
+        draws = upsamples or any(min(makes) <= _IMAGE < takes for takes, makes in self.flow.items())
+        makers = self.flow if draws else _firsts(self.flow)
+        square = [c for c in makers if c > _IMAGE and isqrt(width // c) ** 2 * c == width]
+        return next((c for c in (*self.upwards, *square) if _has_a_factor(width, [c])), 0)
 
     def likely_channels(self, reader: Reader) -> int:
         """The channels to propose: those of the nearest map before a layer that divide its width; 0 for none.
@@ -106,12 +116,7 @@ class Widths:
         edges: dict[int, set[int]] = {}
         for one in waiting:
             edges.setdefault(one.width, set()).update(one.gives)
-        reach = {width: _reached(width, edges) for width in edges}
-        return {
-            width
-            for width in edges
-            if all(other in reach[width] for other in edges if other != width and width in reach[other])
-        }
+        return _firsts(edges)
 
 
 def has_an_order(width: int) -> bool:
@@ -151,7 +156,7 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
             takes = getattr(node.module, "in_channels", shape[1])
             found.flow.setdefault(takes, set()).add(found.channels[-1])
             found.upwards += [shape[0]] if up else []
-        elif node.kind in (nn.BatchNorm2d, nn.BatchNorm3d) and len(shape) == 1:
+        elif len(shape) == 1 and node.kind and issubclass(node.kind, nn.BatchNorm2d | nn.BatchNorm3d):
             found.channels.append(shape[0])
         elif rule in _GROUPED and name == "weight":
             found.grouped.append(Reader(node, shape[0], fixed=True))
@@ -184,6 +189,16 @@ def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]
         yield leaf.key, leaf.owners[-1][0] if leaf.owners else owner
     for name, child in node.children.items():
         yield from _owners(child, owner if owner is not node or name == COMPUTED else child)
+
+
+def _has_a_factor(width: int, sizes: Iterable[int]) -> bool:
+    return any(1 < size < width and width % size == 0 for size in sizes)
+
+
+def _firsts(edges: Mapping[int, set[int]]) -> set[int]:
+    """The numbers that no others lead to, except such as they lead to themselves."""
+    reach = {start: _reached(start, edges) for start in edges}
+    return {one for one in edges if all(other in reach[one] for other in edges if one in reach[other])}
 
 
 def _reached(start: int, edges: Mapping[int, set[int]]) -> set[int]:
