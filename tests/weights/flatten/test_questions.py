@@ -38,7 +38,7 @@ def _twin(part: nn.Module) -> Any:
             return nnx.ConvTranspose(*sizes, padding="VALID", transpose_kernel=True, rngs=rngs)
         case nn.Linear():
             return nnx.Linear(part.in_features, part.out_features, rngs=rngs)
-        case nn.BatchNorm1d():
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
             return nnx.BatchNorm(part.num_features, use_running_average=True, momentum=0.9, rngs=rngs)
         case nn.GroupNorm():
             return nnx.GroupNorm(
@@ -213,6 +213,38 @@ def test_a_layer_that_may_read_a_map_is_asked_about_in_a_live_model_whatever_giv
     assert _asked(module.state_dict(), template) == []  # whose widths alone decide
     assert _asked(module, template, Flatten("fc", (16, 2, 2))) == []
     assert _asked(*_pair(conv=CONV, fc=nn.Linear(16, 10))) == []  # pooled to a point
+
+
+class Activated(nn.BatchNorm2d):
+    """As libraries of vision models have it."""
+
+
+def test_a_norm_of_maps_reads_channels_also_as_a_class_of_its_own() -> None:
+    parts = {"conv": nn.Conv2d(3, 8, 3), "norm": Activated(16), "fc": nn.Linear(16, 10)}  # of two maps of 8
+    assert _asked(*_pair(**parts)) == []
+
+
+LIFT = nn.Linear(5, 64)
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked"),
+    [
+        ({"lift": LIFT, "up": nn.ConvTranspose2d(16, 8, 2)}, True),
+        ({"lift": LIFT, "conv": nn.Conv2d(16, 8, 2)}, True),  # which no convolution gives 16 channels
+        ({"conv": CONV, "mid": nn.Conv2d(16, 8, 2), "lift": LIFT}, False),
+        ({"conv": CONV, "mid": nn.Conv2d(16, 8, 2), "lift": LIFT, "up": nn.Upsample()}, True),
+        ({"conv": CONV, "lift": LIFT, "last": nn.Conv2d(16, 3, 2)}, True),  # which gives an image
+        ({"conv": CONV, "lift": LIFT, "apart": nn.Unflatten(1, (4, 4, 4))}, True),
+        ({"conv": CONV, "lift": LIFT, "apart": nn.Unflatten(1, (4, 4))}, False),
+    ],
+)
+def test_a_linear_is_asked_about_where_a_map_may_be_made_of_as_many_features(
+    parts: dict[str, nn.Module], asked: bool
+) -> None:
+    module, template = _pair(**parts)
+    assert _asked(module, template) == ["lift"] * asked
+    assert _asked(module, template, Flatten("lift", None, output=True)) == []
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 97])

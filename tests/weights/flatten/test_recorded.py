@@ -421,6 +421,29 @@ def test_a_hook_may_change_the_order_so_the_plan_asks_as_without_inputs() -> Non
     assert [fault.path for fault in plan(module, template, inputs=IMAGE).faults] == ["fc"]
 
 
+@pytest.mark.parametrize("way", ["hook", "forward"])
+def test_a_layer_whose_call_was_changed_may_change_the_order_too(way: str) -> None:
+    parts = {"conv": conv(3, 16), "norm": nn.BatchNorm1d(64), "fc": nn.Linear(64, 5)}
+    module, template = _pair(lambda s, x: s.fc(s.norm(s.conv(x).flatten(1))), **parts)
+    norm = module.norm
+    if way == "hook":
+        norm.register_forward_hook(lambda m, args, out: out.view(-1, 4, 16).mT.flatten(1))
+    else:
+        norm.forward = lambda x: nn.BatchNorm1d.forward(norm, x).view(-1, 4, 16).mT.flatten(1)
+    made = plan(module, template, inputs=IMAGE)
+    assert "fc" in [fault.path for fault in made.faults]
+    assert Flatten("fc", (16, 2, 2)) not in made.flattened
+
+
+def test_a_flatten_behind_what_is_not_known_is_assumed_to_keep_the_order_in_a_model_without_maps() -> None:
+    parts: dict[str, nn.Module] = {"fc": nn.Linear(16, 5)}
+    module, template = _pair(lambda s, x: s.fc(s.flat(torch.linalg.inv_ex(x).inverse)), **parts)
+    module.flat = nn.Flatten()
+    assert plan(module, template, inputs=_images(1, 4, 4)).assumed
+    module.run = lambda s, x: s.fc(s.flat(x))
+    assert not plan(module, template, inputs=_images(1, 4, 4)).assumed
+
+
 # --- linen's numbers --------------------------------------------------------------------------------------
 
 

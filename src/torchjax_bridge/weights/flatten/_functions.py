@@ -99,6 +99,10 @@ def apply(node: Node, take: Take) -> list[Axes]:
         return [_product(scores, given[2], shape)]
     if name == "linear":
         return [linear(x, given[1])]
+    if name == "bilinear":
+        unify(x[-1], given[2][1])
+        unify(given[1][-1], given[2][2])
+        return [(*x[:-1], given[2][0])]
     if name.startswith("conv") and name[-1] == "d":
         spoil([*given[1]])
         return [convolve(x, shape, int(name[-2]))]

@@ -6,12 +6,10 @@ explains its input width, and in a live model, which a run could answer for, als
 wide; and likewise about each Linear whose output may become a map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 
 from torch import nn
-
-from torchjax_bridge.exchange import join_path
 
 from .._report import Fault
 from ..pairing import Move
@@ -27,7 +25,7 @@ from ._faults import (
     wrong_order_faults,
 )
 from ._recorded import Recorded
-from ._widths import COMPUTED, CONVOLUTIONS, PER_FEATURE, has_an_order, read_widths
+from ._widths import COMPUTED, CONVOLUTIONS, PER_FEATURE, Reader, Widths, has_an_order, read_widths
 
 __all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened", "knows_one_order", "output_order"]
 
@@ -73,21 +71,51 @@ def ask_about_maps(
     """A fault for each missing `Flatten`, and the assumptions as pairs: the layer, and the text."""
     nodes = list(tree.root.walk())
     reads, gives, _ = recorded or Recorded({}, {}, {})
-    told = any(node.told for node in nodes)
     maps = any(move.rule in CONVOLUTIONS for move in moves) or any(_is_of_maps(node.kind) for node in nodes)
-    if not (maps or told or any(order.kind not in ("plain", "unknown") for order in reads.values())):
-        # A language model, for example: its many tensors need no look.
-        loose = [] if recorded else [node for node in nodes if _flattens(node.module)]
-        return [], [(node.where, _ASSUMED) for node in loose]
+    told = any("features" in node.told for node in nodes)
+    lost = any(id(node.module) in reads and "features" not in node.told for node in nodes)
+    loose = [] if maps or (told and not lost) else [node for node in nodes if _flattens(node.module)]
+    assumed = [(node.where, _ASSUMED) for node in loose]
+    if not (maps or lost or any(node.told for node in nodes)):
+        return [], assumed  # a language model, for example: its many tensors need no look
     widths = read_widths(tree, moves)
     faults = [
         fault for reader in widths.readers for fault in wrong_order_faults(reader.node, widths.channels)
     ]
     can_run = tree.module is not None and recorded is None
-    roots = widths.unexplained() if maps else set()
+    asked = dict(_asked_readers(widths, reads, can_run, widths.unexplained() if maps else None))
+    faults += asked.values()
+    flat = {r.width for r in widths.readers if r in asked or r.node.features}
+    for reader in widths.grouped:
+        node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
+        fits = width in flat and width not in {*widths.channels, *widths.flow}
+        if "features" not in node.told and (order.kind == "map" or (order.kind == "unknown" and fits)):
+            faults.append(fixed_order_fault(node, width, widths.likely_channels(reader), can_run=can_run))
+    # An output that another Linear reads as it is belongs to a hidden layer, though its width may fit a map.
+    read = {r.width for r in widths.readers if r.linear and r not in asked and not r.node.features}
+    apart = {prod(sizes): sizes[0] for node in nodes if len(sizes := _unflattened(node.module)) > 1}
+    upsamples = any(isinstance(node.module, nn.Upsample) for node in nodes)
+    for reader in widths.readers:
+        node, order = reader.node, gives.get(id(reader.node.module), _UNKNOWN)
+        if not reader.linear or "output" in node.told or order.kind == "plain":
+            continue
+        for out in reader.gives:
+            hidden = node.module is None and out in {*read, *widths.channels, *widths.upwards}
+            channels = apart.get(out) or (0 if hidden else widths.of_a_map_made_of(out, upsamples))
+            if order.kind != "unknown":
+                faults.append(mixed_order_fault(node, out, output=True))
+            elif 1 < channels < out:
+                faults.append(viewed_output_fault(node, out, channels, can_run=can_run))
+    return faults, assumed
+
+
+def _asked_readers(
+    widths: Widths, reads: Mapping[int, Order], can_run: bool, unexplained: set[int] | None
+) -> Iterator[tuple[Reader, Fault]]:
+    """The fault of each layer that may read a flattened map; ``unexplained`` is None in a model without maps."""
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     asked, settled = set[int](), set[int]()
-    last = None
+    last: Reader | None = None
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
         # Defined right behind a layer that gives its width, and about which there is no doubt.
@@ -101,46 +129,22 @@ def ask_about_maps(
         if declared or order.kind == "plain" or not has_an_order(width):
             continue
         view = viewed.get(width, node)
-        if order.kind == "map":
-            faults.append(fixed_order_fault(node, width, order.sizes[0]))
-        elif order.kind == "input":
-            faults.append(input_order_fault(node, order.sizes))
+        fits = unexplained is not None and (
+            width in unexplained or (doubt and node.module is not None and widths.may_be_a_map(width))
+        )
+        if order.kind == "input":
+            fault = input_order_fault(node, order.sizes)
         elif order.kind == "mixed":
-            faults.append(mixed_order_fault(node, width))
-        elif view is not node or (
-            maps and (width in roots or (doubt and node.module is not None and widths.may_be_a_map(width)))
-        ):
-            fault_of = fixed_order_fault if reader.fixed else flattened_input_fault
-            channels = (view.output or (widths.likely_channels(reader),))[0]
-            faults.append(fault_of(node, width, channels, can_run=can_run))
+            fault = mixed_order_fault(node, width)
+        elif order.kind == "map" or view is not node or fits:
+            fault_of = fixed_order_fault if reader.fixed or order.sizes else flattened_input_fault
+            channels = (order.sizes or view.output or (widths.likely_channels(reader),))[0]
+            fault = fault_of(node, width, channels, can_run=can_run)
         else:
             continue
         asked.add(id(node))
         settled.add(id(node))
-    flat = {r.width for r in widths.readers if id(r.node) in asked or r.node.features}
-    for reader in widths.grouped:
-        node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
-        fits = width in flat and width not in {*widths.channels, *widths.flow}
-        if "features" not in node.told and (order.kind == "map" or (order.kind == "unknown" and fits)):
-            faults.append(fixed_order_fault(node, width, widths.likely_channels(reader), can_run=can_run))
-    # An output that another Linear reads as it is belongs to a hidden layer, though its width may fit a map.
-    read = {r.width for r in widths.readers if r.linear and id(r.node) not in asked and not r.node.features}
-    apart = {prod(sizes): sizes[0] for node in nodes if len(sizes := _unflattened(node.module)) > 1}
-    upsamples = any(isinstance(node.module, nn.Upsample) for node in nodes)
-    for reader in widths.readers:
-        node, order = reader.node, gives.get(id(reader.node.module), _UNKNOWN)
-        if not reader.linear or "output" in node.told or order.kind == "plain":
-            continue
-        for out in reader.gives:
-            hidden = node.module is None and out in {*read, *widths.channels, *widths.upwards}
-            channels = apart.get(out) or (
-                0 if hidden else widths.of_a_map_made_of(out, upsamples=upsamples)
-            )
-            if order.kind != "unknown":
-                faults.append(mixed_order_fault(node, out, output=True))
-            elif 1 < channels < out:
-                faults.append(viewed_output_fault(node, out, channels, can_run=can_run))
-    return faults, []
+        yield reader, fault
 
 
 _UNKNOWN = Order("unknown")
@@ -152,8 +156,8 @@ _ASSUMED = (
 
 def _is_of_maps(kind: type | None) -> bool:
     """Whether only a model with feature maps has such a layer."""
-    torchs = kind is not None and kind.__module__.startswith("torch.nn.")
-    return torchs and (kind.__name__.endswith(("2d", "3d")) or issubclass(kind, _OF_MAPS))
+    torchs = [base for base in kind.__mro__ if base.__module__.startswith("torch.nn.")] if kind else []
+    return any(base in _OF_MAPS or base.__name__.endswith(("2d", "3d")) for base in torchs)
 
 
 _OF_MAPS = nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Unfold, nn.Fold, nn.ChannelShuffle

@@ -13,6 +13,7 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import (
@@ -22,6 +23,7 @@ from torchjax_bridge.recording import (
     Parameter,
     Recording,
     Value,
+    layer_class,
     map_tensors,
     record,
     restored_random_states,
@@ -150,42 +152,37 @@ class _Flow:
 
     def _layer(self, node: Node, given: Sequence[Axes], results: Sequence[Value]) -> list[Axes]:
         module: Any = node.module
-        forward = getattr(type(module), "forward", None)
-        if not given or not results or 0 in results[0].shape:
+        kind = layer_class(module)
+        # What computes a weight is no matter.
+        kept = kind is not None and type(module).forward is kind.forward and is_parametrized(module)
+        if not (node.frame is None or kept) or not given or not results or 0 in results[0].shape:
             return self._inside(node, given)
         x, shape = given[0], results[0].shape
-        kind = next((kind for kind in _LAYERS if isinstance(module, kind) and forward is kind.forward), None)
-        if isinstance(module, nn.modules.conv._ConvNd) and kind is None and node.frame is None:
-            return [convolve(x, shape, len(module.kernel_size))]
-        if kind is nn.Linear:
-            return [linear(x, self._parameter(module, "weight", (module.out_features, module.in_features)))]
-        if kind is nn.Embedding:
-            return [(*x, _features(shape[-1]))]
-        if kind in (nn.LayerNorm, nn.RMSNorm):
-            weight = self._parameter(module, "weight", module.normalized_shape)
-            return [broadcast([x, weight], shape)]
-        if kind in _NORMS:
-            mark_map(x)
-            if getattr(module, "num_parameters", 2) > 1 and len(x) > 1:
-                unify(x[1], self._parameter(module, "weight", shape[1:2])[0])
-            return [x]
-        if kind is nn.Bilinear:
-            weight = self._parameter(module, "weight", module.weight.shape)
-            unify(x[-1], weight[1])
-            unify(given[1][-1], weight[2])
-            return [(*x[:-1], weight[0])]
-        if kind is nn.MultiheadAttention:
-            for place, axes in enumerate(given[:3]):
-                unify(axes[-1], self._given(module, place, axes))
-            weights = [tuple((Atom(size),) for size in value.shape) for value in results[1:]]
-            return [(*x[:-1], _features(shape[-1])), *weights]
-        if kind is not None and issubclass(kind, nn.RNNBase | nn.RNNCellBase):
-            unify(x[-1], self._given(module, 0, x))
-            rest = [(*((Atom(n),) for n in v.shape[:-1]), _features(v.shape[-1])) for v in results[1:]]
-            return [(*x[:-1], _features(shape[-1])), *rest]
-        if kind is not None:  # a dropout
-            return [x]
-        return self._inside(node, given)
+        match module:
+            case nn.modules.conv._ConvNd():
+                return [convolve(x, shape, len(module.kernel_size))]
+            case nn.Linear():
+                size = module.out_features, module.in_features
+                return [linear(x, self._parameter(module, "weight", size))]
+            case nn.Embedding():
+                return [(*x, _features(shape[-1]))]
+            case nn.LayerNorm() | nn.RMSNorm():
+                weight = self._parameter(module, "weight", module.normalized_shape)
+                return [broadcast([x, weight], shape)]
+            case nn.MultiheadAttention():
+                for place, axes in enumerate(given[:3]):
+                    unify(axes[-1], self._given(module, place, axes))
+                weights = [tuple((Atom(size),) for size in value.shape) for value in results[1:]]
+                return [(*x[:-1], _features(shape[-1])), *weights]
+            case nn.RNNBase() | nn.RNNCellBase():
+                unify(x[-1], self._given(module, 0, x))
+                rest = [(*((Atom(n),) for n in v.shape[:-1]), _features(v.shape[-1])) for v in results[1:]]
+                return [(*x[:-1], _features(shape[-1])), *rest]
+            case _ if isinstance(module, _NORMS):
+                mark_map(x)
+                if getattr(module, "num_parameters", 2) > 1 and len(x) > 1:
+                    unify(x[1], self._parameter(module, "weight", shape[1:2])[0])
+        return [x]  # also of a dropout
 
     def _given(self, module: nn.Module, place: int, axes: Axes) -> Axis:
         """The axis of what a recurrent layer or an attention reads."""
@@ -230,10 +227,6 @@ def _key(owner: nn.Module, name: str) -> tuple[int, str]:
 _NORMS = (
     nn.GroupNorm, nn.PReLU, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d,
     nn.InstanceNorm2d, nn.InstanceNorm3d,
-)  # fmt: skip
-_LAYERS: tuple[type[nn.Module], ...] = (
-    *_NORMS, nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.LSTM, nn.GRU,
-    nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 )  # fmt: skip
 
 

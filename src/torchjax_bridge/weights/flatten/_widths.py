@@ -55,7 +55,9 @@ class Widths:
     channels: list[int] = field(default_factory=list)  # of output maps of convolutions and norms
     upwards: list[int] = field(default_factory=list)  # of input maps of transposed convolutions
     known: set[int] = field(default_factory=set)  # of embedding tables, attention and the like
-    flow: dict[int, set[int]] = field(default_factory=dict)  # of input maps of convolutions, with their outputs
+    flow: dict[int, set[int]] = field(
+        default_factory=dict
+    )  # of input maps of convolutions, with their outputs
     readers: list[Reader] = field(default_factory=list)
     grouped: list[Reader] = field(default_factory=list)  # GroupNorms
 
@@ -70,6 +72,11 @@ class Widths:
         return reader.width in self._ends or not _has_a_factor(reader.width, self._ends)
 
     @cached_property
+    def _starts(self) -> set[int]:
+        """The channels that convolutions take, and that convolutions of others do not make."""
+        return _firsts(self.flow)
+
+    @cached_property
     def _ends(self) -> set[int]:
         """The channels that convolutions make no others of, except such as lead back to them."""
         back = {takes: set[int]() for takes in self.flow}
@@ -78,14 +85,14 @@ class Widths:
                 back.setdefault(c, set()).add(takes)
         return {*self.channels} - ({*back} - _firsts(back))
 
-    def of_a_map_made_of(self, width: int, *, upsamples: bool) -> int:
+    def of_a_map_made_of(self, width: int, upsamples: bool) -> int:
         """The channels of a map that may be made of so many features; 0 for none.
 
         A transposed convolution may read it, or a convolution whose channels no other convolution makes; in a model
         that makes larger maps or images, any convolution.
         """
         draws = upsamples or any(min(makes) <= _IMAGE < takes for takes, makes in self.flow.items())
-        makers = self.flow if draws else _firsts(self.flow)
+        makers = self.flow if draws else self._starts
         square = [c for c in makers if c > _IMAGE and isqrt(width // c) ** 2 * c == width]
         return next((c for c in (*self.upwards, *square) if _has_a_factor(width, [c])), 0)
 
@@ -101,8 +108,8 @@ class Widths:
     def unexplained(self) -> set[int]:
         """The input widths that nothing known leads to.
 
-        A layer with an explained input explains its outputs. Widths in a cycle (an encoder and its decoder, a square
-        layer) do not explain each other, but they explain the widths that the cycle leads to.
+        A layer with an explained input explains its outputs. Widths in a cycle (an encoder and its decoder, a
+        square layer) do not explain each other, but they explain the widths that the cycle leads to.
         """
         explained = {*self.channels, *self.known}
         waiting = list(self.readers)
