@@ -377,3 +377,35 @@ def test_a_sequential_of_its_own_class_keeps_each_activation() -> None:
     ported = _ported(nn.Sequential(_ConvAct(nn.ReLU()), _ConvAct(nn.Hardswish())))
     assert "nnx.relu" in ported.source
     assert "nnx.hard_swish" in ported.source
+
+
+class _Columns(nn.Module):
+    """A recogniser of text: a recurrent layer over the columns of a map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.rnn = nn.Conv2d(3, 8, 3, padding=1), nn.LSTM(96, 16, batch_first=True)
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.rnn(self.conv(x).permute(0, 3, 1, 2).flatten(2))[0])
+
+
+class _Joined(nn.Module):
+    """Layers over features that no single layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(3, 8, 3, padding=1)
+        self.norm, self.act = nn.BatchNorm1d(16), nn.PReLU(16)
+        self.rnn, self.mix = nn.GRU(16, 16, batch_first=True), nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.act(self.norm(torch.cat([self.a(x), self.b(x)], 1))).transpose(1, 2)
+        x = self.rnn(x)[0]
+        return self.mix(x, x, x)[0]
+
+
+def test_layers_whose_features_no_width_explains_are_told_what_the_port_gives_them() -> None:
+    _ported(_Columns())
+    _ported(_Joined(), torch.randn(2, 3, 10))

@@ -17,16 +17,22 @@ __all__ = ["UserRule", "rules_of"]
 
 UserRule: TypeAlias = Flatten | Keep | LayerType | Rename | Rule
 
+# Layers of features that never read a map in Flax's order, unless it is noted.
+_READ_IN_TORCH_ORDER = (
+    nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.BatchNorm1d, nn.GroupNorm, nn.PReLU,
+)  # fmt: skip
+
 
 def rules_of(model: Model) -> tuple[UserRule, ...]:
     """The rules of a port, deepest paths first."""
     rules: list[UserRule] = [Flatten(path, shape) for path, shape in model.flattened.items()]
+    called = {path: model.modules[path] for path in sorted(model.called_layers - {*model.parts})}
+    readers = [path for path, module in called.items() if isinstance(module, _READ_IN_TORCH_ORDER)]
+    rules += (Flatten(path, None) for path in readers if path not in model.flattened)
     # A Linear keeps torch's order of outputs: the port moves the axes of a map that is made of them.
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules.values()):
         rules += (
-            Flatten(path, None, output=True)
-            for path, module in model.modules.items()
-            if type(module) is nn.Linear and path in model.called_layers and path not in model.parts
+            Flatten(path, None, output=True) for path, module in called.items() if type(module) is nn.Linear
         )
     used = model.called_layers | model.read_owners | set(model.bodies)
     places = []
