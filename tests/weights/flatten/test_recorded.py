@@ -225,6 +225,17 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, nn.Modu
         (IMAGE,),
         "",
     ),
+    "attention by equations": (
+        lambda s, x: (lambda q, k, v: s.out(
+            torch.einsum("...qk,...kd->...qd", torch.einsum("n q d, n k d -> n q k", q, k), v)
+        ))(*s.up(s.conv(x).flatten(2).mT).chunk(3, -1)),
+        lambda s, x: (lambda q, k, v: s.out(q @ k.swapaxes(1, 2) @ v))(
+            *jnp.split(s.up(s.conv(x).reshape(2, 4, 8)), 3, -1)
+        ),
+        {"conv": conv(3, 8, 2, 2), "up": nn.Linear(8, 36), "out": nn.Linear(12, 8)},
+        (IMAGE,),
+        "",
+    ),
     "pooled in two ways": (
         lambda s, x: (
             lambda m: s.fc(torch.cat([m.mean((2, 3)), F.adaptive_max_pool2d(m, 1).flatten(1)], 1))

@@ -13,7 +13,7 @@ from torchjax_bridge.recording import Node, Value, tensors_of
 
 from ._axes import Atom, Axes, Axis, derived, mark, regroup, size_of, spoil, unify, unknown
 
-__all__ = ["Take", "apply", "broadcast", "convolve", "linear", "mark_map", "pool"]
+__all__ = ["Take", "apply", "broadcast", "contract", "convolve", "mark_map", "pool"]
 
 Take = Callable[[Value], Axes]
 """Gives the axes of a value."""
@@ -50,6 +50,11 @@ _POOLS = tuple(
 _RESAMPLES = ("interpolate", "upsample", "upsample_nearest", "upsample_bilinear")
 _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 _NORMS_OF_MAPS = ("batch_norm", "group_norm", "instance_norm", "prelu", "local_response_norm")
+_PRODUCTS = {
+    "linear": "...i,oi->...o",
+    "bilinear": "...i,...j,oij->...o",
+    "scaled_dot_product_attention": "...qi,...ki,...kv->...qv",
+}
 _MAKES = frozenset(
     ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "tensor", "zeros")
 )
@@ -92,17 +97,11 @@ def apply(node: Node, take: Take) -> list[Axes]:
         return [tuple(derived(size_of(axis), [axis]) for axis in x) for _ in shapes]
     if name in ("matmul", "bmm", "mm", "spmm", "rmatmul"):
         return [_product(given[name == "rmatmul"], given[name != "rmatmul"], shape)]
-    if name == "einsum" and (found := _einsum(node, given, shape)) is not None:
-        return [found]
-    if name == "scaled_dot_product_attention":
-        scores = _product(x, (*given[1][:-2], given[1][-1], given[1][-2]), (*shape[:-1], values[1].shape[-2]))
-        return [_product(scores, given[2], shape)]
-    if name == "linear":
-        return [linear(x, given[1])]
-    if name == "bilinear":
-        unify(x[-1], given[2][1])
-        unify(given[1][-1], given[2][2])
-        return [(*x[:-1], given[2][0])]
+    if name == "einsum":
+        return [contract(str(node.args[0]), given, shape)]
+    if name in _PRODUCTS:
+        equation = _PRODUCTS[name]
+        return [contract(equation, given[: equation.count(",") + 1], shape)]
     if name.startswith("conv") and name[-1] == "d":
         spoil([*given[1]])
         return [convolve(x, shape, int(name[-2]))]
@@ -240,32 +239,31 @@ def _patches(node: Node, x: Axes, shape: Sequence[int]) -> Axes:
 # --- products -------------------------------------------------------------------------------------------------
 
 
-def linear(x: Axes, weight: Axes) -> Axes:
-    """A product with a matrix ``(out, in)``."""
-    unify(x[-1], weight[1])
-    return (*x[:-1], weight[0])
-
-
 def _product(x: Axes, y: Axes, shape: Sequence[int]) -> Axes:
-    if len(x) == 1 or len(y) == 1:
-        unify(x[-1], y[-2] if len(y) > 1 else y[0])
-        return (*x[:-1], *(y[:-2] if len(y) > 1 else ()), *(y[-1:] if len(y) > 1 else ()))
-    unify(x[-1], y[-2])
-    batch = broadcast([x[:-2], y[:-2]], shape[:-2])
-    return (*batch, x[-2], y[-1])
+    """A product of matrices or vectors."""
+    left, right = ("i" if len(x) == 1 else "...qi"), ("i" if len(y) == 1 else "...ik")
+    return contract(f"{left},{right}->...{'q' * (len(x) > 1)}{'k' * (len(y) > 1)}", [x, y], shape)
 
 
-def _einsum(node: Node, given: Sequence[Axes], shape: Sequence[int]) -> Axes | None:
-    equation = str(node.args[0]).replace(" ", "")
-    operands, arrow, result = equation.partition("->")
-    if not arrow or "." in equation:
-        return None
+def contract(equation: str, given: Sequence[Axes], shape: Sequence[int]) -> Axes:
+    """A sum of products: axes of the same letter are the same, as are those for which dots stand in front.
+
+    Raises:
+        ValueError: The equation has no arrow, or dots elsewhere.
+    """
+    operands, arrow, result = equation.replace(" ", "").replace("...", ".").partition("->")
     axes: dict[str, Axis] = {}
+    others: list[Axes] = []
     for letters, there in zip(operands.split(","), given, strict=True):
-        for letter, axis in zip(letters, there, strict=True):
+        named = letters.removeprefix(".")
+        others.append(there[: len(there) - len(named)])
+        if not arrow or (others[-1] and named == letters):
+            raise ValueError(equation)
+        for letter, axis in zip(named, there[len(others[-1]) :], strict=True):
             if size_of(axes.setdefault(letter, axis)) == size_of(axis):
                 unify(axes[letter], axis)
-    return tuple(axes[letter] for letter in result)
+    found = result.removeprefix(".")
+    return (*broadcast(others, shape[: len(shape) - len(found)]), *(axes[letter] for letter in found))
 
 
 # --- maps -----------------------------------------------------------------------------------------------------

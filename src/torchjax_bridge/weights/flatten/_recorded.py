@@ -31,7 +31,7 @@ from torchjax_bridge.recording import (
 )
 
 from ._axes import Atom, Axes, Axis, Order, order_of, size_of, spoil, unify, unknown
-from ._functions import apply, broadcast, convolve, linear, mark_map
+from ._functions import apply, broadcast, contract, convolve, mark_map
 
 __all__ = ["Recorded", "record_orders"]
 
@@ -133,7 +133,7 @@ class _Flow:
             else:
                 self._calls.setdefault(id(node.module), len(self._calls))
                 found = self._layer(node, given, results)
-            if len(found) != len(results):
+            if [tuple(map(size_of, axes)) for axes in found] != [tuple(value.shape) for value in results]:
                 spoil([axis for axes in given for axis in axes], leaked=True)
                 found = [unknown(value.shape) for value in results]
             self._axes |= dict(zip(results, found, strict=True))
@@ -162,8 +162,8 @@ class _Flow:
             case nn.modules.conv._ConvNd():
                 return [convolve(x, shape, len(module.kernel_size))]
             case nn.Linear():
-                size = module.out_features, module.in_features
-                return [linear(x, self._parameter(module, "weight", size))]
+                weight = self._parameter(module, "weight", (module.out_features, module.in_features))
+                return [contract("...i,oi->...o", [x, weight], shape)]
             case nn.Embedding():
                 return [(*x, _features(shape[-1]))]
             case nn.LayerNorm() | nn.RMSNorm():
