@@ -224,6 +224,21 @@ def test_a_norm_of_maps_reads_channels_also_as_a_class_of_its_own() -> None:
     assert _asked(*_pair(**parts)) == []
 
 
+@pytest.mark.parametrize("last", [nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64)])
+def test_the_channels_of_a_map_that_goes_into_a_convolution_explain_no_layer_by_being_defined_last(
+    last: nn.Module,
+) -> None:
+    parts = {
+        "next": nn.Conv2d(64, 16, 3),
+        "last": last,
+        "fc": nn.Linear(64, 10),
+    }  # 16 maps of 2 by 2, flattened
+    assert _asked(*_pair(**parts)) == ["fc"]
+    assert (
+        _asked(*_pair(**{**parts, "next": nn.Conv2d(64, 24, 3)})) == []
+    )  # no map of 24 channels has 64 numbers
+
+
 LIFT = nn.Linear(5, 64)
 
 
