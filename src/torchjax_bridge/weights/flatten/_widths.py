@@ -66,10 +66,14 @@ class Widths:
         return _has_a_factor(width, self.channels)
 
     def reads_channels(self, reader: Reader) -> bool:
-        """Whether it reads as many features as the last map in front of it has channels, which is no inner one."""
+        """Whether it reads as many features as the last map in front of it has channels, which is no inner one.
+
+        A norm may be one of an inner map, in front of the convolution that reads it.
+        """
         if not reader.behind or self.channels[reader.behind - 1] != reader.width:
             return False
-        return reader.width in self._ends or not _has_a_factor(reader.width, self._ends)
+        ends = self._ends if reader.gives else self._ends & {*self.channels[: reader.behind]}
+        return reader.width in ends or not _has_a_factor(reader.width, ends)
 
     @cached_property
     def _starts(self) -> set[int]:
