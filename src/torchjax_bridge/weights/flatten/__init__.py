@@ -1,8 +1,8 @@
 """Flattened feature maps, whose order differs in torch and Flax: who reads them, and which outputs become maps.
 
-Owns the flow of axes through a recording (`_axes`, `_functions`, `_recorded`, `_told`), what shapes show without one
-(`_widths`), and the questions that remain (`_questions`, `_faults`). Refuses a layer with an unknown order of inputs.
-Gives its answers and questions to the plan.
+Owns the flow of axes through a recording (`_axes`, `_functions`, `_recorded`, `_told`), what shapes show without
+one (`_widths`), and the questions that remain (`_questions`, `_faults`). Refuses a layer with an unknown order of
+inputs. Gives its answers and questions to the plan.
 """
 
 from ._questions import COMPUTED as COMPUTED
