@@ -79,6 +79,19 @@ def copy(source: str, target: str, part: str = "0/1") -> None:
                 begin += to.write(since.read(min(_BLOCK, end - begin)))
 
 
+def relay(source: str, target: str) -> None:
+    """The files of a folder, with every block of 16 MiB read as square matrices that are transposed."""
+    Path(target).mkdir()
+    read, turned = (torch.empty(_BLOCK, dtype=torch.uint8) for _ in range(2))
+    from_squares, to_squares = (one.view(torch.bfloat16).view(-1, WIDTH, WIDTH) for one in (read, turned))
+    for file in Path(source).iterdir():
+        with file.open("rb", buffering=0) as since, (Path(target) / file.name).open("wb", buffering=0) as to:
+            while count := since.readinto(read.numpy().data):
+                for square, its_turn in zip(from_squares, to_squares, strict=True):
+                    its_turn.copy_(square.mT)
+                to.write(turned[:count].numpy().data)
+
+
 def stream(source: str, target: str, count: str, part: str = "0/1") -> None:
     """DCP to Orbax with a transposition of every kernel, block by block."""
     number, parts = map(int, part.split("/"))
@@ -123,7 +136,7 @@ def restore(source: str, count: str, rank: str, world: str, port: str) -> dict[s
 
 
 TASKS: dict[str, Callable[..., Any]] = {
-    task.__name__: task for task in (nothing, make, copy, stream, whole, merge, restore)
+    task.__name__: task for task in (nothing, make, copy, relay, stream, whole, merge, restore)
 }
 
 

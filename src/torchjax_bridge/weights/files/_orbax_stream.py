@@ -8,8 +8,7 @@ again.
 
 import pathlib
 import shutil
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,19 +72,15 @@ class OrbaxParts:
             shared = context(write=True)
             arrays = {block.leaf.name: _create(store, block, shared) for block in left}
             opened = {name: array.result() for name, array in arrays.items()}
-            pending: deque[tuple[Any, Block]] = deque()
-            held = 0
-            for block in left:
-                values = _as_numpy(block)
-                writing = opened[block.leaf.name][block.box].write(
-                    values, can_reference_source_data_indefinitely=True
-                )
-                pending.append((writing, block))
-                held += block.nbytes
-                while pending and held > self._memory // 4:
-                    held -= self._finish(*pending.popleft())
-            while pending:
-                self._finish(*pending.popleft())
+            before = _Batch()
+            for blocks_of_one in _batches(left, self._memory // 4):
+                batch = _Batch()
+                for block in blocks_of_one:
+                    batch.add(opened[block.leaf.name], block)
+                batch.commit()
+                self._report(before.finish())  # which was written in the meantime
+                before = batch
+            self._report(before.finish())
 
     def discard(self, folder: pathlib.Path, part: int) -> None:
         """Remove what a part has stored."""
@@ -124,15 +119,54 @@ class OrbaxParts:
                 _finish_with_orbax(folder, parts, self._leaves, whole)
         return whole
 
-    def _finish(self, writing: Any, block: Block) -> int:
-        writing.result()
-        self._report([block])
-        return block.nbytes
-
     def _report(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
             if self._progress is not None:
                 self._progress(block.nbytes)
+
+
+class _Batch:
+    """Blocks that are committed at once, since every commit writes nodes of the index and files anew."""
+
+    def __init__(self) -> None:
+        self._transaction = ts.Transaction()
+        self._writes: list[Any] = []
+        self._blocks: list[Block] = []
+        self._committed: Any = None
+
+    def add(self, array: Any, block: Block) -> None:
+        self._blocks.append(block)
+        self._writes.append(
+            array.with_transaction(self._transaction)[block.box].write(
+                _as_numpy(block), can_reference_source_data_indefinitely=True
+            )
+        )
+
+    def commit(self) -> None:
+        """Begin to commit. A write that was not taken in before would be left out."""
+        for write in self._writes:
+            write.copy.result()
+        self._committed = self._transaction.commit_async()
+
+    def finish(self) -> list[Block]:
+        """The blocks, once they are stored."""
+        if self._committed is not None:
+            self._committed.result()
+        for write in self._writes:
+            write.result()
+        return self._blocks
+
+
+def _batches(blocks: Iterable[Block], nbytes: int) -> Iterator[list[Block]]:
+    """Runs of blocks of about so many bytes."""
+    batch: list[Block] = []
+    for block in blocks:
+        batch.append(block)
+        if sum(one.nbytes for one in batch) >= nbytes:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _store(part: int) -> str:
