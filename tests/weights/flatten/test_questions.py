@@ -367,3 +367,29 @@ def test_a_norm_without_a_class_is_not_asked_about_beside_a_convolution_that_tak
     assert _asked(module.state_dict(), template) == []
     fitting, flat = _pair(conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm1d(12), fc=nn.Linear(12, 2))
     assert _asked(fitting.state_dict(), flat) == ["norm", "fc"]
+
+
+class _Heads(Torch):
+    """Two heads beside a convolution: the second reads its flattened map, as wide as what the first one gives."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.conv(x)
+        return self.gate(h.mean((2, 3))), self.head(_flat(h))
+
+
+def _flat(h: torch.Tensor) -> torch.Tensor:
+    return h.view(len(h), -1)
+
+
+class _Hidden(Torch):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.gate(self.conv(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(_Heads, ["head"]), (_Hidden, [])])
+def test_what_a_layer_gives_explains_no_other_whose_module_flattens_a_map(
+    kind: type[Torch], asked: list[str]
+) -> None:
+    parts = {"conv": nn.Conv2d(3, 32, 3), "gate": nn.Linear(32, 512), "head": nn.Linear(512, 5)}
+    template = Flax(**{name: _twin(part) for name, part in parts.items()})
+    assert _asked(kind(**parts), template) == asked

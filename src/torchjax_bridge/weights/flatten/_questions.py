@@ -118,13 +118,7 @@ def _asked_readers(
     last: Reader | None = None
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
-        # Defined right behind a layer that gives its width, and about which there is no doubt.
-        follows = (
-            last is not None
-            and id(last.node) in settled
-            and width in last.gives
-            and last.behind == reader.behind
-        )
+        follows = last is not None and id(last.node) in settled and widths.follows(reader, last)
         last = reader if reader.gives else last
         doubt = not follows and not widths.reads_channels(reader)
         declared = "features" in node.told or (reader.fixed and id(node) in asked)

@@ -1,6 +1,6 @@
 """What the shapes of a model show of its features: which layer reads how many, and what explains that many.
 
-Knows no code. A map may be flattened unseen wherever a width has the channels of a map as a factor, so a width that
+A map may be flattened unseen wherever a width has the channels of a map as a factor, so a width that
 another layer gives explains a reader only where the two are defined side by side.
 """
 
@@ -11,9 +11,12 @@ from math import isqrt
 
 from torch import nn
 
+from torchjax_bridge.exchange import Path
+
 from ..pairing import Move
 from ..rules import RULES
 from ..trees import TorchNode, TorchTree
+from ._code import names_a_flatten
 
 __all__ = ["COMPUTED", "CONVOLUTIONS", "PER_FEATURE", "Reader", "Widths", "has_an_order", "read_widths"]
 
@@ -60,10 +63,22 @@ class Widths:
     )  # of input maps of convolutions, with their outputs
     readers: list[Reader] = field(default_factory=list)
     grouped: list[Reader] = field(default_factory=list)  # GroupNorms
+    loose: set[Path] = field(default_factory=set)  # modules with a convolution whose code may flatten its map
 
     def may_be_a_map(self, width: int) -> bool:
         """Whether a flattened map of these channels could have this many numbers."""
         return _has_a_factor(width, self.channels)
+
+    def follows(self, reader: Reader, last: Reader) -> bool:
+        """Whether it reads what the layer defined right before it gives.
+
+        Code that flattens the map of a convolution beside them may give it that instead.
+        """
+        return (
+            reader.width in last.gives
+            and last.behind == reader.behind
+            and reader.node.origin[:-1] not in self.loose
+        )
 
     def reads_channels(self, reader: Reader) -> bool:
         """Whether it reads as many features as the last map in front of it has channels, which is no inner one.
@@ -138,6 +153,8 @@ def has_an_order(width: int) -> bool:
 def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
     """The widths of the layers that cross, in the order of their definition."""
     nodes = dict(_owners(tree.root, tree.root))
+    modules = {one.origin: one.module for one in tree.root.walk()}
+    around = set[Path]()  # the modules around convolutions
     found = Widths()
     readers: dict[int, Reader] = {}
 
@@ -164,6 +181,7 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
         if rule in CONVOLUTIONS and len(shape) > 2:
             up = "Transpose" in rule
             found.channels.append(getattr(node.module, "out_channels", shape[1] if up else shape[0]))
+            around |= {node.origin[:end] for end in range(len(node.origin))}
             takes = getattr(node.module, "in_channels", shape[1])
             found.flow.setdefault(takes, set()).add(found.channels[-1])
             found.upwards += [shape[0]] if up else []
@@ -191,6 +209,7 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
             found.known |= {*shape}
         elif len(shape) == 2 and name == "weight":
             found.known.add(shape[0])
+    found.loose = {origin for origin in around if names_a_flatten(modules.get(origin))}
     return found
 
 
