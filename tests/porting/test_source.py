@@ -154,6 +154,24 @@ def test_a_value_that_one_arm_replaces_and_the_other_keeps_is_right_in_both() ->
     assert ported.source.count("self.norm = ") == 1
 
 
+class _Padded(nn.Module):
+    def __init__(self, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.pad = nn.ZeroPad2d((kernel_size // 2 - 1, kernel_size // 2) * 2)
+        self.conv = nn.Conv2d(4, 4, kernel_size, stride, padding="valid" if stride == 2 else "same")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.stride == 2:
+            x = self.pad(x)
+        return self.conv(x)
+
+
+def test_numbers_that_differ_in_one_arm_are_not_those_of_the_first_instance() -> None:
+    net = nn.Sequential(_Padded(3, 1), _Padded(3, 2), _Padded(5, 2), _Padded(5, 1))
+    port(net, torch.randn(2, 4, 16, 16))  # which proves it
+
+
 class _Grown(nn.Module):
     """Each layer is given all that was made before it."""
 

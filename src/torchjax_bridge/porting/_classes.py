@@ -187,8 +187,10 @@ class _Classes:
         if len(variants) == 1:
             shown: _Instance | None = instances[0]
             differing = list(zip(*(numbers(one.lines) for one in instances), strict=True))
-        elif not any(map(is_uneven, fields.values())) and (
-            found := merged([self._variant(group) for group in variants])
+        elif (
+            not any(map(is_uneven, fields.values()))
+            and all(numbers(one.lines) == numbers(group[0].lines) for group in variants for one in group)
+            and (found := merged([self._variant(group) for group in variants]))
         ):
             lines, read = found
             shown = replace(instances[0], lines=self._looped(instances[0].path, lines))
