@@ -115,15 +115,22 @@ def _asked_readers(
     """The fault of each layer that may read a flattened map; ``unexplained`` is None in a model without maps."""
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     asked, settled = set[int](), set[int]()
+    flattened = set[int]()  # those that read a flattened map, and those that follow them
     last: Reader | None = None
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
-        follows = last is not None and id(last.node) in settled and widths.follows(reader, last)
-        last = reader if reader.gives else last
+        follows = (
+            last is not None
+            and id(last.node) in settled
+            and widths.follows(reader, last, explained=id(last.node) in flattened)
+        )
         doubt = not follows and not widths.reads_channels(reader)
         declared = "features" in node.told or (reader.fixed and id(node) in asked)
         if declared or not doubt:
             settled.add(id(node))
+        if (declared and node.features) or (last is not None and follows and id(last.node) in flattened):
+            flattened.add(id(node))
+        last = reader if reader.gives else last
         if declared or order.kind == "plain" or not has_an_order(width):
             continue
         view = viewed.get(width, node)
@@ -142,6 +149,7 @@ def _asked_readers(
             continue
         asked.add(id(node))
         settled.add(id(node))
+        flattened.add(id(node))
         yield reader, fault
 
 

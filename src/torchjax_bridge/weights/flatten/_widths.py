@@ -69,15 +69,16 @@ class Widths:
         """Whether a flattened map of these channels could have this many numbers."""
         return _has_a_factor(width, self.channels)
 
-    def follows(self, reader: Reader, last: Reader) -> bool:
+    def follows(self, reader: Reader, last: Reader, *, explained: bool) -> bool:
         """Whether it reads what the layer defined right before it gives.
 
-        Code that flattens the map of a convolution beside them may give it that instead.
+        Code that flattens the map of a convolution beside them may give it that instead, unless what it flattens is
+        ``explained``, since the layer before reads it.
         """
         return (
             reader.width in last.gives
             and last.behind == reader.behind
-            and reader.node.origin[:-1] not in self.loose
+            and (explained or reader.node.origin[:-1] not in self.loose)
         )
 
     def reads_channels(self, reader: Reader) -> bool:
