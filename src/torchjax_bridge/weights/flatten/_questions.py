@@ -115,7 +115,9 @@ def _asked_readers(
     """The fault of each layer that may read a flattened map; ``unexplained`` is None in a model without maps."""
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     asked, settled = set[int](), set[int]()
-    flattened = set[int]()  # those that read a flattened map, and those that follow them
+    flattened = set[
+        int
+    ]()  # those that may read a flattened map, as was said or asked, and those that follow them
     last: Reader | None = None
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
@@ -128,7 +130,7 @@ def _asked_readers(
         declared = "features" in node.told or (reader.fixed and id(node) in asked)
         if declared or not doubt:
             settled.add(id(node))
-        if (declared and node.features) or (last is not None and follows and id(last.node) in flattened):
+        if declared or (last is not None and follows and id(last.node) in flattened):
             flattened.add(id(node))
         last = reader if reader.gives else last
         if declared or order.kind == "plain" or not has_an_order(width):
