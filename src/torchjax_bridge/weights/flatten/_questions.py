@@ -115,9 +115,8 @@ def _asked_readers(
     """The fault of each layer that may read a flattened map; ``unexplained`` is None in a model without maps."""
     viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
     asked, settled = set[int](), set[int]()
-    flattened = set[
-        int
-    ]()  # those that may read a flattened map, as was said or asked, and those that follow them
+    # Those that may read a flattened map, as was said or asked, and those that follow them.
+    flattened = set[int]()
     last: Reader | None = None
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
