@@ -63,7 +63,7 @@ class Widths:
     )  # of input maps of convolutions, with their outputs
     readers: list[Reader] = field(default_factory=list)
     grouped: list[Reader] = field(default_factory=list)  # GroupNorms
-    loose: set[Path] = field(default_factory=set)  # modules with a convolution whose code may flatten its map
+    around: dict[Path, nn.Module | None] = field(default_factory=dict)  # the modules with a convolution
 
     def may_be_a_map(self, width: int) -> bool:
         """Whether a flattened map of these channels could have this many numbers."""
@@ -78,7 +78,7 @@ class Widths:
         return (
             reader.width in last.gives
             and last.behind == reader.behind
-            and (explained or reader.node.origin[:-1] not in self.loose)
+            and (explained or not names_a_flatten(self.around.get(reader.node.origin[:-1])))
         )
 
     def reads_channels(self, reader: Reader) -> bool:
@@ -155,7 +155,6 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
     """The widths of the layers that cross, in the order of their definition."""
     nodes = dict(_owners(tree.root, tree.root))
     modules = {one.origin: one.module for one in tree.root.walk()}
-    around = set[Path]()  # the modules around convolutions
     found = Widths()
     readers: dict[int, Reader] = {}
 
@@ -182,7 +181,8 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
         if rule in CONVOLUTIONS and len(shape) > 2:
             up = "Transpose" in rule
             found.channels.append(getattr(node.module, "out_channels", shape[1] if up else shape[0]))
-            around |= {node.origin[:end] for end in range(len(node.origin))}
+            owners = (node.origin[:end] for end in range(len(node.origin)))
+            found.around.update((owner, modules.get(owner)) for owner in owners)
             takes = getattr(node.module, "in_channels", shape[1])
             found.flow.setdefault(takes, set()).add(found.channels[-1])
             found.upwards += [shape[0]] if up else []
@@ -210,7 +210,6 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
             found.known |= {*shape}
         elif len(shape) == 2 and name == "weight":
             found.known.add(shape[0])
-    found.loose = {origin for origin in around if names_a_flatten(modules.get(origin))}
     return found
 
 
