@@ -3,30 +3,37 @@
 import functools
 import gc
 import weakref
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import nn
 
 from ._frames import tensors_of
 
-__all__ = ["empty_caches"]
+__all__ = ["empty_caches", "empty_caches_of"]
 
 _CACHE = type(functools.lru_cache(lambda: None))
-_KNOWN = weakref.WeakKeyDictionary[
-    nn.Module, list[Any]
-]()  # the caches of the process, since a module is recorded
+_FOUND = weakref.WeakSet[Any]()  # those that a recording read from
 
 
-def empty_caches(module: nn.Module) -> None:
-    """Empty each cache that keeps a tensor before a module runs; its function will compute that again."""
-    if module not in _KNOWN:
-        _KNOWN[module] = [weakref.ref(item) for item in gc.get_objects() if type(item) is _CACHE]
-    for cache in [known() for known in _KNOWN[module]]:
-        if cache is not None and cache.cache_info().currsize and _keeps_tensors(gc.get_referents(cache)):
-            cache.cache_clear()
+def empty_caches() -> None:
+    """Empty the caches that earlier recordings read from; their functions will compute again."""
+    for cache in list(_FOUND):
+        cache.cache_clear()
 
 
-def _keeps_tensors(kept: list[Any]) -> bool:
-    trees = [tree for tree in kept if isinstance(tree, torch.Tensor | tuple | list | dict)]
-    return next(tensors_of(trees, torch.Tensor), None) is not None
+def empty_caches_of(tensors: Collection[torch.Tensor]) -> bool:
+    """Empty the caches that keep any of these tensors, and remember them; whether there are any not yet known."""
+    if not tensors:
+        return False
+    wanted = set(map(id, tensors))
+    caches = [item for item in gc.get_objects() if type(item) is _CACHE and item not in _FOUND]
+    found = [cache for cache in caches if not wanted.isdisjoint(map(id, _kept(cache)))]
+    _FOUND.update(found)
+    empty_caches()
+    return bool(found)
+
+
+def _kept(cache: Any) -> list[torch.Tensor]:
+    trees = [item for item in gc.get_referents(cache) if isinstance(item, torch.Tensor | tuple | list | dict)]
+    return list(tensors_of(trees, torch.Tensor))

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from torchjax_bridge.errors import ArgumentError
 
-from ._caches import empty_caches
+from ._caches import empty_caches, empty_caches_of
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
 from ._escapes import calls_between, made_again, returned_too
@@ -91,10 +91,27 @@ def record(
         Holds every intermediate tensor while it runs. Shares the parameters; copies buffers and inputs. Modules
         and inputs on the ``meta`` device are recorded without memory for values.
     """
+    empty_caches()
+    inputs = tuple(args), dict(kwargs or {})
+    recorder, output = _run(module, inputs, training, whole)
+    before: list[int] = []
+    while (kept := list(map(id, recorder.kept))) != before and empty_caches_of(recorder.kept):
+        before = kept  # what a cache kept, nothing was seen to make
+        recorder, output = _run(module, inputs, training, whole)
+    recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
+    assert recorder.top is not None
+    return Recording(
+        recorder.root, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules
+    )
+
+
+def _run(
+    module: nn.Module, inputs: tuple[Any, ...], training: bool, whole: Collection[str]
+) -> tuple["_Recorder", Any]:
+    """One run of a copy, and what it returned."""
     clone = copy_module(module, share=True)
-    empty_caches(module)
     clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
-    args, kwargs = _copied((tuple(args), dict(kwargs or {})))
+    args, kwargs = _copied(inputs)
     recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
     try:
@@ -114,8 +131,7 @@ def record(
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:
         raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
-    recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
-    return Recording(clone, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules)
+    return recorder, output
 
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -132,6 +148,7 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, root: nn.Module, whole: Collection[str]) -> None:
         super().__init__()
+        self.root = root
         self.frames: list[Frame] = []
         self.top: Frame | None = None
         self.faults: list[Fault] = []
@@ -150,6 +167,7 @@ class _Recorder(TorchFunctionMode):
         self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
         self._attributes = set(map(id, _tensor_attributes(self.modules)))
         self._views: dict[int, View] = {}  # by the identity of the tensor
+        self.kept: list[torch.Tensor] = []  # by something outside of the model, from before the run
         self._calls: list[tuple[Node | None, list[tuple[torch.Tensor, Any]]]] = []
 
     @contextmanager
@@ -242,7 +260,10 @@ class _Recorder(TorchFunctionMode):
                 "a tensor of another module's forward is read, and no argument passes it (an attribute does?)"
             )
             return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
-        known = id(tensor) in self._attributes or (_of_numpy(tensor) and not self._told_values)
+        known = id(tensor) in self._attributes
+        if not known:
+            self.kept.append(tensor)
+            known = _of_numpy(tensor) and not self._told_values
         if not known and tensor.dim() + tensor.numel() > 1:
             self.fault(
                 "a tensor is read that is no parameter, no buffer and made by no function of torch's", source
