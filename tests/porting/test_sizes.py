@@ -1,6 +1,8 @@
 """No size of the example is baked into a port, or the port says so."""
 
+import dataclasses
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -277,3 +279,60 @@ def test_a_module_that_takes_one_example_alone_is_ported() -> None:
 def test_the_error_of_the_module_is_that_for_the_inputs_of_the_caller() -> None:
     with pytest.raises(ArgumentError, match=r"1x3 and 4x2"):
         port(nn.Sequential(nn.Linear(4, 2)), torch.randn(1, 3))
+
+
+@dataclasses.dataclass
+class _Tokens:
+    tokens: Tensor
+    sizes: tuple[int, int]
+
+
+class _Sizes(NamedTuple):
+    tokens: Tensor
+    sizes: tuple[int, int]
+
+
+_CONTAINERS = {
+    "dataclass": _Tokens,
+    "namedtuple": _Sizes,
+    "dict": lambda tokens, sizes: {"sizes": sizes, "tokens": tokens},
+    "tuple": lambda tokens, sizes: (tokens, [sizes, {"again": sizes[0]}]),
+}
+
+
+class _Embeds(nn.Module):
+    def __init__(self, kind: str, weights: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, 8, 2, stride=2) if weights else nn.Identity()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.proj(x)
+        return _CONTAINERS[self.kind](y.flatten(2).transpose(1, 2), (y.shape[2], y.shape[3]))
+
+
+class _Restores(nn.Module):
+    def __init__(self, kind: str, weights: bool) -> None:
+        super().__init__()
+        self.embed = _Embeds(kind, weights)
+        self.conv = nn.Conv2d(8 if weights else 3, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.embed(x)
+        if isinstance(out, dict):
+            tokens, (height, width) = out["tokens"], out["sizes"]
+        elif isinstance(out, _Tokens):
+            tokens, (height, width) = out.tokens, out.sizes
+        else:
+            tokens, sizes = out
+            height, width = sizes if isinstance(out, _Sizes) else sizes[0]
+        return self.conv(tokens.transpose(1, 2).reshape(len(x), -1, height, width))
+
+
+@pytest.mark.parametrize("weights", [True, False])
+@pytest.mark.parametrize("kind", _CONTAINERS)
+def test_sizes_in_whatever_a_module_returns_stay_sizes(kind: str, weights: bool) -> None:
+    module = _Restores(kind, weights).eval()
+    ported = port(module, torch.randn(2, 3, 8, 12))
+    for shape in ((2, 3, 8, 12), (3, 3, 6, 4)):
+        _agree(module, ported.model, torch.randn(shape))

@@ -12,6 +12,7 @@ from torch import nn
 
 from torchjax_bridge.errors import SettingsError
 from torchjax_bridge.recording import (
+    Dim,
     Fault,
     Frame,
     Node,
@@ -338,9 +339,14 @@ class Model:
         for call in frame.nodes:
             call.source = node.source
         lowering.run(frame.nodes)
-        results = zip(tensors_of(node.result), tensors_of(frame.result), strict=True)
-        for value, result in results:
-            lowering.set(value, lowering.at(result))
+        leaves = Value, Dim
+        for value, result in zip(
+            tensors_of(node.result, leaves), tensors_of(frame.result, leaves), strict=True
+        ):
+            if isinstance(result, Value):
+                lowering.set(value, lowering.at(result))
+            elif isinstance(value, Value):  # a size, which is a value outside
+                lowering.set(value, Placed(lowering.number(result), ()))
 
     def _call_given(
         self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
@@ -376,20 +382,20 @@ class Model:
 
     def _results(self, lowering: Lowering, node: Node, places: Sequence[Placed], call: str) -> None:
         """Bind what a call of an emitted class returns; a number too is a variable."""
-        values = list(tensors_of(node.result))
         if isinstance(node.result, Value):
             name = lowering.variable(call, node.source)
-            lowering.set(values[0], Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))
+            lowering.set(node.result, Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))
             return
+        values, given = list(tensors_of(node.result)), iter(places)
+        # A number is a value outside of the module that returns it, and none inside.
+        orders = {value: () if value.dtype is None else next(given).order for value in values}
         if _has_dict(node.result):
-            whole = lowering.variable(call, node.source)
-            for value, item in _parts(whole, node.result):
-                lowering.set(value, Placed(item, places[values.index(value)].order))
+            for value, item in _parts(lowering.variable(call, node.source), node.result):
+                lowering.set(value, Placed(item, orders[value]))
             return
         names = {value: lowering.fresh() for value in values}
-        orders = (place.order for place in places)
-        for value in values:  # a number is a value outside of the module that returns it, and none inside
-            lowering.set(value, Placed(names[value], () if value.dtype is None else next(orders)))
+        for value in values:
+            lowering.set(value, Placed(names[value], orders[value]))
         lowering.body.statements.append(
             Statement(tuple(names.values()), _pattern(node.result, names), call, node.source)
         )

@@ -5,7 +5,7 @@ Plain data. Knows neither how it was recorded nor what is made of it.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
@@ -15,7 +15,17 @@ from torch import nn
 
 from ._source import SourceLine
 
-__all__ = ["Constant", "Frame", "Node", "Parameter", "Value", "fields_of", "map_tensors", "tensors_of"]
+__all__ = [
+    "Constant",
+    "Frame",
+    "Node",
+    "Parameter",
+    "Value",
+    "fields_of",
+    "map_tensors",
+    "replaced",
+    "tensors_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +174,30 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any], *, same_kind: 
     return tree
 
 
+def replaced(tree: Any, new: Mapping[int, Any]) -> Any:
+    """A tree with the numbers of these identities replaced; what holds none of them is the same object."""
+    if not new or id(tree) in new:
+        return new.get(id(tree), tree)
+    if isinstance(tree, torch.Size):
+        sizes = [replaced(item, new) for item in tree]
+        return torch.Size(sizes) if all(isinstance(item, int) for item in sizes) else tuple(sizes)
+    if isinstance(tree, tuple) or type(tree) is list:
+        parts = [replaced(item, new) for item in tree]
+        return tree._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
+    if not isinstance(tree, MutableMapping) and not _is_dataclass(tree):
+        return tree
+    items = fields_of(tree)
+    changed = {key: replaced(item, new) for key, item in items.items()}
+    if all(changed[key] is item for key, item in items.items()):
+        return tree
+    if not isinstance(tree, MutableMapping):
+        return _rebuilt(tree, changed)
+    made = copy.copy(tree)
+    for key, item in changed.items():
+        made[key] = item
+    return made
+
+
 def tensors_of(tree: Any, kind: type | tuple[type, ...] = Value) -> Iterator[Any]:
     """The values of a tree, in order; the containers are those of `map_tensors`."""
     if isinstance(tree, kind):
@@ -193,7 +227,7 @@ def fields_of(tree: Any) -> dict[str, Any]:
 
 def _is_dataclass(tree: Any) -> bool:
     """Whether it is one that holds tensors; a mapping that is one, too, is a mapping."""
-    if isinstance(tree, type | Mapping) or not dataclasses.is_dataclass(tree):
+    if isinstance(tree, type | Mapping | Value) or not dataclasses.is_dataclass(tree):
         return False
     return any(True for _ in tensors_of(fields_of(tree), torch.Tensor))
 

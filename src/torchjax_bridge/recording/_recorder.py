@@ -25,7 +25,7 @@ from ._effects import counted_numbers, saved_buffers, written_buffers, written_p
 from ._escapes import calls_between, made_again, returned_too
 from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
-from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, tensors_of
+from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, replaced, tensors_of
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import is_leaf, is_normed, mixes_hooks
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
@@ -492,7 +492,7 @@ class _Recorder(TorchFunctionMode):
             origins: dict[int, Any] = {}
             for name, tree in named:
                 _arguments(tree, name, origins)
-            return _replace(args, origins), _replace(kwargs, origins)
+            return replaced(args, origins), replaced(kwargs, origins)
 
     def _leave(self, output: Any, leaf: bool) -> Any:
         if self._paused > leaf:
@@ -519,9 +519,9 @@ class _Recorder(TorchFunctionMode):
             varies = _varying(node)
             sizes: dict[int, Any] = {}
             _outputs(output, parent, node, sizes)
-            output = _replace(output, {key: dim for key, (_, dim) in sizes.items()})
+            output = replaced(output, {key: dim for key, (_, dim) in sizes.items()})
             result = map_tensors(output, lambda tensor: self._bind(tensor, parent, node, varies=next(varies)))
-            node.result = _replace(result, {id(dim): value for value, dim in sizes.values()})
+            node.result = replaced(result, {id(dim): value for value, dim in sizes.values()})
             parent.nodes.append(node)
             for tensor, bound in outer:
                 if bound is not None and bound[1] != _version(tensor):
@@ -617,25 +617,7 @@ def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
 
 def _outputs(tree: Any, parent: Frame, node: Node, sizes: dict[int, Any]) -> None:
     """Sizes among the results of a module: outside it each is a value of its own."""
-    if _is_size(tree):
-        value = Value((), None, parent, node)
-        sizes.setdefault(id(tree), (value, Dim(tree, Output(value))))
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            _outputs(item, parent, node, sizes)
-
-
-def _replace(tree: Any, new: Mapping[int, Any]) -> Any:
-    """The tree with the numbers of these identities replaced."""
-    if not new:
-        return tree
-    if id(tree) in new:
-        return new[id(tree)]
-    if isinstance(tree, torch.Size):
-        items = [_replace(item, new) for item in tree]
-        return torch.Size(items) if all(isinstance(item, int) for item in items) else tuple(items)
-    if type(tree) in (tuple, list):
-        return type(tree)(_replace(item, new) for item in tree)
-    if type(tree) is dict:
-        return {key: _replace(item, new) for key, item in tree.items()}
-    return tree
+    for item in tensors_of(tree, Dim):
+        if _is_size(item):
+            value = Value((), None, parent, node)
+            sizes.setdefault(id(item), (value, Dim(item, Output(value))))
