@@ -5,6 +5,7 @@ import threading
 
 import jax
 import numpy as np
+import pytest
 import torch
 
 from torchjax_bridge.errors import NarrowingError
@@ -13,6 +14,16 @@ from torchjax_bridge.exchange import to_jax, to_torch
 ROUNDS = 150
 
 
+@pytest.fixture
+def _only_new_garbage():
+    """A collection looks at what the test makes, and not at all that the tests before it left."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_only_new_garbage")
 def test_eight_threads_cross_while_one_collects_garbage():
     stop, failures = threading.Event(), []
     start = threading.Barrier(9)

@@ -8,11 +8,12 @@ import torch
 from benchmarks.port.cifar import BUILDERS
 from torchjax_bridge import port
 
-# The others are tried by `python -m benchmarks port`.
-_SMALL = ("preact_resnet", "resnet20", "shufflenetv2", "vgg", "vit", "wide_resnet")
+_FAST = "resnet20", "vgg"
 
 
-@pytest.mark.parametrize("name", _SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in BUILDERS]
+)
 def test_a_network_for_cifar_gives_what_torch_gives_at_any_batch_size(name: str) -> None:
     torch.manual_seed(0)
     module = BUILDERS[name]().eval()

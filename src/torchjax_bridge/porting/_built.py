@@ -18,6 +18,7 @@ from ._rules import UserRule
 from ._torch_part import TorchPart
 
 __all__ = [
+    "QUICK",
     "as_constructed",
     "as_function",
     "filled",
@@ -27,6 +28,12 @@ __all__ = [
     "weights_of",
     "with_arrays",
 ]
+
+# A program that runs once is quicker to run than to optimize.
+QUICK: dict[str, Any] = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": True,
+}
 
 
 def nnx_model(kind: Callable[..., Any], kept: Mapping[str, nn.Module]) -> Any:
@@ -106,7 +113,7 @@ def weights_of(model: Any) -> Any:
 def result_of(model: Any, arguments: Sequence[Any]) -> Any:
     """The result of a model in evaluation, compiled."""
     run, variables, arrays = as_function(model, arguments)
-    return jax.jit(run)(variables, arrays)
+    return jax.jit(run, compiler_options=QUICK)(variables, arrays)
 
 
 def as_function(model: Any, arguments: Sequence[Any]) -> tuple[Callable[[Any, Any], Any], Any, list[Any]]:

@@ -19,7 +19,7 @@ from torchjax_bridge.exchange import to_jax, to_torch
 from torchjax_bridge.recording import copy_module, tensors_of
 from torchjax_bridge.weights import plan
 
-from ._built import as_function, weights_of, with_arrays
+from ._built import QUICK, as_function, weights_of, with_arrays
 from ._inputs import Example, arguments_of
 from ._lowering import takes
 from ._model import Model
@@ -31,11 +31,6 @@ __all__ = ["Gap", "functions_with_backward", "gradient_gap"]
 
 _ROUNDING = 1e-3  # of the length of a gradient
 _UNDECIDED = 1e-2  # where the models do not run in float64
-# A program that runs once is quicker to run than to optimize.
-_QUICK: dict[str, Any] = {
-    "xla_backend_optimization_level": "0",
-    "xla_llvm_disable_expensive_passes": True,
-}
 _NEGLIGIBLE = 1e-3  # of the longest gradient: shorter ones may be zero but for rounding
 
 
@@ -268,11 +263,11 @@ def _flax_gradients(
     is_costly = bool(floats) and cuts_patches(model)
     with jax.default_matmul_precision("highest"):
         lowered = jax.jit(jax.grad(total, argnums=(0,) if is_costly else (0, 1))).lower(*given)
-    weights, inputs = (*lowered.compile(compiler_options=_QUICK)(*given), [])[:2]
+    weights, inputs = (*lowered.compile(compiler_options=QUICK)(*given), [])[:2]
     if any(bool(jnp.isnan(leaf).any()) for leaf in (*weights, *inputs)):
         # Where fusions compute a maximum and what it is compared with differently, none is the largest: 0 / 0.
         weights, inputs = (*lowered.compile()(*given), [])[:2]
-    slope, inputs = slope_along(total, *given, _QUICK) if is_costly else (None, inputs)
+    slope, inputs = slope_along(total, *given, QUICK) if is_costly else (None, inputs)
     by_path = {
         tuple(key.key for key in leaves[place][0] if hasattr(key, "key")): to_torch(gradient, copy=True)
         for place, gradient in zip(places, weights, strict=True)

@@ -93,22 +93,18 @@ def record(
     """
     empty_caches()
     inputs = tuple(args), dict(kwargs or {})
-    recorder, output = _run(module, inputs, training, whole)
-    before: list[int] = []
-    while (kept := list(map(id, recorder.kept))) != before and empty_caches_of(recorder.kept):
+    recording, kept = _run(module, inputs, training, whole)
+    before: list[torch.Tensor] = []
+    while list(map(id, kept)) != list(map(id, before)) and empty_caches_of(kept):
         before = kept  # what a cache kept, nothing was seen to make
-        recorder, output = _run(module, inputs, training, whole)
-    recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
-    assert recorder.top is not None
-    return Recording(
-        recorder.root, recorder.top, output, recorder.faults, recorder.decisions, recorder.modules
-    )
+        recording, kept = _run(module, inputs, training, whole)
+    return recording
 
 
 def _run(
     module: nn.Module, inputs: tuple[Any, ...], training: bool, whole: Collection[str]
-) -> tuple["_Recorder", Any]:
-    """One run of a copy, and what it returned."""
+) -> tuple[Recording, list[torch.Tensor]]:
+    """The recording of one run of a copy, and the tensors of earlier runs that it read."""
     clone = copy_module(module, share=True)
     clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
     args, kwargs = _copied(inputs)
@@ -131,7 +127,9 @@ def _run(
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:
         raise ArgumentError(f"{type(module).__name__} does not return from a call of one of its modules.")
-    return recorder, output
+    recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
+    found = recorder.faults, recorder.decisions, recorder.modules
+    return Recording(clone, recorder.top, output, *found), recorder.kept
 
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -148,7 +146,6 @@ class _Recorder(TorchFunctionMode):
 
     def __init__(self, root: nn.Module, whole: Collection[str]) -> None:
         super().__init__()
-        self.root = root
         self.frames: list[Frame] = []
         self.top: Frame | None = None
         self.faults: list[Fault] = []

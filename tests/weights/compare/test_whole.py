@@ -66,15 +66,21 @@ class LinenWide(ln.Module):
         return _forward(dense, norm, x, self.kind)
 
 
-@pytest.mark.parametrize("flavour", ["nnx", "linen"])
+_KINDS = (
+    ("right", False, True),
+    ("right", True, True),
+    ("wrong", False, True),
+    ("by value", False, False),
+    ("transformed", False, False),
+)
+
+
 @pytest.mark.parametrize(
-    ("kind", "train", "whole"),
+    ("flavour", "kind", "train", "whole"),
     [
-        ("right", False, True),
-        ("right", True, True),
-        ("wrong", False, True),
-        ("by value", False, False),
-        ("transformed", False, False),
+        *(("nnx", *kind) for kind in _KINDS),
+        ("linen", *_KINDS[0]),
+        *(pytest.param("linen", *kind, marks=pytest.mark.slow) for kind in _KINDS[1:]),
     ],
 )
 def test_a_model_that_runs_as_one_program_is_recorded_as_one_that_runs_by_operations(
