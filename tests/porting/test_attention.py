@@ -1,13 +1,17 @@
 """An encoder whose attention scores get a bias is ported as written: the fused kernel of torch forgets it."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from flax import nnx
-from torch import nn
+from torch import Tensor, nn
 
 from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
 
 
 class _Biased(nn.Module):
@@ -94,3 +98,71 @@ def test_an_encoder_with_padding_is_ported_as_written(frozen: bool) -> None:
     hidden = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
     assert "NESTED" not in port(module, torch.randn(2, 5, 4), hidden).source.upper()
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+class _Function(nn.Module):
+    """Attention by torch's function, with the weights of layers of its own."""
+
+    def __init__(self, separate: bool, needs: bool, averages: bool = True) -> None:
+        super().__init__()
+        self.separate, self.needs, self.averages = separate, needs, averages
+        if separate:
+            self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(6, 8), nn.Linear(5, 8)
+        else:
+            self.weight, self.bias = nn.Parameter(torch.randn(24, 8)), nn.Parameter(torch.randn(24))
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, mask: Tensor, hidden: Tensor) -> Any:
+        weight, bias, own = None, None, {}
+        if self.separate:
+            layers = self.query, self.key, self.value
+            bias = torch.cat([layer.bias for layer in layers])
+            names = "q_proj_weight", "k_proj_weight", "v_proj_weight"
+            own = dict(zip(names, (layer.weight for layer in layers), strict=True))
+        else:
+            weight, bias = self.weight, self.bias
+        given = (8, 2, weight, bias, None, None, False, 0.5, self.out.weight, self.out.bias)
+        return F.multi_head_attention_forward(
+            x, key, value, *given, training=self.training, key_padding_mask=hidden, attn_mask=mask,
+            need_weights=self.needs, average_attn_weights=self.averages, use_separate_proj_weight=self.separate,
+            **own,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("separate", "needs", "averages", "of_heads"),
+    [(True, False, True, False), (False, True, True, True), (True, True, False, False)],
+)
+def test_the_function_of_attention_is_taken_apart(
+    separate: bool, needs: bool, averages: bool, of_heads: bool
+) -> None:
+    module = _Function(separate, needs, averages).eval()
+    draw = torch.Generator().manual_seed(0)
+    widths = (8, 6, 5) if separate else (8, 8, 8)
+    x, key, value = (
+        torch.randn(n, 3, width, generator=draw) for n, width in zip((4, 7, 7), widths, strict=True)
+    )
+    mask = torch.zeros(6, 4, 7) if of_heads else torch.arange(28).view(4, 7) % 5 == 1
+    mask = mask + torch.randn(6, 4, 7, generator=draw) if of_heads else mask
+    hidden = torch.arange(21).view(3, 7) % 6 == 2
+    hidden = -3.0 * hidden if of_heads else hidden  # both are added, or both hide
+    ported = port(module, x, key, value, mask, hidden)  # proved
+    assert "multi_head" not in ported.source
+    want = module(x, key, value, mask, hidden)
+    got = ported.model(*(jnp.asarray(one.numpy()) for one in (x, key, value, mask, hidden)))
+    for one, other in zip(want, got, strict=True):
+        assert one is other is None or np.allclose(one.detach(), other, atol=1e-5)
+
+
+def test_what_the_function_of_attention_adds_to_the_keys_is_refused() -> None:
+    class Adds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.out = nn.Parameter(torch.randn(24, 8)), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            given = (8, 2, self.weight, None, None, None, True, 0.0, self.out.weight, self.out.bias)
+            return F.multi_head_attention_forward(x, x, x, *given)[0]
+
+    with pytest.raises(PortError, match="multi_head_attention_forward"):
+        port(Adds(), torch.randn(4, 3, 8))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.port.cifar import BUILDERS
+from tests.marking import slow_but
 from torchjax_bridge import parity, port, to_flax, to_optax, to_state_dict
 from torchjax_bridge.errors import ArgumentError, PortError
 
@@ -22,7 +23,8 @@ from .linen_models import MODELS, Residual
 from .steps import furthest, linen_step, torch_step
 
 _GOLDEN = Path(__file__).parent / "golden" / "residual_linen.py"
-_FAST = ("preact_resnet", "resnet20", "shufflenetv2", "vgg", "vit")
+_FAST = "resnet20", "vgg"
+_USUAL = "auxiliary", "kinds", "recurrent", "residual", "sequential"
 _TRAINED = ("auxiliary", "derived", "lists", "residual", "sequential")
 
 
@@ -38,7 +40,7 @@ def _model(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return module, inputs
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(_USUAL, MODELS))
 def test_a_port_holds_and_its_weights_go_back(name: str) -> None:
     module, inputs = _model(name)
     ported = port(module, *inputs, to="linen", training="required")
@@ -54,7 +56,9 @@ def test_a_port_holds_and_its_weights_go_back(name: str) -> None:
     assert type(linen_module).__name__ == ported.name
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("language", "shared_embedding")])
+@pytest.mark.parametrize(
+    "name", slow_but(_USUAL, [name for name in MODELS if name not in ("language", "shared_embedding")])
+)
 def test_parity_compares_a_port_layer_by_layer(name: str) -> None:
     module, inputs = _model(name)
     ported = port(module, *inputs, to="linen", verify=False)
@@ -63,7 +67,7 @@ def test_parity_compares_a_port_layer_by_layer(name: str) -> None:
     assert len(found.rows) >= 1
 
 
-@pytest.mark.parametrize("name", _TRAINED)
+@pytest.mark.parametrize("name", slow_but(_USUAL, _TRAINED))
 def test_a_step_of_training_is_that_of_torch(name: str) -> None:
     module, inputs = _model(name)
     for layer in module.modules():
@@ -86,7 +90,7 @@ def _double(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
 
-@pytest.mark.parametrize("name", ["depth", "kinds", "language", "residual"])
+@pytest.mark.parametrize("name", slow_but(["kinds"], ["depth", "kinds", "language", "residual"]))
 def test_dropout_draws_from_the_stream_that_it_is_given_in_training_alone(name: str) -> None:
     module, inputs = _model(name)
     linen_module, variables = port(module, *inputs, to="linen", training="required").model
@@ -206,7 +210,7 @@ def test_the_source_is_as_a_person_left_it() -> None:
     assert _code(port(module, *inputs, to="linen").source) == _code(_GOLDEN.read_text())
 
 
-@pytest.mark.parametrize("tool", ["ruff", "mypy"])
+@pytest.mark.parametrize("tool", slow_but(["ruff"], ["ruff", "mypy"]))
 def test_the_files_pass_ruff_and_mypy(tool: str, tmp_path: Path) -> None:
     for name in MODELS:
         module, inputs = _model(name)
@@ -223,9 +227,7 @@ def test_the_files_pass_ruff_and_mypy(tool: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in BUILDERS]
-)
+@pytest.mark.parametrize("name", slow_but(_FAST, BUILDERS))
 def test_a_network_for_cifar_gives_what_torch_gives(name: str) -> None:
     torch.manual_seed(0)
     module = BUILDERS[name]().eval()

@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from benchmarks.port.cifar import BUILDERS
+from tests.marking import slow_but
 from torchjax_bridge import port
 
-_FAST = "resnet20", "vgg"
 
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in _FAST else pytest.mark.slow) for name in BUILDERS]
-)
+@pytest.mark.parametrize("name", slow_but(["resnet20", "vgg"], BUILDERS))
 def test_a_network_for_cifar_gives_what_torch_gives_at_any_batch_size(name: str) -> None:
     torch.manual_seed(0)
     module = BUILDERS[name]().eval()

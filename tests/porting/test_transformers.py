@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.marking import slow_but
 from torchjax_bridge import port
 
 transformers = pytest.importorskip("transformers", reason="the ecosystem group is not installed")
@@ -48,16 +49,7 @@ _MODELS: dict[str, Callable[[Any], tuple[nn.Module, Mapping[str, Any]]]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "GPT-2",
-        pytest.param("BERT", marks=pytest.mark.slow),
-        "T5",
-        pytest.param("Llama", marks=pytest.mark.slow),
-        "Gemma",
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(["GPT-2", "Gemma"], ["GPT-2", "BERT", "T5", "Llama", "Gemma"]))
 def test_a_transformer_is_ported_and_proved(name: str) -> None:
     torch.manual_seed(0)
     module, kwargs = _MODELS[name](transformers)

@@ -63,7 +63,7 @@ class _Classes:
         self.families: dict[str, list[Family]] = {}  # of each instance
 
     def build(self) -> list[Definition]:
-        own = [path for path, body in self.model.bodies.items() if self._is_class(path, body)]
+        own = [path for path in self.model.bodies if self.model.is_class(path)]
         height: dict[str, int] = {}
         for path in sorted(own, key=lambda path: -len(path.split(".")) if path else 1):
             inside = [
@@ -78,10 +78,6 @@ class _Classes:
             for level in sorted({height[path] for path in paths}) if nested else (None,):
                 self._group(kind, [path for path in paths if level in (None, height[path])])
         return self.found
-
-    def _is_class(self, path: str, body: Body) -> bool:
-        module = body.frame.module
-        return not is_container(module, nn.Sequential) or path in self.model.own_sequentials or not path
 
     def _group(self, kind: type[nn.Module], paths: Sequence[str]) -> None:
         equal: dict[tuple[object, ...], list[_Instance]] = {}

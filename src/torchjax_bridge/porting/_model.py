@@ -188,13 +188,14 @@ class Model:
             if a != b:
                 break
             common.append(a)
-        while common and not self._is_class(".".join(common)):
+        while common and not self.is_class(".".join(common)):
             common.pop()
         return ".".join(common)
 
-    def _is_class(self, path: str) -> bool:
+    def is_class(self, path: str) -> bool:
+        """Whether a module becomes a class of the file, and not a chain of layers where it is made."""
         is_chain = is_container(self.modules[path], nn.Sequential) and path not in self.own_sequentials
-        return path in self.bodies and not is_chain
+        return path in self.bodies and not (path and is_chain)
 
     def dropped(self, path: str) -> set[str]:
         """The children of a module whose only weight is another layer's."""

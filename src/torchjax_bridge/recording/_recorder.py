@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torchjax_bridge.errors import ArgumentError
 
 from ._caches import empty_caches, empty_caches_of
+from ._composed import COMPOSED
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
 from ._escapes import calls_between, made_again, returned_too
@@ -320,6 +321,11 @@ class _Recorder(TorchFunctionMode):
         name = short_name(full)
         if name in READS_NOTHING:
             return func(*args, **kwargs)
+        if full in COMPOSED:
+            with self:  # which is off while it asks here
+                parts = COMPOSED[full](*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         frame = self.frames[-1]
         self._refuse_autocast()
         if name in ("shape", "size", "__len__", "numel", "nelement") and isinstance(args[0], torch.Tensor):

@@ -44,6 +44,8 @@ CASES = [
     Case("bilinear", lambda x, y, w, b: F.bilinear(x, y, w, b), (tensor(2, 7, 3), tensor(2, 7, 4), tensor(5, 3, 4), tensor(5)), tolerance=CLOSE),
     Case("linear", lambda x, w, b: (F.linear(x, w, b), F.linear(x, w), F.linear(x[0, 0], w)), lambda n: (tensor(n, 3, 4), tensor(5, 4), tensor(5)), tolerance=CLOSE),
     Case("linear of channels", lambda x, w: F.linear(x.permute(0, 2, 3, 1), w).permute(0, 3, 1, 2), lambda n: (tensor(n, 4, 3, 2), tensor(5, 4)), tolerance=CLOSE),
+    Case("grouped", lambda x, w, e: F.grouped_mm(x[e.argsort(stable=True)], w.mT, offs=torch.histc(e.sort()[0].float(), bins=3, min=0, max=2).cumsum(0, dtype=torch.int32)), lambda n: (tensor(4 * n, 8), tensor(3, 4, 8), torch.arange(4 * n) * 7 % 5 % 3), tolerance=CLOSE),
+    Case("grouped by batches", lambda x, w: F.grouped_mm(x, w), (tensor(3, 4, 8), tensor(3, 8, 4)), tolerance=CLOSE),
     _attention("of one head of keys", lambda q, k: attend(q, k, k), HEADS, HEADS[:, :1]),
     _attention("plain", lambda q, k: attend(q, k, k), HEADS, HEADS[:, :, :2]),
     _attention("scaled", lambda q: attend(q, q, q, scale=0.3), HEADS),

@@ -22,6 +22,9 @@ def _batch(n: int) -> tuple[torch.Tensor]:
 
 
 CASES = [
+    Case(
+        "counts in bins", lambda x: (torch.histc(x, 5, -1, 1), torch.histc(x, bins=3, min=0, max=0.5)), (X,)
+    ),
     Case("sum", lambda x: x.sum() + x.sum(0).mean() + torch.sum(x, dim=[0, -1], keepdim=True), (X,)),
     Case(
         "sum by NumPy's names",
@@ -192,7 +195,8 @@ def test_softmax_without_an_axis_takes_the_axis_that_torch_takes(rank: int) -> N
         (lambda x: torch.linalg.matrix_norm(x, 2), "use torch.linalg.vector_norm"),
         (lambda x: x.cummax(0)[1] + 1, "only its values"),
         (lambda x: x.nanmedian(), "the lower of two middle values"),
-        (lambda x: torch.histc(x), "outside of the model"),
+        (lambda x: torch.histc(x), "give it min= and max="),
+        (lambda x: torch.histogram(x, 3)[0], "outside of the model"),
         (lambda x: x.mode(), "outside of the model"),
     ],
 )

@@ -78,8 +78,10 @@ _KINDS = (
 @pytest.mark.parametrize(
     ("flavour", "kind", "train", "whole"),
     [
-        *(("nnx", *kind) for kind in _KINDS),
+        ("nnx", *_KINDS[0]),
+        ("nnx", *_KINDS[3]),
         ("linen", *_KINDS[0]),
+        *(pytest.param("nnx", *_KINDS[place], marks=pytest.mark.slow) for place in (1, 2, 4)),
         *(pytest.param("linen", *kind, marks=pytest.mark.slow) for kind in _KINDS[1:]),
     ],
 )

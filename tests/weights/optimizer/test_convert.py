@@ -13,6 +13,7 @@ from flax import linen as ln
 from flax import nnx
 from torch import nn
 
+from tests.marking import slow_but
 from torchjax_bridge import (
     as_jax_module,
     errors,
@@ -129,7 +130,7 @@ def _difference(one: nn.Module, other: nn.Module) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(["sgd momentum", "adam L2", "adamw", "rmsprop"], KINDS))
 def test_training_goes_from_torch_to_optax_and_back_on_one_trajectory(kind: str, batches: list[Any]) -> None:
     make, tx = KINDS[kind]
     torch.manual_seed(0)

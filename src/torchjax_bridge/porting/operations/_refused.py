@@ -15,7 +15,7 @@ refused(
 )
 refused(
     "counts values into bins whose borders depend on values; compute it outside of the model",
-    *("histc", "histogram", "histogramdd", "mode"),
+    *("histogram", "histogramdd", "mode"),
 )
 refused(
     "gives factors whose signs are not unique, so that torch and JAX may differ; keep this module in torch with "
