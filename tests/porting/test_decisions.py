@@ -1,7 +1,10 @@
 """A decision by values is no condition of a port that is proved for inputs that are decided in the other way."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchjax_bridge import port
@@ -110,9 +113,10 @@ def test_a_decision_that_changes_nothing_is_no_condition() -> None:
     assert not any("decide" in note for note in ported.notes)
     twice = port(_AskedTwice().eval(), _TOKENS, _MASK)
     assert not any(note.startswith("inputs for which") for note in twice.notes)
-    # The other way round the mask is lost.
-    with pytest.raises(PortError, match=r"mask\.all\(\)"):
-        port(_Masked().eval(), _TOKENS, torch.ones_like(_MASK))
+    # With the other example the mask is left out; the port is made by one that hides something.
+    for kind, own in ((_Masked, ported), (_AskedTwice, twice)):
+        other = port(kind().eval(), _TOKENS, torch.ones_like(_MASK))
+        assert other.source.partition("class")[2] == own.source.partition("class")[2]
 
 
 @pytest.mark.parametrize("kind", [_Shifted, _FirstHidden, _Counts, _AskedOfAPart])
@@ -124,3 +128,41 @@ def test_a_decision_that_changes_something_is_refused(kind: type[_Masked]) -> No
 def test_without_a_proof_every_decision_is_refused() -> None:
     with pytest.raises(PortError, match="2 things have"):
         port(_Masked().eval(), _TOKENS, _MASK, verify=False)
+
+
+class _LeavesOut(nn.Module):
+    """Attention that leaves out a mask that hides nothing, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if mask is not None and mask.all():
+            mask = None
+        bias = None if mask is None else mask[:, None, :].bool()
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def test_a_mask_that_hides_nothing_is_a_fine_example() -> None:
+    module, x = _LeavesOut().eval(), torch.randn(2, 5, 8)
+    ones = torch.ones(2, 5, dtype=torch.int64)
+    ported = port(module, x, ones)
+    assert not any("mask" in note for note in ported.notes)
+    hidden = ones.clone()
+    hidden[0, 2:] = 0
+    for mask in (ones, hidden):
+        got = ported.model(jnp.asarray(x.numpy()), jnp.asarray(mask.numpy()))
+        np.testing.assert_allclose(got, module(x, mask).detach().numpy(), atol=1e-5)
+
+
+class _DoesElse(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x.cos() if mask.all() else x * mask[:, None]
+
+
+def test_a_decision_that_no_body_serves_both_answers_of_is_refused_by_its_line() -> None:
+    with pytest.raises(PortError, match=r"if mask.all\(\) else") as caught:
+        port(_DoesElse(), torch.randn(2, 5), torch.ones(2, dtype=torch.int64))
+    assert "assume=" in str(caught.value)

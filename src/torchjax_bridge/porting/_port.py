@@ -5,6 +5,7 @@ import linecache
 import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
@@ -30,7 +31,7 @@ from ._given import (
 from ._header import header
 from ._inputs import Example, arguments_of, first_recorded
 from ._other_sizes import try_sizes
-from ._parts import Modules, find_parts, shared_weights
+from ._parts import Modules, Part, find_parts, shared_weights
 from ._placed import RefusedError
 from ._proof import holds_for, prove
 from ._refusal import refuse
@@ -71,8 +72,9 @@ def port(
     Args:
         module: A live module; it is not changed.
         inputs: Example inputs, as torch takes them: trees of tensors, and whatever else the module takes. The
-            first axis of the first tensor is the batch. A module and inputs on the ``meta`` device are ported
-            without memory for values, and without a proof.
+            first axis of the first tensor is the batch. Where a line leaves out a mask that hides nothing, the
+            port is made by one that hides something, and proved with both. A module and inputs on the ``meta``
+            device are ported without memory for values, and without a proof.
         kwargs: Keyword arguments for the module.
         ops: Your own translations, by torch function: a JAX expression with ``{0}``, ``{1}`` and ``{name}`` for
             the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``, or a function from the expressions of
@@ -116,13 +118,33 @@ def port(
     chosen("to", to, _To)
     chosen("training", training, _Training)
     module, functions, assumed = given_module(module), given_functions(ops), given_lines(assume)
-    name = type(module).__name__
     parts = find_parts(module, modules, keep)
     if parts and to == "linen":
         raise ArgumentError(
             "keep= and modules= put modules of nnx into a port: leave them out, or port to nnx."
         )
-    own = given_example(inputs, kwargs)
+    request = _Request(module, parts, functions, assumed, exact_statistics, training, to, verify)
+    return _ported(request, given_example(inputs, kwargs))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is to be ported, and how."""
+
+    module: nn.Module
+    parts: Mapping[str, Part]
+    functions: Mapping[str, Any]
+    assumed: frozenset[str]
+    exact_statistics: bool
+    training: _Training
+    to: _To
+    verify: bool
+
+
+def _ported(request: _Request, own: Example, also: Example | None = None) -> Port:
+    """The port by an example, proved with another one, too."""
+    module, parts, assumed, to = request.module, request.parts, request.assumed, request.to
+    name = type(module).__name__
     example, other = _examples(own)
     generators = Generators(module)
     with generators.restored():
@@ -148,18 +170,19 @@ def port(
         sizes = try_sizes(module, recording, example, other, whole=parts)
     notes += sizes.notes
     trained, lacking = None, [Fault("training was not asked for", "", SourceLine())]
-    if training != "none":
+    if request.training != "none":
         trained, lacking = record_training(module, example, other, sizes.taken, recording, parts)
-    require_called(functions, (recording, trained))
-    settings = {"parts": parts, "functions": functions, "exact_statistics": exact_statistics, "to": to}
-    model, lacking = translate_both(recording, trained, lacking, **settings)
+    require_called(request.functions, (recording, trained))
+    settings = {"parts": parts, "functions": request.functions, "to": to}
+    exact = request.exact_statistics
+    model, lacking = translate_both(recording, trained, lacking, exact_statistics=exact, **settings)
     is_meta = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
     otherwise = {}
-    if verify and not is_meta:
+    if request.verify and not is_meta:
         otherwise = decided_otherwise(module, recording, example, whole=parts)
     held, refused = conditions(recording, assumed, otherwise)
     notes += held
-    refused += lacking if training == "required" else []
+    refused += lacking if request.training == "required" else []
     refuse([*model.faults, *refused], name)
     notes += [*model.held, *draw_notes(recording), *training_notes(model, lacking)]
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
@@ -190,10 +213,18 @@ def port(
         fill_unsaved(template)
     with _mistakes(name), same_draws(kind):
         twin = filled(module, template, rules)
-        proof = prove(module, model, twin, rules, example, other) if verify else None
-        if not all(holds_for(module, model, twin, one) for inputs in otherwise.values() for one in inputs):
-            refuse(conditions(recording, assumed)[1], name)
-        fits = all(holds_for(module, model, twin, one) for one in sizes.unconditional if verify)
+        proof = prove(module, model, twin, rules, example, other) if request.verify else None
+        if also is not None:
+            prove(module, model, twin, rules, also, None)
+        others = [one for inputs in otherwise.values() for one in inputs]
+        holds_for_others = all(holds_for(module, model, twin, one) for one in others)
+        fits = all(holds_for(module, model, twin, one) for one in sizes.unconditional if request.verify)
+    if not holds_for_others:
+        # A mask that hides nothing was left out, say: a port by one that hides something may be right for both.
+        for one in others if also is None else ():
+            with contextlib.suppress(PortError):
+                return _ported(request, one, also=own)
+        refuse(conditions(recording, assumed)[1], name)
     if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
         source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
