@@ -336,3 +336,34 @@ def test_sizes_in_whatever_a_module_returns_stay_sizes(kind: str, weights: bool)
     ported = port(module, torch.randn(2, 3, 8, 12))
     for shape in ((2, 3, 8, 12), (3, 3, 6, 4)):
         _agree(module, ported.model, torch.randn(shape))
+
+
+class _Held(nn.Module):
+    """DeBERTa's and Longformer's: sizes that are held in tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(40, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        span = torch.tensor(x.shape[1])
+        half = torch.div(x.shape[1], 2, rounding_mode="trunc")
+        rows = self.table[20 - span : span + 20 : 2]
+        return (x @ rows.T).reshape(len(x), half, -1) * half + x.new_zeros(len(x), half, 1)
+
+
+def test_sizes_that_tensors_hold_are_sizes() -> None:
+    module = _Held().eval()
+    ported = port(module, torch.randn(2, 6, 4))
+    for shape in ((2, 6, 4), (3, 10, 4)):
+        _agree(module, ported.model, torch.randn(shape))
+
+
+class _Divides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, : (x.sum() > 0).long() + 1]
+
+
+def test_a_value_that_a_tensor_holds_is_no_size() -> None:
+    with pytest.raises(PortError):
+        port(_Divides(), torch.ones(2, 6))

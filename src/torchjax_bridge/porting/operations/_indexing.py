@@ -13,6 +13,7 @@ from torchjax_bridge.recording import Node, Value, tensors_of
 
 from .._lowering import Lowering, transposed
 from .._placed import Axes, Placed, RefusedError, torch_order
+from ._held_numbers import held_number
 from ._operands import aligned, axes_of, axis_text
 from ._table import last_name, operation
 
@@ -69,7 +70,7 @@ def _items(index: Any, rank: int) -> list[Any]:
 
 
 def _slice_text(at: Lowering, item: slice) -> str:
-    ends = (item.start, item.stop, item.step)
+    ends = tuple(map(held_number, (item.start, item.stop, item.step)))
     if any(isinstance(end, Value) for end in ends):
         raise RefusedError("a slice with a tensor as its end; use a number, or torch.gather")
     start, stop, step = ("" if end is None else at.number(end) for end in ends)

@@ -8,6 +8,7 @@ from torchjax_bridge.recording import Dim, Parameter, SizeOf, Value, depends_on_
 
 from .._lowering import Lowering
 from .._placed import Axes, Placed, torch_order
+from ._held_numbers import held_number
 
 __all__ = ["aligned", "axes_of", "axis_text", "is_fixed", "listed", "operands", "remaining", "sizes_of"]
 
@@ -70,7 +71,8 @@ def sizes_of(value: Value) -> list[Any]:
 def listed(args: tuple[Any, ...], kwargs: dict[str, Any], *names: str) -> list[Any]:
     """``view(2, 3)``, ``view((2, 3))`` and ``view(size=(2, 3))`` alike."""
     given = args or tuple(kwargs[name] for name in names if name in kwargs)
-    return list(given[0]) if len(given) == 1 and isinstance(given[0], tuple | list) else list(given)
+    items = given[0] if len(given) == 1 and isinstance(given[0], tuple | list) else given
+    return list(map(held_number, items))
 
 
 # --- axes ---------------------------------------------------------------------------------------------------

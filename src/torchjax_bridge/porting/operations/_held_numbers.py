@@ -1,0 +1,39 @@
+"""Sizes that torch code holds in tensors of one element: ``torch.tensor(x.shape[1]) - 1`` for a number."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torchjax_bridge.recording import Node, Value
+
+from ._table import last_name
+
+__all__ = ["held_number"]
+
+_COMPUTE: dict[str, Callable[..., Any]] = {
+    "tensor": lambda number: number,
+    "add": operator.add,
+    "radd": operator.add,
+    "sub": operator.sub,
+    "rsub": lambda left, right: right - left,
+    "mul": operator.mul,
+    "rmul": operator.mul,
+    "floor_divide": operator.floordiv,
+    "floordiv": operator.floordiv,
+    "div": operator.floordiv,
+}
+_ROUNDED = {"rounding_mode": "floor"}, {"rounding_mode": "trunc"}  # alike for sizes
+
+
+def held_number(item: Any) -> Any:
+    """The number that a tensor holds, with its origin; whatever else it is, as it is."""
+    if not isinstance(item, Value) or item.shape or not isinstance(item.origin, Node):
+        return item
+    name = last_name(item.origin) if item.origin.function else ""
+    numbers = [held_number(arg) for arg in item.origin.args]
+    if name not in _COMPUTE or not all(type(one) is not bool and isinstance(one, int) for one in numbers):
+        return item
+    kwargs = {key: given for key, given in item.origin.kwargs.items() if key != "device"}
+    if kwargs and not (name == "div" and kwargs in _ROUNDED and min(numbers) >= 0):
+        return item
+    return _COMPUTE[name](*numbers) if name != "div" or kwargs else item
