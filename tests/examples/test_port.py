@@ -110,6 +110,7 @@ def test_the_saved_weights_are_the_fine_tuned_ones(
     assert float(printed) == pytest.approx(loss.item(), abs=1e-4)
 
 
+@pytest.mark.slow  # a minute
 def test_the_network_of_others_computes_the_same_on_two_thousand_images(
     shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
