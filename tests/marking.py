@@ -9,5 +9,10 @@ __all__ = ["slow_but"]
 
 
 def slow_but(fast: Collection[Any], every: Iterable[Any]) -> list[Any]:
-    """All cases for ``parametrize``; those that are not among ``fast`` are marked slow."""
-    return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in every]
+    """All cases for ``parametrize``, a tuple for several arguments; those not among ``fast`` are marked slow."""
+    return [
+        case
+        if case in fast
+        else pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+        for case in every
+    ]

@@ -359,11 +359,11 @@ def test_sizes_that_tensors_hold_are_sizes() -> None:
         _agree(module, ported.model, torch.randn(shape))
 
 
-class _Divides(nn.Module):
+class _EndsByValue(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, : (x.sum() > 0).long() + 1]
 
 
 def test_a_value_that_a_tensor_holds_is_no_size() -> None:
     with pytest.raises(PortError):
-        port(_Divides(), torch.ones(2, 6))
+        port(_EndsByValue(), torch.ones(2, 6))

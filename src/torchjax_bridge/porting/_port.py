@@ -173,9 +173,15 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if request.training != "none":
         trained, lacking = record_training(module, example, other, sizes.taken, recording, parts)
     require_called(request.functions, (recording, trained))
-    settings = {"parts": parts, "functions": request.functions, "to": to}
-    exact = request.exact_statistics
-    model, lacking = translate_both(recording, trained, lacking, exact_statistics=exact, **settings)
+    model, lacking = translate_both(
+        recording,
+        trained,
+        lacking,
+        parts=parts,
+        functions=request.functions,
+        exact_statistics=request.exact_statistics,
+        to=to,
+    )
     is_meta = any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
     otherwise = {}
     if request.verify and not is_meta:
@@ -216,7 +222,8 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         proof = prove(module, model, twin, rules, example, other) if request.verify else None
         if also is not None:
             prove(module, model, twin, rules, also, None)
-        others = [one for inputs in otherwise.values() for one in inputs]
+        # Several lines may be decided otherwise by the same inputs.
+        others = list({id(one): one for inputs in otherwise.values() for one in inputs}.values())
         holds_for_others = all(holds_for(module, model, twin, one) for one in others)
         fits = all(holds_for(module, model, twin, one) for one in sizes.unconditional if request.verify)
     if not holds_for_others:

@@ -10,7 +10,7 @@ import torch
 
 from ._frames import tensors_of
 
-__all__ = ["empty_caches", "empty_caches_of"]
+__all__ = ["empty_caches", "find_caches"]
 
 _CACHE = type(functools.lru_cache(lambda: None))
 _FOUND = weakref.WeakSet[Any]()  # those that a recording read from
@@ -22,15 +22,12 @@ def empty_caches() -> None:
         cache.cache_clear()
 
 
-def empty_caches_of(tensors: Collection[torch.Tensor]) -> bool:
-    """Empty the caches that keep any of these tensors, and remember them; whether there are any not yet known."""
-    if not tensors:
-        return False
+def find_caches(tensors: Collection[torch.Tensor]) -> bool:
+    """Remember the caches that keep any of these tensors; whether there are any not yet known."""
     wanted = set(map(id, tensors))
     caches = [item for item in gc.get_objects() if type(item) is _CACHE and item not in _FOUND]
     found = [cache for cache in caches if not wanted.isdisjoint(map(id, _kept(cache)))]
     _FOUND.update(found)
-    empty_caches()
     return bool(found)
 
 

@@ -61,15 +61,17 @@ def _attention(
         hidden = _added(key_padding_mask[:, None, None], q.dtype)
         mask = hidden if mask is None else mask + hidden
     rate = dropout_p if training else 0.0
-    if not need_weights:
-        out = F.scaled_dot_product_attention(q, k, v, mask, rate)
-        return F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias), None
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    shares = (scores if mask is None else scores + mask).softmax(-1)
-    if rate > 0:
-        shares = F.dropout(shares, rate)
-    out = F.linear((shares @ v).permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
-    return out, shares.mean(1) if average_attn_weights else shares
+    shares = None
+    if need_weights:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        shares = (scores if mask is None else scores + mask).softmax(-1)
+        if rate > 0:
+            shares = F.dropout(shares, rate)
+        heads = shares @ v
+    else:
+        heads = F.scaled_dot_product_attention(q, k, v, mask, rate)
+    out = F.linear(heads.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)
+    return out, shares if shares is None or not average_attn_weights else shares.mean(1)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from torchjax_bridge.errors import ArgumentError
 
-from ._caches import empty_caches, empty_caches_of
+from ._caches import empty_caches, find_caches
 from ._composed import COMPOSED
 from ._copies import copy_module
 from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
@@ -92,14 +92,14 @@ def record(
         Holds every intermediate tensor while it runs. Shares the parameters; copies buffers and inputs. Modules
         and inputs on the ``meta`` device are recorded without memory for values.
     """
-    empty_caches()
     inputs = tuple(args), dict(kwargs or {})
-    recording, kept = _run(module, inputs, training, whole)
     before: list[torch.Tensor] = []
-    while list(map(id, kept)) != list(map(id, before)) and empty_caches_of(kept):
-        before = kept  # what a cache kept, nothing was seen to make
+    while True:
+        empty_caches()
         recording, kept = _run(module, inputs, training, whole)
-    return recording
+        if list(map(id, kept)) == list(map(id, before)) or not find_caches(kept):
+            return recording
+        before = kept  # nothing was seen to make what a cache kept
 
 
 def _run(
@@ -321,9 +321,9 @@ class _Recorder(TorchFunctionMode):
         name = short_name(full)
         if name in READS_NOTHING:
             return func(*args, **kwargs)
-        if full in COMPOSED:
+        if (compose := COMPOSED.get(full)) is not None:
             with self:  # which is off while it asks here
-                parts = COMPOSED[full](*args, **kwargs)
+                parts = compose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         frame = self.frames[-1]

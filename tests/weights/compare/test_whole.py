@@ -11,6 +11,7 @@ import torch
 from flax import nnx
 from torch import nn
 
+from tests.marking import slow_but
 from torchjax_bridge import parity, to_flax
 from torchjax_bridge.weights.compare import _record_flax, _recorder
 
@@ -77,13 +78,10 @@ _KINDS = (
 
 @pytest.mark.parametrize(
     ("flavour", "kind", "train", "whole"),
-    [
-        ("nnx", *_KINDS[0]),
-        ("nnx", *_KINDS[3]),
-        ("linen", *_KINDS[0]),
-        *(pytest.param("nnx", *_KINDS[place], marks=pytest.mark.slow) for place in (1, 2, 4)),
-        *(pytest.param("linen", *kind, marks=pytest.mark.slow) for kind in _KINDS[1:]),
-    ],
+    slow_but(
+        [("nnx", *_KINDS[0]), ("nnx", *_KINDS[3]), ("linen", *_KINDS[0])],
+        [(flavour, *kind) for flavour in ("nnx", "linen") for kind in _KINDS],
+    ),
 )
 def test_a_model_that_runs_as_one_program_is_recorded_as_one_that_runs_by_operations(
     flavour: str, kind: str, train: bool, whole: bool, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.marking import slow_but
 from torchjax_bridge import as_jax_function, as_jax_module
 
 RNG = np.random.default_rng(11)
@@ -79,9 +80,7 @@ OPERATORS = {
 SLOW = {"inverse", "fft", "interpolate", "instance norm", "conjugate constant", "assignment"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in OPERATORS]
-)
+@pytest.mark.parametrize("name", slow_but(OPERATORS.keys() - SLOW, OPERATORS))
 def test_value_gradient_and_lanes_are_those_of_torch(name):
     fn = OPERATORS[name]
     f = as_jax_function(fn)

@@ -5,7 +5,8 @@ from typing import Any
 from torchjax_bridge.recording import Node, Value
 
 from .._lowering import Lowering
-from .._placed import Placed, RefusedError, torch_order
+from .._placed import Placed, RefusedError
+from ._products import matmul
 from ._table import operation
 
 __all__: list[str] = []
@@ -33,9 +34,9 @@ def grouped_product(
 ) -> Placed:
     if bias is not None or out_dtype not in (None, mat_a.dtype):
         raise RefusedError("grouped_mm with a bias or another dtype; add and convert after it")
-    a, b = at.in_torch_order(mat_a), at.in_torch_order(mat_b)
     if offs is None:
-        return Placed(f"({a} @ {b})", torch_order(len(node.result.shape)))
+        return matmul(at, node, mat_a, mat_b)
     if (len(mat_a.shape), len(mat_b.shape)) != (2, 3):
         raise RefusedError("grouped_mm whose groups are no rows of one matrix; write a loop over the groups")
+    a, b = at.in_torch_order(mat_a), at.in_torch_order(mat_b)
     return Placed(f"jax.lax.ragged_dot({a}, {b}, jnp.diff({at.in_torch_order(offs)}, prepend=0))", (0, 1))

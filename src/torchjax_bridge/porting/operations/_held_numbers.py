@@ -34,6 +34,5 @@ def held_number(item: Any) -> Any:
     if name not in _COMPUTE or not all(type(one) is not bool and isinstance(one, int) for one in numbers):
         return item
     kwargs = {key: given for key, given in item.origin.kwargs.items() if key != "device"}
-    if kwargs and not (name == "div" and kwargs in _ROUNDED and min(numbers) >= 0):
-        return item
-    return _COMPUTE[name](*numbers) if name != "div" or kwargs else item
+    fits = kwargs in _ROUNDED and min(numbers) >= 0 if name == "div" else not kwargs
+    return _COMPUTE[name](*numbers) if fits else item

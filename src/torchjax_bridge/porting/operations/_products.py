@@ -13,7 +13,7 @@ from ._operands import aligned, operands, remaining
 from ._own_layer import is_own_layer
 from ._table import Translation, operation
 
-__all__ = ["as_layer"]
+__all__ = ["as_layer", "matmul"]
 
 
 @operation("matmul", "bmm", "mm", "spmm", "mv", "dot", "vdot", "imatmul")  # torch.mm is torch.spmm
