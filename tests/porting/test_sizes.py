@@ -338,6 +338,46 @@ def test_sizes_in_whatever_a_module_returns_stay_sizes(kind: str, weights: bool)
         _agree(module, ported.model, torch.randn(shape))
 
 
+class _Shapes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, out: Any) -> Tensor:
+        if isinstance(out, dict):
+            tokens, (height, width) = out["tokens"], out["sizes"]
+        elif isinstance(out, tuple) and not isinstance(out, _Sizes):
+            tokens, ((height, width), _) = out
+        else:
+            tokens, (height, width) = out.tokens, out.sizes
+        return self.conv(tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)).relu() / height
+
+
+class _Hands(nn.Module):
+    """One class that is given sizes, twice, of other inputs."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second = _Shapes(), _Shapes()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = x[:, :, ::2, ::2]
+        first, second = (
+            stage(_CONTAINERS[self.kind](y.flatten(2).transpose(1, 2), (y.shape[2], y.shape[3])))
+            for stage, y in ((self.first, x), (self.second, halved))
+        )
+        return first.mean((2, 3)) + second.mean((2, 3))
+
+
+@pytest.mark.parametrize("kind", _CONTAINERS)
+def test_sizes_in_whatever_a_module_is_given_stay_sizes(kind: str) -> None:
+    module = _Hands(kind).eval()
+    ported = port(module, torch.randn(2, 3, 8, 12))
+    for shape in ((2, 3, 8, 12), (3, 3, 6, 4)):
+        _agree(module, ported.model, torch.randn(shape))
+
+
 class _Held(nn.Module):
     """DeBERTa's and Longformer's: sizes that are held in tensors."""
 

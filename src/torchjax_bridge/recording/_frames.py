@@ -22,6 +22,7 @@ __all__ = [
     "Parameter",
     "Value",
     "fields_of",
+    "holds_tensors",
     "map_tensors",
     "replaced",
     "tensors_of",
@@ -155,7 +156,7 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any], *, same_kind: 
         change: What gives the new leaf.
         same_kind: Whether a dataclass stays one; otherwise it becomes a dict of its fields.
     """
-    if _is_dataclass(tree):
+    if holds_tensors(tree):
         items = {
             name: map_tensors(item, change, same_kind=same_kind) for name, item in fields_of(tree).items()
         }
@@ -184,7 +185,7 @@ def replaced(tree: Any, new: Mapping[int, Any]) -> Any:
     if isinstance(tree, tuple) or type(tree) is list:
         parts = [replaced(item, new) for item in tree]
         return tree._make(parts) if hasattr(tree, "_make") else type(tree)(parts)
-    if not isinstance(tree, MutableMapping) and not _is_dataclass(tree):
+    if not isinstance(tree, MutableMapping) and not holds_tensors(tree):
         return tree
     items = fields_of(tree)
     changed = {key: replaced(item, new) for key, item in items.items()}
@@ -225,8 +226,8 @@ def fields_of(tree: Any) -> dict[str, Any]:
     }
 
 
-def _is_dataclass(tree: Any) -> bool:
-    """Whether it is one that holds tensors; a mapping that is one, too, is a mapping."""
+def holds_tensors(tree: Any) -> bool:
+    """Whether it is a dataclass that does; a mapping that is one, too, is a mapping."""
     if isinstance(tree, type | Mapping | Value) or not dataclasses.is_dataclass(tree):
         return False
     return any(True for _ in tensors_of(fields_of(tree), torch.Tensor))

@@ -26,7 +26,18 @@ from ._effects import counted_numbers, saved_buffers, written_buffers, written_p
 from ._escapes import calls_between, made_again, returned_too
 from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
-from ._frames import Constant, Frame, Node, Parameter, Value, map_tensors, replaced, tensors_of
+from ._frames import (
+    Constant,
+    Frame,
+    Node,
+    Parameter,
+    Value,
+    fields_of,
+    holds_tensors,
+    map_tensors,
+    replaced,
+    tensors_of,
+)
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import is_leaf, is_normed, mixes_hooks
 from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
@@ -616,6 +627,9 @@ def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
     elif isinstance(tree, tuple | list):
         for place, item in enumerate(tree):
             _arguments(item, f"{name}[{place}]", origins)
+    elif isinstance(tree, Mapping) or holds_tensors(tree):
+        for key, item in fields_of(tree).items():
+            _arguments(item, f"{name}[{key!r}]", origins)
 
 
 def _outputs(tree: Any, parent: Frame, node: Node, sizes: dict[int, Any]) -> None:
