@@ -407,3 +407,13 @@ class _EndsByValue(nn.Module):
 def test_a_value_that_a_tensor_holds_is_no_size() -> None:
     with pytest.raises(PortError):
         port(_EndsByValue(), torch.ones(2, 6))
+
+
+class _ShapedByValue(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view((x.sum() > 0).long() * 2, -1)
+
+
+def test_a_shape_that_a_value_decides_is_refused_in_these_words() -> None:
+    with pytest.raises(PortError, match="a size that a tensor's value decides"):
+        port(_ShapedByValue(), torch.ones(2, 6))
