@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from flax import nnx
+from flax import linen, nnx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -166,3 +166,16 @@ class FlaxSpectrum(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.conv(self.scale * jax.scipy.special.polygamma(1, jnp.square(x) + 1))
+
+
+class LinenSpectrum(linen.Module):
+    """The same in linen, with a Dropout."""
+
+    channels: int
+    rate: float = 0.0
+
+    @linen.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = jax.scipy.special.polygamma(1, jnp.square(x) + 1)
+        x = linen.Conv(self.channels, (1, 1), name="conv")(x)
+        return linen.Dropout(self.rate, deterministic=not train)(x)

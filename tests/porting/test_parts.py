@@ -10,10 +10,10 @@ from flax import nnx
 from torch import nn
 
 from torchjax_bridge import port, to_state_dict
-from torchjax_bridge.errors import PortError
+from torchjax_bridge.errors import ArgumentError, PortError
 from torchjax_bridge.porting import Port, Replacement, TorchPart
 
-from .planted import FlaxSpectrum, Part, spectrum
+from .planted import FlaxSpectrum, LinenSpectrum, Part, spectrum
 
 
 class Block(nn.Module):
@@ -110,6 +110,39 @@ def test_a_flax_class_that_computes_something_else_is_not_returned() -> None:
     wrong = Replacement(FlaxSpectrum, {"channels": 4, "scale": 2.0}, channels_last=True)
     with pytest.raises(PortError, match="differs from torch"):
         port(_net(), torch.randn(2, 4, 6, 6), modules={Part: wrong})
+
+
+def test_a_class_of_linen_is_made_in_setup_and_told_the_mode_also_in_a_sequential() -> None:
+    net = nn.Sequential(Block(), nn.Sequential(nn.Conv2d(4, 4, 1), Part(spectrum)))
+    given = Replacement(LinenSpectrum, {"channels": 4, "rate": 0.5}, channels_last=True)
+    ported = port(net, torch.randn(2, 4, 6, 6), modules={Part: given}, to="linen")
+    assert "self.mixer = LinenSpectrum(channels=4, rate=0.5)" in ported.source
+    module, variables = ported.model
+    x = jnp.asarray(torch.randn(2, 6, 6, 4).numpy())
+    want = net(torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach().numpy()
+    assert np.abs(np.asarray(module.apply(variables, x)) - want).max() <= 1e-5 * np.abs(want).max()
+    trained = module.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert 0.3 < float((trained == 0).mean()) < 0.7
+    state = to_state_dict(variables, net, rules=ported.rules)
+    assert all(torch.equal(state[name], tensor) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flax", "to", "message"),
+    [
+        (FlaxSpectrum, "linen", "is a class of nnx, and the port is written for linen"),
+        (LinenSpectrum, "nnx", "is a class of linen, and the port is written for nnx"),
+    ],
+)
+def test_a_class_of_the_other_library_is_refused(flax: type, to: str, message: str) -> None:
+    given = Replacement(flax, {"channels": 4}, channels_last=True)
+    with pytest.raises(ArgumentError, match=message):
+        port(_net(), torch.randn(2, 4, 6, 6), modules={Part: given}, to=to)  # type: ignore[arg-type]
+
+
+def test_what_stays_in_torch_is_for_nnx() -> None:
+    with pytest.raises(ArgumentError, match="keep= puts a module of nnx into a port"):
+        port(_net(), torch.randn(2, 4, 6, 6), keep=["0.mixer"], to="linen")
 
 
 def test_items_of_a_list_that_stay_in_torch_are_named_after_the_list() -> None:

@@ -56,7 +56,7 @@ class Modes:
         return any(map(self.has_mode, inside))
 
     def _is_called_layer(self, path: str) -> bool:
-        return is_layer(self.model.modules[path]) and path not in self.model.bodies
+        return self.model.is_layer(path) and path not in self.model.bodies
 
     def _place(self, path: str) -> object:
         """What instances that must agree have in common: the class; of a Sequential, the place in its class."""
@@ -73,6 +73,8 @@ class Modes:
         module = self.model.modules[path]
         if not self._is_called_layer(path):
             return MODE if self.has_mode(path) else None
+        if path in self.model.parts:
+            return MODE if self.model.parts[path].takes(MODE) else None
         twin = self.model.twin(path, module)
         if twin.flax == "BatchNorm":
             return None if "use_running_average" in twin.call else "use_running_average"

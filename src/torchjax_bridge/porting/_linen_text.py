@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from flax import linen
 
@@ -72,13 +72,21 @@ def in_linen_names(line: str) -> str:
     )
 
 
-def linen_helpers(helpers: Mapping[str, str], definitions: Sequence[Definition]) -> dict[str, str]:
-    """The helper functions and classes that a linen file may hold."""
+def linen_helpers(
+    helpers: Mapping[str, str], definitions: Sequence[Definition], told: Collection[str] = ()
+) -> dict[str, str]:
+    """The helper functions and classes that a linen file may hold.
+
+    Args:
+        helpers: Those that a file of nnx may hold.
+        definitions: The classes of the file.
+        told: The imported classes whose calls take the mode.
+    """
     found = {name: text for name, text in helpers.items() if not text.strip().startswith("class ")}
-    return {**_LAYERS, SEQUENTIAL: _sequential(definitions), **found}
+    return {**_LAYERS, SEQUENTIAL: _sequential(definitions, told), **found}
 
 
-def _sequential(definitions: Sequence[Definition]) -> str:
+def _sequential(definitions: Sequence[Definition], told: Collection[str]) -> str:
     """The class of Sequentials that hold layers with a mode."""
     inside = set(_called_in_sequentials(definitions))
     asked = [
@@ -87,6 +95,7 @@ def _sequential(definitions: Sequence[Definition]) -> str:
         if kind in inside or (kind == "nnx.BatchNorm" and "UnbiasedBatchNorm" in inside)
     ]
     classes = [one.name for one in definitions if one.has_mode and one.name in inside]
+    classes += sorted(inside.intersection(told))
     classes += [SEQUENTIAL] if SEQUENTIAL in inside else []
     if classes:
         asked.append((classes[0] if len(classes) == 1 else f"({', '.join(classes)})", f"{MODE}={MODE}"))

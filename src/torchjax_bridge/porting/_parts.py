@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-from flax import nnx
+from flax import linen, nnx
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
@@ -31,14 +31,15 @@ class Replacement:
     """The Flax module that stands for a torch module in a port: an item of ``modules=``.
 
     The emitted class makes it as ``Class(**settings, rngs=rngs)`` and calls it with the arguments of the torch
-    call. The emitted file imports the class.
+    call. The emitted file imports the class. In a port to linen it is ``Class(**settings)``, a class of linen, and
+    its call is given ``train`` if it takes that.
 
     Args:
-        flax: A subclass of ``nnx.Module``, or where it is: ``"package.module:Class"``.
+        flax: A subclass of ``nnx.Module`` or ``linen.Module``, or where it is: ``"package.module:Class"``.
         settings: Arguments of its constructor: numbers, strings, bools, None, and tuples and lists of them.
         channels_last: Whether it takes and gives arrays of three and more axes with their channels last; otherwise
             they have torch's order of axes.
-        rngs: Whether its constructor takes ``rngs``.
+        rngs: Whether its constructor takes ``rngs``; one of linen never does.
         rules: How its weights lie in Flax where names and shapes do not say so; a class of your own with parameters
             of its own needs a `Rule`.
 
@@ -49,7 +50,7 @@ class Replacement:
     ('flax.nnx.nn.normalization', 'LayerNorm')
     """
 
-    flax: type[nnx.Module] | str
+    flax: type[nnx.Module] | type[linen.Module] | str
     settings: Mapping[str, Any] = field(default_factory=dict)
     channels_last: bool = False
     rngs: bool = True
@@ -58,14 +59,16 @@ class Replacement:
     def __post_init__(self) -> None:
         module, name = self.where
         try:
-            found = attrgetter(name)(importlib.import_module(module))
+            found = self._class()
         except (ImportError, AttributeError, ValueError) as err:
             raise ArgumentError(
                 f"modules=: a file cannot import {name} from {module} ({err}). Put the class at the top level of a "
                 'module that can be imported, and pass it or its path "package.module:Class".'
             ) from err
-        if not (isinstance(found, type) and issubclass(found, nnx.Module)):
-            raise ArgumentError(f"modules=: {module}:{name} is no subclass of nnx.Module, but {found!r}.")
+        if not _is_flax(found):
+            raise ArgumentError(
+                f"modules=: {module}:{name} is no subclass of nnx.Module or linen.Module, but {found!r}."
+            )
         for setting, value in self.settings.items():
             if not _is_literal(value):
                 raise ArgumentError(
@@ -79,14 +82,35 @@ class Replacement:
         if isinstance(self.flax, str):
             module, _, name = self.flax.partition(":")
             return module, name
-        if not (isinstance(self.flax, type) and issubclass(self.flax, nnx.Module)):
+        if not _is_flax(self.flax):
             raise ArgumentError(
-                f'modules= takes a subclass of nnx.Module, its path "package.module:Class", a Replacement, or a '
-                f"function from the torch module to one, not {self.flax!r}."
+                'modules= takes a subclass of nnx.Module or linen.Module, its path "package.module:Class", a '
+                f"Replacement, or a function from the torch module to one, not {self.flax!r}."
             )
         return self.flax.__module__, self.flax.__qualname__
 
+    def _class(self) -> Any:
+        module, name = self.where
+        return attrgetter(name)(importlib.import_module(module))
+
+    def refuse_unless(self, to: str) -> None:
+        """Make sure that it is of the library that the port is written for.
+
+        Raises:
+            ArgumentError: It is of the other one.
+        """
+        library = "linen" if issubclass(self._class(), linen.Module) else "nnx"
+        if library != to:
+            raise ArgumentError(
+                f"modules=: {self.where[1]} is a class of {library}, and the port is written for {to}: pass a "
+                f'class of {to}, or port with to="{library}".'
+            )
+
     # --- as a part ------------------------------------------------------------------------------------------
+
+    def takes(self, argument: str) -> bool:
+        """Whether its call has an argument of this name."""
+        return argument in inspect.signature(self._class().__call__).parameters
 
     def rules_at(self, path: str) -> Sequence[Rule | LayerType]:
         """How its tensors lie in Flax, for the module at this path."""
@@ -123,6 +147,11 @@ class Kept:
     module: nn.Module
     imported: tuple[str, str] | None = None
 
+    def takes(self, argument: str) -> bool:
+        """Whether its call must be given an argument of this name."""
+        del argument
+        return False
+
     def rules_at(self, path: str) -> Sequence[Rule | LayerType]:
         """How its tensors lie in a `TorchPart`."""
         return part_rules(path, self.module)
@@ -142,20 +171,23 @@ class Kept:
 
 Part: TypeAlias = Replacement | Kept
 Modules: TypeAlias = Mapping[
-    type[nn.Module], type[nnx.Module] | str | Replacement | Callable[[Any], Replacement]
+    type[nn.Module],
+    type[nnx.Module] | type[linen.Module] | str | Replacement | Callable[[Any], Replacement],
 ]
 
 
-def find_parts(root: nn.Module, modules: Modules | None, keep: Collection[str]) -> dict[str, Part]:
+def find_parts(root: nn.Module, modules: Modules | None, keep: Collection[str], to: str) -> dict[str, Part]:
     """The parts of a model by path.
 
     Args:
         root: The model.
         modules: As `port` takes it; a subclass follows its nearest base class.
         keep: Paths, or patterns of them, as `port` takes them.
+        to: The library that the port is written for.
 
     Raises:
-        ArgumentError: A path or a class is in no place of the model, or is given in another way than `port` says.
+        ArgumentError: A path or a class is in no place of the model, is of the other library, or is given in
+            another way than `port` says.
     """
     paths = dict(root.named_modules(remove_duplicate=False))
     parts: dict[str, Part] = {}
@@ -169,6 +201,8 @@ def find_parts(root: nn.Module, modules: Modules | None, keep: Collection[str]) 
                 f"keep= names {given!r}, which is no module of the model; it has {known}, ..."
             )
         parts |= {path: Kept(paths[path]) for path in named}
+    if parts and to == "linen":
+        raise ArgumentError("keep= puts a module of nnx into a port: leave it out, or port to nnx.")
     for kind, replacement in (modules or {}).items():
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             raise ArgumentError(f"modules= takes torch classes, such as {{MyLayer: ...}}, not {kind!r}.")
@@ -180,7 +214,8 @@ def find_parts(root: nn.Module, modules: Modules | None, keep: Collection[str]) 
     for path, module in paths.items():
         base = next((kind for kind in type(module).__mro__ if kind in (modules or {})), None)
         if path and path not in parts and modules is not None and base is not None:
-            parts[path] = _replacement(modules[base], module)
+            parts[path] = replacement = _replacement(modules[base], module)
+            replacement.refuse_unless(to)
     return {path: part for path, part in parts.items() if not any(_inside(path, other) for other in parts)}
 
 
@@ -206,6 +241,10 @@ def shared_weights(root: nn.Module, parts: Collection[str]) -> Iterator[Fault]:
             names = " and ".join(f"'{place}'" for place in places.values())
             reason = f"{names} are one weight, and would be two: keep or replace the module that holds both"
             yield Fault(reason, home, SourceLine())
+
+
+def _is_flax(given: Any) -> bool:
+    return isinstance(given, type) and issubclass(given, nnx.Module | linen.Module)
 
 
 def _inside(path: str, outer: str) -> bool:

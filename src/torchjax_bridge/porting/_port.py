@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from torchjax_bridge.errors import ArgumentError, PortError, WeightsError
+from torchjax_bridge.errors import PortError, WeightsError
 from torchjax_bridge.recording import Fault, SourceLine, generalize, record
 
 from ._built import filled, linen_model, nnx_model
@@ -80,10 +80,10 @@ def port(
             the arguments, such as ``{torch.fft.fft: "jnp.fft.fft({0})"}``, or a function from the expressions of
             the arguments to that expression. Arguments and result have torch's order
             of axes.
-        modules: Your own translations, by torch class: a subclass of ``nnx.Module``, or its path
-            ``"package.module:Class"``, or a `Replacement`, or a function from the torch module to a
-            `Replacement`, such as ``{MyLayer: lambda layer: Replacement(FlaxLayer, {"size": layer.size})}``. The
-            file imports the class, makes it and calls it in the place of the torch module.
+        modules: Your own translations, by torch class: a subclass of ``nnx.Module`` (of ``linen.Module`` in a port
+            to linen), or its path ``"package.module:Class"``, or a `Replacement`, or a function from the torch
+            module to a `Replacement`, such as ``{MyLayer: lambda layer: Replacement(FlaxLayer, {"size":
+            layer.size})}``. The file imports the class, makes it and calls it in the place of the torch module.
         keep: Paths of modules that stay in torch, or patterns (``"blocks.*.mixer"``). The emitted class takes each
             as an argument; ``model`` has a `TorchPart` in its place, through which gradients flow.
         assume: Lines of torch code, as ``"file.py:12"``, that decide by the values of a tensor. The port does what
@@ -118,11 +118,7 @@ def port(
     chosen("to", to, _To)
     chosen("training", training, _Training)
     module, functions, assumed = given_module(module), given_functions(ops), given_lines(assume)
-    parts = find_parts(module, modules, keep)
-    if parts and to == "linen":
-        raise ArgumentError(
-            "keep= and modules= put modules of nnx into a port: leave them out, or port to nnx."
-        )
+    parts = find_parts(module, modules, keep, to)
     request = _Request(module, parts, functions, assumed, exact_statistics, training, to, verify)
     return _ported(request, given_example(inputs, kwargs))
 
@@ -200,8 +196,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if not classes:
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
-    imported = [part.imported for part in parts.values() if part.imported is not None]
-    source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
+    source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
     rules = rules_of(model)
     with _mistakes(name):
         kind = _load(source, classes[-1].name)
@@ -234,7 +229,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         refuse(conditions(recording, assumed)[1], name)
     if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), imported)
+        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

@@ -15,6 +15,7 @@ from ._helpers import HELPERS
 from ._linen_calls import MODE
 from ._linen_text import in_linen_names, linen_helpers, setup_lines
 from ._lowering import takes
+from ._parts import Part, Replacement
 from ._rendering import literal
 from ._reserved import argument_name
 
@@ -25,15 +26,13 @@ _GLOBAL = {"initializers", "jax", "jnp", "nnx"}
 _SHARED = re.compile(r"(?<![\w.])nnx\.([A-Z]\w*)\(")
 
 
-def source_of(
-    definitions: Sequence[Definition], header: str, imported: Collection[tuple[str, str]] = ()
-) -> str:
+def source_of(definitions: Sequence[Definition], header: str, parts: Collection[Part] = ()) -> str:
     """The text of the file.
 
     Args:
         definitions: The classes, each before those that use it.
         header: The docstring of the file, without quotes.
-        imported: More classes to import: the module of each, and its name.
+        parts: Those that the caller translated, whose classes are imported, and those that stay in torch.
     """
     code: list[str] = []
     for definition in definitions:
@@ -41,13 +40,15 @@ def source_of(
     shared, code = _with_partials(code)
     known = HELPERS
     if definitions[-1].is_linen:
-        known = linen_helpers(HELPERS, definitions)
+        told = {part.where[1] for part in parts if isinstance(part, Replacement) and part.takes(MODE)}
+        known = linen_helpers(HELPERS, definitions, told)
     helpers = _needed(code, known)
     if definitions[-1].is_linen:
         shared, helpers, code = (list(map(in_linen_names, lines)) for lines in (shared, helpers, code))
     body = "\n".join([*formatted(shared, LIMIT), *helpers, *formatted(code, LIMIT)])
     gap = "\n\n" if shared else "\n\n\n"
-    own = [f"from {module} import {name}" for module, name in sorted(set(imported))]
+    imported = {part.imported for part in parts if part.imported is not None}
+    own = [f"from {module} import {name}" for module, name in sorted(imported)]
     imports = "\n".join([*_imports(body, definitions[-1].is_linen), *([""] if own else []), *own])
     return f'"""{header}"""\n\n{imports}{gap}' + body.strip("\n") + "\n"
 

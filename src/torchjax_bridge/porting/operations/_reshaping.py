@@ -186,7 +186,9 @@ def _least_transposition(order: Axes, shape: Sequence[int], parts: Groups) -> Ax
 def reshape(at: Lowering, node: Node, input: Value, *args: Any, **kwargs: Any) -> Placed:
     sizes = listed(args, kwargs, "shape", "size")
     if any(isinstance(size, Value) for size in sizes):
-        raise RefusedError(f"{node.function} to a size that a tensor's value decides; JAX needs it in advance")
+        raise RefusedError(
+            f"{node.function} to a size that a tensor's value decides; JAX needs it in advance"
+        )
     if kwargs.keys() - {"shape", "size"} or any(not isinstance(size, int) for size in sizes):
         raise RefusedError(f"{node.function} to another dtype reinterprets bits; use .to(dtype)")
     return reshaped(at, input, sizes, node.result)
