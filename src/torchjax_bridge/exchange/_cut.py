@@ -36,6 +36,13 @@ def leaf_over_devices(leaf: Any, *, copy: bool | None = None, device: Sharding, 
     """
     if is_number_or_string(leaf):
         return leaf
+    if isinstance(getattr(device, "mesh", None), jax.sharding.AbstractMesh):
+        refuse(
+            path,
+            "JAX",
+            f"to lie as {device}, which has no devices",
+            "Make the sharding of a jax.sharding.Mesh.",
+        )
     if any(_platform(one) != "cpu" for one in device.addressable_devices):
         refuse(
             path,
@@ -51,6 +58,8 @@ def leaf_over_devices(leaf: Any, *, copy: bool | None = None, device: Sharding, 
     whole = array_to_torch(tensor_to_jax(leaf, copy=copy, path=path))
     shape = tuple(whole.shape)
     try:
+        if len(getattr(device, "spec", ())) > len(shape):
+            raise ValueError("its spec names more axes than there are")
         parts = device.addressable_devices_indices_map(shape)
         device.shard_shape(shape)
     except ValueError as err:

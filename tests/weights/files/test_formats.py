@@ -319,6 +319,28 @@ def test_loading_with_the_wrong_function_names_the_right_one(tmp_path: Folder) -
         load_state_dict(tmp_path / "f.msgpack")
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt", "folder"])
+@pytest.mark.parametrize(
+    "value", [torch.arange(2.0)[::2], torch.tensor(2.5).expand(1), torch.tensor(3.0)[None].t()]
+)
+def test_one_element_of_any_stride_is_saved(tmp_path: Folder, name: str, value: torch.Tensor) -> None:
+    save_state_dict(tmp_path / name, {"x": value, "y": torch.ones(2)})
+    assert torch.equal(load_state_dict(tmp_path / name)["x"], value)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_file_of_one_rank_is_refused_and_not_read_as_the_whole(tmp_path: Folder) -> None:
+    writer = pytest.importorskip("torch.distributed.checkpoint.hf_storage").HuggingFaceStorageWriter
+    state = {"weight": torch.randn(4, 6)}
+    storage = writer(str(tmp_path / "out"), fqn_to_index_mapping={"weight": 1}, save_distributed=True)
+    torch.distributed.checkpoint.save(state, storage_writer=storage, no_dist=True)
+    (file,) = (tmp_path / "out").glob("shard*.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"what one rank has of each tensor .* enable_consolidation=True"
+    ):
+        load_state_dict(file)
+
+
 def test_a_format_that_cannot_hold_the_weights_is_refused(tmp_path: Folder) -> None:
     with pytest.raises(CheckpointError, match="msgpack holds flax weights"):
         save_state_dict(tmp_path / "m", {"w": torch.ones(1)}, format="msgpack")

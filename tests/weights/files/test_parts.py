@@ -29,6 +29,8 @@ from torchjax_bridge.weights import (
     to_flax,
 )
 from torchjax_bridge.weights.files import _orbax_stream, _parts
+from torchjax_bridge.weights.files._cut import Block
+from torchjax_bridge.weights.files._leaf import Leaf
 
 from .bits import assert_same, bits, random_bits, torch_state
 
@@ -441,6 +443,37 @@ def test_a_part_that_is_missing_or_cut_is_named_and_can_be_run_again(
     check(tmp_path, state)
 
 
+@pytest.mark.parametrize(
+    "line", [b"{not json\n", b"\n", b"[1,2]\n", b"\xff\x00\n", b'["a", [0], [1], 0, "x"]\n']
+)
+def test_a_journal_with_a_damaged_line_is_read_up_to_it_and_the_part_can_be_run_again(
+    tmp_path: Folder, line: bytes
+) -> None:
+    state = source(tmp_path / "dcp")
+    to_dcp(tmp_path, (0, 2))
+    journal = tmp_path / ".out.part" / "places-0.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], line, *lines[2:]]))
+    (tmp_path / ".out.part" / "part-x.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"part 0 of 2 lacks \d+ blocks .* Run part 0 of 2 again with resume"
+    ):
+        to_dcp(tmp_path, (1, 2))
+    to_dcp(tmp_path, (0, 2), resume=True)
+    check(tmp_path, state)
+
+
+def test_a_damaged_state_of_a_part_says_which_to_run_again(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    to_dcp(tmp_path, (0, 2))
+    for content in ("[1]", "{"):
+        (tmp_path / ".out.part" / "part-0.json").write_text(content)
+        with pytest.raises(
+            CheckpointError, match=r"part-0\.json is damaged. Remove it, and run part 0 again"
+        ):
+            to_dcp(tmp_path, (1, 2))
+
+
 @FORMATS
 def test_a_part_that_another_process_writes_is_refused(tmp_path: Folder, run: Any) -> None:
     state = source(tmp_path / "dcp")
@@ -498,6 +531,22 @@ def test_a_disk_without_room_leaves_what_a_single_conversion_is_to_keep(tmp_path
     assert (tmp_path / ".out.part").is_dir()
     run(tmp_path, resume=True)
     check(tmp_path, state)
+
+
+@pytest.mark.parametrize("layer", [(4, 1), (1, 1)])
+@pytest.mark.parametrize("memory", [1, 1024])
+def test_tensors_of_one_element_are_converted(tmp_path: Folder, layer: tuple[int, int], memory: int) -> None:
+    module, structs = nn.Linear(*layer), nnx.eval_shape(lambda: nnx.Linear(*layer, rngs=nnx.Rngs(0)))
+    save_state_dict(tmp_path / "dcp", module.state_dict(), format="dcp")
+    convert(tmp_path / "dcp", tmp_path / "out", to="flax", format="orbax", template=structs, memory=memory)
+    same = compare_checkpoints(tmp_path / "dcp", tmp_path / "out", template=structs)
+    assert (same.differences, same.same) == ((), 2)
+
+
+def test_blocks_are_committed_in_batches_of_about_so_many_bytes() -> None:
+    leaf = Leaf("a", ("a",), torch.float32, (10,), lambda: torch.zeros(10))
+    blocks = [Block(leaf, (1,), (slice(place, place + 1),)) for place in range(10)]
+    assert [len(batch) for batch in _orbax_stream._batches(blocks, 12)] == [3, 3, 3, 1]
 
 
 def test_a_mesh_that_no_leaf_of_the_template_names_is_refused(tmp_path: Folder) -> None:

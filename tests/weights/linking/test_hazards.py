@@ -62,7 +62,11 @@ def _expanded(module: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"), [(_freed, r"'1\.bias' has no memory"), (_expanded, r"'1\.bias' was expanded")]
+    ("spoil", "message"),
+    [
+        (_freed, r"'1\.bias' has no memory"),
+        (_expanded, r"'1\.bias' has several elements that are one in memory"),
+    ],
 )
 def test_a_tensor_that_cannot_be_written_to_leaves_all_as_they_were(
     spoil: Callable[[Any], None], message: str
@@ -216,3 +220,66 @@ def test_float64_crosses_if_it_is_cast() -> None:
     assert module[0].weight.dtype is torch.float64
     with pytest.raises(PlanError, match="needs x64"):
         link(module, model)
+
+
+# --- elements that several tensors hold -----------------------------------------------------------------
+
+
+class _Held(nn.Module):
+    def __init__(self, first: torch.Tensor, second: torch.Tensor) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(first), nn.Parameter(second)
+
+
+class _Twin(nnx.Module):
+    def __init__(self, module: _Held) -> None:
+        self.first, self.second = (nnx.Param(jnp.zeros(one.shape)) for one in (module.first, module.second))
+
+
+_SHARING: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "a transpose": lambda base: (base.view(3, 4), base.view(3, 4).t()),
+    "a part": lambda base: (base[:8], base[4:12]),
+    "a beginning": lambda base: (base, base[:4]),
+}
+
+
+@pytest.mark.parametrize("kind", _SHARING)
+def test_an_element_of_two_tensors_is_pulled_if_it_gets_one_value(kind: str) -> None:
+    module = _Held(*_SHARING[kind](torch.arange(12.0)))
+    model = _Twin(module)
+    both = link(module, model)
+    both.push()
+    both.pull()
+    assert torch.equal(module.first.detach().reshape(-1), torch.arange(12.0)[: module.first.numel()])
+    model.second.set_value(model.second[...] + 1)
+    with pytest.raises(PlanError, match="'first' and 'second' share memory in torch"):
+        both.pull()
+    assert torch.equal(module.first.detach().reshape(-1), torch.arange(12.0)[: module.first.numel()])
+
+
+def test_tensors_whose_elements_alternate_in_memory_share_none() -> None:
+    base = torch.arange(12.0)
+    module = _Held(base[::2], base[1::2])
+    model = _Twin(module)
+    both = link(module, model)
+    both.push()
+    model.second.set_value(-model.second[...])
+    both.pull()
+    assert torch.equal(base, torch.tensor([0.0, -1, 2, -3, 4, -5, 6, -7, 8, -9, 10, -11]))
+
+
+def test_a_tensor_that_holds_an_element_twice_is_refused() -> None:
+    module = _Held(torch.arange(6.0).as_strided((4, 3), (1, 1)), torch.ones(2))
+    both = link(module, _Twin(module))
+    both.push()
+    with pytest.raises(PlanError, match="'first' has several elements that are one in memory"):
+        both.pull()
+
+
+def test_a_large_parameter_with_the_negative_bit_is_written() -> None:
+    module, model = _pair(600)
+    both = link(module, model)
+    module[1].weight = nn.Parameter(torch._neg_view(torch.zeros(600, 600)))
+    both.pull()
+    written = module[1].weight.detach().resolve_neg().numpy()
+    assert np.array_equal(written, np.asarray(model.layers[1].kernel[...]).T)

@@ -232,6 +232,50 @@ def test_memory_that_is_used_again_does_not_pass_for_unchanged() -> None:
         assert _same(model, to_flax(module, model))
 
 
+class _Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(64)
+
+
+class _NormedTwin(nnx.Module):
+    def __init__(self) -> None:
+        self.bn = nnx.BatchNorm(64, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("of", [lambda model: model, nnx.state], ids=["module", "state"])
+def test_changed_only_pushes_the_statistics_that_torch_writes_without_a_version(of: Any) -> None:
+    module, model = _Normed(), _NormedTwin()
+    both = link(module, of(model), changed_only=True)
+    both.push()
+    version = module.bn.running_mean._version
+    module.bn(torch.randn(2, 64, 5, 5))
+    assert module.bn.running_mean._version == version
+    pushed = both.push()
+    assert np.array_equal(
+        pushed.bn.mean[...] if pushed is model else pushed["bn"]["mean"][...], module.bn.running_mean
+    )
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_changed_only_does_not_hand_out_arrays_that_were_deleted(in_place: bool) -> None:
+    module, model = nn.Linear(3, 2), nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    both = link(module, model if in_place else nnx.state(model), changed_only=True)
+    both.push()["kernel"][...].delete() if not in_place else both.push().kernel[...].delete()
+    pushed = both.push()
+    kernel = pushed.kernel[...] if in_place else pushed["kernel"][...]
+    assert np.array_equal(kernel, module.weight.detach().numpy().T)
+
+
+def test_changed_only_names_another_dtype_at_the_same_address() -> None:
+    module = nn.Linear(3, 2).bfloat16()
+    both = link(module, nnx.Linear(3, 2, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0)), changed_only=True)
+    both.push()
+    module.weight.data = module.weight.data.view(torch.float16)
+    with pytest.raises(PlanError, match=r"'weight' had dtype torch.bfloat16 and has torch.float16 now"):
+        both.push()
+
+
 def test_changed_only_gives_back_what_flax_has_changed_itself() -> None:
     module, model = _pair()
     both = link(module, model, changed_only=True)

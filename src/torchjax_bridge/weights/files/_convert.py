@@ -17,11 +17,12 @@ from .._audit import compare_settings
 from .._audit_report import Audit
 from .._example import read_example
 from .._plan import Plan, UserRule, read_sides
+from ..layouts import as_bytes
 from ..trees import live_nnx
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._load_save import AnyPath
 from ._open import open_checkpoint
-from ._pipeline import as_bytes, window_for
+from ._pipeline import window_for
 from ._route import cast, route_to_flax, route_to_torch
 from ._shard_shapes import shard_shapes
 from ._write import MEMORY, format_for, write_checkpoint

@@ -18,6 +18,7 @@ from ._boxes import box_shape
 from ._cut import Block
 from ._dcp_metadata import METADATA
 from ._leaf import Leaf, Progress
+from ._torch_file import torch_save
 
 __all__ = ["DcpParts"]
 
@@ -52,7 +53,7 @@ class DcpParts:
             for block in blocks:
                 if _key(block) not in done:
                     begin = file.tell()
-                    _save(_values(block), file)
+                    torch_save(_values(block), file)
                     place = [*_key(block), box_shape(block.box), begin, file.tell() - begin]
                     notes.write(_line(place))
                 if self._progress is not None:
@@ -119,26 +120,24 @@ def _line(place: Sequence[Any]) -> bytes:
 
 
 def _places(journal: pathlib.Path) -> list[list[Any]]:
-    """The name, offsets, shape, position and length of each stored block, without a last line that is cut."""
-    if not journal.is_file():
-        return []
-    lines = journal.read_bytes().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    """The name, offsets, shape, position and length of each stored block, up to a line that is cut or damaged."""
+    found: list[list[Any]] = []
+    for line in journal.read_bytes().splitlines(keepends=True) if journal.is_file() else ():
+        try:
+            name, offsets, sizes, begin, length = json.loads(line)
+            place = [str(name), *(list(map(int, of)) for of in (offsets, sizes)), int(begin), int(length)]
+        except (ValueError, TypeError):
+            break
+        if line != _line(place):
+            break
+        found.append(place)
+    return found
 
 
 def _values(block: Block) -> torch.Tensor:
     """The values in memory of their own: torch stores all of a tensor's memory."""
     values = block.read()
     return values if values.untyped_storage().nbytes() == values.nbytes else values.clone()
-
-
-def _save(values: torch.Tensor, file: Any) -> None:
-    try:
-        torch.save(values, file)
-    except RuntimeError as err:
-        if isinstance(err.__context__, OSError):  # the error of the system, which torch's own follows
-            raise err.__context__ from None
-        raise
 
 
 def _write_metadata(whole: pathlib.Path, leaves: Sequence[Leaf], places: dict[int, list[list[Any]]]) -> None:

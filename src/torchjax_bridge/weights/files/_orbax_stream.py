@@ -17,10 +17,10 @@ import tensorstore as ts
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import jax_dtype
 
+from ..layouts import as_bytes
 from ._cut import Block
 from ._leaf import Leaf, Progress, nest
 from ._orbax import METADATA_FILE, as_checkpoint_error, orbax_module
-from ._pipeline import as_bytes
 from ._tensorstore import context, key_value_store
 
 __all__ = ["OrbaxParts"]
@@ -160,11 +160,13 @@ class _Batch:
 def _batches(blocks: Iterable[Block], nbytes: int) -> Iterator[list[Block]]:
     """Runs of blocks of about so many bytes."""
     batch: list[Block] = []
+    held = 0
     for block in blocks:
         batch.append(block)
-        if sum(one.nbytes for one in batch) >= nbytes:
+        held += block.nbytes
+        if held >= nbytes:
             yield batch
-            batch = []
+            batch, held = [], 0
     if batch:
         yield batch
 

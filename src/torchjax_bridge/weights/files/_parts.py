@@ -93,7 +93,8 @@ def write_part(
     with as_writing_error(target), locked_folder(folder, shared=count > 1):
         own = {"work": work(), "of": count}
         for file in sorted(folder.glob("part-*.json")):
-            _check_same_work(folder, int(file.stem.partition("-")[2]), own, number, resume)
+            if (other := file.stem.partition("-")[2]).isdecimal():
+                _check_same_work(folder, int(other), own, number, resume)
         if count == 1 and not resume:
             clear(folder)
         try:
@@ -191,8 +192,16 @@ def _state(folder: pathlib.Path, part: int) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as err:
-        raise CheckpointError(f"{folder}: its file part-{part}.json is damaged. Remove it.") from err
-    return state if isinstance(state, dict) else {}
+        raise _damaged(folder, part) from err
+    if not isinstance(state, dict):
+        raise _damaged(folder, part)
+    return state
+
+
+def _damaged(folder: pathlib.Path, part: int) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: its file part-{part}.json is damaged. Remove it, and run part {part} again with resume."
+    )
 
 
 def _set_state(folder: pathlib.Path, part: int, state: dict[str, Any]) -> None:

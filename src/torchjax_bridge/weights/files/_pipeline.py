@@ -16,12 +16,13 @@ import torch
 
 from torchjax_bridge.errors import CheckpointError
 
+from ..layouts import as_bytes
 from ..moving import copy_threads, xla_copy
 from ._boxes import box_shape, pieces
 from ._leaf import Leaf, Progress
 from ._mapped import Window
 
-__all__ = ["Pipeline", "as_bytes", "read_all", "window_for"]
+__all__ = ["Pipeline", "read_all", "window_for"]
 
 # Bytes of one write. A larger write is slower: its source is no longer in the cache when the kernel copies it.
 _WRITE_BYTES = 1 << 20
@@ -176,11 +177,6 @@ def _write_when_ready(
     copy: Future[torch.Tensor], file: BinaryIO, at: int | None, progress: Progress | None
 ) -> None:
     _write(copy.result(), file, at, progress)
-
-
-def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a row-major tensor, as a view."""
-    return tensor.reshape(-1).view(torch.uint8)
 
 
 def read_all(leaves: Iterable[Leaf]) -> dict[str, torch.Tensor]:

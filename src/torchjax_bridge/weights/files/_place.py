@@ -8,8 +8,8 @@ from jax.sharding import Sharding
 from torchjax_bridge.errors import PlanError, ShareError
 from torchjax_bridge.exchange import to_jax
 
+from ..layouts import as_bytes
 from ._leaf import Leaf
-from ._pipeline import as_bytes
 
 __all__ = ["place_leaf"]
 

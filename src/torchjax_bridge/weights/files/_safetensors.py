@@ -23,6 +23,7 @@ __all__ = ["metadata_for", "read_safetensors", "write_safetensors"]
 # The framework by its name in the metadata.
 _FRAMEWORKS: dict[str, Framework] = {"pt": "torch", "torch": "torch", "flax": "flax", "jax": "flax"}
 _PATHS_KEY = "torchjax_bridge.paths"
+_OF_ONE_RANK = "DCP_SHARDING_INFO"  # an entry that says where the parts of this file begin
 
 
 def read_safetensors(path: pathlib.Path, window: Window | None = None, shard: str = "") -> Checkpoint:
@@ -33,6 +34,12 @@ def read_safetensors(path: pathlib.Path, window: Window | None = None, shard: st
     """
     file = MappedFile(path, window)
     entries, metadata, start = read_header(file)
+    if _OF_ONE_RANK in metadata:
+        raise CheckpointError(
+            f"{path} holds what one rank has of each tensor (torch's HuggingFaceStorageWriter with "
+            "save_distributed=True): load it in torch with HuggingFaceStorageReader, and save it with "
+            "enable_consolidation=True."
+        )
     paths = _stored_paths(metadata, path)
     leaves = {}
     seen: dict[Path, str] = {}

@@ -25,7 +25,7 @@ from ._mapped import Window
 from ._pipeline import Pipeline
 from ._untrusted import extract_note, pickle_protocol, program_kind, resave_note
 
-__all__ = ["ZIP", "read_torch_file", "write_torch_file"]
+__all__ = ["ZIP", "read_torch_file", "torch_save", "write_torch_file"]
 
 ZIP = b"PK\x03\x04"
 
@@ -116,10 +116,24 @@ def write_torch_file(leaves: Sequence[Leaf], file: BinaryIO, path: pathlib.Path,
             placeholders[leaf.name] = torch.empty(leaf.shape, dtype=leaf.dtype)
             own.append(leaf)
     with torch.serialization.skip_data():
-        torch.save(placeholders, file)
+        torch_save(placeholders, file)
     for leaf, place in zip(own, _data_offsets(path, len(own)), strict=True):
         pipeline.write(leaf, file, at=place)
     pipeline.flush()
+
+
+def torch_save(values: Any, file: Any) -> None:
+    """``torch.save``, with the error of the system where there was one.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    try:
+        torch.save(values, file)
+    except RuntimeError as err:
+        if isinstance(err.__context__, OSError):  # which torch's own error follows
+            raise err.__context__ from None
+        raise
 
 
 def _data_offsets(path: pathlib.Path, count: int) -> list[int]:

@@ -12,13 +12,14 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import join_path
 
 from .._plan import UserRule
+from ..layouts import as_bytes
 from ._boxes import pieces, whole
 from ._convert import find_route, framework_of
 from ._leaf import Checkpoint, Framework, Leaf
 from ._load_save import AnyPath
 from ._mapped import Window
 from ._open import open_checkpoint
-from ._pipeline import as_bytes, window_for
+from ._pipeline import window_for
 from ._route import by_model_name
 from ._write import MEMORY
 

@@ -17,6 +17,7 @@ from ._combined import Then as Then
 from ._combined import then as then
 from ._layout import Identity as Identity
 from ._layout import Layout as Layout
+from ._layout import as_bytes as as_bytes
 from ._layout import same_bits as same_bits
 from ._parts import Constant as Constant
 from ._parts import Rows as Rows

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Identity", "Layout", "same_bits"]
+__all__ = ["Identity", "Layout", "as_bytes", "same_bits"]
 
 
 @dataclass(frozen=True)
@@ -66,5 +66,10 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors, on any devices, are the same in dtype, shape and every bit, NaNs included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    bits = (tensor.contiguous().view(-1).view(torch.uint8) for tensor in (one.to(other.device), other))
-    return torch.equal(*bits)
+    return torch.equal(*(as_bytes(tensor.contiguous()) for tensor in (one.to(other.device), other)))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a row-major tensor, as a view."""
+    # Of one element, torch says that it is row-major whatever its strides are.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ._overlaps import extent
 from ._torch_side import Reading
 
 __all__ = ["in_memory_of", "same_place"]
@@ -19,7 +20,7 @@ def in_memory_of(reading: Reading, sources: Sequence[torch.Tensor]) -> set[int]:
     """The places of the sources, which are dense, that lie in the memory of a tensor of the module."""
     contiguous = map(torch.Tensor.is_contiguous, reading.tensors)
     sizes = [
-        tensor.nbytes if dense else _extent(tensor)
+        tensor.nbytes if dense else extent(tensor)
         for tensor, dense in zip(reading.tensors, contiguous, strict=True)
     ]
     starts = _addresses(reading.pointers or ())
@@ -40,11 +41,3 @@ def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _addresses(values: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     return np.array(values, np.uint64)
-
-
-def _extent(tensor: torch.Tensor) -> int:
-    """The bytes from its first element to the end of its last."""
-    if not tensor.numel():
-        return 0
-    last = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return (last + 1) * tensor.element_size()

@@ -60,10 +60,11 @@ def link(
             (``"blocks.*.norm"``), or a function of the key and the module's own tensor. It is asked once.
         share: Whether leaves with the same layout on both sides share torch's memory if they can, instead of being
             copied. Such arrays change when torch writes to its tensors; see ``docs/sharing-memory.md``.
-        changed_only: Whether a push leaves out a tensor whose version (``Tensor._version``), memory and strides are
-            those of the last push, if Flax still holds the array of that push. Some writes raise no version: those
-            to ``parameter.data``, those of ``torch.optim`` with ``fused=True``, and those through NumPy, DLPack or
-            another process. They are missed, so this is off unless it is asked for.
+        changed_only: Whether a push leaves out a parameter whose version (``Tensor._version``), memory and strides
+            are those of the last push, if Flax still holds the array of that push. Some writes raise no version:
+            those to ``parameter.data``, those of ``torch.optim`` with ``fused=True``, and those through NumPy,
+            DLPack or another process. They are missed, so this is off unless it is asked for. Buffers are always
+            pushed, since torch writes the statistics of a BatchNorm without raising a version.
 
     Returns:
         The link. It has moved nothing yet.

@@ -34,6 +34,7 @@ class Slot(NamedTuple):
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
+    is_buffer: bool
 
     def faults(self) -> Iterator[str]:
         """What is not as it was, one line each."""
@@ -183,7 +184,8 @@ def _slot(module: nn.Module, key: str) -> Slot:
         owner = None
     for holder in () if owner is None else (owner._parameters, owner._buffers):
         if (tensor := holder.get(name)) is not None:
-            return Slot(key, holder, name, tensor.shape, tensor.dtype, tensor.device)
+            is_buffer = holder is not owner._parameters
+            return Slot(key, holder, name, tensor.shape, tensor.dtype, tensor.device, is_buffer)
     raise PlanError(
         f"cannot link '{key}': the state_dict has it, but the module has no such parameter or buffer (a hook makes "
         "it). Convert with to_flax and to_state_dict each time."

@@ -18,19 +18,21 @@ from ._torch_side import Reading
 
 __all__ = ["Watch"]
 
-_VERSION, _BYTES = operator.attrgetter("_version"), operator.attrgetter("nbytes")
+_VERSION, _BYTES, _DTYPE = map(operator.attrgetter, ("_version", "nbytes", "dtype"))
 
 
 class Watch:
     """The tensors of every step as they were at its last push, and the arrays that Flax got for them.
 
+    Buffers are never taken for unchanged: torch writes the statistics of a BatchNorm without raising a version.
     Holds the memory of the tensors, so that another tensor cannot get the same address, and no arrays.
     """
 
     def __init__(self, count: int, steps: Sequence[Step]) -> None:
         self._steps = steps
-        # Per tensor: itself, its version, where its memory starts, its strides, and its bytes.
-        self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(5))
+        self._with_buffers = [step for step in steps if any(slot.is_buffer for slot in step.slots)]
+        # Per tensor: itself, its version, where its memory starts, its strides, its bytes, and its dtype.
+        self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(6))
         self._seen = self._known
         self._equal: dict[Any, Any] = {}  # strides, kept once: less memory to read at each push
         self._memory: list[torch.Tensor | None] = [None] * count
@@ -40,7 +42,7 @@ class Watch:
     def arrays(self) -> dict[int, jax.Array]:
         """The arrays of the last push that are still there, by their places."""
         found = enumerate(map(operator.call, self._arrays))
-        return {place: array for place, array in found if array is not None}
+        return {place: array for place, array in found if array is not None and not array.is_deleted()}
 
     def changed(self, reading: Reading, held: Sequence[Any]) -> Sequence[Step]:
         """The steps to run: a tensor is not as at the last push, or Flax does not hold the arrays of that push.
@@ -57,23 +59,31 @@ class Watch:
         unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
         pointers = reading.pointers or unknown
         strides = [self._equal.setdefault(one, one) for one in map(torch.Tensor.stride, tensors)]
-        self._seen = tensors, versions, pointers, strides, list(map(_BYTES, tensors))
+        self._seen = (
+            tensors, versions, pointers, strides, list(map(_BYTES, tensors)), list(map(_DTYPE, tensors)),
+        )  # fmt: skip
         if (
             all(map(operator.is_, tensors, self._known[0]))
             and self._seen[1:] == self._known[1:]
             and all(map(operator.is_, held, map(operator.call, self._arrays)))
             and all(map(operator.is_not, held, repeat(None)))
+            and not any(map(_is_deleted, held))
         ):
-            return ()
+            return self._with_buffers
         same = [
             now[0] is before[0] and now[1:] == before[1:]
             for now, before in zip(zip(*self._seen, strict=True), zip(*self._known, strict=True), strict=True)
         ]
-        there = [one is not None and one is array() for one, array in zip(held, self._arrays, strict=True)]
+        there = [
+            one is not None and one is array() and not one.is_deleted()
+            for one, array in zip(held, self._arrays, strict=True)
+        ]
         steps = [
             step
             for step in self._steps
-            if not all(same[place] for place in step.places) or not all(there[place] for place in step.leaves)
+            if any(slot.is_buffer for slot in step.slots)
+            or not all(same[place] for place in step.places)
+            or not all(there[place] for place in step.leaves)
         ]
         return self._steps if len(steps) == len(self._steps) else steps
 
@@ -92,6 +102,9 @@ class Watch:
                     known[place] = seen[place]
             for place in step.leaves:
                 self._arrays[place] = weakref.ref(arrays[place])
+
+
+_is_deleted = operator.methodcaller("is_deleted")
 
 
 def _nothing() -> None:

@@ -8,6 +8,7 @@ from torchjax_bridge.errors import PlanError
 
 from ..layouts import same_bits
 from ..moving import WIDER, copy_into
+from ._overlaps import Write, conflicts, repeats
 
 __all__ = ["Writes"]
 
@@ -22,15 +23,16 @@ class Writes:
     def __init__(self, *, cast: bool) -> None:
         self._cast = cast
         self._faults: list[str] = []
-        self._writes: dict[object, tuple[str, torch.Tensor, torch.Tensor]] = {}
+        self._writes: dict[object, Write] = {}
 
     def add(self, key: str, target: torch.Tensor, pointer: int, value: torch.Tensor) -> None:
         """Have a tensor, whose memory starts at a pointer, written to."""
         if value.dtype is not target.dtype:
             self._faults += self._misfit(key, target, value)
-        if not target.is_contiguous() and _is_expanded(target):
+        if not target.is_contiguous() and repeats(target):
             self._faults.append(
-                f"'{key}' was expanded: several of its elements are one in memory. Replace it by its clone"
+                f"'{key}' has several elements that are one in memory, as an expanded tensor. Replace it by its "
+                "clone"
             )
         # By memory, so that a tied tensor is written once. Views may begin at the same address.
         first = self._writes.setdefault(pointer or key, (key, target, value))
@@ -49,11 +51,17 @@ class Writes:
         Raises:
             PlanError: Something was at fault; it is listed, and nothing is written.
         """
+        if not self._faults:
+            self._faults += [
+                f"'{key}' and '{other}' share memory in torch, but Flax holds two values for it"
+                for key, other in conflicts([*self._writes.values()])
+            ]
         if self._faults:
             listed = "\n".join(f"  {line}" for line in self._faults)
             raise PlanError(f"cannot pull these weights to torch:\n{listed}")
         for _, target, value in self._writes.values():
-            if target.nbytes >= _SMALL_BYTES and target.is_cpu and value.is_cpu and target.is_contiguous():
+            plain = target.is_cpu and value.is_cpu and target.is_contiguous() and not target.is_neg()
+            if target.nbytes >= _SMALL_BYTES and plain and not target.is_conj():
                 copy_into(target, value)
             else:
                 target.copy_(value)
@@ -69,7 +77,3 @@ class Writes:
 
 
 _SMALL_BYTES = 1 << 18  # `copy_into` leaves smaller tensors to copy_
-
-
-def _is_expanded(tensor: torch.Tensor) -> bool:
-    return any(size > 1 and not step for size, step in zip(tensor.shape, tensor.stride(), strict=True))

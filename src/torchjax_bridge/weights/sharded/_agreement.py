@@ -17,6 +17,7 @@ import torch
 from torchjax_bridge.errors import BridgeError, PlanError
 from torchjax_bridge.exchange import dtensor_class, gather_from_ranks, local_tensor, whole_mesh
 
+from ..layouts import as_bytes
 from ._spread import Spread
 
 __all__ = ["Place", "agree", "fingerprints", "mesh_of"]
@@ -121,5 +122,5 @@ def _fingerprint(tensor: torch.Tensor) -> str:
         return "meta"  # the exchange refuses it
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     found = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)}".encode(), digest_size=16)
-    found.update(plain.view(-1).view(torch.uint8).numpy().data)
+    found.update(as_bytes(plain).numpy().data)
     return found.hexdigest()
