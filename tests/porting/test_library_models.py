@@ -1,7 +1,10 @@
 """Small models in the manner of torchvision and timm: what their code does and other code seldom does."""
 
+import math
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -409,3 +412,133 @@ class _Joined(nn.Module):
 def test_layers_whose_features_no_width_explains_are_told_what_the_port_gives_them() -> None:
     _ported(_Columns())
     _ported(_Joined(), torch.randn(2, 3, 10))
+
+
+class _Subclass(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight, self.bias)
+
+
+def test_a_subclass_of_a_linear_keeps_the_order_of_its_outputs() -> None:
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 4), nn.Flatten(), nn.Sequential(_Subclass(8, 16), nn.ReLU()), _Subclass(16, 4)
+    )
+    images = torch.randn(2, 3, 4, 4)
+    ported = port(module, images)
+    got = np.asarray(ported.model(jnp.asarray(images.permute(0, 2, 3, 1).numpy())))
+    np.testing.assert_allclose(got, module(images).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+class _Shortcut(nn.Module):
+    """CoAtNet's: an optional layer in which another is optional, by an argument that is None without it."""
+
+    def __init__(self, width: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.shortcut = _Shrink(width, out) if stride == 2 else nn.Identity()
+        self.conv = nn.Conv2d(width, out, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.conv(x)
+
+
+class _Shrink(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(2)
+        self.expand = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.expand(self.pool(x))
+
+
+def test_an_optional_layer_is_there_also_where_its_own_arguments_are_none() -> None:
+    stages = [(4, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1)]
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *(_Shortcut(*sizes) for sizes in stages))
+    ported = port(module.eval(), torch.randn(2, 3, 16, 16))
+    assert ported.source.count("class Shortcut") == ported.source.count("class Shrink") == 1
+
+
+class _Mixed(nn.Module):
+    """iFormer's stages: rows of other layers in other numbers."""
+
+    def __init__(self, kinds: str) -> None:
+        super().__init__()
+        make = {"c": lambda: nn.Conv2d(4, 4, 1), "n": lambda: nn.BatchNorm2d(4), "p": lambda: _Parted()}
+        self.blocks = nn.Sequential(*(make[kind]() for kind in kinds))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class _Parted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+def test_rows_of_layers_with_little_in_common_are_classes_of_their_own() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *map(_Mixed, ("pp", "ppcpnpppp", "pcnpp", "cc"))).eval()
+    ported = port(module, torch.randn(2, 3, 8, 8))
+    assert ported.source.count("else []") <= 3
+
+
+class _Points(nn.Module):
+    """PointNet's: the largest of many values that are computed alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.head = nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.max(F.relu(self.bn(self.conv(x))), 2)[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_of_a_maximum_is_that_of_an_optimized_program(seed: int) -> None:
+    torch.manual_seed(seed)
+    assert port(_Points().eval(), torch.randn(2, 3, 9)).proof is not None
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_layers_whose_weight_a_hook_of_torch_computes_are_ported(norm: Any) -> None:
+    module = nn.Sequential(norm(nn.Conv1d(4, 8, 3)), nn.ReLU(), norm(nn.Conv1d(8, 2, 1))).eval()
+    x = torch.randn(2, 4, 9)
+    got = np.asarray(port(module, x).model(jnp.asarray(x.numpy())))
+    np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+class _Filled(nn.Module):
+    def __init__(self, least: Any, use: Any) -> None:
+        super().__init__()
+        self.linear, self.least, self.use = nn.Linear(4, 4), least, use
+        self.register_buffer("width", torch.tensor(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.use(self, self.linear(x))
+
+
+@pytest.mark.parametrize(
+    ("least", "use"),
+    [
+        (-math.inf, lambda own, x: torch.softmax(x.masked_fill(x < x.mean(-1, keepdim=True), own.least), -1)),
+        ((0.0, math.inf), lambda own, x: x.clamp(*own.least)),
+        (math.inf, lambda own, x: torch.where(x > -99, x, own.least)),
+        (0.0, lambda own, x: torch.where(x > -99, x, math.nan)),
+        (0.0, lambda own, x: F.pad(x, (own.width, 0))),
+    ],
+)
+def test_infinite_settings_and_numbers_in_buffers_that_are_not_saved(least: Any, use: Any) -> None:
+    module, x = _Filled(least, use).eval(), torch.randn(3, 4)
+    got = np.asarray(port(module, torch.randn(2, 4)).model(jnp.asarray(x.numpy())))
+    np.testing.assert_allclose(got, module(x).detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_width_that_a_saved_buffer_holds_is_refused() -> None:
+    module = _Filled(0.0, lambda own, x: F.pad(x, (own.saved, 0)))
+    module.register_buffer("saved", torch.tensor(2))
+    with pytest.raises(PortError, match=r"F\.pad by widths that a tensor's value decides"):
+        port(module, torch.randn(2, 4))

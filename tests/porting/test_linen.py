@@ -247,3 +247,11 @@ def _as_array(tensor: torch.Tensor) -> jax.Array:
 def _code(source: str) -> str:
     """A file without the header, which names versions."""
     return source.partition('"""\n\n')[2]
+
+
+def test_a_transposed_convolution_with_as_many_outputs_as_inputs_is_paired() -> None:
+    module = nn.Sequential(nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 3)).eval()
+    ported = port(module, torch.randn(2, 8, 5, 5), to="linen")
+    _, variables = ported.model
+    state = to_state_dict(variables, module, rules=ported.rules)
+    assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())

@@ -266,7 +266,7 @@ class _Search:
     def _flag(self, attribute: str, column: Column) -> None:
         """An optional layer that no condition of the author's explains."""
         for name, values in self.made.items():
-            if equal([value is not MISSING for value in values], column.values, True):
+            if None not in values and equal([one is not MISSING for one in values], column.values, True):
                 test = ast.Compare(ast.Name(name, ast.Load()), [ast.IsNot()], [ast.Constant(None)])
                 self.expressions[id(column)] = test
                 self.defaults[name] = None

@@ -75,7 +75,10 @@ def gradient_gap(
     Memory:
         Holds the intermediate tensors of one forward of either model.
     """
-    found = _gap(module, model, twin, rules, example)
+    found = _gap(module, model, twin, rules, example, QUICK)
+    if found is not None and not found.ok:
+        # Without optimization, a maximum and what it is compared with are computed differently.
+        found = _gap(module, model, twin, rules, example)
     if found is None or found.ok:
         return found
     try:
@@ -132,14 +135,19 @@ def _is_float(leaf: Any) -> bool:
 
 
 def _gap(
-    module: nn.Module, model: Model, twin: Any, rules: Sequence[UserRule], example: Example
+    module: nn.Module,
+    model: Model,
+    twin: Any,
+    rules: Sequence[UserRule],
+    example: Example,
+    options: dict[str, Any] | None = None,
 ) -> Gap | None:
     arguments = arguments_of(model.recording, model.input_orders, example)
     draw = torch.Generator().manual_seed(0)
     weights, inputs, projections = _torch_gradients(module, model, example, draw)
     if not any(gradient is not None for gradient in (*weights.values(), *inputs)):
         return None
-    by_path, of_inputs, slope = _flax_gradients(model, twin, arguments, projections)
+    by_path, of_inputs, slope = _flax_gradients(model, twin, arguments, projections, options)
     rows: list[tuple[str, float, float]] = []  # of what, the difference, the length of torch's
     for move in plan(module, weights_of(twin), rules=rules).moves:
         if not move.layout.is_linear or not all(key in weights for key in move.torch_keys):
@@ -228,7 +236,11 @@ def _traced(module: nn.Module, example: Example) -> Any:
 
 
 def _flax_gradients(
-    model: Model, twin: Any, arguments: Sequence[Any], projections: Sequence[torch.Tensor]
+    model: Model,
+    twin: Any,
+    arguments: Sequence[Any],
+    projections: Sequence[torch.Tensor],
+    options: dict[str, Any] | None,
 ) -> tuple[dict[tuple[Any, ...], torch.Tensor], list[torch.Tensor], float | None]:
     """Gradients of the variables by path, and of the floating inputs in order.
 
@@ -263,11 +275,8 @@ def _flax_gradients(
     is_costly = bool(floats) and cuts_patches(model)
     with jax.default_matmul_precision("highest"):
         lowered = jax.jit(jax.grad(total, argnums=(0,) if is_costly else (0, 1))).lower(*given)
-    weights, inputs = (*lowered.compile(compiler_options=QUICK)(*given), [])[:2]
-    if any(bool(jnp.isnan(leaf).any()) for leaf in (*weights, *inputs)):
-        # Where fusions compute a maximum and what it is compared with differently, none is the largest: 0 / 0.
-        weights, inputs = (*lowered.compile()(*given), [])[:2]
-    slope, inputs = slope_along(total, *given, QUICK) if is_costly else (None, inputs)
+    weights, inputs = (*lowered.compile(compiler_options=options)(*given), [])[:2]
+    slope, inputs = slope_along(total, *given, options) if is_costly else (None, inputs)
     by_path = {
         tuple(key.key for key in leaves[place][0] if hasattr(key, "key")): to_torch(gradient, copy=True)
         for place, gradient in zip(places, weights, strict=True)

@@ -311,7 +311,7 @@ class Lowering:
     def _term(self, expression: Expression) -> str:
         if isinstance(expression, Attribute) and expression.path != self.frame.path:
             value = vars(self.model.modules[expression.path])[expression.name]
-            return repr(_plain(value if expression.index is None else value[expression.index]))
+            return self.number(_plain(value if expression.index is None else value[expression.index]))
         if isinstance(expression, int | float):
             return repr(expression)
         return self._expression(expression, 0)

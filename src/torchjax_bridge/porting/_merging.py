@@ -13,6 +13,8 @@ from ._runs import DifferError, run_of
 
 __all__ = ["DifferError", "merge"]
 
+_MOST_OPTIONAL = 3  # layers of one list
+
 
 def merge(trees: Sequence[Tree | None], name: str) -> Tree:
     """One tree for all instances.
@@ -115,6 +117,9 @@ def _with_optional(lists: Sequence[Any]) -> list[Tree]:
     laid = [None if items is None else laid_over(items, longest) for items in lists]
     if any((one is None) != (items is None) for one, items in zip(laid, lists, strict=True)):
         raise DifferError
+    lacking = {place for one in laid if one is not None for place, item in enumerate(one) if item is None}
+    if len(lacking) > _MOST_OPTIONAL:
+        raise DifferError  # two classes are easier to read
     found: list[Tree] = []
     for place in range(len(longest)):
         row = [None if one is None else one[place] for one in laid]

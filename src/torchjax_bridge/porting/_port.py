@@ -196,9 +196,9 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if not classes:
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
-    source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
-    rules = rules_of(model)
     with _mistakes(name):
+        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        rules = rules_of(model)
         kind = _load(source, classes[-1].name)
         if to == "linen":
             template = linen_model(

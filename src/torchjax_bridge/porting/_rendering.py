@@ -1,5 +1,6 @@
 """The source of constructor trees: calls without settings that are defaults, layers in a row as a comprehension."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -115,7 +116,8 @@ def _repeated(items: list[str]) -> str:
         while end < len(items) and items[end] == items[start]:
             end += 1
         is_class = items[start].endswith("rngs=rngs)") and not items[start].startswith("nnx.")
-        if end - start >= (2 if is_class else 3) and items[start].endswith(")"):
+        is_one = items[start].endswith(")") and not items[start].startswith("*")
+        if end - start >= (2 if is_class else 3) and is_one:
             found.append((f"{items[start]} for _ in range({end - start})", True))
         else:
             found += [(item, False) for item in items[start:end]]
@@ -130,6 +132,8 @@ def literal(value: Any) -> str:
     if isinstance(value, str):
         return '"' + value.replace('"', '\\"') + '"'
     if isinstance(value, float):
+        if not math.isfinite(value):
+            return {"inf": "jnp.inf", "-inf": "-jnp.inf", "nan": "jnp.nan"}[repr(value)]
         for bottom in range(2, 64):
             top = round(value * bottom)
             if top and top / bottom == value and len(f"{top} / {bottom}") < len(repr(value)):

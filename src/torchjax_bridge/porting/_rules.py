@@ -6,7 +6,7 @@ from typing import TypeAlias
 from torch import nn
 
 from torchjax_bridge.recording import Parameter, has_hooks, layer_class
-from torchjax_bridge.weights import Flatten, Keep, LayerType, Rename, Rule
+from torchjax_bridge.weights import TWIN_RULES, Flatten, Keep, LayerType, Rename, Rule
 
 from ._lowering import is_container, tied_bias
 from ._model import Model
@@ -29,12 +29,14 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
     called = {path: model.modules[path] for path in sorted(model.called_layers - {*model.parts})}
     readers = [path for path, module in called.items() if isinstance(module, _READ_IN_TORCH_ORDER)]
     rules += (Flatten(path, None) for path in readers if path not in model.flattened)
+    used = model.called_layers | model.read_owners | set(model.bodies)
     # A Linear keeps torch's order of outputs: the port moves the axes of a map that is made of them.
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules.values()):
         rules += (
-            Flatten(path, None, output=True) for path, module in called.items() if type(module) is nn.Linear
+            Flatten(path, None, output=True)
+            for path in sorted(used - {*model.parts})
+            if isinstance(model.modules[path], nn.Linear)
         )
-    used = model.called_layers | model.read_owners | set(model.bodies)
     places = []
     for path, module in model.modules.items():
         if any(model.is_layer(above) for above in _above(path)):
@@ -51,6 +53,10 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
         if path and (own or model.is_layer(path)):
             places.append(path)
     rules += _rules_of_parts(model)
+    if model.to == "linen" and any(
+        isinstance(one, nn.modules.conv._ConvTransposeNd) for one in called.values()
+    ):
+        rules += TWIN_RULES
     return (*rules, *_renamed_tensors(model), *_renames(model, places))
 
 

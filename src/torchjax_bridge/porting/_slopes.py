@@ -29,7 +29,10 @@ def cuts_patches(model: Model) -> bool:
 
 
 def slope_along(
-    total: Callable[[Any, Any], Any], weights: Sequence[Any], inputs: Sequence[Any], options: dict[str, Any]
+    total: Callable[[Any, Any], Any],
+    weights: Sequence[Any],
+    inputs: Sequence[Any],
+    options: dict[str, Any] | None,
 ) -> tuple[float, list[Any]]:
     """The derivative of a function of weights and inputs along a random direction of all inputs, and the direction.
 
@@ -37,7 +40,7 @@ def slope_along(
         total: Gives one number.
         weights: Its first argument.
         inputs: Its second argument, arrays of floating-point numbers.
-        options: For XLA.
+        options: For XLA, or None.
     """
     draw = np.random.default_rng(0)
     along = [jax.numpy.asarray(draw.standard_normal(one.shape), one.dtype) for one in inputs]

@@ -87,7 +87,9 @@ def _tree(
         return slice(*(_tree(a, b, visible, node, frame, faults) for a, b in ends))
     if isinstance(one, Dim) and depends_on_sizes(one.expression):
         return one
-    if type(one) is type(two) and (not isinstance(one, int | float) or one == two):
+    if type(one) is type(two) and (
+        not isinstance(one, int | float) or one == two or repr(one) == repr(two) == "nan"
+    ):
         return one
     if isinstance(one, int) and isinstance(two, int):
         for pairs in visible:

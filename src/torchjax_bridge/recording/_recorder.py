@@ -176,6 +176,7 @@ class _Recorder(TorchFunctionMode):
         self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
         self._attributes = set(map(id, _tensor_attributes(self.modules)))
         self._views: dict[int, View] = {}  # by the identity of the tensor
+        self._mixed: set[int] = set()  # the modules with hooks among those of a normed weight
         self.kept: list[torch.Tensor] = []  # by something outside of the model, from before the run
         self._calls: list[tuple[Node | None, list[tuple[torch.Tensor, Any]]]] = []
 
@@ -185,6 +186,7 @@ class _Recorder(TorchFunctionMode):
         unique = {id(module): module for module in self.modules.values()}
         leaves = {key for key, module in unique.items() if key in self._whole or is_leaf(module)}
         inner = {id(part) for key in self._whole for part in unique[key].modules()}
+        self._mixed = {key for key, module in unique.items() if mixes_hooks(module)}
         handles = []
         for key, module in unique.items():
             if not type(module).__module__.startswith("torch.") and key not in leaves | inner:
@@ -473,7 +475,7 @@ class _Recorder(TorchFunctionMode):
         with self._pause():
             parent = self.frames[-1] if self.frames else None
             path = self._path(module, parent)
-            if leaf and mixes_hooks(module):
+            if leaf and id(module) in self._mixed:
                 self.fault(f"'{path}' has a hook beside the one of its normed weight; compute in forward")
             node = None
             if parent is not None:

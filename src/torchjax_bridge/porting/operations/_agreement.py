@@ -129,7 +129,7 @@ def _setting(at: Lowering, match: re.Match[str]) -> str:
     if name not in at.body.attributes:
         return match.group()
     value = at.body.attributes[name]
-    return repr(value if index is None else value[int(index)])
+    return at.number(value if index is None else value[int(index)])
 
 
 @lru_cache(maxsize=4096)

@@ -4,7 +4,9 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from torchjax_bridge.recording import Node, Value
+import torch
+
+from torchjax_bridge.recording import Node, Parameter, Value
 
 from ._table import last_name
 
@@ -26,8 +28,17 @@ _ROUNDED = {"rounding_mode": "floor"}, {"rounding_mode": "trunc"}  # alike for s
 
 
 def held_number(item: Any) -> Any:
-    """The number that a tensor holds, with its origin; whatever else it is, as it is."""
-    if not isinstance(item, Value) or item.shape or not isinstance(item.origin, Node):
+    """The number that a tensor holds, with its origin; whatever else it is, as it is.
+
+    A buffer that no ``state_dict`` holds is a number that stays.
+    """
+    if not isinstance(item, Value) or item.shape:
+        return item
+    if isinstance(item.origin, Parameter) and not item.origin.is_saved:
+        tensor = item.origin.tensor
+        is_whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.is_meta)
+        return int(tensor) if is_whole and tensor.dtype != torch.bool else item
+    if not isinstance(item.origin, Node):
         return item
     name = last_name(item.origin) if item.origin.function else ""
     numbers = [held_number(arg) for arg in item.origin.args]

@@ -170,6 +170,9 @@ def pad(
     if not isinstance(mode, str):  # torch.constant_pad_nd(input, pad, value)
         mode, value = "constant", mode
     placed, rank = at.in_torch_map_order(input), len(input.shape)
+    pad = listed((pad,), {})
+    if any(isinstance(width, Value) for width in pad):
+        raise RefusedError("F.pad by widths that a tensor's value decides; JAX needs them in advance")
     widths = {rank - 1 - place: (pad[2 * place], pad[2 * place + 1]) for place in range(len(pad) // 2)}
     every = [width for pair in widths.values() for width in pair]
     if all(is_fixed(width) and int(width) == 0 for width in every):

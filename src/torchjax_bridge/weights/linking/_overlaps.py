@@ -56,7 +56,8 @@ def _touching(tensors: Sequence[torch.Tensor]) -> Iterator[list[int]]:
     for device in {tensor.device for tensor in tensors}:
         places = [place for place, one in enumerate(tensors) if one.device == device and one.numel()]
         places.sort(key=lambda place: tensors[place].data_ptr())
-        group, end = [], 0
+        group: list[int] = []
+        end = 0
         for place in places:
             start = tensors[place].data_ptr()
             if start >= end and group:

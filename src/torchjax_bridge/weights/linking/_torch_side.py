@@ -182,9 +182,9 @@ def _slot(module: nn.Module, key: str) -> Slot:
         owner = module.get_submodule(path)
     except AttributeError:
         owner = None
-    for holder in () if owner is None else (owner._parameters, owner._buffers):
+    holders = () if owner is None else ((owner._parameters, False), (owner._buffers, True))
+    for holder, is_buffer in holders:
         if (tensor := holder.get(name)) is not None:
-            is_buffer = holder is not owner._parameters
             return Slot(key, holder, name, tensor.shape, tensor.dtype, tensor.device, is_buffer)
     raise PlanError(
         f"cannot link '{key}': the state_dict has it, but the module has no such parameter or buffer (a hook makes "

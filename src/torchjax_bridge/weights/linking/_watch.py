@@ -37,7 +37,7 @@ class Watch:
         self._equal: dict[Any, Any] = {}  # strides, kept once: less memory to read at each push
         self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
-        self._arrays: list[Callable[[], jax.Array | None]] = [_nothing] * leaves
+        self._arrays: list[Callable[[], Any]] = [_nothing] * leaves
 
     def arrays(self) -> dict[int, jax.Array]:
         """The arrays of the last push that are still there, by their places."""
