@@ -432,10 +432,10 @@ def test_a_subclass_of_a_linear_keeps_the_order_of_its_outputs() -> None:
 class _Shortcut(nn.Module):
     """CoAtNet's: an optional layer in which another is optional, by an argument that is None without it."""
 
-    def __init__(self, width: int, out: int, stride: int) -> None:
+    def __init__(self, width: int, out: int, settings: dict[str, int]) -> None:
         super().__init__()
-        self.shortcut = _Shrink(width, out) if stride == 2 else nn.Identity()
-        self.conv = nn.Conv2d(width, out, 3, stride=stride, padding=1)
+        self.shortcut = _Shrink(width, out) if settings["stride"] == 2 else nn.Identity()
+        self.conv = nn.Conv2d(width, out, 3, stride=settings["stride"], padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shortcut(x) + self.conv(x)
@@ -452,8 +452,9 @@ class _Shrink(nn.Module):
 
 
 def test_an_optional_layer_is_there_also_where_its_own_arguments_are_none() -> None:
-    stages = [(4, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1)]
-    module = nn.Sequential(nn.Conv2d(3, 4, 1), *(_Shortcut(*sizes) for sizes in stages))
+    stages = [(4, 4, 2), (4, 4, 1), (4, 8, 2), (8, 16, 2)]
+    blocks = (_Shortcut(width, out, {"stride": stride}) for width, out, stride in stages)
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), *blocks)
     ported = port(module.eval(), torch.randn(2, 3, 16, 16))
     assert ported.source.count("class Shortcut") == ported.source.count("class Shrink") == 1
 
