@@ -1,5 +1,6 @@
 """The source of a port is what a person would write, and passes this project's own checks."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 from benchmarks.port.zoo._operators import declare_operators
 from tests.porting.golden_sources import FOLDER, GOLDEN, source_of
 from torchjax_bridge import port
+from torchjax_bridge.porting._format import formatted
 
 _SETTINGS = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -240,3 +242,154 @@ def test_names_are_the_authors_also_where_a_value_is_kept_under_another_name() -
     assert "residual = x\n" in source
     assert "b, n, c = x.shape\n" in source
     assert "x_2" not in source
+
+
+# Each is what ruff makes of the statement, at 60 characters a line.
+_LAID_OUT = {
+    "numbers_slices_powers_and_quotes": (
+        "y = jnp.where(mask, -3.4028234663852886e+38, scores[:, ::self.stride]) + 'a' * x ** 2",
+        """
+y = (
+    jnp.where(
+        mask,
+        -3.4028234663852886e38,
+        scores[:, :: self.stride],
+    )
+    + "a" * x**2
+)
+""",
+    ),
+    "one_name_of_a_tuple": (
+        "attn, = self.attention(value, key)",
+        """
+(attn,) = self.attention(value, key)
+""",
+    ),
+    "an_operator_before_a_name": (
+        "x = attention_probabilities.reshape(-1, x.shape[2]) @ value_layer",
+        """
+x = (
+    attention_probabilities.reshape(-1, x.shape[2])
+    @ value_layer
+)
+""",
+    ),
+    "an_operator_before_a_call": (
+        "return jnp.tile(encoder_attention_mask[:, None], (1, 4)) * jnp.exp(-self.log_scale)",
+        """
+return jnp.tile(
+    encoder_attention_mask[:, None], (1, 4)
+) * jnp.exp(-self.log_scale)
+""",
+    ),
+    "what_an_item_is_increased_by": (
+        "self.running_mean[...] += self.momentum * (jnp.mean(x, axis=0) - self.running_mean[...])",
+        """
+self.running_mean[...] += self.momentum * (
+    jnp.mean(x, axis=0) - self.running_mean[...]
+)
+""",
+    ),
+    "one_argument_gets_no_comma": (
+        "self.layers = nnx.List([Block(4, stride=2, rngs=rngs), Block(8, stride=2, rngs=rngs)])",
+        """
+self.layers = nnx.List(
+    [
+        Block(4, stride=2, rngs=rngs),
+        Block(8, stride=2, rngs=rngs),
+    ]
+)
+""",
+    ),
+    "operands_inside_of_brackets": (
+        "y = jnp.take(windows, jnp.arange(0, size, step)[:, None] + jnp.arange(patch), axis=1)",
+        """
+y = jnp.take(
+    windows,
+    jnp.arange(0, size, step)[:, None] + jnp.arange(patch),
+    axis=1,
+)
+""",
+    ),
+    "a_chain_of_calls": (
+        "t = jnp.stack([rows, columns], axis=2).reshape(1, 1, 20, 20, 2).astype(jnp.float32)",
+        """
+t = (
+    jnp.stack([rows, columns], axis=2)
+    .reshape(1, 1, 20, 20, 2)
+    .astype(jnp.float32)
+)
+""",
+    ),
+    "a_chain_of_items": (
+        "x = x.at[0].set(numerator / denominator).at[1].set(numerator_2 / denominator_2)",
+        """
+x = (
+    x.at[0]
+    .set(numerator / denominator)
+    .at[1]
+    .set(numerator_2 / denominator_2)
+)
+""",
+    ),
+    "names_and_a_value_in_brackets": (
+        "codes, commitment_loss, codebook_loss, latents = self.quantizers[0](hidden_state)",
+        """
+codes, commitment_loss, codebook_loss, latents = (
+    self.quantizers[0](hidden_state)
+)
+""",
+    ),
+    "more_names_than_a_line_has": (
+        "quantized_representation, commitment_loss, codebook_loss, latents = self.quantizer(x)",
+        """
+(
+    quantized_representation,
+    commitment_loss,
+    codebook_loss,
+    latents,
+) = self.quantizer(x)
+""",
+    ),
+    "a_condition": (
+        "return jnp.transpose(x, (0, 3, 1, 2)) if self.channels_first and x.ndim == 4 else x",
+        """
+return (
+    jnp.transpose(x, (0, 3, 1, 2))
+    if self.channels_first and x.ndim == 4
+    else x
+)
+""",
+    ),
+    "a_definition": (
+        "def __call__(self, query: jax.Array, key: jax.Array, *, train: bool=False) -> jax.Array:",
+        """
+def __call__(
+    self,
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    train: bool = False,
+) -> jax.Array:
+""",
+    ),
+    "a_test": (
+        "if self.stride == 1 and self.input_filters == self.output_filters and (not self.frozen):",
+        """
+if (
+    self.stride == 1
+    and self.input_filters == self.output_filters
+    and (not self.frozen)
+):
+""",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _LAID_OUT)
+def test_a_long_statement_is_laid_out_as_ruff_does(name: str) -> None:
+    statement, expected = _LAID_OUT[name]
+    found = "\n".join(formatted([statement], 60))
+    assert found == expected.strip("\n")
+    body = "\n    pass" if statement.endswith(":") else ""
+    assert ast.dump(ast.parse(found + body)) == ast.dump(ast.parse(statement + body))

@@ -1,32 +1,53 @@
 """Source as the usual formatters lay it out: double quotes, no line longer than the limit.
 
-Knows Python's brackets and nothing else.
+A statement becomes text with places where a line may end; all those of one bracket end lines together.
 """
 
-import io
-import re
-import tokenize
+import ast
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
 
 __all__ = ["formatted"]
 
-_INDENT = "    "
-# Operators that bind weakest first.
-_PRIORITIES = (
-    ("or",),
-    ("and",),
-    ("==", "!=", "<", "<=", ">", ">=", "in", "is"),
-    ("|",),
-    ("&",),
-    ("+", "-"),
-    ("*", "/", "//", "%", "@"),
-)
-_KEYWORD = re.compile(r"\b(return|not|and|or|in|is|if|else|lambda|for)\($")
+_INDENT = 4
+# Those that bind strongest first; comparisons have no sign here, and a conditional is weaker than all.
+_STRENGTHS = ("**", "~", "* / // % @", "+ -", "<< >>", "&", "^", "|", "", "and or")
+_WEIGHTS = {sign: place for place, signs in enumerate(_STRENGTHS, 1) for sign in signs.split()}
+_NOTHING, _DOT, _COMPARISON, _CONDITION = -1, 0, 9, 11
 
-# Between a name, an attribute or a number, and such a one.
-_POWER = re.compile(
-    r"(?<![\w.)\]])([A-Za-z_][\w.]*|\d[\w.]*) \*\* (-?(?:[A-Za-z_][\w.]*|\d[\w.]*))(?![\w.(\[])"
-)
-_LABEL = re.compile(r"getattr\(self, f'(\w+\{[^'\"]*\})'\)")  # the only f-strings of a file
+_Chain: TypeAlias = ast.Attribute | ast.Call | ast.Subscript
+_Operation: TypeAlias = ast.BinOp | ast.BoolOp | ast.Compare
+_Comprehension: TypeAlias = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_Collection: TypeAlias = ast.Tuple | ast.List | ast.Set | ast.Dict
+_ENDS = {ast.Tuple: "()", ast.GeneratorExp: "()", ast.List: "[]", ast.ListComp: "[]"}  # others have {}
+
+
+@dataclass(frozen=True)
+class _Break:
+    """What stands in a group that is on one line, and what in one that is not."""
+
+    flat: str
+    broken: str = "\n"
+
+
+@dataclass(frozen=True)
+class _Indent:
+    content: "_Text"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """On one line if that fits; otherwise each of its own breaks is one."""
+
+    content: "_Text"
+
+
+_Text: TypeAlias = str | _Break | _Indent | _Group | Sequence["_Text"]
+_Place: TypeAlias = tuple[int, bool, _Text]  # how far it is indented, and whether its group is broken
+_END, _SPACE, _COMMA = _Break(""), _Break(" "), _Break("", ",")
 
 
 def formatted(lines: list[str], limit: int) -> list[str]:
@@ -36,239 +57,385 @@ def formatted(lines: list[str], limit: int) -> list[str]:
         lines: As ``ast.unparse`` gives them: one line each, with their indentation.
         limit: The most characters that a line should have; one without brackets may be longer.
     """
-    found = []
-    for line in lines:
-        text = _POWER.sub(r"\1**\2", _spaced_slices(_double_quoted(line)))
-        found += _split(text, limit) if line.strip() else [""]
-    return found
+    return [one for line in lines for one in _statement(line, limit)]
 
 
-def _double_quoted(line: str) -> str:
-    line = _LABEL.sub(r'getattr(self, f"\1")', line)
-    if "'" not in line:
-        return line
-    indent = line[: len(line) - len(line.lstrip())]
-    text = line.strip()
-    parts, end = [], 0
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.STRING and token.string[:1] == "'" and token.string[:3] != "'''":
-            inner = token.string[1:-1]
-            if '"' not in inner:
-                start = token.start[1]
-                escaped = inner.replace("\\'", "'")
-                parts.append(text[end:start] + f'"{escaped}"')
-                end = token.end[1]
-    return indent + "".join(parts) + text[end:]
+def _statement(line: str, limit: int) -> list[str]:
+    text = line.lstrip()
+    source = text.removeprefix("el") if text.startswith("elif ") else text
+    try:
+        node = ast.parse(source + (" pass" if text.endswith(":") else "")).body[0]
+    except (SyntaxError, IndexError):  # an else, a decorator, an empty line
+        return [line.rstrip()]
+    start = line[: len(line) - len(source)]
+    return _Statement(source.encode(), limit, len(line) - len(text)).lines(start, node) or [line]
 
 
-def _spaced_slices(line: str) -> str:
-    """``x[:, ::self.stride]`` as ``x[:, :: self.stride]``: ends that are no plain name or number get spaces."""
-    if ":" not in line or line.lstrip().startswith(("def ", "class ", '"')):
-        return line
-    stack: list[int] = []
-    changes: list[tuple[int, int, str]] = []
-    for place, character in _outside_strings(line):
-        if character in "([{":
-            stack.append(place)
-        elif character in ")]}" and stack:
-            start = stack.pop()
-            if character == "]" and start and (line[start - 1].isalnum() or line[start - 1] in "_])"):
-                at = start + 1
-                for item in _items(line[start + 1 : place]):
-                    changes.append((at, at + len(item), _slice(item)))
-                    at += len(item) + 1
-    nested = [c for c in changes if not any(o[0] <= c[0] and c[1] <= o[1] and o is not c for o in changes)]
-    for begin, end, changed in sorted(nested, reverse=True):
-        line = line[:begin] + changed + line[end:]
-    return line
-
-
-def _slice(item: str) -> str:
-    lead = item[: len(item) - len(item.lstrip())]
-    parts = _split_at(item.strip(), ":")
-    if len(parts) == 1 or all(re.fullmatch(r"-?\w*", part) for part in parts):
-        return item
-    text = parts[0].strip()
-    for place, part in enumerate(parts[1:]):
-        text += " " if (parts[place].strip() or text) and not text.endswith(":") else ""
-        text += ":" + (f" {part.strip()}" if part.strip() else "")
-    return lead + text
-
-
-def _split_at(text: str, mark: str) -> list[str]:
-    """The parts of a text between marks that are in no bracket."""
-    depth, start, found = 0, 0, []
-    for place, character in _outside_strings(text):
-        depth += (character in "([{") - (character in ")]}")
-        if character == mark and depth == 0:
-            found.append(text[start:place])
-            start = place + 1
-    return [*found, text[start:]]
-
-
-def _conditional(line: str) -> list[str] | None:
-    """The start, ``a``, ``if test`` and ``else b`` of ``start a if test else b``; no start inside of brackets."""
-    found = re.match(r"( *(?:[\w.]+ = |return )?)(.*)", line)
-    if found is None or line.endswith((",", ":")):
-        return None
-    start, text = found.groups()
-    places: dict[str, int] = {}
-    depth = 0
-    for place, character in _outside_strings(text):
-        depth += (character in "([{") - (character in ")]}")
-        for word in (" if ", " else "):
-            if depth == 0 and text.startswith(word, place):
-                places.setdefault(word, place)
-    if len(places) < 2 or places[" if "] > places[" else "]:
-        return None
-    first, second = places[" if "], places[" else "]
-    return [start, text[:first], text[first + 1 : second], text[second + 1 :]]
-
-
-def _operation(line: str) -> list[str] | None:
-    """The start, and the operands of ``start a + b - c``: but for the first, each with the operator before it."""
-    found = re.match(r"( *(?:[\w., ]+ = |return )?)(.*)", line)
-    if found is None or line.endswith(":") or re.match(r" *(for|if|lambda)\b", line):
-        return None
-    start, text = found.groups()
-    for operators in _PRIORITIES:
-        depth, places = 0, [0]
-        for place, character in _outside_strings(text):
-            depth += (character in "([{") - (character in ")]}")
-            if depth == 0 and any(text.startswith(f" {one} ", place) for one in operators):
-                places.append(place + 1)
-        if len(places) > 1:
-            ends = [place - 1 for place in places[1:]]
-            return [start, *(text[a:b] for a, b in zip(places, [*ends, None], strict=True))]
-    return None
-
-
-def _split(line: str, limit: int) -> list[str]:
-    """A line split at its last bracket; where that leaves a longer one, at another bracket or at its operators."""
-    if len(line) <= limit:
-        return [line]
-    pairs = _pairs(line)[::-1]
-    lines = _split_at_brackets(line, limit, pairs[0] if pairs else None)
-    for pair in pairs[1:]:
-        if max(map(len, lines)) > limit:
-            lines = min(lines, _split_at_brackets(line, limit, pair), key=lambda found: max(map(len, found)))
-    longest = max(map(len, lines))
-    operation = _operation(line) if longest > limit else None
-    if operation is None:
-        return lines
-    start, *parts = operation
-    indent = line[: len(line) - len(line.lstrip())]
-    if start.strip():
-        inner = [one for part in parts for one in _split(indent + _INDENT + part, limit)]
-        other = [f"{start}(", *inner, f"{indent})"]
-    else:  # inside of brackets
-        other = [one for part in parts for one in _split(indent + part, limit)]
-    return other if max(map(len, other)) < longest else lines
-
-
-def _split_at_brackets(line: str, limit: int, pair: tuple[int, int] | None) -> list[str]:
-    indent = line[: len(line) - len(line.lstrip())]
-    conditional = _conditional(line)
-    if conditional is not None:
-        lead, *parts = conditional
-        if not lead.strip():
-            return [one for text in parts for one in _split(indent + text, limit)]
-        whole = " ".join(parts)
-        deeper = indent + _INDENT
-        if len(deeper) + len(whole) <= limit:
-            return [f"{lead}(", f"{deeper}{whole}", f"{indent})"]
-        return [f"{lead}(", *(part for text in parts for part in _split(deeper + text, limit)), f"{indent})"]
-    if pair is None:
-        return [line]
-    start, end = pair
-    head, inside, tail = line[: start + 1], line[start + 1 : end], line[end:]
-    items = _items(inside)
-    deeper = indent + _INDENT
-    loop = _comprehension(inside)
-    if loop is not None:
-        return [
-            head,
-            *_split(f"{deeper}{loop[0]}", limit),
-            f"{deeper}{loop[1]}",
-            *_split(indent + tail, limit),
-        ]
-    if len(deeper) + len(inside) <= limit and not _is_definition(line):
-        if len(items) == 1 and not head.endswith("(") and not inside.strip().startswith("*"):
-            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
-        if len(items) == 1 and "," not in inside:
-            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
-        if not inside.rstrip().endswith(",") and not _is_collection(head):
-            return [head, f"{deeper}{inside.strip()}", *_split(indent + tail, limit)]
-    if _is_definition(line) and len(deeper) + len(inside) <= limit:
-        return [head, f"{deeper}{inside.strip()}", indent + tail]
-    if len(items) == 1 and not inside.rstrip().endswith(",") and not _takes_comma(head):
-        return [head, *_split(f"{deeper}{inside.strip()}", limit), *_split(indent + tail, limit)]
-    found = [head]
-    for item in items:
-        found += _split(f"{deeper}{item.strip()},", limit)
-    return [*found, *_split(indent + tail, limit)]
-
-
-def _takes_comma(head: str) -> bool:
-    """Whether a comma after the only item changes nothing: in a call, a list or a dict, and not in ``(a + b)``."""
-    return _is_collection(head) or (re.search(r"[\w\])]\($", head) is not None and not _KEYWORD.search(head))
-
-
-def _is_collection(head: str) -> bool:
-    """Whether what ends in a bracket begins a list or a dict."""
-    return head.endswith("{") or (head.endswith("[") and not re.search(r"[\w\])]\[$", head))
-
-
-def _comprehension(inside: str) -> tuple[str, str] | None:
-    """The element and the ``for`` of a comprehension."""
-    depth = 0
-    for place, character in _outside_strings(inside):
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and inside.startswith(" for ", place):
-            return inside[:place].strip(), inside[place:].strip()
-    return None
-
-
-def _is_definition(line: str) -> bool:
-    return line.lstrip().startswith(("def ", "class "))
-
-
-def _pairs(line: str) -> list[tuple[int, int]]:
-    """Each bracket at depth 0 that holds something, and where it closes; of a definition, that of its arguments."""
-    stack: list[int] = []
-    found = []
-    for place, character in _outside_strings(line):
-        if character in "([{":
-            stack.append(place)
-        elif character in ")]}" and stack:
-            start = stack.pop()
-            if not stack and place - start > 1:
-                found.append((start, place))
-    return found[:1] if _is_definition(line) else found
-
-
-def _outside_strings(line: str) -> list[tuple[int, str]]:
-    found, quote, skip = [], "", False
-    for place, character in enumerate(line):
-        if skip:
-            skip = False
-        elif quote:
-            skip = character == "\\"
-            if character == quote:
-                quote = ""
-        elif character in "'\"":
-            quote = character
+def _printed(text: _Text, limit: int, indent: int, expand: bool = False) -> str:
+    """The text in lines within a limit; with ``expand``, no group is on one line."""
+    stack: list[_Place] = [(indent, True, text)]
+    found = ""
+    while stack:
+        indent, broken, text = stack.pop()
+        if isinstance(text, str):
+            found += text
+        elif isinstance(text, _Break):
+            part = text.broken if broken else text.flat
+            found += part + " " * indent if part == "\n" else part
+        elif isinstance(text, _Indent):
+            stack.append((indent + _INDENT, broken, text.content))
+        elif isinstance(text, _Group):
+            room = limit - len(found) + found.rfind("\n") + 1
+            broken = broken and (expand or not _fits([*stack, (indent, False, text.content)], room))
+            stack.append((indent, broken, text.content))
         else:
-            found.append((place, character))
+            stack += [(indent, broken, part) for part in reversed(text)]
     return found
 
 
-def _items(text: str) -> list[str]:
-    """The arguments of a call; a comprehension is one."""
-    depth, start, found = 0, 0, []
-    for place, character in _outside_strings(text):
-        depth += (character in "([{") - (character in ")]}")
-        if character == "," and depth == 0:
-            found.append(text[start:place])
-            start = place + 1
-    return [item for item in (*found, text[start:]) if item.strip()]
+def _fits(stack: list[_Place], room: int) -> bool:
+    """Whether what is on top of a stack, and below it all up to where a line may end, has room."""
+    while stack and room >= 0:
+        indent, broken, text = stack.pop()
+        if isinstance(text, _Break):
+            text = text.broken if broken else text.flat
+        if text == "\n":
+            return True
+        if isinstance(text, str):
+            room -= len(text)
+        elif isinstance(text, _Indent | _Group):
+            stack.append((indent, broken, text.content))
+        elif not isinstance(text, _Break):
+            stack += [(indent, broken, part) for part in reversed(text)]
+    return room >= 0
+
+
+@dataclass(frozen=True)
+class _Statement:
+    source: bytes
+    limit: int
+    indent: int
+
+    def lines(self, start: str, node: ast.stmt) -> list[str] | None:
+        """The lines of a statement after what its line starts with; ``None`` for one to be left as it is."""
+        match node:
+            case ast.Assign(targets=[*others, target], value=value):
+                start += "".join(f"{_flat(self._target(other))} = " for other in others)
+                return self._assigned([start, self._target(target), " = "], value)
+            case ast.AugAssign(target=target, value=value):
+                return self._assigned([start, self._text(target), f" {self._sign(target, value)} "], value)
+            case ast.AnnAssign(target=target, annotation=kind, value=ast.expr() as value):
+                head = f"{start}{_flat(self._text(target))}: {_flat(self._text(kind))} = "
+                return self._assigned(head, value)
+            case ast.Return(value=ast.expr() as value):
+                return self._valued(f"{start}return ", value)
+            case ast.Expr(value=ast.Call() as value) | ast.Raise(exc=ast.Call() as value, cause=None):
+                start += "raise " if isinstance(node, ast.Raise) else ""
+                own = self._needs(value) != "brackets"
+                return self._printed([start, self._text(value, False)]) if own else self._valued(start, value)
+            case ast.If(test=test):
+                return self._valued(f"{start}if ", test, ":")
+            case ast.For(target=target, iter=value):
+                return self._valued(f"{start}for {_flat(self._target(target))} in ", value, ":")
+            case ast.FunctionDef(args=ast.arguments(posonlyargs=[])):
+                return self._defined(start, node)
+        return None
+
+    def _printed(self, text: _Text, expand: bool = False) -> list[str]:
+        return _printed(text, self.limit, self.indent, expand).split("\n")
+
+    def _fit(self, lines: list[str]) -> bool:
+        return max(map(len, lines)) <= self.limit
+
+    def _assigned(self, target: _Text, value: ast.expr) -> list[str]:
+        if len(_flat(target)) < self.limit:
+            return self._valued(_flat(target), value)
+        *lines, last = self._printed(target)
+        return [*lines, *self._valued(last, value)]
+
+    def _valued(self, head: str, value: ast.expr, tail: str = "") -> list[str]:
+        """A statement that ends in a value, which gets brackets of its own where it needs them."""
+        bare: list[_Text] = [head, self._text(value, False), tail]
+        wrapped: list[_Text] = [head, "(", _Indent([_END, self._text(value)]), _END, ")", tail]
+        needs = self._needs(value)
+        if needs == "nothing" or self._fit([_flat(bare)]):
+            return self._printed(bare)
+        if needs == "brackets" and not self._may_stay_bare(value):
+            return self._printed(wrapped)
+        if self._fit(self._printed(bare, expand=True)):
+            return self._printed(bare)
+        helps = needs == "brackets" or self._fit(self._printed(wrapped, expand=True))
+        return self._printed(wrapped if helps else bare)
+
+    def _text(self, node: ast.expr, inside: bool = True) -> _Text:
+        """An expression; where not ``inside`` of brackets, lines may end only in its own."""
+        match node:
+            case ast.BinOp() | ast.BoolOp() | ast.Compare():
+                return self._operation(node, inside)
+            case ast.IfExp():
+                parts = self._conditional(node, inside)
+                return _Group(parts) if inside else parts
+            case ast.Attribute() | ast.Call() | ast.Subscript():
+                fluent = inside and self._dots(node) > 1
+                return _Group(self._chain(node, inside, True)) if fluent else self._chain(node, inside)
+            case ast.UnaryOp(operand=operand):
+                sign = self.source[node.col_offset : operand.col_offset].decode().rstrip("(")
+                tight = sign != "not " and isinstance(operand, ast.BinOp) and isinstance(operand.op, ast.Pow)
+                return [sign, _bracketed("()", self._text(operand)) if tight else self._part(operand, inside)]
+            case ast.Lambda():
+                return self._lambda(node, inside)
+            case ast.Starred(value=value):
+                return ["*", self._part(value, inside)]
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                return _bracketed(_ENDS.get(type(node), "{}"), _Group(self._comprehension(node)))
+            case ast.Tuple() | ast.List() | ast.Set() | ast.Dict():
+                return _bracketed(_ENDS.get(type(node), "{}"), self._items(node))
+            case ast.Slice():
+                return self._slice(node)
+        return _atom(node)
+
+    def _target(self, node: ast.expr) -> _Text:
+        """What is assigned to; names with commas between them get brackets if they are in lines."""
+        if isinstance(node, ast.Tuple) and len(node.elts) > 1:
+            return _in_optional_brackets(self._items(node))
+        return self._text(node)
+
+    def _defined(self, start: str, node: ast.FunctionDef) -> list[str]:
+        found = node.args
+        defaults = [*[None] * (len(found.args) - len(found.defaults)), *found.defaults, *found.kw_defaults]
+        texts = list(map(self._parameter, [*found.args, *found.kwonlyargs], defaults))
+        if found.vararg or found.kwonlyargs:
+            texts.insert(len(found.args), ["*", self._parameter(found.vararg) if found.vararg else ""])
+        texts += [["**", self._parameter(found.kwarg)]] if found.kwarg else []
+        items = _joined(texts, least=1)
+        ends: _Text = (
+            ["(", _Indent([_END, _Group(items) if texts[1:] else items]), _END, ")"] if texts else "()"
+        )
+        returned = [" -> ", self._text(node.returns, False)] if node.returns else ""
+        whole: list[_Text] = [f"{start}def {node.name}", ends, returned, ":"]
+        return [_flat(whole)] if self._fit([_flat(whole)]) else self._printed(whole)
+
+    def _parameter(self, node: ast.arg, default: ast.expr | None = None) -> _Text:
+        kind = [": ", self._text(node.annotation)] if node.annotation else ""
+        return [node.arg, kind, [" = " if kind else "=", self._text(default)] if default else ""]
+
+    def _in_brackets(self, node: ast.expr) -> bool:
+        before, after = self.source[: node.col_offset], self.source[node.end_col_offset :]
+        return before.endswith(b"(") and after.startswith(b")")
+
+    def _part(self, node: ast.expr, inside: bool = True) -> _Text:
+        return _bracketed("()", self._text(node)) if self._in_brackets(node) else self._text(node, inside)
+
+    def _operation(self, node: _Operation, inside: bool) -> _Text:
+        found: list[_Text] = []
+        before: ast.expr = node
+        for sign, value in self._operands(node):
+            tight = sign == "**" and self._is_short(before) and self._is_short(value)
+            if sign:
+                space = "" if tight else " "
+                found += [_Break(space) if inside else space, sign + space]
+            found.append(self._part(value, inside))
+            before = value
+        return _Group(found) if inside else found
+
+    def _sign(self, left: ast.expr, right: ast.expr) -> str:
+        return self.source[left.end_col_offset : right.col_offset].decode().strip(" ()")
+
+    def _weights(self, node: ast.expr) -> list[int]:
+        """How weakly each operator of an expression binds."""
+        if isinstance(node, _Operation):
+            signs = [self._sign(*pair) for pair in pairwise(_children(node))]
+            return [_WEIGHTS.get(sign, _COMPARISON) for sign in signs]
+        if isinstance(node, ast.Attribute):
+            ends = isinstance(node.value, ast.Call | ast.Subscript | _Collection | _Comprehension)
+            return [_DOT] if ends or self._in_brackets(node.value) else []
+        if isinstance(node, ast.IfExp):
+            return [_CONDITION, _CONDITION]
+        return [_WEIGHTS["~"]] if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert) else []
+
+    def _operands(self, node: _Operation) -> list[tuple[str, ast.expr]]:
+        """Each operand with the sign before it; those of a part that binds as weakly are operands too."""
+        values = _children(node)
+        signs = ["", *(self._sign(*pair) for pair in pairwise(values))]
+        found: list[tuple[str, ast.expr]] = []
+        for sign, value in zip(signs, values, strict=True):
+            inner = [("", value)]
+            if isinstance(value, _Operation) and not self._in_brackets(value):
+                inner = self._operands(value) if self._weights(value)[0] == self._weights(node)[0] else inner
+            found += [(sign, inner[0][1]), *inner[1:]]
+        return found
+
+    def _is_short(self, node: ast.expr) -> bool:
+        """Whether a power is written with no spaces around its sign if its operands are as this one."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return _is_simple(node) and not self._in_brackets(node)
+
+    def _conditional(self, node: ast.IfExp, inside: bool) -> list[_Text]:
+        space = _SPACE if inside else " "
+        found = [self._part(node.body, inside), space, "if ", self._part(node.test, inside), space, "else "]
+        if isinstance(node.orelse, ast.IfExp) and not self._in_brackets(node.orelse):
+            return [*found, *self._conditional(node.orelse, inside)]
+        return [*found, self._part(node.orelse, inside)]
+
+    def _lambda(self, node: ast.Lambda, inside: bool) -> _Text:
+        body = self._part(node.body, inside)
+        if self._needs(node.body) == "brackets":
+            body = _in_optional_brackets(self._part(node.body))
+        return [f"lambda {ast.unparse(node.args)}".rstrip(), ": ", body]
+
+    def _chain(self, node: _Chain, inside: bool, fluent: bool = False) -> _Text:
+        """Calls, attributes and items of each other; if ``fluent``, lines end before what follows a call."""
+        (value,) = _children(node)
+        in_brackets = self._in_brackets(value)
+        if isinstance(value, _Chain) and not in_brackets:
+            begin = self._chain(value, inside, fluent)
+        else:
+            begin = self._part(value, inside)
+        if isinstance(node, ast.Call):
+            return [begin, _bracketed("()", self._arguments(node))]
+        if isinstance(node, ast.Subscript):
+            if isinstance(node.slice, ast.Tuple) and len(node.slice.elts) > 1:
+                return [begin, _bracketed("[]", _Group(self._items(node.slice)))]
+            return [begin, _bracketed("[]", self._text(node.slice))]
+        ends = fluent and (isinstance(value, ast.Call | ast.Subscript) or in_brackets)
+        return [begin, _END if ends else "", f".{node.attr}"]
+
+    def _dots(self, node: ast.expr) -> int:
+        """How many attributes of a chain are those of a call, of an item, or of what is in brackets."""
+        found, in_brackets = 0, False
+        while isinstance(node, _Chain) and not in_brackets:
+            (value,) = _children(node)
+            in_brackets = self._in_brackets(value)
+            if isinstance(node, ast.Attribute):
+                found += in_brackets or isinstance(value, ast.Call | ast.Subscript)
+            node = value
+        return found
+
+    def _arguments(self, node: ast.Call) -> _Text:
+        if not node.keywords and len(node.args) == 1:
+            only = node.args[0]
+            return _Group(
+                self._comprehension(only) if isinstance(only, ast.GeneratorExp) else self._text(only)
+            )
+        texts = [self._part(one) for one in node.args]
+        texts += [[f"{one.arg}=" if one.arg else "**", self._part(one.value)] for one in node.keywords]
+        return _Group(_joined(texts)) if texts else ""
+
+    def _items(self, node: _Collection) -> _Text:
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            return _joined([[*([self._part(a), ": "] if a else ["**"]), self._part(b)] for a, b in pairs])
+        texts = [self._part(one) for one in node.elts]
+        return [*texts, ","] if isinstance(node, ast.Tuple) and len(texts) == 1 else _joined(texts)
+
+    def _comprehension(self, node: _Comprehension) -> _Text:
+        of = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+        found: list[_Text] = [_Group([self._part(of[0]), *([": ", self._part(of[1])] if of[1:] else [])])]
+        for loop in node.generators:
+            found += [_SPACE, "for ", self._target(loop.target), " in ", self._part(loop.iter)]
+            found += [part for test in loop.ifs for part in (_SPACE, "if ", self._part(test))]
+        return found
+
+    def _slice(self, node: ast.Slice) -> _Text:
+        parts = [node.lower, node.upper, *([node.step] if node.step else [])]
+        gap = "" if all(part is None or _is_simple(part) for part in parts) else " "
+        found: list[_Text] = [self._part(node.lower) if node.lower else ""]
+        for before, part in pairwise(parts):
+            found += [gap if before else "", ":", [gap, self._part(part)] if part else ""]
+        return found
+
+    def _needs(self, node: ast.expr) -> str:
+        """What lets a value end lines: "brackets", "nothing", or "fit" where only brackets that help do."""
+        if isinstance(node, ast.UnaryOp):
+            return "nothing" if self._in_brackets(node.operand) else "brackets"
+        if isinstance(node, _Chain) and self._dots(node) < 2:
+            (value,) = _children(node)
+            return "nothing" if self._in_brackets(value) else self._needs(value)
+        if isinstance(node, _Operation | ast.IfExp | ast.Lambda | _Chain):
+            return "brackets"
+        return "nothing" if isinstance(node, _Collection | _Comprehension) else "fit"
+
+    def _may_stay_bare(self, node: ast.expr) -> bool:
+        """Whether a value may end its lines in the brackets that it has at its begin or at its end."""
+        outer = self._outer(node)
+        weights = [weight for one in outer if one for weight in self._weights(one)]
+        weakest = max(weights, default=_NOTHING)
+        own = (ast.Call, ast.Subscript, _Collection, _Comprehension)
+        if weights.count(weakest) > 1 or not any(one is None or isinstance(one, own) for one in outer):
+            return False
+        return weakest <= _DOT or self._is_filled(node, 0) or self._is_filled(node, -1)
+
+    def _outer(self, node: ast.expr) -> list[ast.expr | None]:
+        """An expression and the parts of it that are outside of all brackets; ``None`` for one in brackets."""
+        found: list[ast.expr | None] = [node]
+        for child in _children(node):
+            found += [None] if self._in_brackets(child) else self._outer(child)
+        return found
+
+    def _is_filled(self, node: ast.expr, side: int) -> bool:
+        """Whether an expression begins (0) or ends (-1) with a bracket around something, but an item's."""
+        while (side == 0 or not isinstance(node, _Chain)) and (children := _children(node)):
+            if side == 0 and isinstance(node, ast.UnaryOp | ast.Lambda | ast.Starred):
+                return False
+            node = children[side]
+            if self._in_brackets(node):
+                return True
+        match node:
+            case ast.Call(args=args, keywords=keywords):
+                return bool(args or keywords)
+            case ast.Dict(values=items) | ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
+                return bool(items)
+        return isinstance(node, _Comprehension)
+
+
+def _children(node: ast.expr) -> list[ast.expr]:
+    """The parts of an expression that are outside of its own brackets."""
+    match node:
+        case ast.BinOp(left=left, right=right):
+            return [left, right]
+        case ast.BoolOp(values=values):
+            return values
+        case ast.Compare(left=left, comparators=others):
+            return [left, *others]
+        case ast.IfExp(body=body, test=test, orelse=other):
+            return [body, test, other]
+        case ast.UnaryOp(operand=value) | ast.Lambda(body=value) | ast.Starred(value=value):
+            return [value]
+        case ast.Call(func=value) | ast.Attribute(value=value) | ast.Subscript(value=value):
+            return [value]
+    return []
+
+
+def _bracketed(ends: str, content: _Text) -> _Text:
+    return _Group([ends[0], _Indent([_END, content]), _END, ends[1]]) if content else ends
+
+
+def _in_optional_brackets(content: _Text) -> _Text:
+    return _Group([_Break("", "("), _Indent([_END, content]), _END, _Break("", ")")])
+
+
+def _joined(texts: Sequence[_Text], least: int = 2) -> list[_Text]:
+    """Texts with commas between them, and in lines after the last, if there are as many as ``least``."""
+    found = [part for text in texts for part in (text, ",", _SPACE)][:-2]
+    return [*found, _COMMA] if len(texts) >= least else found
+
+
+def _flat(text: _Text) -> str:
+    return _printed(_Group(text), sys.maxsize, 0)
+
+
+def _is_simple(node: ast.expr) -> bool:
+    while isinstance(node, ast.UnaryOp) and not isinstance(node.op, ast.Not):
+        node = node.operand
+    return isinstance(node, ast.Name | ast.Constant)
+
+
+def _atom(node: ast.expr) -> str:
+    """A name or a literal; double quotes, where that changes nothing else."""
+    text = ast.unparse(node)
+    if isinstance(node, ast.Constant) and isinstance(node.value, float | complex):
+        return text.replace("e+", "e")
+    prefix, quote, rest = text.partition("'")
+    plain = isinstance(node, ast.Constant | ast.JoinedStr) and prefix in ("", "b", "f") and '"' not in text
+    return f'{prefix}"{rest[:-1]}"' if plain and quote else text

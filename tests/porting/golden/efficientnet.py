@@ -87,7 +87,7 @@ class EfficientNet(nnx.Module):
                 MBConv(20, 20, 5, 1, 4, 0.1142857142857143, rngs=rngs),
                 MBConv(20, 32, 3, 2, 6, 1 / 7, rngs=rngs),
                 MBConv(32, 32, 3, 1, 6, 0.17142857142857146, rngs=rngs),
-            ],
+            ]
         )
         self.conv_head = Conv(32, 128, (1, 1), padding="VALID", use_bias=False, rngs=rngs)
         self.bn1 = BatchNorm(128, rngs=rngs)
