@@ -4,15 +4,26 @@ A statement becomes text with places where a line may end; all those of one brac
 """
 
 import ast
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
+from ._printer import (
+    END,
+    SPACE,
+    Break,
+    Group,
+    Indent,
+    Text,
+    bracketed,
+    flat,
+    in_optional_brackets,
+    joined,
+    printed,
+)
+
 __all__ = ["formatted"]
 
-_INDENT = 4
 # Those that bind strongest first; comparisons have no sign here, and a conditional is weaker than all.
 _STRENGTHS = ("**", "~", "* / // % @", "+ -", "<< >>", "&", "^", "|", "", "and or")
 _WEIGHTS = {sign: place for place, signs in enumerate(_STRENGTHS, 1) for sign in signs.split()}
@@ -23,31 +34,6 @@ _Operation: TypeAlias = ast.BinOp | ast.BoolOp | ast.Compare
 _Comprehension: TypeAlias = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _Collection: TypeAlias = ast.Tuple | ast.List | ast.Set | ast.Dict
 _ENDS = {ast.Tuple: "()", ast.GeneratorExp: "()", ast.List: "[]", ast.ListComp: "[]"}  # others have {}
-
-
-@dataclass(frozen=True)
-class _Break:
-    """What stands in a group that is on one line, and what in one that is not."""
-
-    flat: str
-    broken: str = "\n"
-
-
-@dataclass(frozen=True)
-class _Indent:
-    content: "_Text"
-
-
-@dataclass(frozen=True)
-class _Group:
-    """On one line if that fits; otherwise each of its own breaks is one."""
-
-    content: "_Text"
-
-
-_Text: TypeAlias = str | _Break | _Indent | _Group | Sequence["_Text"]
-_Place: TypeAlias = tuple[int, bool, _Text]  # how far it is indented, and whether its group is broken
-_END, _SPACE, _COMMA = _Break(""), _Break(" "), _Break("", ",")
 
 
 def formatted(lines: list[str], limit: int) -> list[str]:
@@ -71,45 +57,6 @@ def _statement(line: str, limit: int) -> list[str]:
     return _Statement(source.encode(), limit, len(line) - len(text)).lines(start, node) or [line]
 
 
-def _printed(text: _Text, limit: int, indent: int, expand: bool = False) -> str:
-    """The text in lines within a limit; with ``expand``, no group is on one line."""
-    stack: list[_Place] = [(indent, True, text)]
-    found = ""
-    while stack:
-        indent, broken, text = stack.pop()
-        if isinstance(text, str):
-            found += text
-        elif isinstance(text, _Break):
-            part = text.broken if broken else text.flat
-            found += part + " " * indent if part == "\n" else part
-        elif isinstance(text, _Indent):
-            stack.append((indent + _INDENT, broken, text.content))
-        elif isinstance(text, _Group):
-            room = limit - len(found) + found.rfind("\n") + 1
-            broken = broken and (expand or not _fits([*stack, (indent, False, text.content)], room))
-            stack.append((indent, broken, text.content))
-        else:
-            stack += [(indent, broken, part) for part in reversed(text)]
-    return found
-
-
-def _fits(stack: list[_Place], room: int) -> bool:
-    """Whether what is on top of a stack, and below it all up to where a line may end, has room."""
-    while stack and room >= 0:
-        indent, broken, text = stack.pop()
-        if isinstance(text, _Break):
-            text = text.broken if broken else text.flat
-        if text == "\n":
-            return True
-        if isinstance(text, str):
-            room -= len(text)
-        elif isinstance(text, _Indent | _Group):
-            stack.append((indent, broken, text.content))
-        elif not isinstance(text, _Break):
-            stack += [(indent, broken, part) for part in reversed(text)]
-    return room >= 0
-
-
 @dataclass(frozen=True)
 class _Statement:
     source: bytes
@@ -120,84 +67,86 @@ class _Statement:
         """The lines of a statement after what its line starts with; ``None`` for one to be left as it is."""
         match node:
             case ast.Assign(targets=[*others, target], value=value):
-                start += "".join(f"{_flat(self._target(other))} = " for other in others)
+                start += "".join(f"{flat(self._target(other))} = " for other in others)
                 return self._assigned([start, self._target(target), " = "], value)
             case ast.AugAssign(target=target, value=value):
                 return self._assigned([start, self._text(target), f" {self._sign(target, value)} "], value)
             case ast.AnnAssign(target=target, annotation=kind, value=ast.expr() as value):
-                head = f"{start}{_flat(self._text(target))}: {_flat(self._text(kind))} = "
+                head = f"{start}{flat(self._text(target))}: {flat(self._text(kind))} = "
                 return self._assigned(head, value)
             case ast.Return(value=ast.expr() as value):
                 return self._valued(f"{start}return ", value)
             case ast.Expr(value=ast.Call() as value) | ast.Raise(exc=ast.Call() as value, cause=None):
                 start += "raise " if isinstance(node, ast.Raise) else ""
                 own = self._needs(value) != "brackets"
-                return self._printed([start, self._text(value, False)]) if own else self._valued(start, value)
+                return (
+                    self._in_lines([start, self._text(value, False)]) if own else self._valued(start, value)
+                )
             case ast.If(test=test):
                 return self._valued(f"{start}if ", test, ":")
             case ast.For(target=target, iter=value):
-                return self._valued(f"{start}for {_flat(self._target(target))} in ", value, ":")
+                return self._valued(f"{start}for {flat(self._target(target))} in ", value, ":")
             case ast.FunctionDef(args=ast.arguments(posonlyargs=[])):
                 return self._defined(start, node)
         return None
 
-    def _printed(self, text: _Text, expand: bool = False) -> list[str]:
-        return _printed(text, self.limit, self.indent, expand).split("\n")
+    def _in_lines(self, text: Text, expand: bool = False) -> list[str]:
+        return printed(text, self.limit, self.indent, expand).split("\n")
 
     def _fit(self, lines: list[str]) -> bool:
         return max(map(len, lines)) <= self.limit
 
-    def _assigned(self, target: _Text, value: ast.expr) -> list[str]:
-        if len(_flat(target)) < self.limit:
-            return self._valued(_flat(target), value)
-        *lines, last = self._printed(target)
+    def _assigned(self, target: Text, value: ast.expr) -> list[str]:
+        if len(flat(target)) < self.limit:
+            return self._valued(flat(target), value)
+        *lines, last = self._in_lines(target)
         return [*lines, *self._valued(last, value)]
 
     def _valued(self, head: str, value: ast.expr, tail: str = "") -> list[str]:
         """A statement that ends in a value, which gets brackets of its own where it needs them."""
-        bare: list[_Text] = [head, self._text(value, False), tail]
-        wrapped: list[_Text] = [head, "(", _Indent([_END, self._text(value)]), _END, ")", tail]
+        bare: list[Text] = [head, self._text(value, False), tail]
+        wrapped: list[Text] = [head, "(", Indent([END, self._text(value)]), END, ")", tail]
         needs = self._needs(value)
-        if needs == "nothing" or self._fit([_flat(bare)]):
-            return self._printed(bare)
+        if needs == "nothing" or self._fit([flat(bare)]):
+            return self._in_lines(bare)
         if needs == "brackets" and not self._may_stay_bare(value):
-            return self._printed(wrapped)
-        if self._fit(self._printed(bare, expand=True)):
-            return self._printed(bare)
-        helps = needs == "brackets" or self._fit(self._printed(wrapped, expand=True))
-        return self._printed(wrapped if helps else bare)
+            return self._in_lines(wrapped)
+        if self._fit(self._in_lines(bare, expand=True)):
+            return self._in_lines(bare)
+        helps = needs == "brackets" or self._fit(self._in_lines(wrapped, expand=True))
+        return self._in_lines(wrapped if helps else bare)
 
-    def _text(self, node: ast.expr, inside: bool = True) -> _Text:
+    def _text(self, node: ast.expr, inside: bool = True) -> Text:
         """An expression; where not ``inside`` of brackets, lines may end only in its own."""
         match node:
             case ast.BinOp() | ast.BoolOp() | ast.Compare():
                 return self._operation(node, inside)
             case ast.IfExp():
                 parts = self._conditional(node, inside)
-                return _Group(parts) if inside else parts
+                return Group(parts) if inside else parts
             case ast.Attribute() | ast.Call() | ast.Subscript():
                 fluent = inside and self._dots(node) > 1
-                return _Group(self._chain(node, inside, True)) if fluent else self._chain(node, inside)
+                return Group(self._chain(node, inside, True)) if fluent else self._chain(node, inside)
             case ast.UnaryOp(operand=operand):
                 sign = self.source[node.col_offset : operand.col_offset].decode().rstrip("(")
                 tight = sign != "not " and isinstance(operand, ast.BinOp) and isinstance(operand.op, ast.Pow)
-                return [sign, _bracketed("()", self._text(operand)) if tight else self._part(operand, inside)]
+                return [sign, bracketed("()", self._text(operand)) if tight else self._part(operand, inside)]
             case ast.Lambda():
                 return self._lambda(node, inside)
             case ast.Starred(value=value):
                 return ["*", self._part(value, inside)]
             case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
-                return _bracketed(_ENDS.get(type(node), "{}"), _Group(self._comprehension(node)))
+                return bracketed(_ENDS.get(type(node), "{}"), Group(self._comprehension(node)))
             case ast.Tuple() | ast.List() | ast.Set() | ast.Dict():
-                return _bracketed(_ENDS.get(type(node), "{}"), self._items(node))
+                return bracketed(_ENDS.get(type(node), "{}"), self._items(node))
             case ast.Slice():
                 return self._slice(node)
         return _atom(node)
 
-    def _target(self, node: ast.expr) -> _Text:
+    def _target(self, node: ast.expr) -> Text:
         """What is assigned to; names with commas between them get brackets if they are in lines."""
         if isinstance(node, ast.Tuple) and len(node.elts) > 1:
-            return _in_optional_brackets(self._items(node))
+            return in_optional_brackets(self._items(node))
         return self._text(node)
 
     def _defined(self, start: str, node: ast.FunctionDef) -> list[str]:
@@ -207,15 +156,13 @@ class _Statement:
         if found.vararg or found.kwonlyargs:
             texts.insert(len(found.args), ["*", self._parameter(found.vararg) if found.vararg else ""])
         texts += [["**", self._parameter(found.kwarg)]] if found.kwarg else []
-        items = _joined(texts, least=1)
-        ends: _Text = (
-            ["(", _Indent([_END, _Group(items) if texts[1:] else items]), _END, ")"] if texts else "()"
-        )
+        items = joined(texts, least=1)
+        ends: Text = ["(", Indent([END, Group(items) if texts[1:] else items]), END, ")"] if texts else "()"
         returned = [" -> ", self._text(node.returns, False)] if node.returns else ""
-        whole: list[_Text] = [f"{start}def {node.name}", ends, returned, ":"]
-        return [_flat(whole)] if self._fit([_flat(whole)]) else self._printed(whole)
+        whole: list[Text] = [f"{start}def {node.name}", ends, returned, ":"]
+        return [flat(whole)] if self._fit([flat(whole)]) else self._in_lines(whole)
 
-    def _parameter(self, node: ast.arg, default: ast.expr | None = None) -> _Text:
+    def _parameter(self, node: ast.arg, default: ast.expr | None = None) -> Text:
         kind = [": ", self._text(node.annotation)] if node.annotation else ""
         return [node.arg, kind, [" = " if kind else "=", self._text(default)] if default else ""]
 
@@ -223,20 +170,20 @@ class _Statement:
         before, after = self.source[: node.col_offset], self.source[node.end_col_offset :]
         return before.endswith(b"(") and after.startswith(b")")
 
-    def _part(self, node: ast.expr, inside: bool = True) -> _Text:
-        return _bracketed("()", self._text(node)) if self._in_brackets(node) else self._text(node, inside)
+    def _part(self, node: ast.expr, inside: bool = True) -> Text:
+        return bracketed("()", self._text(node)) if self._in_brackets(node) else self._text(node, inside)
 
-    def _operation(self, node: _Operation, inside: bool) -> _Text:
-        found: list[_Text] = []
+    def _operation(self, node: _Operation, inside: bool) -> Text:
+        found: list[Text] = []
         before: ast.expr = node
         for sign, value in self._operands(node):
             tight = sign == "**" and self._is_short(before) and self._is_short(value)
             if sign:
                 space = "" if tight else " "
-                found += [_Break(space) if inside else space, sign + space]
+                found += [Break(space) if inside else space, sign + space]
             found.append(self._part(value, inside))
             before = value
-        return _Group(found) if inside else found
+        return Group(found) if inside else found
 
     def _sign(self, left: ast.expr, right: ast.expr) -> str:
         return self.source[left.end_col_offset : right.col_offset].decode().strip(" ()")
@@ -271,20 +218,20 @@ class _Statement:
             node = node.value
         return _is_simple(node) and not self._in_brackets(node)
 
-    def _conditional(self, node: ast.IfExp, inside: bool) -> list[_Text]:
-        space = _SPACE if inside else " "
+    def _conditional(self, node: ast.IfExp, inside: bool) -> list[Text]:
+        space = SPACE if inside else " "
         found = [self._part(node.body, inside), space, "if ", self._part(node.test, inside), space, "else "]
         if isinstance(node.orelse, ast.IfExp) and not self._in_brackets(node.orelse):
             return [*found, *self._conditional(node.orelse, inside)]
         return [*found, self._part(node.orelse, inside)]
 
-    def _lambda(self, node: ast.Lambda, inside: bool) -> _Text:
+    def _lambda(self, node: ast.Lambda, inside: bool) -> Text:
         body = self._part(node.body, inside)
         if self._needs(node.body) == "brackets":
-            body = _in_optional_brackets(self._part(node.body))
+            body = in_optional_brackets(self._part(node.body))
         return [f"lambda {ast.unparse(node.args)}".rstrip(), ": ", body]
 
-    def _chain(self, node: _Chain, inside: bool, fluent: bool = False) -> _Text:
+    def _chain(self, node: _Chain, inside: bool, fluent: bool = False) -> Text:
         """Calls, attributes and items of each other; if ``fluent``, lines end before what follows a call."""
         (value,) = _children(node)
         in_brackets = self._in_brackets(value)
@@ -293,13 +240,13 @@ class _Statement:
         else:
             begin = self._part(value, inside)
         if isinstance(node, ast.Call):
-            return [begin, _bracketed("()", self._arguments(node))]
+            return [begin, bracketed("()", self._arguments(node))]
         if isinstance(node, ast.Subscript):
             if isinstance(node.slice, ast.Tuple) and len(node.slice.elts) > 1:
-                return [begin, _bracketed("[]", _Group(self._items(node.slice)))]
-            return [begin, _bracketed("[]", self._text(node.slice))]
+                return [begin, bracketed("[]", Group(self._items(node.slice)))]
+            return [begin, bracketed("[]", self._text(node.slice))]
         ends = fluent and (isinstance(value, ast.Call | ast.Subscript) or in_brackets)
-        return [begin, _END if ends else "", f".{node.attr}"]
+        return [begin, END if ends else "", f".{node.attr}"]
 
     def _dots(self, node: ast.expr) -> int:
         """How many attributes of a chain are those of a call, of an item, or of what is in brackets."""
@@ -312,35 +259,35 @@ class _Statement:
             node = value
         return found
 
-    def _arguments(self, node: ast.Call) -> _Text:
+    def _arguments(self, node: ast.Call) -> Text:
         if not node.keywords and len(node.args) == 1:
             only = node.args[0]
-            return _Group(
+            return Group(
                 self._comprehension(only) if isinstance(only, ast.GeneratorExp) else self._text(only)
             )
         texts = [self._part(one) for one in node.args]
         texts += [[f"{one.arg}=" if one.arg else "**", self._part(one.value)] for one in node.keywords]
-        return _Group(_joined(texts)) if texts else ""
+        return Group(joined(texts)) if texts else ""
 
-    def _items(self, node: _Collection) -> _Text:
+    def _items(self, node: _Collection) -> Text:
         if isinstance(node, ast.Dict):
             pairs = zip(node.keys, node.values, strict=True)
-            return _joined([[*([self._part(a), ": "] if a else ["**"]), self._part(b)] for a, b in pairs])
+            return joined([[*([self._part(a), ": "] if a else ["**"]), self._part(b)] for a, b in pairs])
         texts = [self._part(one) for one in node.elts]
-        return [*texts, ","] if isinstance(node, ast.Tuple) and len(texts) == 1 else _joined(texts)
+        return [*texts, ","] if isinstance(node, ast.Tuple) and len(texts) == 1 else joined(texts)
 
-    def _comprehension(self, node: _Comprehension) -> _Text:
+    def _comprehension(self, node: _Comprehension) -> Text:
         of = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-        found: list[_Text] = [_Group([self._part(of[0]), *([": ", self._part(of[1])] if of[1:] else [])])]
+        found: list[Text] = [Group([self._part(of[0]), *([": ", self._part(of[1])] if of[1:] else [])])]
         for loop in node.generators:
-            found += [_SPACE, "for ", self._target(loop.target), " in ", self._part(loop.iter)]
-            found += [part for test in loop.ifs for part in (_SPACE, "if ", self._part(test))]
+            found += [SPACE, "for ", self._target(loop.target), " in ", self._part(loop.iter)]
+            found += [part for test in loop.ifs for part in (SPACE, "if ", self._part(test))]
         return found
 
-    def _slice(self, node: ast.Slice) -> _Text:
+    def _slice(self, node: ast.Slice) -> Text:
         parts = [node.lower, node.upper, *([node.step] if node.step else [])]
         gap = "" if all(part is None or _is_simple(part) for part in parts) else " "
-        found: list[_Text] = [self._part(node.lower) if node.lower else ""]
+        found: list[Text] = [self._part(node.lower) if node.lower else ""]
         for before, part in pairwise(parts):
             found += [gap if before else "", ":", [gap, self._part(part)] if part else ""]
         return found
@@ -405,24 +352,6 @@ def _children(node: ast.expr) -> list[ast.expr]:
         case ast.Call(func=value) | ast.Attribute(value=value) | ast.Subscript(value=value):
             return [value]
     return []
-
-
-def _bracketed(ends: str, content: _Text) -> _Text:
-    return _Group([ends[0], _Indent([_END, content]), _END, ends[1]]) if content else ends
-
-
-def _in_optional_brackets(content: _Text) -> _Text:
-    return _Group([_Break("", "("), _Indent([_END, content]), _END, _Break("", ")")])
-
-
-def _joined(texts: Sequence[_Text], least: int = 2) -> list[_Text]:
-    """Texts with commas between them, and in lines after the last, if there are as many as ``least``."""
-    found = [part for text in texts for part in (text, ",", _SPACE)][:-2]
-    return [*found, _COMMA] if len(texts) >= least else found
-
-
-def _flat(text: _Text) -> str:
-    return _printed(_Group(text), sys.maxsize, 0)
 
 
 def _is_simple(node: ast.expr) -> bool:
