@@ -417,3 +417,43 @@ class _ShapedByValue(nn.Module):
 def test_a_shape_that_a_value_decides_is_refused_in_these_words() -> None:
     with pytest.raises(PortError, match="a size that a tensor's value decides"):
         port(_ShapedByValue(), torch.ones(2, 6))
+
+
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        lambda x: x.pow(2).mean(1),
+        lambda x: x.sum(1, keepdim=True),
+        lambda x: x.std(-1),
+        lambda x: x.amax(1) - x.min(1).values,
+        lambda x: x.logsumexp(1),
+    ],
+)
+def test_the_order_of_a_map_that_is_reduced_as_a_whole_does_not_matter(reduce: Any) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return reduce(self.conv(x).view(len(x), -1))
+
+    module = Net().eval()
+    ported = port(module, torch.randn(2, 3, 8, 12))
+    assert ported.notes == ()
+    assert "transpose" not in ported.source
+    for shape in ((2, 3, 8, 12), (3, 3, 5, 7)):
+        _agree(module, ported.model, torch.randn(shape))
+
+
+def test_where_the_largest_of_a_map_lies_is_counted_in_the_order_of_torch() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).flatten(1).argmax(1)
+
+    module = Net().eval()
+    _agree(module, port(module, torch.randn(2, 3, 8, 8)).model, torch.randn(3, 3, 8, 8))

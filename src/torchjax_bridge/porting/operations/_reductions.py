@@ -11,11 +11,15 @@ from ._table import Translation, last_name, operation
 
 __all__: list[str] = []
 
+_POSITIONS = "jnp.argmax", "jnp.argmin"
+
 
 def reduced(at: Lowering, function: str, input: Value, dim: Any, keepdim: bool, extra: str = "") -> Placed:
     """``function(input, axis=...)``."""
-    placed = at.in_torch_map_order(input)
-    axes = axes_of(input, dim)
+    placed, axes = at.at(input), axes_of(input, dim)
+    whole = placed.map_axis in [placed.place(axis) for axis in axes]
+    if not whole or function in _POSITIONS:  # of all of a flattened map, the order does not matter
+        placed = at.in_torch_map_order(input)
     every = len(axes) == placed.rank and not keepdim
     where = "" if every else f", axis={axis_text(placed, axes)}"
     keep = ", keepdims=True" if keepdim else ""
