@@ -81,6 +81,10 @@ class Annotated(nnx.Module):
         init = nnx.with_partitioning(nnx.initializers.normal(), (None, "x"))
         self.fc = nnx.Linear(4, 8, kernel_init=init, rngs=rngs)
 
+class Bare(nnx.Module):
+    def __init__(self):
+        self.fc = nnx.Linear(4, 8, rngs=nnx.Rngs(0))
+
 class WithMap(nnx.Module):
     def __init__(self, rngs):
         self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
@@ -175,6 +179,7 @@ def test_a_template_that_names_axes_needs_no_mesh_but_for_their_sizes(nets: dict
     run("verify", "fc.pt", "flax", "--template", factory("Annotated"))
     run("convert", "fc.pt", "whole", *options)
     run("verify", "flax", "whole")
+    run("verify", "fc.pt", "flax", "--template", factory("Bare"))  # whose constructor takes nothing
 
 
 def test_convert_takes_rules_from_a_file(nets: dict[str, torch.Tensor], tmp_path: Folder) -> None:

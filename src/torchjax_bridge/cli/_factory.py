@@ -5,6 +5,7 @@ framework is not known before. The factory may also return an abstract model its
 """
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -159,7 +160,7 @@ def build(
             if mesh is None
             else f". It ran on --mesh {_written(mesh)}, which must size every axis it names"
         )
-        raise typer.BadParameter(f"{spec}: {_first_line(err)}{sized}") from err
+        raise typer.BadParameter(f"{spec}: {_first_line(err).removesuffix('.')}{sized}") from err
     except SystemExit as err:
         # A script without a guard around its main. Nothing was done, so exit code 0 would be wrong.
         raise typer.BadParameter(
@@ -172,17 +173,23 @@ def _make_concrete(factory: Any) -> Any:
     if not callable(factory) or isinstance(factory, nn.Module | nnx.Module | linen.Module):
         return factory
     if isinstance(factory, type) and issubclass(factory, nnx.Module):
-        cls: Any = factory
-        return cls(rngs=nnx.Rngs(0))
+        return _constructed(factory)
     return factory()
+
+
+def _constructed(cls: Any) -> nnx.Module:
+    """An nnx module of a class whose constructor takes nothing, or ``rngs`` alone."""
+    taken = inspect.signature(cls).parameters.values()
+    is_random = any(one.name == "rngs" or one.kind is inspect.Parameter.VAR_KEYWORD for one in taken)
+    module: nnx.Module = cls(rngs=nnx.Rngs(0)) if is_random else cls()
+    return module
 
 
 def _make_abstract(factory: Any) -> Any:
     if not callable(factory) or isinstance(factory, nn.Module | nnx.Module | linen.Module):
         return factory  # the name of a model, not of a factory
     if isinstance(factory, type) and issubclass(factory, nnx.Module):
-        cls: Any = factory
-        return nnx.eval_shape(lambda: cls(rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(lambda: _constructed(factory))
     results: list[Any] = []
 
     def probe() -> None:

@@ -63,7 +63,7 @@ def _named(frozen: str | Iterable[str], names: list[str]) -> set[str]:
         matched = {key for key in names if matches_path(pattern, split_path(key)[:depth])}
         if not matched:
             raise PlanError(
-                f"frozen='{pattern}' matches no tensor that crosses{did_you_mean(pattern, names)}."
+                f"frozen='{pattern}' matches no tensor that crosses{did_you_mean(pattern, names)}"
             )
         found |= matched
     return found
