@@ -179,7 +179,7 @@ def _make_concrete(factory: Any) -> Any:
 
 def _constructed(cls: Any) -> nnx.Module:
     """An nnx module of a class whose constructor takes nothing, or ``rngs`` alone."""
-    taken = inspect.signature(cls).parameters.values()
+    taken = () if cls.__init__ is object.__init__ else inspect.signature(cls.__init__).parameters.values()
     is_random = any(one.name == "rngs" or one.kind is inspect.Parameter.VAR_KEYWORD for one in taken)
     module: nnx.Module = cls(rngs=nnx.Rngs(0)) if is_random else cls()
     return module
