@@ -158,7 +158,7 @@ def test_what_linen_cannot_do_is_refused_by_name() -> None:
     with pytest.raises(PortError, match="bias of 'fc'"):
         port(Reader(), torch.randn(2, 3), to="linen")
 
-    with pytest.raises(ArgumentError, match="modules of nnx"):
+    with pytest.raises(ArgumentError, match="module of nnx"):
         port(nn.Sequential(nn.Linear(3, 3)), torch.randn(2, 3), to="linen", keep=["0"])
     unstable = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False))
     with pytest.raises(PortError, match="no running statistics"):

@@ -18,6 +18,7 @@ from ._rules import UserRule
 from ._torch_part import TorchPart
 
 __all__ = [
+    "OPTIMIZED",
     "QUICK",
     "as_constructed",
     "as_function",
@@ -33,6 +34,11 @@ __all__ = [
 QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": "0",
     "xla_llvm_disable_expensive_passes": True,
+}
+# As by default, whatever ``jax_disable_most_optimizations`` says.
+OPTIMIZED: dict[str, Any] = {
+    "xla_backend_optimization_level": "3",
+    "xla_llvm_disable_expensive_passes": False,
 }
 
 

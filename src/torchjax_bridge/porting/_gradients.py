@@ -19,7 +19,7 @@ from torchjax_bridge.exchange import to_jax, to_torch
 from torchjax_bridge.recording import copy_module, tensors_of
 from torchjax_bridge.weights import plan
 
-from ._built import QUICK, as_function, weights_of, with_arrays
+from ._built import OPTIMIZED, QUICK, as_function, weights_of, with_arrays
 from ._inputs import Example, arguments_of
 from ._lowering import takes
 from ._model import Model
@@ -140,7 +140,7 @@ def _gap(
     twin: Any,
     rules: Sequence[UserRule],
     example: Example,
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] = OPTIMIZED,
 ) -> Gap | None:
     arguments = arguments_of(model.recording, model.input_orders, example)
     draw = torch.Generator().manual_seed(0)
@@ -240,7 +240,7 @@ def _flax_gradients(
     twin: Any,
     arguments: Sequence[Any],
     projections: Sequence[torch.Tensor],
-    options: dict[str, Any] | None,
+    options: dict[str, Any],
 ) -> tuple[dict[tuple[Any, ...], torch.Tensor], list[torch.Tensor], float | None]:
     """Gradients of the variables by path, and of the floating inputs in order.
 

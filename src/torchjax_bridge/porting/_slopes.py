@@ -32,7 +32,7 @@ def slope_along(
     total: Callable[[Any, Any], Any],
     weights: Sequence[Any],
     inputs: Sequence[Any],
-    options: dict[str, Any] | None,
+    options: dict[str, Any],
 ) -> tuple[float, list[Any]]:
     """The derivative of a function of weights and inputs along a random direction of all inputs, and the direction.
 
@@ -40,7 +40,7 @@ def slope_along(
         total: Gives one number.
         weights: Its first argument.
         inputs: Its second argument, arrays of floating-point numbers.
-        options: For XLA, or None.
+        options: For XLA.
     """
     draw = np.random.default_rng(0)
     along = [jax.numpy.asarray(draw.standard_normal(one.shape), one.dtype) for one in inputs]
