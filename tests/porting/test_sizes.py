@@ -300,6 +300,16 @@ _CONTAINERS = {
 }
 
 
+def _opened(out: Any) -> tuple[Tensor, tuple[int, int]]:
+    """What one of the containers holds."""
+    if isinstance(out, dict):
+        return out["tokens"], out["sizes"]
+    if isinstance(out, _Tokens | _Sizes):
+        return out.tokens, out.sizes
+    tokens, (sizes, _) = out
+    return tokens, sizes
+
+
 class _Embeds(nn.Module):
     def __init__(self, kind: str, weights: bool) -> None:
         super().__init__()
@@ -318,14 +328,7 @@ class _Restores(nn.Module):
         self.conv = nn.Conv2d(8 if weights else 3, 4, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.embed(x)
-        if isinstance(out, dict):
-            tokens, (height, width) = out["tokens"], out["sizes"]
-        elif isinstance(out, _Tokens):
-            tokens, (height, width) = out.tokens, out.sizes
-        else:
-            tokens, sizes = out
-            height, width = sizes if isinstance(out, _Sizes) else sizes[0]
+        tokens, (height, width) = _opened(self.embed(x))
         return self.conv(tokens.transpose(1, 2).reshape(len(x), -1, height, width))
 
 
@@ -344,12 +347,7 @@ class _Shapes(nn.Module):
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
 
     def forward(self, out: Any) -> Tensor:
-        if isinstance(out, dict):
-            tokens, (height, width) = out["tokens"], out["sizes"]
-        elif isinstance(out, tuple) and not isinstance(out, _Sizes):
-            tokens, ((height, width), _) = out
-        else:
-            tokens, (height, width) = out.tokens, out.sizes
+        tokens, (height, width) = _opened(out)
         return self.conv(tokens.transpose(1, 2).reshape(tokens.shape[0], -1, height, width)).relu() / height
 
 

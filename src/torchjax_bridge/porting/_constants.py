@@ -14,7 +14,7 @@ from torch import nn
 from ._placed import RefusedError
 from ._tables import table_text
 
-__all__ = ["constant_name", "constant_text", "dtype_text"]
+__all__ = ["constant_name", "constant_text", "dtype_text", "number_text"]
 
 _WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
 _TABLE = 16  # elements; of fewer, the values say more than the name of a table
@@ -62,7 +62,7 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
     if tensor.is_complex():
         raise RefusedError(f"{name} is complex; keep its real and imaginary part as two buffers")
     if tensor.numel() > 1 and bool((values == values[0]).all()):
-        return f"jnp.full({shape}, {_number_text(values[0].item())}, dtype={dtype})"
+        return f"jnp.full({shape}, {number_text(values[0].item())}, dtype={dtype})"
     counts = not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel() > 1
     if counts and bool((values == torch.arange(len(values))).all()):
         made = f"jnp.arange({len(values)}, dtype={dtype})"
@@ -85,17 +85,17 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
     if tensor.numel() >= _TABLE and (table := table_text(tensor)) is not None:
         return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
     if tensor.numel() <= _WRITTEN_OUT:
-        return f"jnp.asarray({_number_text(tensor.tolist())}, dtype={dtype})"
+        return f"jnp.asarray({number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(
         f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
         "register it as a buffer that is saved (persistent=True)"
     )
 
 
-def _number_text(tree: Any) -> str:
+def number_text(tree: Any) -> str:
     """Numbers, or lists of them, of which Python writes no infinity."""
     if isinstance(tree, list):
-        return f"[{', '.join(map(_number_text, tree))}]"
+        return f"[{', '.join(map(number_text, tree))}]"
     if isinstance(tree, float) and not math.isfinite(tree):
         return "jnp.nan" if math.isnan(tree) else "-jnp.inf" if tree < 0 else "jnp.inf"
     return repr(tree)

@@ -31,7 +31,7 @@ from torchjax_bridge.recording import (
     tensors_of,
 )
 
-from ._constants import constant_name, constant_text, dtype_text
+from ._constants import constant_name, constant_text, dtype_text, number_text
 from ._constructors import Code
 from ._parameters import place_of
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
@@ -276,13 +276,11 @@ class Lowering:
             return dtype_text(number)
         if isinstance(number, Value):
             return self.read(number)
-        if isinstance(number, float) and not math.isfinite(number):
-            return {"inf": "jnp.inf", "-inf": "-jnp.inf", "nan": "jnp.nan"}[repr(number)]
         if isinstance(number, tuple | list):
             items = [self.number(item) for item in number]
             return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
         if number is None or isinstance(number, bool | int | float | complex | str):
-            return repr(number)
+            return number_text(number)
         raise RefusedError(f"an argument of type {type(number).__name__} has no counterpart")
 
     def _expression(self, expression: Expression, value: Any) -> str:

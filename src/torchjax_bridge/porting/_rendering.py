@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ._constants import number_text
 from ._constructors import Code, Column, Either, Indexed, Items, Numbered, Run, Text, Tree
 
 __all__ = ["PLACE", "literal", "render", "rendered_fields"]
@@ -133,7 +134,7 @@ def literal(value: Any) -> str:
         return '"' + value.replace('"', '\\"') + '"'
     if isinstance(value, float):
         if not math.isfinite(value):
-            return {"inf": "jnp.inf", "-inf": "-jnp.inf", "nan": "jnp.nan"}[repr(value)]
+            return number_text(value)
         for bottom in range(2, 64):
             top = round(value * bottom)
             if top and top / bottom == value and len(f"{top} / {bottom}") < len(repr(value)):

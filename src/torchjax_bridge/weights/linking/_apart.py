@@ -5,12 +5,11 @@ back to where it lies, an earlier write would change it before it is read.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from ._overlaps import extent
+from ._overlaps import spans
 from ._torch_side import Reading
 
 __all__ = ["in_memory_of", "same_place"]
@@ -18,17 +17,10 @@ __all__ = ["in_memory_of", "same_place"]
 
 def in_memory_of(reading: Reading, sources: Sequence[torch.Tensor]) -> set[int]:
     """The places of the sources, which are dense, that lie in the memory of a tensor of the module."""
-    contiguous = map(torch.Tensor.is_contiguous, reading.tensors)
-    sizes = [
-        tensor.nbytes if dense else extent(tensor)
-        for tensor, dense in zip(reading.tensors, contiguous, strict=True)
-    ]
-    starts = _addresses(reading.pointers or ())
-    ends = starts + _addresses(sizes)
+    starts, ends = spans(reading.tensors, reading.pointers or ())
     order = np.argsort(starts)
     starts, ends = starts[order], np.maximum.accumulate(ends[order])
-    first = _addresses([source.data_ptr() for source in sources])
-    last = first + _addresses([source.nbytes for source in sources])
+    first, last = spans(sources, list(map(torch.Tensor.data_ptr, sources)))
     below = np.searchsorted(starts, last)  # how many start before the source ends
     found = (below > 0) & (ends[below - 1] > first) & (last > first)
     return set(np.flatnonzero(found).tolist())
@@ -37,7 +29,3 @@ def in_memory_of(reading: Reading, sources: Sequence[torch.Tensor]) -> set[int]:
 def same_place(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors of one shape are the same elements in memory."""
     return one.data_ptr() == other.data_ptr() and one.dtype is other.dtype and one.stride() == other.stride()
-
-
-def _addresses(values: Sequence[int]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    return np.array(values, np.uint64)

@@ -4,27 +4,31 @@ A pull would write such an element twice. That is right only if it gets one valu
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..layouts import as_bytes
 
-__all__ = ["Write", "conflicts", "extent", "repeats"]
+__all__ = ["Write", "conflicts", "repeats", "spans"]
 
 Write = tuple[str, torch.Tensor, torch.Tensor]
 """The key of a tensor, the tensor, and what it gets."""
+Addresses = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def conflicts(writes: Sequence[Write]) -> Iterator[tuple[str, str]]:
     """The keys of two tensors that get different values for an element that both hold."""
-    for group in _touching([target for _, target, _ in writes]):
-        start = min(writes[place][1].data_ptr() for place in group)
-        end = max(writes[place][1].data_ptr() + extent(writes[place][1]) for place in group)
-        owners, values = np.full(end - start, -1), np.zeros(end - start, np.uint8)
+    targets = [target for _, target, _ in writes]
+    starts, ends = spans(targets, list(map(torch.Tensor.data_ptr, targets)))
+    for group in _touching([target.device for target in targets], starts, ends):
+        start = min(starts[group])
+        size = int(max(ends[group]) - start)
+        owners, values = np.full(size, -1), np.zeros(size, np.uint8)
         for place in group:
             _, target, value = writes[place]
-            at = _byte_offsets(target) + (target.data_ptr() - start)
+            at = _byte_offsets(target) + int(starts[place] - start)
             new = as_bytes(value.detach().to("cpu", target.dtype).resolve_conj().resolve_neg().contiguous())
             wrong = (owners[at] >= 0) & (values[at] != new.numpy())
             if wrong.any():
@@ -43,7 +47,15 @@ def repeats(tensor: torch.Tensor) -> bool:
     return False
 
 
-def extent(tensor: torch.Tensor) -> int:
+def spans(tensors: Sequence[torch.Tensor], pointers: Sequence[int]) -> tuple[Addresses, Addresses]:
+    """The addresses at which tensors begin and end."""
+    dense = map(torch.Tensor.is_contiguous, tensors)
+    sizes = [one.nbytes if whole else _extent(one) for one, whole in zip(tensors, dense, strict=True)]
+    starts = np.array(pointers, np.uint64)
+    return starts, starts + np.array(sizes, np.uint64)
+
+
+def _extent(tensor: torch.Tensor) -> int:
     """The bytes from the first element of a tensor to the end of its last."""
     if not tensor.numel():
         return 0
@@ -51,23 +63,15 @@ def extent(tensor: torch.Tensor) -> int:
     return (last + 1) * tensor.element_size()
 
 
-def _touching(tensors: Sequence[torch.Tensor]) -> Iterator[list[int]]:
+def _touching(devices: Sequence[torch.device], starts: Addresses, ends: Addresses) -> Iterator[list[int]]:
     """The places of tensors on one device between whose first and last elements others begin."""
-    for device in {tensor.device for tensor in tensors}:
-        places = [place for place, one in enumerate(tensors) if one.device == device and one.numel()]
-        places.sort(key=lambda place: tensors[place].data_ptr())
-        group: list[int] = []
-        end = 0
-        for place in places:
-            start = tensors[place].data_ptr()
-            if start >= end and group:
-                if len(group) > 1:
-                    yield group
-                group = []
-            group.append(place)
-            end = max(end, start + extent(tensors[place]))
-        if len(group) > 1:
-            yield group
+    for device in set(devices):
+        places = np.flatnonzero([one == device for one in devices] & (ends > starts))
+        places = places[np.argsort(starts[places])]
+        apart = starts[places][1:] >= np.maximum.accumulate(ends[places])[:-1]
+        if not apart.all():
+            groups = np.split(places, np.flatnonzero(apart) + 1)
+            yield from (group.tolist() for group in groups if len(group) > 1)
 
 
 def _byte_offsets(tensor: torch.Tensor) -> np.ndarray:

@@ -44,6 +44,11 @@ class Step:
         self.shardings = tuple(shardings)
         self._device = device  # of a constant, which has no source
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether a source is a buffer."""
+        return any(slot.is_buffer for slot in self.slots)
+
     def forward(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """The tensors as the Flax side holds them; views where the layout allows it."""
         if tensors:

@@ -30,7 +30,7 @@ class Watch:
 
     def __init__(self, count: int, steps: Sequence[Step]) -> None:
         self._steps = steps
-        self._with_buffers = [step for step in steps if any(slot.is_buffer for slot in step.slots)]
+        self._with_buffers = [step for step in steps if step.has_buffers]
         # Per tensor: itself, its version, where its memory starts, its strides, its bytes, and its dtype.
         self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(6))
         self._seen = self._known
@@ -81,7 +81,7 @@ class Watch:
         steps = [
             step
             for step in self._steps
-            if any(slot.is_buffer for slot in step.slots)
+            if step.has_buffers
             or not all(same[place] for place in step.places)
             or not all(there[place] for place in step.leaves)
         ]
