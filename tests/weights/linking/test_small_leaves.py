@@ -1,5 +1,6 @@
 """Many small leaves, which are copied by one call from the second push on, are pushed and pulled as all others."""
 
+import gc
 from typing import Any
 
 import jax
@@ -145,6 +146,29 @@ def test_a_push_of_some_copies_those_alone() -> None:
         place for place, (one, other) in enumerate(zip(before, after, strict=True)) if one is not other
     ] == [7]
     assert all(map(np.array_equal, _bits(after), _expected(module, torch.float32)))
+
+
+def test_a_push_that_finds_nothing_changed_starts_no_garbage_collection() -> None:
+    rngs = nnx.Rngs(0)
+    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(1000)))
+    model = nnx.Sequential(*(nnx.Linear(2, 2, rngs=rngs) for _ in range(1000)))
+    both = link(module, model, changed_only=True)
+    both.push()
+    both.push()
+    before = _arrays(model)
+    collections: list[str] = []
+
+    def note(phase: str, _: Any) -> None:
+        collections.append(phase)
+
+    gc.collect()  # so that the count of new objects begins at none
+    gc.callbacks.append(note)
+    try:
+        both.push()
+    finally:
+        gc.callbacks.remove(note)
+    assert not collections
+    assert all(one is other for one, other in zip(before, _arrays(model), strict=True))
 
 
 def test_a_pull_takes_back_what_a_push_gave() -> None:

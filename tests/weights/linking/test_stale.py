@@ -68,6 +68,25 @@ def test_a_torch_module_that_has_changed_is_named(change: str) -> None:
     assert model.layers[2].kernel.get_value() is kernel
 
 
+class _Equal(nn.Linear):
+    """A layer that equals every other of its class, as a dataclass with the same settings does."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Equal)
+
+    __hash__ = nn.Module.__hash__
+
+
+def test_a_torch_module_that_is_replaced_by_an_equal_one_is_named() -> None:
+    module = nn.Sequential(_Equal(3, 4))
+    both = link(module, nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
+    both.push()
+    module[0] = _Equal(3, 4)
+    for call in (both.push, both.pull):
+        with pytest.raises(PlanError, match=r"module '0' was replaced"):
+            call()
+
+
 FLAX: dict[str, tuple[Callable[[Any], Any], str]] = {
     "removed": (
         lambda m: setattr(m.layers[0], "bias", None),

@@ -8,6 +8,7 @@ once, by functions of C.
 
 import operator
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -93,7 +94,10 @@ class TorchSide:
         equal: dict[tuple[str, ...], tuple[str, ...]] = {}  # kept once: less memory to read at each push
         self._dict_names = [equal.setdefault(names, names) for names in map(tuple, self._dicts)]
         self._child_dicts = [part._modules for part in parts if part._modules]
-        self._dict_children = [list(one.values()) for one in self._child_dicts]
+        self._all_children = list(self._every_child())
+
+    def _every_child(self) -> Iterator[nn.Module | None]:
+        return chain.from_iterable(map(dict.values, self._child_dicts))
 
     def read(self) -> Reading:
         """The tensors that are there now.
@@ -102,9 +106,11 @@ class TorchSide:
             PlanError: A module, parameter or buffer was added, removed or replaced, or a tensor has no memory. The
                 message names it.
         """
-        children = [list(one.values()) for one in self._child_dicts]
-        names = list(map(tuple, self._dicts))
-        if any(self._empty) or names != self._dict_names or children != self._dict_children:
+        if (
+            any(self._empty)
+            or not all(map(operator.eq, map(tuple, self._dicts), self._dict_names))
+            or not all(map(operator.is_, self._every_child(), self._all_children))
+        ):
             self._explain()
         tensors: list[Any] = list(map(dict.get, self._holders, self._names))
         try:

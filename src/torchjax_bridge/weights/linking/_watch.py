@@ -1,7 +1,8 @@
 """What the last push found and gave, so that the next one can leave out what has not changed.
 
 All tensors are compared at once, by functions of C: a loop of Python over their attributes would take longer than
-a copy of small tensors.
+a copy of small tensors. Where nothing changed, no object that the garbage collector tracks outlives its comparison:
+a thousand of them would start the collector, which takes longer than all else.
 """
 
 import operator
@@ -19,6 +20,7 @@ from ._torch_side import Reading
 __all__ = ["Watch"]
 
 _VERSION, _BYTES, _DTYPE = map(operator.attrgetter, ("_version", "nbytes", "dtype"))
+_REST: tuple[Callable[[torch.Tensor], Any], ...] = (_VERSION, torch.Tensor.stride, _BYTES, _DTYPE)
 
 
 class Watch:
@@ -31,10 +33,9 @@ class Watch:
     def __init__(self, count: int, steps: Sequence[Step]) -> None:
         self._steps = steps
         self._with_buffers = [step for step in steps if step.has_buffers]
-        # Per tensor: itself, its version, where its memory starts, its strides, its bytes, and its dtype.
+        # Per tensor: itself, where its memory starts, its version, its strides, its bytes, and its dtype.
         self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(6))
         self._seen = self._known
-        self._equal: dict[Any, Any] = {}  # strides, kept once: less memory to read at each push
         self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
         self._arrays: list[Callable[[], Any]] = [_nothing] * leaves
@@ -51,25 +52,10 @@ class Watch:
             reading: The tensors as they are now.
             held: What Flax holds now, in the order of the leaves; None for nothing.
         """
-        tensors = reading.tensors
-        try:
-            versions: list[Any] = list(map(_VERSION, tensors))
-        except RuntimeError:  # an inference tensor counts none; what is unknown equals nothing
-            versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
-        unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
-        pointers = reading.pointers or unknown
-        strides = [self._equal.setdefault(one, one) for one in map(torch.Tensor.stride, tensors)]
-        self._seen = (
-            tensors, versions, pointers, strides, list(map(_BYTES, tensors)), list(map(_DTYPE, tensors)),
-        )  # fmt: skip
-        if (
-            all(map(operator.is_, tensors, self._known[0]))
-            and self._seen[1:] == self._known[1:]
-            and all(map(operator.is_, held, map(operator.call, self._arrays)))
-            and all(map(operator.is_not, held, repeat(None)))
-            and not any(map(_is_deleted, held))
-        ):
+        if self._all_as_known(reading, held):
+            self._seen = self._known
             return self._with_buffers
+        self._seen = _seen(reading)
         same = [
             now[0] is before[0] and now[1:] == before[1:]
             for now, before in zip(zip(*self._seen, strict=True), zip(*self._known, strict=True), strict=True)
@@ -87,6 +73,23 @@ class Watch:
         ]
         return self._steps if len(steps) == len(self._steps) else steps
 
+    def _all_as_known(self, reading: Reading, held: Sequence[Any]) -> bool:
+        tensors, (known, pointers, *rest) = reading.tensors, self._known
+        try:
+            return (
+                all(map(operator.is_, tensors, known))
+                and reading.pointers == pointers
+                and all(
+                    all(map(operator.eq, map(read, tensors), before))
+                    for read, before in zip(_REST, rest, strict=True)
+                )
+                and all(map(operator.is_, held, map(operator.call, self._arrays)))
+                and all(map(operator.is_not, held, repeat(None)))
+                and not any(map(_is_deleted, held))
+            )
+        except RuntimeError:  # an inference tensor has no version
+            return False
+
     def note(self, steps: Sequence[Step], arrays: Mapping[int, jax.Array]) -> None:
         """Note what was pushed. The tensors are taken as `changed` saw them, before they were copied.
 
@@ -96,7 +99,7 @@ class Watch:
         """
         for step in steps:
             for place in step.places:
-                if self._memory[place] is None or self._known[2][place] != self._seen[2][place]:
+                if self._memory[place] is None or self._known[1][place] != self._seen[1][place]:
                     self._memory[place] = self._seen[0][place].detach()
                 for known, seen in zip(self._known, self._seen, strict=True):
                     known[place] = seen[place]
@@ -105,6 +108,15 @@ class Watch:
 
 
 _is_deleted = operator.methodcaller("is_deleted")
+
+
+def _seen(reading: Reading) -> tuple[list[Any], ...]:
+    tensors = reading.tensors
+    # An inference tensor counts no versions, and inside torch.func none has memory: what is unknown equals nothing.
+    versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
+    unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
+    pointers = reading.pointers or unknown
+    return tensors, pointers, versions, *(list(map(read, tensors)) for read in _REST[1:])
 
 
 def _nothing() -> None:
