@@ -20,7 +20,7 @@ from ._torch_side import Reading
 __all__ = ["Watch"]
 
 _VERSION, _BYTES, _DTYPE = map(operator.attrgetter, ("_version", "nbytes", "dtype"))
-_REST: tuple[Callable[[torch.Tensor], Any], ...] = (_VERSION, torch.Tensor.stride, _BYTES, _DTYPE)
+_READERS: tuple[Callable[[torch.Tensor], Any], ...] = (_VERSION, torch.Tensor.stride, _BYTES, _DTYPE)
 
 
 class Watch:
@@ -36,6 +36,7 @@ class Watch:
         # Per tensor: itself, where its memory starts, its version, its strides, its bytes, and its dtype.
         self._known: tuple[list[Any], ...] = tuple([None] * count for _ in range(6))
         self._seen = self._known
+        self._equal: dict[Any, Any] = {}  # strides, kept once: less memory to read at each push
         self._memory: list[torch.Tensor | None] = [None] * count
         leaves = sum(len(step.move.flax_paths) for step in steps)
         self._arrays: list[Callable[[], Any]] = [_nothing] * leaves
@@ -55,7 +56,7 @@ class Watch:
         if self._all_as_known(reading, held):
             self._seen = self._known
             return self._with_buffers
-        self._seen = _seen(reading)
+        self._seen = self._see(reading)
         same = [
             now[0] is before[0] and now[1:] == before[1:]
             for now, before in zip(zip(*self._seen, strict=True), zip(*self._known, strict=True), strict=True)
@@ -81,7 +82,7 @@ class Watch:
                 and reading.pointers == pointers
                 and all(
                     all(map(operator.eq, map(read, tensors), before))
-                    for read, before in zip(_REST, rest, strict=True)
+                    for read, before in zip(_READERS, rest, strict=True)
                 )
                 and all(map(operator.is_, held, map(operator.call, self._arrays)))
                 and all(map(operator.is_not, held, repeat(None)))
@@ -89,6 +90,17 @@ class Watch:
             )
         except RuntimeError:  # an inference tensor has no version
             return False
+
+    def _see(self, reading: Reading) -> tuple[list[Any], ...]:
+        tensors = reading.tensors
+        try:
+            versions: list[Any] = list(map(_VERSION, tensors))
+        except RuntimeError:  # an inference tensor counts none; what is unknown equals nothing
+            versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
+        unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
+        pointers = reading.pointers or unknown
+        strides = [self._equal.setdefault(one, one) for one in map(torch.Tensor.stride, tensors)]
+        return tensors, pointers, versions, strides, list(map(_BYTES, tensors)), list(map(_DTYPE, tensors))
 
     def note(self, steps: Sequence[Step], arrays: Mapping[int, jax.Array]) -> None:
         """Note what was pushed. The tensors are taken as `changed` saw them, before they were copied.
@@ -108,15 +120,6 @@ class Watch:
 
 
 _is_deleted = operator.methodcaller("is_deleted")
-
-
-def _seen(reading: Reading) -> tuple[list[Any], ...]:
-    tensors = reading.tensors
-    # An inference tensor counts no versions, and inside torch.func none has memory: what is unknown equals nothing.
-    versions = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
-    unknown: list[Any] = [object() for _ in tensors] if reading.pointers is None else []
-    pointers = reading.pointers or unknown
-    return tensors, pointers, versions, *(list(map(read, tensors)) for read in _REST[1:])
 
 
 def _nothing() -> None:
