@@ -31,7 +31,7 @@ test: $(READY) ## run the whole test suite but the slow tests
 	$(BIN)/python -m pytest -n auto -m "not slow"
 
 test-slow: $(READY) ## run the slow tests too
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS= $(BIN)/python -m pytest -m slow
 
 lint: $(READY) ## check style
 	$(BIN)/ruff check .
@@ -75,12 +75,12 @@ test-floor: ## test the oldest releases that pyproject.toml admits
 	$(call environment,floor)
 	$(PYTHON) .ci/floors.py > $(LANES)/floors.txt
 	$(LANES)/floor/bin/python -m pip install -q -c $(LANES)/floors.txt -e '.[all,examples]' --group dev
-	$(LANES)/floor/bin/python $(PYTEST) $(TESTS)
+	XLA_FLAGS= $(LANES)/floor/bin/python $(PYTEST) $(TESTS)
 
 test-latest: ## test the newest releases that pip finds
 	$(call environment,latest)
 	$(LANES)/latest/bin/python -m pip install -q --upgrade --upgrade-strategy eager '$(TORCH)' -e '.[all,examples]' --group dev
-	$(LANES)/latest/bin/python $(PYTEST) $(TESTS)
+	XLA_FLAGS= $(LANES)/latest/bin/python $(PYTEST) $(TESTS)
 
 # A lane's environment: torch first, as above, and which versions the lane is about last.
 define environment

@@ -11,6 +11,14 @@ import torch
 
 # Before any backend starts. JAX would take three quarters of a GPU's memory, in every worker, and torch the rest.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Half of the suite was XLA's code generator, at work on programs that run once. Here it takes a fifth of that; the
+# lanes and the slow tests compile as users do, and so does `XLA_FLAGS= make test`.
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
 # Arrays on several devices and shard_map need more than one host device.
 jax.config.update("jax_num_cpu_devices", 4)
 torch.set_num_threads(1)

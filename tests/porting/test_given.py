@@ -32,6 +32,7 @@ class Holder(nn.Module):
 
 
 X = torch.randn(3, 4)
+X = 10 * torch.cat([X, -X])  # so that relu has something to cut
 
 
 @pytest.mark.parametrize(

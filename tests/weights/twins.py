@@ -43,14 +43,9 @@ def template(flax: Flax, *inputs: Any, **settings: Any) -> Any:
 def run(flax: Flax, filled: Any, *inputs: Any, **settings: Any) -> Any:
     """The outputs of the twin with these weights."""
     if isinstance(flax, ln.Module):
-        return jit(lambda variables, *xs: flax.apply(variables, *xs, **settings))(filled, *inputs)
+        return jax.jit(lambda variables, *xs: flax.apply(variables, *xs, **settings))(filled, *inputs)
     graph, state = nnx.split(filled)
-    return jit(lambda state, *xs: nnx.merge(graph, state)(*xs, **settings))(state, *inputs)
-
-
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compiled without effort: each program runs once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(lambda state, *xs: nnx.merge(graph, state)(*xs, **settings))(state, *inputs)
 
 
 def last(x: torch.Tensor) -> np.ndarray:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
-from tests.weights.twins import draw, jit, randomise, template
+from tests.weights.twins import draw, randomise, template
 from torchjax_bridge import audit, errors, to_flax
 from torchjax_bridge.weights import TWIN_RULES, layers
 from torchjax_bridge.weights import rules as package
@@ -274,7 +274,7 @@ def flax_output(model: Any, filled: Any, twin: Twin, xs: tuple[Any, ...], train:
         def call(variables: Any, *xs: Any) -> Any:
             return model.apply(variables, *xs, mutable=["batch_stats"], **mode(twin, train))
 
-        y, after = jit(call)(filled, *xs)
+        y, after = jax.jit(call)(filled, *xs)
         return output_of(y), after.get("batch_stats", {})
     (filled.train if train else filled.eval)()
     graph, state = nnx.split(filled)
@@ -283,7 +283,7 @@ def flax_output(model: Any, filled: Any, twin: Twin, xs: tuple[Any, ...], train:
         module = nnx.merge(graph, state)
         return module(*xs, **twin.call), nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
 
-    y, after = jit(step)(state, *xs)
+    y, after = jax.jit(step)(state, *xs)
     return output_of(y), after
 
 
