@@ -139,7 +139,7 @@ EXPECTED = {
         "with inputs of other sizes torch makes other calls",
     ),
     "view": ("return x * 2", "written to in place through a view"),
-    "constant": ("return x + part.table", "register it as a buffer that is saved"),
+    "constant": ("return x + part.table", "make it a buffer that is saved: part = module"),
     "scripted": ("return x + doubled(x)", "made by no function of torch's"),
     "bicubic": (
         'return F.interpolate(x, (6, 6), mode="bilinear", align_corners=True, antialias=True)',
@@ -149,7 +149,7 @@ EXPECTED = {
         "return F.batch_norm(x, torch.zeros(4), torch.ones(4), training=True)",
         "pass training=self.training",
     ),
-    "unsaved": ("return x + part.table", "persistent=True"),
+    "unsaved": ("return x + part.table", "part.register_buffer('table', part.table)"),
     "weights": ("result, _ = self.attention(tokens, tokens, tokens)", "add_zero_attn"),
     "renormalised": ("return x + self.embedding(", "set max_norm=None"),
     "hooked": ("return self.conv(self.function(self, x))", "has a hook beside the one of its normed weight"),

@@ -1,5 +1,6 @@
 """A tensor that no state_dict holds becomes code that makes it again."""
 
+import re
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from torchjax_bridge import port
+from torchjax_bridge import port, to_state_dict
+from torchjax_bridge.errors import PortError
 from torchjax_bridge.porting._constants import constant_text
 from torchjax_bridge.porting._placed import RefusedError
 from torchjax_bridge.porting._tables import TABLES
@@ -204,3 +206,29 @@ def test_what_was_kept_in_evaluation_is_no_constant() -> None:
     ported = port(module, x)
     assert "self.table[...]" in ported.source
     assert module.kept  # nothing of the caller's changes
+
+
+class _Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("hidden", torch.randn(9, 16), persistent=False)
+        self.plain = torch.randn(9, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.hidden + self.plain
+
+
+@pytest.mark.parametrize(
+    "module", [_Tables(), nn.Sequential(_Tables(), nn.Sequential(_Tables()))], ids=["itself", "below"]
+)
+def test_what_a_refusal_of_a_table_tells_to_type_makes_the_port_hold(module: nn.Module) -> None:
+    x = torch.randn(2, 9, 16)
+    with pytest.raises(PortError) as refused:
+        port(module, x)
+    lines = re.findall(r"a buffer that is saved: (.*)", str(refused.value))
+    assert len(lines) == 2 * sum(isinstance(part, _Tables) for part in module.modules())
+    for line in lines:
+        exec(line, {"module": module})
+    ported = port(module, x)
+    assert sorted(to_state_dict(ported.model, module, rules=ported.rules)) == sorted(module.state_dict())
+    np.testing.assert_allclose(ported.model(jnp.asarray(x.numpy())), module(x).numpy(), rtol=1e-6)

@@ -14,7 +14,7 @@ from torch import nn
 from ._placed import RefusedError
 from ._tables import table_text
 
-__all__ = ["constant_name", "constant_text", "dtype_text", "number_text"]
+__all__ = ["constant_name", "constant_text", "dtype_text", "number_text", "saving_code"]
 
 _WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
 _TABLE = 16  # elements; of fewer, the values say more than the name of a table
@@ -27,15 +27,25 @@ def dtype_text(dtype: torch.dtype) -> str:
     return _NAMES.get(dtype, str(dtype).replace("torch.", "jnp."))
 
 
-def constant_name(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> str:
-    """What the author calls a tensor that is no parameter and no buffer: ``"self.stats['std']"`` of a module."""
+def constant_name(tensor: torch.Tensor, modules: Mapping[str, nn.Module]) -> tuple[str, str]:
+    """What the author calls a tensor that is no parameter and no buffer, and the code that makes it a buffer.
+
+    The name is as ``"self.stats['std'] of 'norm'"``. There is no code for a part of an attribute.
+    """
     for path, module in modules.items():
         for name, value in vars(module).items():
             found = None if name.startswith("_") else _place(value, tensor)
             if found is not None:
                 holder = f"'{path}'" if path else "the model itself"
-                return f"self.{name}{found} of {holder}"
-    return "a constant of the module"
+                code = "" if found else saving_code(path, name, f"vars(part).pop({name!r})")
+                return f"self.{name}{found} of {holder}", code
+    return "a constant of the module", ""
+
+
+def saving_code(path: str, name: str, value: str) -> str:
+    """The code that makes a tensor of the module ``part`` a buffer that ``state_dict`` holds."""
+    part = f"module.get_submodule({path!r})" if path else "module"
+    return f"part = {part}; part.register_buffer({name!r}, {value})"
 
 
 def _place(tree: Any, tensor: torch.Tensor) -> str | None:
@@ -53,8 +63,17 @@ def _place(tree: Any, tensor: torch.Tensor) -> str | None:
     return None
 
 
-def constant_text(tensor: torch.Tensor, name: str) -> str:
-    """An expression that makes the tensor, in torch's order of axes."""
+def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
+    """An expression that makes the tensor, in torch's order of axes.
+
+    Args:
+        tensor: What is to be made.
+        name: What it is called.
+        saving: The code that makes it a buffer that is saved, if there is any.
+
+    Raises:
+        RefusedError: No expression of a reasonable length makes it.
+    """
     tensor = tensor.detach()
     if tensor.device.type == "meta":
         raise RefusedError(f"{name} is on the meta device, and no state_dict holds its values")
@@ -88,7 +107,7 @@ def constant_text(tensor: torch.Tensor, name: str) -> str:
         return f"jnp.asarray({number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(
         f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
-        "register it as a buffer that is saved (persistent=True)"
+        + (f"before the port, make it a buffer that is saved: {saving}" if saving else "make it a buffer")
     )
 
 

@@ -31,7 +31,7 @@ from torchjax_bridge.recording import (
     tensors_of,
 )
 
-from ._constants import constant_name, constant_text, dtype_text, number_text
+from ._constants import constant_name, constant_text, dtype_text, number_text, saving_code
 from ._constructors import Code
 from ._parameters import place_of
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
@@ -158,20 +158,21 @@ class Lowering:
         rank = len(value.shape)
         if isinstance(value.origin, Parameter):
             if not value.origin.is_saved:
-                return Placed(
-                    self._constant(value.origin.tensor, f"'{value.origin.path}'"), torch_order(rank)
-                )
+                name = value.origin.name
+                saving = saving_code(value.origin.path.rpartition(".")[0], name, f"part.{name}")
+                text = self._constant(value.origin.tensor, f"'{value.origin.path}'", saving)
+                return Placed(text, torch_order(rank))
             return self.parameter(value.origin)
         if isinstance(value.origin, Constant):
             if value.origin.tensor is None:
                 return Placed("REFUSED", torch_order(rank))  # the recording says why
-            name = constant_name(value.origin.tensor, self.model.modules)
-            return Placed(self._constant(value.origin.tensor, name), torch_order(rank))
+            named = constant_name(value.origin.tensor, self.model.modules)
+            return Placed(self._constant(value.origin.tensor, *named), torch_order(rank))
         raise RefusedError("a value is read that no translated call made")
 
-    def _constant(self, tensor: torch.Tensor, name: str) -> str:
+    def _constant(self, tensor: torch.Tensor, name: str, saving: str) -> str:
         """The values of a tensor that no ``state_dict`` holds; where they are spelled out, the port says so."""
-        text = constant_text(tensor, name)
+        text = constant_text(tensor, name, saving)
         if text.startswith("jnp.asarray(") and tensor.numel() > 1:
             self.model.constants[name] = None
         return text
