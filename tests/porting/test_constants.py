@@ -34,6 +34,9 @@ INF = torch.inf
         torch.ones(1, 1, 20, 20, dtype=torch.bool).tril().triu(-3),
         torch.tensor([[3, 1], [2, 7]], dtype=torch.uint8),
         torch.zeros(0),
+        torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]).div(16).repeat(32, 1, 1, 1),
+        torch.arange(30)[:, None].expand(30, 5),
+        torch.tensor([1.5, -2.0, 0.5])[:, None, None].expand(1, 3, 8, 8),
     ],
     ids=repr,
 )

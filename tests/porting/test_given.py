@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -116,3 +117,14 @@ class Mixed(Net):
 def test_autocast_is_refused() -> None:
     with pytest.raises(PortError, match=r"torch\.autocast is on"):
         port(Mixed(), X)
+
+
+@pytest.mark.parametrize(
+    "caller_in", [torch.no_grad, torch.inference_mode, jax.disable_jit], ids=lambda mode: mode.__name__
+)
+def test_a_port_is_proved_whatever_mode_the_caller_is_in(caller_in: Any) -> None:
+    with caller_in():
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())  # its buffers are of that mode
+        ported = port(net, torch.randn(2, 3, 8, 8))
+    assert ported.proof is not None
+    assert isinstance(ported.proof.gradients, float)

@@ -294,3 +294,37 @@ def test_a_first_activation_that_is_a_lambda_is_one_in_a_condition() -> None:
         Stage(8, 8, [_PLAIN, _OTHER, _OTHER], False, False),
     ]
     assert "(lambda x: x) if i == 0 else" in port(nn.Sequential(*stages), torch.randn(2, 8, 6, 6)).source
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return x + self.linear(x) * scale
+
+
+class _Given(nn.Module):
+    """Blocks that are given a parameter and a buffer, as tables of positions are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(6))
+        self.register_buffer("table", torch.randn(6))
+        self.blocks = nn.ModuleList([_Scaled() for _ in range(3)])
+        self.others = nn.ModuleList([_Scaled() for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x, self.scale)
+        for block in self.others:
+            x = block(x, scale=self.table)
+        return x * self.scale + self.table
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_layers_that_are_given_a_parameter_are_called_in_a_loop(to: _Framework) -> None:
+    source = port(_Given(), torch.randn(2, 5, 6), to=to).source
+    assert source.count("\nclass ") == 2
+    assert source.count("for block in self.") == 2

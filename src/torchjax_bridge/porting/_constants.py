@@ -1,7 +1,7 @@
 """Tensors that code makes and no ``state_dict`` holds, as code that makes them again.
 
-Knows constants, ranges, triangles, bands and tables of positions, sinusoids among them. Refuses larger tensors of
-other values.
+Knows constants, ranges, triangles, bands, what repeats itself along an axis, and tables of positions, sinusoids
+among them. Refuses larger tensors of other values.
 """
 
 import math
@@ -103,12 +103,23 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
         return made if shape == (side, side) else f"{made}.reshape({shape})"
     if tensor.numel() >= _TABLE and (table := table_text(tensor)) is not None:
         return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
+    if tensor.numel() >= _TABLE and (once := _without_repetition(tensor)).numel() < tensor.numel():
+        return f"jnp.broadcast_to({constant_text(once, name, saving)}, {shape})"
     if tensor.numel() <= _WRITTEN_OUT:
         return f"jnp.asarray({number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(
         f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
         + (f"before the port, make it a buffer that is saved: {saving}" if saving else "make it a buffer")
     )
+
+
+def _without_repetition(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with one element along each axis along which it repeats itself, as a blur of every channel does."""
+    for axis in range(tensor.dim()):
+        first = tensor.narrow(axis, 0, 1)
+        if bool((tensor == first).all()):
+            tensor = first
+    return tensor
 
 
 def number_text(tree: Any) -> str:

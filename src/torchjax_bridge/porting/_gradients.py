@@ -230,8 +230,8 @@ def _torch_gradients(
 
 def _traced(module: nn.Module, example: Example) -> Any:
     """The output with its graph. The module gets copies, since ``forward`` may write to what it is given."""
-    given = example.mapped(torch.Tensor.clone)
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        given = example.mapped(torch.Tensor.clone)
         return module(*given.args, **given.kwargs)
 
 

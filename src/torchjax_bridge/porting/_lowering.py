@@ -173,7 +173,7 @@ class Lowering:
     def _constant(self, tensor: torch.Tensor, name: str, saving: str) -> str:
         """The values of a tensor that no ``state_dict`` holds; where they are spelled out, the port says so."""
         text = constant_text(tensor, name, saving)
-        if text.startswith("jnp.asarray(") and tensor.numel() > 1:
+        if "jnp.asarray(" in text and tensor.numel() > 1:
             self.model.constants[name] = None
         return text
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
+import torch
 from torch import nn
 
 from torchjax_bridge.errors import PortError, WeightsError
@@ -120,7 +122,9 @@ def port(
     module, functions, assumed = given_module(module), given_functions(ops), given_lines(assume)
     parts = find_parts(module, modules, keep, to)
     request = _Request(module, parts, functions, assumed, exact_statistics, training, to, verify)
-    return _ported(request, given_example(inputs, kwargs))
+    # Whatever the caller is in.
+    with torch.inference_mode(False), torch.enable_grad(), jax.disable_jit(False):
+        return _ported(request, given_example(inputs, kwargs))
 
 
 @dataclass(frozen=True)

@@ -117,9 +117,10 @@ def _run(
     module: nn.Module, inputs: tuple[Any, ...], training: bool, whole: Collection[str]
 ) -> tuple[Recording, list[torch.Tensor]]:
     """The recording of one run of a copy, and the tensors of earlier runs that it read."""
-    clone = copy_module(module, share=True)
+    with torch.inference_mode(False):  # copies that count what is written to them
+        clone = copy_module(module, share=True)
+        args, kwargs = _copied(inputs)
     clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
-    args, kwargs = _copied(inputs)
     recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
     try:
@@ -286,6 +287,11 @@ class _Recorder(TorchFunctionMode):
             tensor,
         )  # keeps it alive
         return Value(shape, tensor.dtype, frame, Constant(tensor), uses=1, varies=False)
+
+    def _is_argument(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is what a module was given, and not what it wrote over that."""
+        value, version, _ = self._bound.get(id(tensor), (None, 0, None))
+        return value is not None and value.origin is None and version == _version(tensor)
 
     def _returned_too(self, tensor: torch.Tensor, value: Value, frame: Frame) -> Value:
         """What a module made that has ended, as a hook, an attribute or a cache kept it: it is returned, too."""
@@ -528,6 +534,8 @@ class _Recorder(TorchFunctionMode):
                 for tensor, bound in outer:
                     if bound is not None:
                         self._bound[id(tensor)] = bound
+                    elif self._is_argument(tensor):  # a parameter or buffer: outside it is that again
+                        del self._bound[id(tensor)]
             if node is None:
                 self.top = frame
                 return output
