@@ -255,3 +255,51 @@ def test_a_transposed_convolution_with_as_many_outputs_as_inputs_is_paired() -> 
     _, variables = ported.model
     state = to_state_dict(variables, module, rules=ported.rules)
     assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
+
+
+class _Listed(nn.Module):
+    """Parameters in a list and in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes = nn.ParameterList([nn.Parameter(torch.randn(4, 4)) for _ in range(3)])
+        self.scales = nn.ParameterDict({name: nn.Parameter(torch.randn(4)) for name in ("wide", "narrow")})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for mix in self.mixes:
+            x = x @ mix
+        return x * self.scales["wide"] + self.scales["narrow"]
+
+
+class _Branch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.skip = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.on(x), self.skip(x)
+
+
+class _Unread(nn.Module):
+    """A layer and a module whose results nothing reads, as at the end of WaveNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = _Branch(), _Branch()
+        self.ends = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, skip = self.first(x)
+        self.last(x)
+        ends = [end(x) for end in self.ends]
+        return skip + ends[0]
+
+
+@pytest.mark.parametrize("module", [_Listed(), _Unread()], ids=lambda module: type(module).__name__)
+def test_every_weight_is_in_the_port_or_stays_in_torch(module: nn.Module) -> None:
+    ported = port(module, torch.randn(3, 4), to="linen")
+    assert "[...]" not in ported.source
+    back = to_state_dict(ported.model[1], module, rules=ported.rules)
+    assert back.keys() == module.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in module.state_dict().items())

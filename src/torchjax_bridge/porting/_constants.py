@@ -114,7 +114,7 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
 
 
 def _without_repetition(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with one element along each axis along which it repeats itself, as a blur of every channel does."""
+    """The tensor with one element along each axis along which it repeats itself, as a blur of all channels does."""
     for axis in range(tensor.dim()):
         first = tensor.narrow(axis, 0, 1)
         if bool((tensor == first).all()):

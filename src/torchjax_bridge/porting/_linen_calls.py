@@ -138,12 +138,15 @@ class _Told(ast.NodeTransformer):
         return node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
-        """``self.scale[...]`` as ``self.scale``, a buffer as ``self.buffer.value``."""
+        """``self.scale[...]`` as ``self.scale``, items of lists alike, a buffer as ``self.buffer.value``."""
         self.generic_visit(node)
         match node:
             case ast.Subscript(value=ast.Attribute(value=owner, attr=name), slice=ast.Constant(value=item)):
                 if item is ... and (steps := _steps(owner)) is not None:
                     return self._tensor(node.value, name, steps)
+            case ast.Subscript(value=ast.Subscript() as parameter, slice=ast.Constant(value=item)):
+                if item is ... and _steps(parameter) is not None:
+                    return parameter
         return node
 
     def _tensor(self, read: ast.expr, name: str, steps: Sequence[_Step]) -> ast.AST:

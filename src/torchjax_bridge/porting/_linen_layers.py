@@ -42,13 +42,25 @@ def _in_linen(name: str, tree: Tree, modes: Modes) -> Tree:
         if tree.start.startswith(f"nnx.{kind}("):
             start = f'self.variable("{collection}", "{name}", jnp.zeros, '
             return Items(start, tree.items, tree.end.removesuffix(")"))
-    items = [_in_linen(name, item, modes) for item in tree.items]
+    items = [
+        _in_linen(inside, item, modes) for inside, item in zip(_names(name, tree), tree.items, strict=True)
+    ]
     if tree.start == "nnx.Sequential(":
         is_plain = items and not modes.has_mode(tree.path)  # linen's refuses to be empty
         return Items("nnx.Sequential([" if is_plain else f"{SEQUENTIAL}([", items, "])")
     if tree.start == "nnx.List([":
         return Items("[", items, "]")
     return Items("{", items, "}") if tree.start == "nnx.Dict({" else Items(tree.start, items, tree.end)
+
+
+def _names(name: str, tree: Items) -> list[str]:
+    """What the parameters in a list or a dict are called, as linen calls layers in these."""
+    if tree.start == "nnx.List([":
+        return [f"{name}_{place}" for place in range(len(tree.items))]
+    if tree.start == "nnx.Dict({":
+        keys = (item.start if isinstance(item, Items) else "" for item in tree.items)
+        return [f"{name}_{key.removesuffix(': ').strip(chr(34))}" for key in keys]
+    return [name] * len(tree.items)
 
 
 def _typed(call: Call) -> Call:

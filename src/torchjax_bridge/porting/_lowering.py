@@ -60,12 +60,14 @@ class Statement:
         target: The left side.
         text: The right side.
         source: The author's line.
+        called: The path of the module whose call it is part of, if it is a call of one.
     """
 
     names: tuple[str, ...]
     target: str
     text: str
     source: SourceLine
+    called: str = ""
 
 
 @dataclass

@@ -34,7 +34,7 @@ from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._reserved import argument_name
 from ._sequences import function_text, is_chain
-from ._statements import canonical
+from ._statements import canonical, needed_calls
 from .operations import translate_function
 
 __all__ = ["Model", "is_function"]
@@ -249,6 +249,7 @@ class Model:
 
     def translate(self, lowering: Lowering, node: Node) -> None:
         """Emit what one call becomes."""
+        before = len(lowering.body.statements)
         if node.module is None:
             lowering.bind(node, translate_function(lowering, node))
         elif node.path in self.parts:
@@ -258,6 +259,15 @@ class Model:
             lowering.bind(node, call_layer(lowering, node))
         else:
             self._call_module(lowering, node, node.frame)
+        for statement in lowering.body.statements[before:] if node.module is not None else ():
+            statement.called = statement.called or node.path
+
+    @property
+    def uncalled(self) -> set[str]:
+        """The modules that torch calls and the code does not, since nothing reads what they give."""
+        bodies = [part for body in self.bodies.values() for part in (body, body.training) if part is not None]
+        every = {statement.called for body in bodies for statement in body.statements}
+        return every.difference(*map(needed_calls, bodies))
 
     def _call_part(self, lowering: Lowering, node: Node, part: Part) -> None:
         self.called_layers.add(node.path)

@@ -30,6 +30,9 @@ def rules_of(model: Model) -> tuple[UserRule, ...]:
     readers = [path for path, module in called.items() if isinstance(module, _READ_IN_TORCH_ORDER)]
     rules += (Flatten(path, None) for path in readers if path not in model.flattened)
     used = model.called_layers | model.read_owners | set(model.bodies)
+    if model.to == "linen":  # whose layers have weights only if they are called
+        dead = tuple(f"{path}." for path in model.uncalled)
+        used -= {path for path in used - model.read_owners if f"{path}.".startswith(dead)}
     # A Linear keeps torch's order of outputs: the port moves the axes of a map that is made of them.
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules.values()):
         rules += (

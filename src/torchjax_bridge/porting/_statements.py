@@ -10,17 +10,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from re import Match
+from typing import TypeVar
 
 from torchjax_bridge.recording import SourceLine
 
 from ._aliases import with_aliases
 from ._authors import author_names
-from ._lowering import Body, takes
+from ._lowering import Body, Statement, takes
 from ._names import VARIABLE, Line, names_of
 from ._sizes import with_sizes
 
-__all__ = ["Written", "canonical", "parsed", "prepared", "written"]
+__all__ = ["Written", "canonical", "needed_calls", "parsed", "prepared", "written"]
 
+_Step = TypeVar("_Step", Line, Statement)
 _UNREAD = re.compile(r"\((?:_, )+_?\)")  # parts of a result of which none is read
 
 
@@ -136,7 +138,12 @@ def _uses(lines: Sequence[Line], result: str) -> Counter[str]:
     return found
 
 
-def _without_dead(lines: list[Line], result: str) -> list[Line]:
+def needed_calls(body: Body) -> set[str]:
+    """The paths of the modules whose results the code reads."""
+    return {statement.called for statement in _without_dead(body.statements, body.result)}
+
+
+def _without_dead(lines: Sequence[_Step], result: str) -> list[_Step]:
     used = set(VARIABLE.findall(result))
     kept = []
     for line in reversed(lines):
