@@ -107,3 +107,63 @@ def test_a_translation_that_fails_is_refused_with_its_line(monkeypatch: pytest.M
         PortError, match=r"test_refusals\.py:\d+(.|\n)*expm1 fails(.|\n)*report it(.|\n)*keep=\['0'\]"
     ):
         port(net, torch.randn(2, 4, 6, 6))
+
+
+class _Layers(nn.Module):
+    """Layers without a Flax twin, of which some are code of the model's class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.back = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+        self.blocks = nn.ModuleList([nn.LSTM(4, 6, proj_size=4, batch_first=True)])
+        self.reader = nn.MultiheadAttention(4, 2, kdim=4, vdim=5, batch_first=True)
+
+    def forward(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        x = self.back(*self.pool(x)).mean(1)
+        x, _ = self.blocks[0](x)
+        return self.reader(x, x, values)[0]
+
+
+class _Mapped(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.vmap(lambda row: torch.tanh(row) * row)(x)
+
+
+class _Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(torch.tanh(self.energy(x)).sum(), x, create_graph=True)[0]
+
+
+class _Around(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part, self.head = part, nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.part(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (_Layers(), (torch.randn(2, 3, 4, 4), torch.randn(2, 4, 5))),
+        (_Around(_Mapped()), (torch.randn(3, 4),)),
+        (_Around(_Slope()), (torch.randn(3, 4),)),
+    ],
+    ids=["layers", "vmap", "gradient"],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_what_a_refusal_tells_to_keep_makes_the_port_hold(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> None:
+    with pytest.raises((PortError, ArgumentError)) as refused:
+        port(module.eval(), *inputs)
+    told = [path for paths in re.findall(r"keep=(\[.*?\])", str(refused.value)) for path in eval(paths)]
+    assert "fails on these inputs" not in str(refused.value)
+    assert port(module, *inputs, keep=told).proof is not None

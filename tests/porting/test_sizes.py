@@ -455,3 +455,23 @@ def test_where_the_largest_of_a_map_lies_is_counted_in_the_order_of_torch() -> N
 
     module = Net().eval()
     _agree(module, port(module, torch.randn(2, 3, 8, 8)).model, torch.randn(3, 3, 8, 8))
+
+
+class _Powers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x.numel() ** -0.5 + x / x.shape[1] ** 0.5
+
+
+class _Scalars(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(-1, np.prod(x.shape[1:])) * np.float32(0.5) * np.sqrt(2)
+
+
+def test_powers_of_sizes_are_no_condition() -> None:
+    assert "example" not in port(_Powers(), torch.randn(2, 3, 4)).source
+
+
+def test_scalars_of_numpy_are_numbers() -> None:
+    source = port(_Scalars(), torch.randn(2, 3, 4)).source
+    assert "np." not in source.replace("jnp.", "")
+    assert "inputs of the example's sizes" in source  # np.prod forgets what it multiplied

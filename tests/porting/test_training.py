@@ -228,15 +228,25 @@ def test_a_path_is_dropped_for_whole_examples_and_else_scaled() -> None:
     assert not np.array_equal(model(x), model(x))
 
 
+class AlphaDrop(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.alpha_dropout(x, 0.2, training=self.training)
+
+
+def test_a_dropout_as_a_function_does_nothing_in_evaluation() -> None:
+    assert port(AlphaDrop(), torch.randn(2, 3)).proof is not None
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
         (nn.Dropout(0.2), (64, 64)),
         (nn.Sequential(nn.AlphaDropout(0.2)), (64, 64)),
+        (AlphaDrop(), (64, 64)),
         (Attention(0.3), (1, 64, 8)),
         (Noise(), (4096, 3)),
     ],
-    ids=["dropout", "alpha dropout", "attention", "noise and RReLU"],
+    ids=["dropout", "alpha dropout", "its function", "attention", "noise and RReLU"],
 )
 def test_random_layers_draw_from_the_distribution_of_torch(module: nn.Module, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)

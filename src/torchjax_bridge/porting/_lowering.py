@@ -132,11 +132,13 @@ class Lowering:
         body: What has been emitted.
         model: The whole model: other bodies, faults, the settings of the port.
         known: The values by their expressions.
+        inside: The path of the module whose calls are translated: the frame's, or that of one that is code in it.
     """
 
     def __init__(self, model: Any, frame: Frame) -> None:
         self.model = model
         self.frame = frame
+        self.inside = frame.path
         self.body = Body(frame, frame.inputs)
         self._places: dict[Value, Placed] = {}
         self.known: dict[str, tuple[Value, Placed]] = {}  # by expression
@@ -374,13 +376,14 @@ class Lowering:
                 self._refuse_call(node, f"{what}, which is a mistake of the port; please report it")
 
     def _refuse_call(self, node: Node, reason: str) -> None:
-        self.refuse(reason, node.source)
+        path = self.inside if node.module is None else node.path
+        self.model.fault(Fault(reason, path, node.source))
         for value in tensors_of(node.result):
             self.set(value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape))))
 
     def refuse(self, reason: str, source: SourceLine) -> None:
         """Note a fault of this frame."""
-        self.model.fault(Fault(reason, self.frame.path, source))
+        self.model.fault(Fault(reason, self.inside, source))
 
     def add_dropout(self, rate: float, together: tuple[int, ...] = ()) -> str:
         """The attribute of a new dropout layer, for a dropout that the author called as a function."""

@@ -349,7 +349,9 @@ class Model:
             lowering.set(value, lowering.at(given))
         for call in frame.nodes:
             call.source = node.source
+        around, lowering.inside = lowering.inside, frame.path
         lowering.run(frame.nodes)
+        lowering.inside = around
         leaves = Value, Dim
         for value, result in zip(
             tensors_of(node.result, leaves), tensors_of(frame.result, leaves), strict=True

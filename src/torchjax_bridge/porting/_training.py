@@ -215,7 +215,7 @@ def _dropouts(frame: Frame) -> dict[str, list[Node]]:
         if node.frame is not None:
             for path, nodes in _dropouts(node.frame).items():
                 found.setdefault(path, []).extend(nodes)
-        elif table_name(node.function).endswith(_DROPOUTS):
+        elif table_name(node.function) in _DROPOUTS:
             found.setdefault(frame.path, []).append(node)
     return found
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -146,15 +147,15 @@ class Frame:
 
 
 def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any], *, same_kind: bool = False) -> Any:
-    """The arguments or results of a call, with each tensor replaced; a mapping becomes a dict.
+    """The arguments or results of a call, with each tensor replaced.
 
     Containers are those that torch code passes: tuples, named tuples, lists, mappings, slices, dataclasses that
-    hold tensors. Anything else stays.
+    hold tensors. A mapping becomes a dict, a scalar of NumPy a number. Anything else stays.
 
     Args:
         tree: The arguments or results.
         change: What gives the new leaf.
-        same_kind: Whether a dataclass stays one; otherwise it becomes a dict of its fields.
+        same_kind: Whether a dataclass stays one; otherwise it becomes a dict of its fields. Scalars stay, too.
     """
     if holds_tensors(tree):
         items = {
@@ -172,6 +173,8 @@ def map_tensors(tree: Any, change: Callable[[torch.Tensor], Any], *, same_kind: 
         return {key: map_tensors(item, change, same_kind=same_kind) for key, item in tree.items()}
     if isinstance(tree, slice):
         return slice(*(map_tensors(end, change) for end in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, np.generic) and not same_kind:
+        return tree.item()
     return tree
 
 

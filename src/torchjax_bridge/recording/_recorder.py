@@ -131,11 +131,9 @@ def _run(
             stack.enter_context(torch.enable_grad())  # so that ``torch.no_grad()`` of the author's is seen
             stack.enter_context(recorder.hooked())
             stack.enter_context(recorder)
-            try:
-                output = clone(*args, **kwargs)
-            except _FAILURES as err:
-                reason = f"{type(err).__name__}: {err}"
-                raise ArgumentError(f"{type(module).__name__} fails on these inputs: {reason}") from err
+            output = clone(*args, **kwargs)
+    except _FAILURES as err:
+        raise ArgumentError(_failure(module, inputs, training, recorder.frames, err)) from err
     finally:
         _listeners.remove(recorder.size_decision)
     if recorder.top is None or recorder.frames:
@@ -143,6 +141,23 @@ def _run(
     recorder.faults += [*written_buffers(recorder.buffers), *counted_numbers(recorder.modules)]
     found = recorder.faults, recorder.decisions, recorder.modules
     return Recording(clone, recorder.top, output, *found), recorder.kept
+
+
+def _failure(
+    module: nn.Module, inputs: tuple[Any, ...], training: bool, frames: Sequence[Frame], err: Exception
+) -> str:
+    """What to say of an error: it is the recording's if the module runs by itself."""
+    name, reason = type(module).__name__, f"{type(err).__name__}: {err}"
+    try:
+        args, kwargs = _copied(inputs)
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            copy_module(module).train(training)(*args, **kwargs)
+    except _FAILURES:
+        return f"{name} fails on these inputs: {reason}"
+    path = frames[-1].path if frames else ""
+    where = f"'{path}'" if path else "the model itself"
+    fix = f"keep=[{path!r}]" if path else "keep=[path of a module of its own with these lines]"
+    return f"{name} runs on these inputs, and cannot be recorded, in {where}: {reason}. Leave that in torch: {fix}"
 
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -168,6 +183,7 @@ class _Recorder(TorchFunctionMode):
         inside = {id(part) for path in whole for part in self.modules[path].modules()}
         self.buffers = saved_buffers(self.modules, inside)
         self._paused = 0
+        self._runs_whole = False  # a module that is recorded as one call
         self._told_values = False  # to Python, which may have made other tensors of them
         self._paths: dict[int, list[str]] = {}
         for path, module in self.modules.items():
@@ -334,6 +350,8 @@ class _Recorder(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._runs_whole:
+            return func(*args, **kwargs)  # which may ask for gradients
         if self._paused or not self.frames:
             return _without_gradients(func, args, kwargs)
         full = resolve_name(func) or getattr(func, "__qualname__", str(func))
@@ -490,6 +508,7 @@ class _Recorder(TorchFunctionMode):
             if leaf and parent is not None:
                 self._calls.append((node, []))
                 self._paused += 1  # until it returns
+                self._runs_whole = id(module) in self._whole
                 return None
             frame = Frame(module, path, parent)
             forward = inspect.unwrap(module.forward)
@@ -525,6 +544,7 @@ class _Recorder(TorchFunctionMode):
             return output
         if leaf and self._paused:
             self._paused -= 1
+            self._runs_whole = False
         with self._pause():
             node, outer = self._calls.pop()
             if node is None or node.frame is not None:

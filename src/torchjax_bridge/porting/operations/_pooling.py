@@ -31,8 +31,7 @@ def _first(node: Node) -> Value:
         return node.result
     if node.result[1].uses:
         raise RefusedError(
-            "the positions of the largest elements (return_indices=True) are read, which no pooling of JAX gives; "
-            "keep this part in torch with as_jax_module"
+            "the positions of the largest elements (return_indices=True) are read, which no pooling of JAX gives"
         )
     return node.result[0]
 

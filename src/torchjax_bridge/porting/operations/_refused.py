@@ -18,8 +18,7 @@ refused(
     *("histogram", "histogramdd", "mode"),
 )
 refused(
-    "gives factors whose signs are not unique, so that torch and JAX may differ; keep this module in torch with "
-    "as_jax_module",
+    "gives factors whose signs are not unique, so that torch and JAX may differ",
     *(
         "svd",
         "linalg.svd",
@@ -37,12 +36,11 @@ refused(
     *("as_strided", "as_strided_scatter", "set", "resize", "resize_as"),
 )
 refused(
-    "pools at random or back from positions, which no pooling of JAX does; keep this module in torch with "
-    "as_jax_module",
+    "pools at random or back from positions, which no pooling of JAX does",
     *("fractional_max_pool2d", "fractional_max_pool2d_with_indices", "fractional_max_pool3d"),
     *("fractional_max_pool3d_with_indices", "max_unpool1d", "max_unpool2d", "max_unpool3d"),
 )
 refused(
-    "hands a tensor to Python; keep this module in torch with as_jax_module",
+    "hands a tensor to Python",
     *("apply", "map", "map2", "register_hook"),
 )
