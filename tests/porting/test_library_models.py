@@ -454,6 +454,28 @@ class _Shrink(nn.Module):
         return self.expand(self.pool(x))
 
 
+class _Universal(nn.Module):
+    """MobileNetV4's: a layer that some blocks lack is the only one that reads an argument with a default."""
+
+    def __init__(self, width: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        if kernel:
+            self.middle = nn.Conv2d(2 * width, 2 * width, kernel, stride, kernel // 2, groups=2 * width)
+        else:
+            self.middle = nn.Identity()
+        self.project = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.middle(self.expand(x)))
+
+
+def test_a_layer_that_a_block_lacks_is_not_made_by_the_default_of_its_argument() -> None:
+    given = (3, 2), (3, 1), (3, 1), (3, 1), (0, 1), (3, 1)
+    source = _ported(nn.Sequential(*(_Universal(3, kernel, stride) for kernel, stride in given))).source
+    assert "stride is not None" not in source
+
+
 def test_an_optional_layer_is_there_also_where_its_own_arguments_are_none() -> None:
     stages = [(4, 4, 2), (4, 4, 1), (4, 8, 2), (8, 8, 1), (8, 16, 2)]
     blocks = (_Shortcut(width, out, {"stride": stride}) for width, out, stride in stages)

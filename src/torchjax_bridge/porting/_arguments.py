@@ -266,7 +266,8 @@ class _Search:
     def _flag(self, attribute: str, column: Column) -> None:
         """An optional layer that no condition of the author's explains."""
         for name, values in self.made.items():
-            if None not in values and equal([one is not MISSING for one in values], column.values, True):
+            may_lack = None not in values and self.init.defaults.get(name) is None
+            if may_lack and equal([one is not MISSING for one in values], column.values, True):
                 test = ast.Compare(ast.Name(name, ast.Load()), [ast.IsNot()], [ast.Constant(None)])
                 self.expressions[id(column)] = test
                 self.defaults[name] = None
