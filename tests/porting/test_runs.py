@@ -296,7 +296,7 @@ def test_a_first_activation_that_is_a_lambda_is_one_in_a_condition() -> None:
     assert "(lambda x: x) if i == 0 else" in port(nn.Sequential(*stages), torch.randn(2, 8, 6, 6)).source
 
 
-class _Scaled(nn.Module):
+class _ScaledBy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 6)
@@ -312,8 +312,8 @@ class _Given(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.randn(6))
         self.register_buffer("table", torch.randn(6))
-        self.blocks = nn.ModuleList([_Scaled() for _ in range(3)])
-        self.others = nn.ModuleList([_Scaled() for _ in range(3)])
+        self.blocks = nn.ModuleList([_ScaledBy() for _ in range(3)])
+        self.others = nn.ModuleList([_ScaledBy() for _ in range(3)])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:

@@ -150,7 +150,7 @@ def _failure(
     name, reason = type(module).__name__, f"{type(err).__name__}: {err}"
     try:
         args, kwargs = _copied(inputs)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), without_fast_path():
             copy_module(module).train(training)(*args, **kwargs)
     except _FAILURES:
         return f"{name} fails on these inputs: {reason}"
@@ -294,7 +294,9 @@ class _Recorder(TorchFunctionMode):
             known = _of_numpy(tensor) and not self._told_values
         if not known and tensor.dim() + tensor.numel() > 1:
             self.fault(
-                "a tensor is read that is no parameter, no buffer and made by no function of torch's", source
+                "a tensor is read that is no parameter, no buffer and made by no function of torch's (what "
+                "torch.jit.script compiles makes such tensors: call the Python function)",
+                source,
             )
             return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
         self._bound[id(tensor)] = (

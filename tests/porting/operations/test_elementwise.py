@@ -309,7 +309,7 @@ def test_a_function_of_elements_in_more_orders(case: Case) -> None:
     [
         (lambda x: torch.where(x > 0), "depends on values; use its three arguments"),
         (torch.frexp, "no translation of torch.frexp"),
-        (lambda x: x.map_(x, lambda a, b: a), "keep this module in torch"),
+        (lambda x: x.map_(x, lambda a, b: a), "hands a tensor to Python"),
     ],
 )
 def test_what_has_no_translation_is_refused_with_a_way_out(call: Callable[..., Any], words: str) -> None:

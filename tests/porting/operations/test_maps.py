@@ -142,10 +142,10 @@ def test_a_function_of_maps_in_more_orders(case: Case) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda x: F.max_pool2d(x, 2, return_indices=True)[1] + 1, "keep this part in torch"),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[1] + 1, "the positions of the largest elements"),
         (lambda x: F.max_pool2d(x[0], 2), "x[None]"),
         (lambda x: F.conv2d(x[0], x[:, :, :3, :3]), "x[None]"),
-        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "keep this module in torch"),
+        (lambda x: F.fractional_max_pool2d(x, 2, output_size=3), "pools at random"),
         (lambda x: F.fold(x[0].flatten(1)[:, :20], (6, 5), (2, 2)), "x[None]"),
         (
             lambda x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1), "bicubic", align_corners=False),
