@@ -475,3 +475,30 @@ def test_scalars_of_numpy_are_numbers() -> None:
     source = port(_Scalars(), torch.randn(2, 3, 4)).source
     assert "np." not in source.replace("jnp.", "")
     assert "inputs of the example's sizes" in source  # np.prod forgets what it multiplied
+
+
+class _Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return self.linear(x) * scale
+
+
+class _ScaledBySizes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = _Scale(), _Scale()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x, x.shape[1] ** -0.5), scale=1 / x.shape[0])
+
+
+def test_a_number_of_sizes_is_an_argument_as_a_size_is() -> None:
+    module = _ScaledBySizes()
+    ported = port(module, torch.randn(2, 5, 4))
+    assert "scale: float" in ported.source
+    assert "example" not in ported.source
+    for shape in ((2, 5, 4), (3, 7, 4)):
+        _agree(module, ported.model, torch.randn(shape))

@@ -27,7 +27,7 @@ from torchjax_bridge.recording import (
     SizeOf,
     SourceLine,
     Value,
-    depends_on_sizes,
+    is_size,
     tensors_of,
 )
 
@@ -427,13 +427,11 @@ def attribute_text(model: Any, base: str, path: str) -> str:
 
 def takes(tree: Any) -> bool:
     """Whether an argument is passed on: it holds a tensor or a size."""
-    if isinstance(tree, Dim):
-        return depends_on_sizes(tree.expression)
     if isinstance(tree, tuple | list):
         return any(map(takes, tree))
     if isinstance(tree, dict):
         return any(map(takes, tree.values()))
-    return isinstance(tree, Value)
+    return isinstance(tree, Value) or is_size(tree)
 
 
 def tied_bias(name: str) -> str:

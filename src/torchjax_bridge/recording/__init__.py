@@ -22,7 +22,7 @@ from ._numbers import (
     Output,
     Real,
     SizeOf,
-    depends_on_sizes,
+    is_size,
 )
 from ._random_states import restored_random_states
 from ._recorder import Recording, record
@@ -49,12 +49,12 @@ __all__ = [
     "SourceLine",
     "Value",
     "copy_module",
-    "depends_on_sizes",
     "fields_of",
     "generalize",
     "has_hooks",
     "is_leaf",
     "is_normed",
+    "is_size",
     "layer_class",
     "map_tensors",
     "record",

@@ -10,7 +10,7 @@ from typing import Any
 
 from ._faults import Fault
 from ._frames import Constant, Frame, Node, Value, tensors_of
-from ._numbers import Dim, Expression, Operation, Real, SizeOf, depends_on_sizes
+from ._numbers import Dim, Expression, Operation, SizeOf, is_size
 from ._recorder import Recording
 
 __all__ = ["generalize"]
@@ -85,7 +85,7 @@ def _tree(
     if isinstance(one, slice) and isinstance(two, slice):
         ends = ((one.start, two.start), (one.stop, two.stop), (one.step, two.step))
         return slice(*(_tree(a, b, visible, node, frame, faults) for a, b in ends))
-    if isinstance(one, Dim | Real) and depends_on_sizes(one.expression):
+    if is_size(one):
         return one
     if type(one) is type(two) and (
         not isinstance(one, int | float) or one == two or repr(one) == repr(two) == "nan"

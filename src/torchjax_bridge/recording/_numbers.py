@@ -118,6 +118,11 @@ class Real(float):
 Number = Dim | Real | int | float
 
 
+def is_size(item: Any) -> bool:
+    """Whether something is a number that depends on the shape of a value."""
+    return isinstance(item, Dim | Real) and depends_on_sizes(item.expression)
+
+
 def with_origin(value: int | float, expression: Expression) -> Dim | Real:
     """The number with its origin."""
     return Dim(value, expression) if isinstance(value, int) else Real(value, expression)

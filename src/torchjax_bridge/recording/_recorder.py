@@ -40,7 +40,7 @@ from ._frames import (
 )
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import is_leaf, is_normed, mixes_hooks
-from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, depends_on_sizes
+from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, is_size
 from ._numbers import with_origin as number
 from ._source import SourceLine, author_line, only_hints, runs_in_function
 from ._views import View, same_memory, views_of
@@ -648,14 +648,10 @@ def _named_arguments(
     return named
 
 
-def _is_size(item: Any) -> bool:
-    return isinstance(item, Dim) and depends_on_sizes(item.expression)
-
-
 def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
     """Sizes among the arguments of a module: inside it they go by the name of the argument."""
-    if _is_size(tree):
-        origins.setdefault(id(tree), Dim(tree, Argument(name)))
+    if is_size(tree):
+        origins.setdefault(id(tree), number(tree, Argument(name)))
     elif isinstance(tree, tuple | list):
         for place, item in enumerate(tree):
             _arguments(item, f"{name}[{place}]", origins)
@@ -667,6 +663,6 @@ def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
 def _outputs(tree: Any, parent: Frame, node: Node, sizes: dict[int, Any]) -> None:
     """Sizes among the results of a module: outside it each is a value of its own."""
     for item in tensors_of(tree, Dim):
-        if _is_size(item):
+        if is_size(item):
             value = Value((), None, parent, node)
             sizes.setdefault(id(item), (value, Dim(item, Output(value))))

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from torchjax_bridge.recording import Dim, Parameter, SizeOf, Value, depends_on_sizes
+from torchjax_bridge.recording import Dim, Parameter, SizeOf, Value, is_size
 
 from .._lowering import Lowering
 from .._placed import Axes, Placed, torch_order
@@ -60,7 +60,7 @@ def _is_single(value: Value) -> bool:
 
 def is_fixed(number: Any) -> bool:
     """Whether a number is the same for inputs of any size."""
-    return not (isinstance(number, Dim) and depends_on_sizes(number.expression))
+    return not is_size(number)
 
 
 def sizes_of(value: Value) -> list[Any]:
