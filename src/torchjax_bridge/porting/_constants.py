@@ -4,6 +4,7 @@ Knows constants, ranges, triangles, bands, what repeats itself along an axis, an
 among them. Refuses larger tensors of other values.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -104,7 +105,8 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
     if tensor.numel() >= _TABLE and (table := table_text(tensor)) is not None:
         return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
     if tensor.numel() >= _TABLE and (once := _without_repetition(tensor)).numel() < tensor.numel():
-        return f"jnp.broadcast_to({constant_text(once, name, saving)}, {shape})"
+        with contextlib.suppress(RefusedError):
+            return f"jnp.broadcast_to({constant_text(once, name, saving)}, {shape})"
     if tensor.numel() <= _WRITTEN_OUT:
         return f"jnp.asarray({number_text(tensor.tolist())}, dtype={dtype})"
     raise RefusedError(

@@ -266,7 +266,7 @@ class Model:
     def uncalled(self) -> set[str]:
         """The modules that torch calls and the code does not, since nothing reads what they give."""
         bodies = [part for body in self.bodies.values() for part in (body, body.training) if part is not None]
-        every = {statement.called for body in bodies for statement in body.statements}
+        every = {statement.called for body in bodies for statement in body.statements if statement.called}
         return every.difference(*map(needed_calls, bodies))
 
     def _call_part(self, lowering: Lowering, node: Node, part: Part) -> None:

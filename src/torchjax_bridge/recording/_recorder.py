@@ -156,8 +156,9 @@ def _failure(
         return f"{name} fails on these inputs: {reason}"
     path = frames[-1].path if frames else ""
     where = f"'{path}'" if path else "the model itself"
-    fix = f"keep=[{path!r}]" if path else "keep=[path of a module of its own with these lines]"
-    return f"{name} runs on these inputs, and cannot be recorded, in {where}: {reason}. Leave that in torch: {fix}"
+    fix = f"keep=[{path!r}]" if path else "keep= for a module of its own with these lines"
+    words = f"{name} runs on these inputs, and cannot be recorded, in {where}: {reason}."
+    return f"{words} A port leaves that in torch by {fix}."
 
 
 def _copied(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
