@@ -58,8 +58,8 @@ def _names(name: str, tree: Items) -> list[str]:
     if tree.start == "nnx.List([":
         return [f"{name}_{place}" for place in range(len(tree.items))]
     if tree.start == "nnx.Dict({":
-        keys = (item.start if isinstance(item, Items) else "" for item in tree.items)
-        return [f"{name}_{key.removesuffix(': ').strip(chr(34))}" for key in keys]
+        keys = (item.start.strip('": ') if isinstance(item, Items) else "" for item in tree.items)
+        return [f"{name}_{key}" for key in keys]
     return [name] * len(tree.items)
 
 

@@ -105,28 +105,27 @@ def record(
     """
     inputs = tuple(args), dict(kwargs or {})
     before: list[torch.Tensor] = []
-    while True:
-        empty_caches()
-        recording, kept = _run(module, inputs, training, whole)
-        if list(map(id, kept)) == list(map(id, before)) or not find_caches(kept):
-            return recording
-        before = kept  # nothing was seen to make what a cache kept
+    with torch.inference_mode(False):  # so that copies count what is written to them
+        while True:
+            empty_caches()
+            recording, kept = _run(module, inputs, training, whole)
+            if list(map(id, kept)) == list(map(id, before)) or not find_caches(kept):
+                return recording
+            before = kept  # nothing was seen to make what a cache kept
 
 
 def _run(
     module: nn.Module, inputs: tuple[Any, ...], training: bool, whole: Collection[str]
 ) -> tuple[Recording, list[torch.Tensor]]:
     """The recording of one run of a copy, and the tensors of earlier runs that it read."""
-    with torch.inference_mode(False):  # copies that count what is written to them
-        clone = copy_module(module, share=True)
-        args, kwargs = _copied(inputs)
+    clone = copy_module(module, share=True)
     clone.train().train(training)  # what was kept in evaluation, of whichever weights, is dropped
+    args, kwargs = _copied(inputs)
     recorder = _Recorder(clone, whole)
     _listeners.append(recorder.size_decision)
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[]))
-            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(without_fast_path())
             stack.enter_context(torch.enable_grad())  # so that ``torch.no_grad()`` of the author's is seen
             stack.enter_context(recorder.hooked())

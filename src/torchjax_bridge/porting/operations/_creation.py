@@ -136,7 +136,7 @@ def tensor(
         if at.number(data.dtype) == at.number(node.result.dtype):
             return at.at(data)
         return at.at(data).with_text(f"{at.at(data).text}.astype({at.number(node.result.dtype)})")
-    if isinstance(data, np.ndarray | np.generic):
+    if isinstance(data, np.ndarray):
         values = torch.as_tensor(data).to(node.result.dtype)
         return Placed(constant_text(values, "a NumPy array"), torch_order(len(node.result.shape)))
     text = f"jnp.asarray({at.number(data)}, dtype={at.number(node.result.dtype)})"
