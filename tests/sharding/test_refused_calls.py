@@ -71,9 +71,16 @@ def test_a_dtensor_is_no_argument_of_a_wrapped_jax_function(mesh: DeviceMesh) ->
 
 
 def test_what_needs_a_whole_module_says_so(mesh: DeviceMesh) -> None:
+    whole, twin = (
+        nn.Sequential(nn.Linear(4, 8), nn.Tanh()),
+        nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh),
+    )
+    both = link(whole, twin)
+    fully_shard(whole, mesh=mesh["dp"])
     module = under_fsdp(mesh)
-    with pytest.raises(errors.PlanError, match=r"'0.weight' is a DTensor.*to_flax\(module, template\)"):
-        link(module, nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh)).push()
+    for refused in (lambda: link(module, twin), both.push, both.pull):
+        with pytest.raises(errors.PlanError, match=r"'0.weight' is a DTensor.*to_flax\(module, template\)"):
+            refused()
     with pytest.raises(errors.ArgumentError, match="cannot copy FSDPSequential"):
         port(module, torch.ones(2, 4))
     template = nnx.eval_shape(lambda: nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.tanh))

@@ -108,9 +108,13 @@ FLAX: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("changed_only", [False, True])
 @pytest.mark.parametrize("change", FLAX)
-def test_an_nnx_module_that_has_changed_is_named(change: str) -> None:
+def test_an_nnx_module_that_has_changed_is_named(change: str, changed_only: bool) -> None:
     module, model, both = _models()
+    if changed_only:
+        both = link(module, model, changed_only=True)
+        both.push()
     weight = module[2].weight.detach().clone()
     make, message = FLAX[change]
     make(model)
@@ -118,6 +122,34 @@ def test_an_nnx_module_that_has_changed_is_named(change: str) -> None:
         with pytest.raises(PlanError, match=message):
             call()
     assert torch.equal(module[2].weight, weight)
+
+
+@pytest.mark.parametrize("change", ["torch", "Flax"])
+def test_a_variable_that_an_equal_one_replaced_gets_what_changes_next(change: str) -> None:
+    module, model = nn.Linear(1, 1), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    both = link(module, model, changed_only=True)
+    both.push()
+    model.kernel = nnx.Param(model.kernel[...])  # has one element, so the two are equal as a whole
+    both.push()
+    if change == "torch":
+        with torch.no_grad():
+            module.weight.fill_(3)
+    else:
+        model.kernel.set_value(jnp.zeros((1, 1)))
+    both.push()
+    assert model.kernel[...].tolist() == module.weight.tolist()
+
+
+def test_a_setting_that_became_an_equal_variable_is_named_when_something_is_copied() -> None:
+    module, model = nn.Linear(1, 1), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
+    model.scale = 1.0
+    both = link(module, model, changed_only=True)
+    both.push()
+    model.scale = nnx.data(nnx.Param(jnp.ones(())))
+    with torch.no_grad():
+        module.weight.fill_(3)
+    with pytest.raises(PlanError, match="Variable 'scale' was added"):
+        both.push()
 
 
 def test_a_value_of_another_shape_is_named() -> None:

@@ -106,7 +106,9 @@ class Link:
         if self._watch is None:
             self._flax.check()
         elif self._flax.in_place:
-            steps = self._watch.changed(reading, self._flax.values(None))
+            steps = self._watch.changed(reading, self._flax.values_if_equal())
+            if steps:
+                self._flax.check()
         else:
             arrays = self._watch.arrays()
             steps = self._watch.changed(reading, list(map(arrays.get, range(len(self._paths)))))

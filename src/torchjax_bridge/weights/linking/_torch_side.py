@@ -67,7 +67,7 @@ class TorchSide:
         keys: The keys of all tensors in the ``state_dict``.
 
     Raises:
-        PlanError: A key is no parameter or buffer of the module.
+        PlanError: A key is no parameter or buffer of the module, or names a ``DTensor``.
     """
 
     def __init__(self, module: nn.Module, keys: Iterable[str], ties: Iterable[tuple[str, str]]) -> None:
@@ -81,6 +81,7 @@ class TorchSide:
         self._shapes, self._dtypes, self._devices = (
             [getattr(slot, what) for slot in self.slots] for what in ("shape", "dtype", "device")
         )
+        self._refuse_dtensors({type(slot.holder[slot.name]) for slot in self.slots})
         self._keys = _keys(module)
         self._children = _children(module)
         self._note()
@@ -141,17 +142,20 @@ class TorchSide:
             fits = False
         if not fits:
             raise_if_stale(fault for slot in self.slots for fault in slot.faults())
+        self._refuse_dtensors(set(map(type, tensors)))
+        for key, twin in self._ties:
+            one, other = (self.places[name] for name in (key, twin))
+            if tensors[one] is not tensors[other] and (pointers is None or pointers[one] != pointers[other]):
+                raise_if_stale([f"'{key}' was the same tensor as '{twin}' and is another now"])
+
+    def _refuse_dtensors(self, kinds: Iterable[type]) -> None:
         sharded: Any = dtensor_class() or ()
-        if any(issubclass(kind, sharded) for kind in set(map(type, tensors))):
+        if any(issubclass(kind, sharded) for kind in kinds):
             key = next(slot.key for slot in self.slots if isinstance(slot.holder[slot.name], sharded))
             raise PlanError(
                 f"'{key}' is a DTensor, and a link holds plain tensors. Convert the module each time: "
                 "to_flax(module, template), to_state_dict(flax, module)."
             )
-        for key, twin in self._ties:
-            one, other = (self.places[name] for name in (key, twin))
-            if tensors[one] is not tensors[other] and (pointers is None or pointers[one] != pointers[other]):
-                raise_if_stale([f"'{key}' was the same tensor as '{twin}' and is another now"])
 
     def _refuse_no_memory(self, reading: Reading) -> None:
         for slot, tensor, pointer in zip(self.slots, reading.tensors, reading.pointers or (), strict=False):

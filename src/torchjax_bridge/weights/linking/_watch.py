@@ -20,7 +20,6 @@ from ._torch_side import Reading
 __all__ = ["Watch"]
 
 _VERSION, _BYTES, _DTYPE = map(operator.attrgetter, ("_version", "nbytes", "dtype"))
-_READERS: tuple[Callable[[torch.Tensor], Any], ...] = (_VERSION, torch.Tensor.stride, _BYTES, _DTYPE)
 
 
 class Watch:
@@ -75,15 +74,17 @@ class Watch:
         return self._steps if len(steps) == len(self._steps) else steps
 
     def _all_as_known(self, reading: Reading, held: Sequence[Any]) -> bool:
-        tensors, (known, pointers, *rest) = reading.tensors, self._known
+        tensors, (known, pointers, versions, strides, sizes, dtypes) = reading.tensors, self._known
         try:
             return (
                 all(map(operator.is_, tensors, known))
                 and reading.pointers == pointers
+                and list(map(_VERSION, tensors)) == versions
                 and all(
-                    all(map(operator.eq, map(read, tensors), before))
-                    for read, before in zip(_READERS, rest, strict=True)
-                )
+                    map(operator.eq, map(torch.Tensor.stride, tensors), strides)
+                )  # tuples: no list of them
+                and list(map(_BYTES, tensors)) == sizes
+                and list(map(_DTYPE, tensors)) == dtypes
                 and all(map(operator.is_, held, map(operator.call, self._arrays)))
                 and all(map(operator.is_not, held, repeat(None)))
                 and not any(map(_is_deleted, held))
