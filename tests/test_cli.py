@@ -18,6 +18,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from tests.marking import slow_but
 from torchjax_bridge import exchange
 from torchjax_bridge.cli._app import app
 from torchjax_bridge.cli._options import parse_bytes, parse_dtype
@@ -468,7 +469,7 @@ def test_what_names_do_not_show_points_to_the_model(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the shell of POSIX closes a stream")
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", slow_but([">&-"], [">&-", "2>&-", "<&- >&- 2>&-"]))
 def test_a_closed_stream_is_not_an_error(nets: dict[str, torch.Tensor], closed: str) -> None:
     command = [sys.executable, "-m", "torchjax_bridge", "convert", "net.pt", "o.safetensors", "--to", "torch"]
     done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, text=True)
@@ -707,7 +708,7 @@ def test_a_size_beyond_the_memory_is_one_error() -> None:
     assert "not enough memory for tensors of 900.00 TB" in run("bench", "--size", "900TB", code=1).stderr
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+@pytest.mark.parametrize("platform", slow_but(["nonsense"], ["cuda", "nonsense"]))
 def test_doctor_says_that_jax_has_no_device(platform: str) -> None:
     if platform == "cuda" and torch.cuda.is_available():
         pytest.skip("there is one")

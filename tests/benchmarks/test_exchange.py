@@ -27,6 +27,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     return load(folder / "cpu.json")[0]
 
 
+@pytest.mark.slow
 def test_every_question_is_asked_in_both_directions(suite: Suite):
     keys = {case.key for case in suite.cases}
     for direction in ("to_jax", "to_torch"):

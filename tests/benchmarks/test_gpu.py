@@ -100,6 +100,7 @@ def test_skipped(): pass
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_crashes_or_hangs_takes_no_other_along(tmp_path: Path, root: Path):
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     (tmp_path / "test_some.py").write_text(A_TEST_FILE)
@@ -355,6 +356,7 @@ def test_stages_end_when_the_minutes_are_up(tmp_path: Path, monkeypatch: pytest.
 # --- a rehearsal is no result -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_rehearsal_marks_every_file_and_is_refused_as_a_result(tmp_path: Path):
     folder = tmp_path / "rehearsal"
     asked = ["gpu", "--rehearse", "--only", "doctor", "--only", "gpu-memory", "--output", str(folder)]

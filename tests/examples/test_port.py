@@ -180,6 +180,7 @@ class Swapped(nnx_nets.BasicBlock):
         return result
 
 
+@pytest.mark.slow
 def test_a_twin_that_swaps_two_equal_layers_fails_and_is_named(
     resnet20: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_one_bit_that_changes_on_the_round_trip_is_a_failure(
     ]
 
 
+@pytest.mark.slow
 def test_fine_tuning_that_does_not_lower_the_loss_is_a_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +246,7 @@ def test_fine_tuning_that_does_not_lower_the_loss_is_a_failure(
     assert "fine-tuning: the loss did not fall, it went from" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_that_come_back_otherwise_are_a_failure(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

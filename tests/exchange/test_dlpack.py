@@ -209,6 +209,7 @@ class TestTheSwitch:
         assert "TORCHJAX_BRIDGE_DLPACK='quick' is neither 'fast' nor 'public'" in done.stderr
 
 
+@pytest.mark.parametrize("dlpack_path", ["fast"], indirect=True)
 def test_importing_the_library_chooses_nothing_and_starts_no_backend():
     program = (
         "import torchjax_bridge, jax\n"

@@ -245,6 +245,7 @@ def cross(view, offset, copy, x64):
         assert bytes_of(array) == expected
 
 
+@pytest.mark.parametrize("dlpack_path", ["fast", "public"], indirect=True)
 def test_every_generated_view_keeps_the_contract(dlpack_path, record_property):
     cases = 0
     deep = hypothesis.settings.default.max_examples >= DEEP_EXAMPLES

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from flax import nnx
 from torch import nn
 
+from tests.marking import slow_but
 from torchjax_bridge import parity, to_flax
 from torchjax_bridge.weights import Flatten
 
@@ -229,7 +230,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("flavour", ["nnx", "linen"])
+@pytest.mark.parametrize("flavour", slow_but(["nnx"], ["nnx", "linen"]))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_formulas_that_differ_are_both_named(flavour: str, case: Case) -> None:
     ours, theirs, kind, says = case

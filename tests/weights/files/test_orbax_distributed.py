@@ -118,6 +118,7 @@ def test_a_process_of_a_job_writes_and_reads_its_own_parts_only(saved: Folder) -
         )  # with the index and the metadata
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lacking", "why"),
     [

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
 
+from tests.marking import slow_but
 from tests.weights.twins import draw, randomise, template
 from torchjax_bridge import audit, errors, to_flax
 from torchjax_bridge.weights import TWIN_RULES, layers
@@ -25,7 +26,7 @@ from torchjax_bridge.weights.rules import PLAIN, WEIGHTLESS, Symbol, Twin, twin_
 
 # torch says that an even kernel with padding="same" costs a copy.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
-both = pytest.mark.parametrize("flavour", ["nnx", "linen"])
+both = pytest.mark.parametrize("flavour", slow_but(["nnx"], ["nnx", "linen"]))
 Case = tuple[nn.Module, tuple[int, ...], float]  # the layer, the shape of its input, the mean of that
 few = hypothesis.settings(max_examples=10, deadline=None, derandomize=True)
 

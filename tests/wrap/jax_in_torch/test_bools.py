@@ -211,6 +211,7 @@ def equinox_loss(model, state, x, y, key):
     return ((found - y) ** 2).mean(), state
 
 
+@pytest.mark.slow
 def test_an_equinox_network_trains_by_torch_optim_as_by_optax():
     import optax
 

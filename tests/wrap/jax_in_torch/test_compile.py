@@ -116,6 +116,7 @@ def test_an_error_of_the_users_code_is_not_lost():
         torch.compile(wrapped, fullgraph=True, backend="eager")(torch.ones(3))
 
 
+@pytest.mark.slow
 def test_more_shapes_than_torch_recompiles_for_run_as_they_are():
     wrapped = as_torch_function(lambda tree: {"y": jnp.tanh(tree["x"]), "none": None})
     compiled = torch.compile(lambda x: wrapped({"x": x * 2})["y"] + 1, backend="eager", dynamic=False)
@@ -365,6 +366,7 @@ def test_a_graph_lives_through_cache_clear_and_dies_with_a_clear_error():
         graph(x)
 
 
+@pytest.mark.slow
 def test_a_wrapped_function_that_was_compiled_dies_too_and_its_programs_with_it():
     def bound():
         torch._dynamo.reset()

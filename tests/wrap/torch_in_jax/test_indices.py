@@ -128,6 +128,7 @@ def test_a_sparse_embedding_has_a_dense_gradient(module):
     )
 
 
+@pytest.mark.slow
 def test_a_sparse_embedding_has_a_gradient_in_each_lane_and_a_hessian():
     apply, variables = as_jax_module(nn.Embedding(5, 3, sparse=True))
     table = variables["params"]["weight"]

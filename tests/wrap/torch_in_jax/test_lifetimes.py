@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 import torch
 
+from tests.marking import slow_but
 from torchjax_bridge import as_jax_function, as_jax_module
 
 X = jnp.ones((4, 3))
@@ -29,7 +30,7 @@ USES = {
 }
 
 
-@pytest.mark.parametrize("name", USES)
+@pytest.mark.parametrize("name", slow_but(["grad", "jit", "vmap"], USES))
 def test_the_function_dies_with_its_wrapper(name):
     fn = Sine()
     dead = weakref.ref(fn)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from examples.cifar10.torch_nets import Net, ResNet20
+from tests.marking import slow_but
 from torchjax_bridge import as_jax_module, errors
 
 KEY = jax.random.key(0)
@@ -98,6 +99,7 @@ MODULES = {
     "two inputs": (TwoInputs, [rand(4, 3), rand(4, 3)]),
     "dict out": (DictOut, [rand(4, 3)]),
 }
+USUAL = ("linear", "conv and batch norm", "embedding", "tied", "lstm", "dropout", "weight norm")
 DRAWS = ("encoder", "dropout")
 
 
@@ -113,7 +115,7 @@ def close(a, b, atol=1e-5):
     np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=atol, rtol=1e-4)
 
 
-@pytest.fixture(params=MODULES)
+@pytest.fixture(params=slow_but(USUAL, MODULES))
 def case(request):
     torch.manual_seed(0)
     make, inputs = MODULES[request.param]

@@ -110,6 +110,7 @@ def test_the_hessian_of_attention_is_that_of_torch():
     np.testing.assert_allclose(got, right, atol=2e-3, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_hessian_of_a_power_spectrum_is_that_of_jnp():
     x = jnp.asarray(RNG.normal(size=6), jnp.float32)
     got = jax.hessian(as_jax_function(lambda x: torch.fft.rfft(x).abs().pow(4).sum()))(x)

@@ -72,6 +72,7 @@ def test_padding_is_treated_alike_with_and_without_gradients(padding):
     )
 
 
+@pytest.mark.slow
 def test_a_masked_encoder_under_the_other_transforms():
     module = nn.TransformerEncoder(layer(nn.TransformerEncoderLayer), 1).eval()
     apply, variables = as_jax_module(module)

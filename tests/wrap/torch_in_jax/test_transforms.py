@@ -79,6 +79,7 @@ def test_third_derivatives(wrapped, x):
     agree(lambda f: jax.jacrev(jax.jacrev(jax.grad(f)))(x[0]), wrapped, jit=False)
 
 
+@pytest.mark.slow
 def test_check_grads_to_the_third_order_forward_and_reverse(wrapped, x):
     check_grads(wrapped, (x[0],), order=3, modes=["fwd", "rev"])
 
@@ -108,6 +109,7 @@ def test_vmap_of_vmap_of_grad(wrapped, x):
     agree(lambda f: jax.vmap(jax.vmap(jax.grad(f)))(jnp.stack([x, -x])), wrapped, jit=False)
 
 
+@pytest.mark.slow
 def test_vmap_of_hessian_and_hessian_of_vmap(wrapped, x):
     agree(lambda f: jax.vmap(jax.hessian(f))(x), wrapped, jit=False)
     agree(lambda f: jax.hessian(lambda x: jax.vmap(f)(x).sum())(x), wrapped, jit=False)
