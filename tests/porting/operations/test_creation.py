@@ -45,6 +45,9 @@ CASES = [
     Case("binary_cross_entropy with weights", lambda x, y, w: F.binary_cross_entropy_with_logits(x, y.sigmoid(), w, pos_weight=w * 2) + F.binary_cross_entropy(x.sigmoid(), y.sigmoid(), w), (X, X * 2, X[0, 0].sigmoid()), tolerance=CLOSE),
     *(Case(f"margins {kind}", lambda x, y, z, kind=kind: F.triplet_margin_loss(x, y, z, reduction=kind) + F.triplet_margin_loss(x, y, z, swap=True, p=1, reduction=kind) + F.margin_ranking_loss(x[:, :, 0], y[:, :, 0], z[:, :, 0].sign(), 0.3, reduction=kind), (X, X * 2, X.flip(0)), tolerance=CLOSE) for kind in ("mean", "none")),
     Case("cosine_embedding_loss", lambda x, y: F.cosine_embedding_loss(x[0], y[0], x[0, :, 0].sign(), 0.1), (X, X.flip(1)), tolerance=CLOSE),
+    *(Case(f"hinge_embedding_loss {kind}", lambda x, y, kind=kind: F.hinge_embedding_loss(x, y.sign(), reduction=kind) + F.hinge_embedding_loss(x, y.sign(), 0.3, reduction=kind), (X, X.flip(1)), tolerance=CLOSE) for kind in ("mean", "sum", "none")),
+    *(Case(f"poisson_nll_loss {kind}", lambda x, y, kind=kind: F.poisson_nll_loss(x, y.abs(), reduction=kind) + F.poisson_nll_loss(x.abs(), y.abs(), log_input=False, full=True, reduction=kind), (X, X.flip(1) * 3), tolerance=CLOSE) for kind in ("mean", "sum", "none")),
+    *(Case(f"gaussian_nll_loss {kind}", lambda x, y, v, kind=kind: F.gaussian_nll_loss(x, y, v, reduction=kind) + F.gaussian_nll_loss(x, y, v[..., :1], full=True, eps=0.5, reduction=kind) + F.gaussian_nll_loss(x, y, 2.0, reduction=kind), (X, X.flip(1), X.abs() + 0.1), tolerance=CLOSE) for kind in ("mean", "none")),
     Case("soft_margin_loss", lambda x, y: F.soft_margin_loss(x, y.sign()), (X, X + 0.1), tolerance=CLOSE),
 ]  # fmt: skip
 

@@ -69,6 +69,11 @@ CASES = [
             {"kernel_size": 2, "divisor_override": 3},
         )
     ),
+    *(
+        Case(f"lp_pool2d {settings}", lambda x, settings=settings: F.lp_pool2d(x.abs(), **settings), _maps, tolerance=FLOATS)
+        for settings in ({"norm_type": 2, "kernel_size": 2}, {"norm_type": 3.0, "kernel_size": (3, 2), "stride": 2}, {"norm_type": 2.0, "kernel_size": 3, "stride": 2, "ceil_mode": True})
+    ),
+    Case("lp_pool1d and 3d", lambda x, y: (F.lp_pool1d(x, 2, 3, 2), F.lp_pool3d(y, 2, 2)), (LINE, VOLUME), tolerance=FLOATS),
     Case("avg_pool1d and 3d", lambda x, y: (F.avg_pool1d(x, 3, 2, 1), F.avg_pool3d(y, 2)), (LINE, VOLUME), tolerance=FLOATS),
     *(
         Case(f"adaptive_{kind}_pool2d {size}", lambda x, kind=kind, size=size: getattr(F, f"adaptive_{kind}_pool2d")(x, size), _maps, tolerance=FLOATS)
@@ -110,6 +115,7 @@ CASES = [
     *(Case(f"pools that hang over, {pad}", lambda x, pad=pad: (F.max_pool2d(x, 3, 2, pad, ceil_mode=True), F.avg_pool2d(x, 3, 2, pad, ceil_mode=True), F.avg_pool2d(x, 3, 2, pad, True, False)), _sized, tolerance=FLOATS) for pad in (0, 1)),
     Case("instance_norm with statistics", lambda x, m, v, w: F.instance_norm(x, m, v, w, m, use_input_stats=False), (MAPS, tensor(4), tensor(4).abs() + 0.5, tensor(4) * 2), tolerance=FLOATS),
     *(Case(f"embedding_bag {mode}", lambda i, w, mode=mode: F.embedding_bag(i, w, mode=mode), (tensor(3, 5, dtype=torch.int64, low=0, high=6), tensor(6, 4)), fixed=True, tolerance=FLOATS) for mode in ("sum", "mean", "max")),
+    *(Case(f"embedding_bag with padding {mode}", lambda i, w, mode=mode: F.embedding_bag(i, w, mode=mode, padding_idx=-4), (torch.tensor([[2, 2, 2, 2, 2], [2, 0, 5, 2, 1], [0, 1, 3, 4, 5]]), tensor(6, 4)), fixed=True, tolerance=FLOATS) for mode in ("sum", "mean", "max")),
     Case("embedding_bag with weights", lambda i, w, s: F.embedding_bag(i, w, mode="sum", per_sample_weights=s), (tensor(3, 5, dtype=torch.int64, low=0, high=6), tensor(6, 4), tensor(3, 5)), fixed=True, tolerance=FLOATS),
     Case("nn.Upsample", nn.Upsample(scale_factor=2, mode="bilinear"), _maps, tolerance=FLOATS),
     Case("layer_norm", lambda x, w, b: F.layer_norm(x, (6,), w, b) + torch.layer_norm(x, [6], w, b, 1e-3), (MAPS, tensor(6), tensor(6) * 2), tolerance=FLOATS),

@@ -161,6 +161,14 @@ CASES = [
     Case("topk", lambda x: (*x.topk(2), *x.topk(2, 1), *torch.topk(x, 2, dim=0, largest=False)), (X,)),
     Case("diff", lambda x: (x.diff(), torch.diff(x, 2, 1), x.diff(dim=0, append=x[:1], prepend=x[:2])), (X,)),
     Case(
+        "isin",
+        lambda x: (
+            torch.isin(x.round(), torch.tensor([0.0, 1.0])),
+            torch.isin(x.round(), torch.tensor([1.0]), invert=True) + torch.isin(x.round(), 1),
+        ),
+        (X,),
+    ),
+    Case(
         "bucketize",
         lambda x, b: (
             torch.bucketize(x, b),

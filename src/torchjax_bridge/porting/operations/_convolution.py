@@ -192,12 +192,22 @@ def embedding_bag(
 ) -> Placed:
     if len(input.shape) != 2 or offsets is not None:
         raise RefusedError("F.embedding_bag with offsets: bags of several sizes; pad them to (N, length)")
-    if max_norm is not None or scale_grad_by_freq or sparse or padding_idx is not None:
+    if max_norm is not None or scale_grad_by_freq or sparse:
         raise RefusedError(
-            "F.embedding_bag with max_norm, scale_grad_by_freq, sparse or padding_idx has no counterpart; leave it "
-            "out"
+            "F.embedding_bag with max_norm, scale_grad_by_freq or sparse has no counterpart; leave it out"
         )
-    text = f"{at.in_torch_order(weight)}[{at.in_torch_order(input)}]"
+    index = at.in_torch_order(input)
+    text = f"{at.in_torch_order(weight)}[{index}]"
     if per_sample_weights is not None:
         text = f"({text} * {at.in_torch_order(per_sample_weights)}[..., None])"
-    return Placed(f"jnp.{mode}({text}, axis=1)", (0, 1))
+    if padding_idx is None:
+        return Placed(f"jnp.{mode}({text}, axis=1)", (0, 1))
+    padding = int(padding_idx) % weight.shape[0]
+    kept = at.variable(f"jnp.expand_dims({index} != {padding}, 2)", node.source)
+    if mode == "max":
+        largest = f"jnp.max({text}, axis=1, where={kept}, initial=-jnp.inf)"
+        return Placed(f"jnp.where({kept}.any(1), {largest}, 0)", (0, 1))
+    total = f"jnp.sum({text}, axis=1, where={kept})"
+    if mode == "mean":
+        total = f"({total} / jnp.maximum(jnp.sum({kept}, axis=1), 1))"
+    return Placed(total, (0, 1))

@@ -251,6 +251,72 @@ def margin_ranking_loss(
     return _reduce(placed.with_text(f"clamp({sign} * ({y} - {x}) + {at.number(margin)}, 0)"), reduction)
 
 
+@operation("hinge_embedding_loss")
+def hinge_embedding_loss(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    target: Value,
+    margin: Any = 1.0,
+    size_average: None = None,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Placed:
+    _no_old_settings(node, size_average, reduce)
+    (x, y), placed = operands(at, [input, target])
+    at.body.helpers.add("clamp")
+    apart = f"jnp.where({y} != 1, clamp({at.number(margin)} - {x}, 0), 0)"
+    return _reduce(placed.with_text(f"({apart} + jnp.where({y} != -1, {x}, 0))"), reduction)
+
+
+@operation("poisson_nll_loss")
+def poisson_nll_loss(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    target: Value,
+    log_input: bool = True,
+    full: bool = False,
+    size_average: None = None,
+    eps: Any = 1e-8,
+    reduce: None = None,
+    reduction: str = "mean",
+) -> Placed:
+    _no_old_settings(node, size_average, reduce)
+    (x, y), placed = operands(at, [input, target])
+    text = f"jnp.exp({x}) - {y} * {x}" if log_input else f"{x} - {y} * jnp.log({x} + {at.number(eps)})"
+    if full:  # Stirling's approximation of the factorial
+        many = f"jnp.maximum({y}, 1)"
+        text += f" + jnp.where({y} > 1, {y} * jnp.log({many}) - {y} + 0.5 * jnp.log(2 * jnp.pi * {many}), 0)"
+    return _reduce(placed.with_text(f"({text})"), reduction)
+
+
+@operation("gaussian_nll_loss")
+def gaussian_nll_loss(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    target: Value,
+    var: Any,
+    full: bool = False,
+    eps: Any = 1e-6,
+    reduction: str = "mean",
+) -> Placed:
+    if isinstance(var, Value) and len(var.shape) != len(input.shape):
+        raise RefusedError("F.gaussian_nll_loss with fewer axes in var; use var.unsqueeze(-1)")
+    (x, y, *more), placed = operands(at, [input, target, *([var] if isinstance(var, Value) else [])])
+    if more:  # torch raises small variances without a derivative
+        given = at.variable(more[0], node.source)
+        spread = at.variable(
+            f"{given} + jax.lax.stop_gradient(jnp.maximum({given}, {at.number(eps)}) - {given})", node.source
+        )
+    else:
+        spread = at.variable(f"jnp.maximum({at.number(var)}, {at.number(eps)})", node.source)
+    text = f"0.5 * (jnp.log({spread}) + jnp.square({x} - {y}) / {spread})"
+    text = f"({text} + 0.5 * jnp.log(2 * jnp.pi))" if full else text
+    return _reduce(placed.with_text(text), reduction)
+
+
 @operation("cosine_embedding_loss")
 def cosine_embedding_loss(
     at: Lowering,

@@ -167,6 +167,31 @@ def avg_pool(
     return Placed(f"({text}{scale})" if scale else text, order)
 
 
+@operation("F.lp_pool1d", "F.lp_pool2d", "F.lp_pool3d")
+def lp_pool(
+    at: Lowering,
+    node: Node,
+    input: Value,
+    norm_type: Any,
+    kernel_size: Any,
+    stride: Any = None,
+    ceil_mode: bool = False,
+) -> Placed:
+    _space(node, input)
+    windows = _windows(input, kernel_size, stride, 0, ceil_mode)
+    order = channels_last(len(input.shape))
+    x = at.read(input, order)
+    x = _named(at, node, x) if windows.ceil else x
+    count = ", count_include_pad=False" if windows.ceil else ""
+    powers = f"{x} ** {at.number(norm_type)}"
+    text = f"nnx.avg_pool({powers}, {at.number(windows.kernel)}{_settings(at, windows, x)}{count})"
+    mean = at.variable(text, node.source)
+    size = " * ".join(map(at.number, windows.kernel))
+    # The sign and the relu change no value, but the derivative where all is zero.
+    whole = f"(jnp.sign({mean}) * nnx.relu(jnp.abs({mean})) * {size})"
+    return Placed(f"{whole} ** (1 / {at.number(norm_type)})", order)
+
+
 @operation(
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",

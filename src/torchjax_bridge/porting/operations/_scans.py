@@ -153,3 +153,20 @@ def bucketize(
     placed = at.in_torch_map_order(values)
     where = side or ("right" if right else "left")
     return placed.with_text(f"jnp.searchsorted({at.read(edges)}, {placed.text}, side={where!r})")
+
+
+@operation("isin")
+def isin(
+    at: Lowering,
+    node: Node,
+    elements: Any,
+    test_elements: Any,
+    *,
+    assume_unique: bool = False,
+    invert: bool = False,
+) -> Placed:
+    other = at.number(test_elements)
+    if not isinstance(elements, Value):
+        return Placed(f"jnp.isin({at.number(elements)}, {other}{', invert=True' if invert else ''})", ())
+    placed = at.in_torch_map_order(elements)
+    return placed.with_text(f"jnp.isin({placed.text}, {other}{', invert=True' if invert else ''})")
