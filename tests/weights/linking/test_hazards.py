@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from torch import nn
 
 from torchjax_bridge import link, to_flax, to_jax
-from torchjax_bridge.errors import PlanError, TransformError, UnsupportedLeafError
+from torchjax_bridge.errors import ExchangeError, PlanError, TransformError
 from torchjax_bridge.weights.linking import Link
 
 
@@ -114,12 +115,71 @@ def test_nothing_moves_while_jax_traces(verb: str) -> None:
         call()
 
 
-def test_tracers_are_refused_by_name() -> None:
+@pytest.mark.parametrize(
+    "transform", [jax.grad, lambda f: lambda x: jax.vmap(f)(x[None])], ids=["grad", "vmap"]
+)
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_nothing_moves_inside_a_transform_that_runs_at_once(verb: str, transform: Any) -> None:
+    both = link(*_pair())
+    with pytest.raises(TransformError, match=f"cannot {verb} while JAX traces"):
+        transform(lambda x: (getattr(both, verb)(), x)[1])(jnp.ones(()))
+
+
+# --- what a run leaves --------------------------------------------------------------------------------------
+
+
+class _Sows(nnx.Module):
+    def __init__(self) -> None:
+        self.linear = nnx.Linear(4, 4, rngs=nnx.Rngs(0))
+
+    def run(self) -> None:
+        """Leave what ``self.sow`` leaves: a tuple that grows."""
+        seen = self.seen.get_value() if hasattr(self, "seen") else ()
+        self.seen = nnx.Intermediate((*seen, self.linear(jnp.ones((1, 4)))))
+
+
+def test_what_a_model_has_sown_is_left_alone() -> None:
+    module, model = nn.ModuleDict({"linear": nn.Linear(4, 4)}), _Sows()
+    both = link(module, model)
+    for _ in range(2):
+        model.run()
+        both.push()
+        both.pull()
+    assert len(model.seen.get_value()) == 2
+    filled = to_flax(module, model)
+    assert np.array_equal(filled.linear.kernel[...], model.linear.kernel[...])
+    assert np.array_equal(filled.seen.get_value()[1], model.seen.get_value()[1])
+    assert link(module, model).push() is model
+
+
+def test_what_linen_has_sown_is_left_alone() -> None:
     module = nn.Linear(4, 4)
     variables = {"params": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}}
-    both = link(module, variables)
-    with pytest.raises(UnsupportedLeafError, match=r"'params\.kernel'.*tracer"):
-        jax.grad(lambda given: (both.pull(given), given["params"]["bias"].sum())[1])(variables)
+    sown = {**variables, "intermediates": {"seen": (jnp.ones(3), jnp.ones(2))}}
+    link(module, variables).pull(sown)
+    assert module.weight.eq(1).all()
+    filled = to_flax(module, sown)
+    assert [len(one) for one in filled["intermediates"]["seen"]] == [3, 2]
+
+
+def test_an_array_of_the_link_that_was_donated_is_named() -> None:
+    rngs = nnx.Rngs(0)
+    model = nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))
+    both = link(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), nnx.split(model)[1])
+    jax.jit(lambda state: jax.tree.map(lambda x: x, state), donate_argnums=0)(both.push())
+    with pytest.raises(PlanError, match=r"'layers\.1\.rngs.*Donate a copy"):
+        both.push()
+
+
+def test_a_sharded_array_that_was_donated_is_named() -> None:
+    module, model = _pair()
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("x",)), PartitionSpec())
+    nnx.update(model, jax.device_put(nnx.state(model), everywhere))
+    both = link(module, model)
+    both.push()
+    jax.tree.map(lambda array: array.delete(), nnx.state(model))
+    with pytest.raises(ExchangeError, match=r"'layers\.0\.(kernel|bias)'.*deleted array"):
+        both.pull()
 
 
 # --- errors in the middle -------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a link's plan cannot see any more is an error that names it, and what does not matter is none."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 from torchjax_bridge import link, to_flax
 from torchjax_bridge.errors import PlanError
-from torchjax_bridge.weights.linking import Link
+from torchjax_bridge.weights.linking import Link, _make_link
 
 
 def _models() -> tuple[Any, Any, Link]:
@@ -124,32 +125,140 @@ def test_an_nnx_module_that_has_changed_is_named(change: str, changed_only: bool
     assert torch.equal(module[2].weight, weight)
 
 
-@pytest.mark.parametrize("change", ["torch", "Flax"])
-def test_a_variable_that_an_equal_one_replaced_gets_what_changes_next(change: str) -> None:
-    module, model = nn.Linear(1, 1), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-    both = link(module, model, changed_only=True)
-    both.push()
-    model.kernel = nnx.Param(model.kernel[...])  # has one element, so the two are equal as a whole
-    both.push()
-    if change == "torch":
-        with torch.no_grad():
-            module.weight.fill_(3)
-    else:
-        model.kernel.set_value(jnp.zeros((1, 1)))
-    both.push()
-    assert model.kernel[...].tolist() == module.weight.tolist()
+class _Settings(nnx.Module):
+    """Equal to all of its kind, as a dataclass is to those of its settings."""
+
+    def __init__(self, seed: int) -> None:
+        self.linear = nnx.Linear(3, 4, rngs=nnx.Rngs(seed))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Settings)
+
+    __hash__ = nnx.Module.__hash__
 
 
-def test_a_setting_that_became_an_equal_variable_is_named_when_something_is_copied() -> None:
-    module, model = nn.Linear(1, 1), nnx.Linear(1, 1, rngs=nnx.Rngs(0))
-    model.scale = 1.0
-    both = link(module, model, changed_only=True)
+@pytest.mark.parametrize("changed_only", [False, True])
+def test_a_part_of_flax_that_an_equal_one_replaced_is_followed(changed_only: bool) -> None:
+    module = nn.ModuleDict({"part": nn.ModuleDict({"linear": nn.Linear(3, 4)})})
+    model = nnx.Dict(part=_Settings(0))
+    both = link(module, model, changed_only=changed_only)
     both.push()
-    model.scale = nnx.data(nnx.Param(jnp.ones(())))
-    with torch.no_grad():
-        module.weight.fill_(3)
-    with pytest.raises(PlanError, match="Variable 'scale' was added"):
+    model.part = _Settings(1)
+    both.push()
+    assert np.array_equal(model.part.linear.kernel[...].T, module["part"]["linear"].weight.detach())
+
+
+def _conv(kind: Any, **settings: Any) -> nnx.Sequential:
+    return nnx.Sequential(kind(4, 4, (3, 3), padding="VALID", rngs=nnx.Rngs(0), **settings))
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+@pytest.mark.parametrize("changed_only", [False, True])
+def test_a_layer_of_flax_that_lies_otherwise_is_named_each_time(verb: str, changed_only: bool) -> None:
+    model = _conv(nnx.Conv)
+    both = link(nn.Sequential(nn.Conv2d(4, 4, 3)), model, changed_only=changed_only)
+    both.push()
+    before = model.layers[0]
+    model.layers[0] = _conv(nnx.ConvTranspose).layers[0]
+    for _ in range(2):
+        with pytest.raises(
+            PlanError, match=r"(?s)go on with this link.*'0' \(Conv2d\) cannot fill 'layers\.0'"
+        ):
+            getattr(both, verb)()
+    model.layers[0] = before
+    getattr(both, verb)()
+
+
+def test_a_setting_of_flax_that_changes_the_layout_is_named_and_others_are_followed() -> None:
+    module, model = nn.Sequential(nn.ConvTranspose2d(4, 4, 3)), _conv(nnx.ConvTranspose)
+    both = link(module, model)
+    model.layers[0].precision = "highest"
+    both.push()
+    model.layers[0].transpose_kernel = True
+    for _ in range(2):
+        with pytest.raises(PlanError, match=r"'layers\.0\.kernel' is laid out otherwise now"):
+            both.push()
+
+
+def test_settings_that_come_and_go_are_planned_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = []
+    make_plan = _make_link.make_plan
+    monkeypatch.setattr(_make_link, "make_plan", lambda *given: plans.append(1) or make_plan(*given))
+    module = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.1))
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(0)))
+    both = link(module, model)
+    for _ in range(5):
+        model.eval()
         both.push()
+        model.train()
+        both.push()
+    assert len(plans) <= 3
+
+
+def test_a_class_of_torch_that_changed_is_named() -> None:
+    module = nn.Sequential(nn.Conv2d(4, 4, 3))
+    both = link(module, _conv(nnx.Conv))
+    module[0].__class__ = nn.ConvTranspose2d
+    with pytest.raises(PlanError, match="a Conv2d has become a ConvTranspose2d"):
+        both.push()
+
+
+@pytest.mark.parametrize("changed_only", [False, True])
+@pytest.mark.parametrize("verb", ["push", "pull"])
+def test_a_parameter_that_was_none_is_named(verb: str, changed_only: bool) -> None:
+    module = nn.Sequential(nn.Linear(3, 4, bias=False))
+    model = nnx.Sequential(nnx.Linear(3, 4, use_bias=False, rngs=nnx.Rngs(0)))
+    both = link(module, model, changed_only=changed_only)
+    both.push()
+    module[0].bias = nn.Parameter(torch.ones(4))
+    with pytest.raises(PlanError, match=r"parameter or buffer '0\.bias' was added"):
+        getattr(both, verb)()
+
+
+def test_new_dicts_of_parameters_are_followed() -> None:
+    module, model = nn.Sequential(nn.Linear(3, 4)), nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0)))
+    both = link(module, model)
+    both.push()
+    module[0].__setstate__(copy.deepcopy(module[0].__dict__))
+    with torch.no_grad():
+        module[0].weight.fill_(7)
+    both.push()
+    assert np.array_equal(model.layers[0].kernel[...], np.full((3, 4), 7))
+    model.layers[0].kernel[...] = jnp.full((3, 4), 8.0)
+    both.pull()
+    assert module[0].weight.eq(8).all()
+
+
+def test_a_hook_that_changes_the_state_dict_is_refused() -> None:
+    module = nn.Sequential(nn.Linear(3, 4))
+    module._register_state_dict_hook(
+        lambda module, state, *_: state.update({k: v * 2 for k, v in state.items()})
+    )
+    with pytest.raises(PlanError, match=r"cannot link '0\.weight'.*a hook makes it"):
+        link(module, nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda weight: nn.Parameter(weight.detach().to_sparse()), "a sparse tensor"),
+        (lambda weight: nn.UninitializedParameter(), "not initialized"),
+    ],
+)
+def test_a_tensor_without_dense_values_is_named(make: Any, what: str) -> None:
+    module = nn.Sequential(nn.Linear(3, 4))
+    both = link(module, nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0))))
+    module[0].weight = make(module[0].weight)
+    for call in (both.push, both.pull):
+        with pytest.raises(PlanError, match=f"'0.weight' is {what}"):
+            call()
+
+
+def test_a_number_in_the_place_of_an_array_is_named() -> None:
+    _, model, both = _models()
+    model.layers[0].bias.set_value(1.0)
+    with pytest.raises(PlanError, match=r"'layers\.0\.bias' is a float in Flax, not an array"):
+        both.pull()
 
 
 def test_a_value_of_another_shape_is_named() -> None:
@@ -191,7 +300,8 @@ def test_changes_that_leave_the_plan_right_are_followed() -> None:
     assert module[0].bias.eq(3).all()
 
 
-def test_a_tie_that_was_cut_is_named() -> None:
+@pytest.mark.parametrize("changed_only", [False, True])
+def test_a_tie_that_was_cut_is_named(changed_only: bool) -> None:
     def pair(kind: Any, linear: Any) -> Any:
         both = kind()
         both.first, both.second = linear(), linear()
@@ -201,7 +311,7 @@ def test_a_tie_that_was_cut_is_named() -> None:
     model = pair(nnx.Module, lambda: nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0)))
     module.second.weight = module.first.weight
     model.second.kernel = model.first.kernel
-    both = link(module, model)
+    both = link(module, model, changed_only=changed_only)
     both.push()
     _replace(module.first, "weight", torch.ones(3, 3))
     module.second.weight = module.first.weight

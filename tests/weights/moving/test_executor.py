@@ -83,12 +83,18 @@ def test_a_forked_child_makes_threads_of_its_own() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_process_that_has_copied_ends() -> None:
+def test_a_process_that_has_copied_ends_and_what_goes_on_copies_itself() -> None:
     code = (
+        "import atexit, threading, time\n"
         "from torchjax_bridge.weights.moving import copy_threads\n"
         "copy_threads().submit(print, 'copied').result()\n"
+        "def learner():\n"
+        "    threading.main_thread().join()\n"
+        "    print(*copy_threads().map(abs, [-1, -2]))\n"
+        "threading.Thread(target=learner).start()\n"
+        "atexit.register(lambda: print(*copy_threads().map(abs, [-3])))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
-    assert done.stdout == "copied\n"
+    assert done.stdout == "copied\n1 2\n3\n"

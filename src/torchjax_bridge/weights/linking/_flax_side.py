@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
 from ..trees import FlaxLeaf, FlaxTree, is_hooked, read_flax
@@ -43,12 +44,8 @@ class FlaxSide:
         """Raise a `PlanError` that names every leaf that was added, removed or given another shape."""
 
     def values(self, given: Any) -> list[Any]:
-        """The value of each leaf, in ``given`` if the link is not in place. Checks as `check` does."""
+        """The value of each leaf, in ``given`` if the link is not in place."""
         raise NotImplementedError
-
-    def values_if_equal(self) -> list[Any]:
-        """As `values`, but what is equal passes for what was there: enough where nothing is to be set."""
-        return self.values(None)
 
     def put(self, arrays: Mapping[int, jax.Array]) -> Any:
         """The model with these arrays, by their places among the leaves: itself, or a new tree."""
@@ -74,9 +71,13 @@ class NnxModule(FlaxSide):
 
     in_place = True
 
-    def __init__(self, module: nnx.Module, tree: FlaxTree, paths: Sequence[Path]) -> None:
+    def __init__(
+        self, module: nnx.Module, tree: FlaxTree, paths: Sequence[Path], replan: Callable[[], None]
+    ) -> None:
         super().__init__(module, tree, paths)
+        self._replan = replan
         self._note()
+        self._planned = [self._settings()]
 
     def _note(self) -> None:
         """Note the structure, and how each leaf is read and set."""
@@ -84,17 +85,14 @@ class NnxModule(FlaxSide):
         self._dicts = [one for one in everything if isinstance(one, dict)]
         self._lists = [one for one in everything if not isinstance(one, dict)]
         self._sizes_then, self._contents_then = self._sizes(), list(self._contents())
-        self._dicts_then, self._lists_then = list(map(dict, self._dicts)), list(map(list, self._lists))
         holders = [self.leaves[path].holder for path in self._paths]
         verbs = [_verbs(self._template, path, one) for path, one in zip(self._paths, holders, strict=True)]
         self._readers = [reader for reader, _ in verbs]
         self._setters = [setter for _, setter in verbs]
-        # Code of the user's may raise while the Variables are set.
-        hooked = [isinstance(one, nnx.Variable) and is_hooked(one, "set_value") for one in holders]
+        # Code of the user's may raise while the Variables are set, and anyone may press Ctrl-C.
         self._undo = [
-            (one.get_raw_value, one.set_raw_value) if its_own else verb
-            for one, its_own, verb in zip(holders, hooked, verbs, strict=True)
-            if any(hooked)
+            (one.get_raw_value, one.set_raw_value) if isinstance(one, nnx.Variable) else verb
+            for one, verb in zip(holders, verbs, strict=True)
         ]
 
     def _sizes(self) -> list[int]:
@@ -104,16 +102,35 @@ class NnxModule(FlaxSide):
         """Every attribute and item."""
         return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
 
+    def _settings(self) -> list[Any]:
+        """What a plan may depend on: the class of each attribute that holds weights, and each that holds none."""
+        return [type(one) if isinstance(one, _HOLDING) else one for one in self._contents_then]
+
     def check(self) -> None:
-        """Raise a `PlanError` that names every Variable that was added, removed or given another shape."""
+        """Raise a `PlanError` that names every Variable that was added, removed or given another shape.
+
+        Or one that says what fits no more, if a layer was replaced by one of another class or a setting changed.
+        Settings that come and go, as those of ``eval()``, are planned for once.
+        """
         if self._sizes() == self._sizes_then and all(
             map(operator.is_, self._contents(), self._contents_then)
         ):
             return
         leaves = _leaves(read_flax(self._template))
         self._compare(leaves, "Variable")
-        self.leaves = leaves  # a setting changed, or a Variable was replaced by one of its shape
+        # A setting changed, or a Variable was replaced by one of its shape.
+        before, self.leaves = self.leaves, leaves
         self._note()
+        now = self._settings()
+        if any(len(now) == len(one) and all(map(operator.is_, now, one)) for one in self._planned):
+            return
+        try:
+            self._replan()
+        except BaseException:
+            self.leaves = before
+            self._sizes_then = []  # so that the next check comes here, too
+            raise
+        self._planned = [*self._planned[-7:], now]
 
     def values(self, given: Any) -> list[Any]:
         """The value of each Variable."""
@@ -123,18 +140,6 @@ class NnxModule(FlaxSide):
                 "the argument out, or make a link with the other model."
             )
         self.check()
-        return [read() for read in self._readers]
-
-    def values_if_equal(self) -> list[Any]:
-        """The value of each Variable. Dicts are compared by one function of C, which takes a third of the time."""
-        try:
-            equal = self._dicts == self._dicts_then and list(map(list, self._lists)) == self._lists_then
-        except (
-            Exception
-        ):  # arrays that are not the same object have no truth; code of the user's may do anything
-            equal = False
-        if not equal:
-            self.check()
         return [read() for read in self._readers]
 
     def put(self, arrays: Mapping[int, jax.Array]) -> nnx.Module:
@@ -159,6 +164,9 @@ class Tree(FlaxSide):
         self._structure: Any = structure
         places = {id(value): place for place, value in enumerate(found)}
         ours = [places.get(id(self.leaves[path].value), -1) for path in paths]
+        crossing = set(paths)
+        rest = [*(leaf for path, leaf in self.leaves.items() if path not in crossing), *tree.kept]
+        self._own = [(leaf.path, leaf.value) for leaf in rest if isinstance(leaf.value, jax.Array)]
         # An array that is in the tree twice does not say which leaf it is.
         self._places = ours if len(places) == len(found) and -1 not in ours else None
 
@@ -179,6 +187,13 @@ class Tree(FlaxSide):
 
     def put(self, arrays: Mapping[int, jax.Array]) -> Any:
         """A new tree with these arrays and the template's other leaves."""
+        for path, array in self._own:
+            if array.is_deleted():
+                raise PlanError(
+                    f"'{join_path(path)}', which torch has not, is one array in every tree that the link gives, "
+                    "and was deleted, as by donation. Donate a copy, or make a new link with the tree that the "
+                    "function returned."
+                )
         return self._tree.fill({self._paths[place]: array for place, array in arrays.items()})
 
 
@@ -239,3 +254,4 @@ def _set_plain(module: nnx.Module, path: Path, array: jax.Array) -> None:
 
 
 _ITEMS: Any = (dict, list, tuple, nnx.List)
+_HOLDING: Any = (nnx.Variable, nnx.Pytree, dict, list, tuple, jax.Array, np.ndarray, jax.ShapeDtypeStruct)

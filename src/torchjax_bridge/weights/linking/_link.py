@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 import torch
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -106,9 +107,7 @@ class Link:
         if self._watch is None:
             self._flax.check()
         elif self._flax.in_place:
-            steps = self._watch.changed(reading, self._flax.values_if_equal())
-            if steps:
-                self._flax.check()
+            steps = self._watch.changed(reading, self._flax.values(None))
         else:
             arrays = self._watch.arrays()
             steps = self._watch.changed(reading, list(map(arrays.get, range(len(self._paths)))))
@@ -216,7 +215,11 @@ class Link:
             raise PlanError(
                 f"'{join_path(path)}' is a jax.ShapeDtypeStruct, which has no values: push first."
             )
-        if type(getattr(value, "sharding", None)) is not SingleDeviceSharding:
+        if not isinstance(value, jax.Array | np.ndarray):
+            raise PlanError(f"'{join_path(path)}' is a {type(value).__name__} in Flax, not an array.")
+        if not isinstance(value, jax.Array) or not (
+            type(value.sharding) is SingleDeviceSharding or value.is_deleted()
+        ):
             value = as_exchangeable(value)
         return array_to_torch(value, path=path)
 

@@ -19,12 +19,13 @@ from torchjax_bridge.exchange import (
 from .._apply import refuse_holes
 from .._audit import compare_settings
 from .._example import read_example
-from .._plan import UserRule, make_plan, read_sides
+from .._plan import Plan, UserRule, make_plan, read_sides
 from .._report import what_it_is
 from ..trees import FlaxTree, live_nnx, sharding_of
 from ._flax_side import NnxModule, Tree
 from ._frozen import frozen_keys
 from ._link import Link, Options
+from ._stale import raise_if_stale
 from ._steps import Step
 from ._torch_side import TorchSide
 
@@ -101,7 +102,7 @@ def link(
             f"link() takes a live nn.Module, not {what_it_is(module)}: its tensors are read again at each push. "
             "For a state_dict use to_flax."
         )
-    cast = _floating(dtype)
+    cast, rules = _floating(dtype), tuple(rules)
     example = read_example(module, inputs, kwargs)
     torch_tree, flax_tree, given = read_sides(module, model, rules)
     plan = make_plan(torch_tree, flax_tree, given, cast, example)
@@ -122,7 +123,13 @@ def link(
     ties = [(key, twin) for key, twin in plan.ties if twin in keys]
     torch_side = TorchSide(module, [*keys, *(key for key, _ in ties)], ties)
     paths = [path for move in plan.moves for path in move.flax_paths]
-    flax_side = (NnxModule if isinstance(model, nnx.Module) else Tree)(model, flax_tree, paths)
+    flax_side = (
+        NnxModule(
+            model, flax_tree, paths, lambda: _plan_again(plan, module, model, rules, cast, inputs, kwargs)
+        )
+        if isinstance(model, nnx.Module)
+        else Tree(model, flax_tree, paths)
+    )
     steps: list[Step] = []
     first = 0
     for move in plan.moves:
@@ -130,6 +137,27 @@ def link(
         steps.append(Step(move, torch_side, first, shardings, torch_tree.device))
         first += len(move.flax_paths)
     return Link(plan, torch_side, flax_side, steps, Options(cast, share, changed_only))
+
+
+def _plan_again(
+    plan: Plan,
+    module: nn.Module,
+    model: nnx.Module,
+    rules: tuple[UserRule, ...],
+    cast: torch.dtype | None,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+) -> None:
+    """Raise a `PlanError` unless the plan would be the same for the models as they are now."""
+    torch_tree, flax_tree, given = read_sides(module, model, rules)
+    now = make_plan(torch_tree, flax_tree, given, cast, read_example(module, inputs, kwargs))
+    now.report.raise_unless_ok("go on with this link, since its models have changed", strict=True)
+    layouts = {move.flax_paths: (move.torch_keys, repr(move.layout)) for move in now.moves}
+    raise_if_stale(
+        f"'{join_path(move.flax_paths[0])}' is laid out otherwise now: its layer or a setting has changed"
+        for move in plan.moves
+        if layouts.get(move.flax_paths) != (move.torch_keys, repr(move.layout))
+    )
 
 
 def _floating(dtype: Any) -> torch.dtype | None:

@@ -19,21 +19,38 @@ Addresses = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def conflicts(writes: Sequence[Write]) -> Iterator[tuple[str, str]]:
-    """The keys of two tensors that get different values for an element that both hold."""
+    """The keys of two tensors that get different values for an element that both hold.
+
+    Memory: four times the bytes of the tensors that overlap.
+    """
     targets = [target for _, target, _ in writes]
     starts, ends = spans(targets, list(map(torch.Tensor.data_ptr, targets)))
     for group in _touching([target.device for target in targets], starts, ends):
         start = min(starts[group])
         size = int(max(ends[group]) - start)
-        owners, values = np.full(size, -1), np.zeros(size, np.uint8)
-        for place in group:
+        values, written = np.zeros(size, np.uint8), np.zeros(size, np.bool_)
+        for done, place in enumerate(group):
             _, target, value = writes[place]
-            at = _byte_offsets(target) + int(starts[place] - start)
             new = as_bytes(value.detach().to("cpu", target.dtype).resolve_conj().resolve_neg().contiguous())
-            wrong = (owners[at] >= 0) & (values[at] != new.numpy())
+            begin = int(starts[place] - start)
+            here, was = (_bytes_of(target, whole, begin) for whole in (values, written))
+            wrong = (here != new.numpy().reshape(here.shape)) & was
             if wrong.any():
-                yield writes[int(owners[at][wrong][0])][0], writes[place][0]
-            owners[at], values[at] = place, new.numpy()
+                where = begin + _byte_offsets(target)[int(wrong.argmax())]
+                other = next(
+                    other
+                    for other in group[:done]
+                    if where in _byte_offsets(targets[other]) + int(starts[other] - start)
+                )
+                yield writes[other][0], writes[place][0]
+            here[...], was[...] = new.numpy().reshape(here.shape), True
+
+
+def _bytes_of(tensor: torch.Tensor, memory: np.ndarray[Any, Any], begin: int) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor in memory, of the tensor's shape and one axis more."""
+    width = tensor.element_size()
+    steps = (*(step * width for step in tensor.stride()), 1)
+    return np.ndarray((*tensor.shape, width), memory.dtype, memory, begin, steps)
 
 
 def repeats(tensor: torch.Tensor) -> bool:

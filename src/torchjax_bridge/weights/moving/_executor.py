@@ -4,12 +4,15 @@ A thread that lives on keeps the memory that its earlier copies were given and g
 pages there. With new threads for each conversion, more than half of a repeated conversion was page faults.
 
 The executor is made when it is first needed. It has as many threads as torch, and is replaced when that number
-changes. Python ends its threads at exit, and when nobody refers to a replaced one any more. A forked child, which
-lacks the threads, makes its own.
+changes. Python ends its threads when the main thread ends, and when nobody refers to a replaced one any more. What
+is copied after that, by a thread that goes on or by ``atexit``, is copied by the thread that asks. A forked child,
+which lacks the threads, makes its own.
 """
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
@@ -22,9 +25,23 @@ _executor: ThreadPoolExecutor | None = None
 _size = 0
 
 
-def copy_threads() -> ThreadPoolExecutor:
+class _CallingThread(Executor):
+    """Runs each task at once."""
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(task(*args, **kwargs))
+        except Exception as err:
+            future.set_exception(err)
+        return future
+
+
+def copy_threads() -> Executor:
     """The executor, with ``torch.get_num_threads()`` threads. Its tasks must not wait for each other."""
     global _executor, _size
+    if not threading.main_thread().is_alive():
+        return _CallingThread()
     with _lock:
         size = torch.get_num_threads()
         if _executor is None or size != _size:

@@ -15,7 +15,7 @@ from torchjax_bridge.exchange import Path, join_path
 
 from ._node import Node
 
-__all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "FlaxTreeBuilder", "leaf_of"]
+__all__ = ["FlaxLeaf", "FlaxNode", "FlaxTree", "FlaxTreeBuilder", "leaf_of", "leaves_of_a_run"]
 
 
 class FlaxLeaf(NamedTuple):
@@ -124,6 +124,15 @@ class FlaxTreeBuilder:
             node = parent.children.setdefault(name, FlaxNode((*parent.path, name)))
             self._known[path] = node
         return node
+
+
+def leaves_of_a_run(path: Path, collection: str, value: Any) -> list[FlaxLeaf]:
+    """The arrays of what belongs to a run: one, or those of a tree, as ``sow`` makes it."""
+    return [
+        leaf_of(path if one is value else (*path, place), collection, one)
+        for place, one in enumerate(jax.tree.leaves(value))
+        if hasattr(one, "shape") and hasattr(one, "dtype")
+    ]
 
 
 def leaf_of(path: Path, collection: str, value: Any) -> FlaxLeaf:

@@ -10,7 +10,7 @@ from flax.core import meta
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path
 
-from ._flax_tree import FlaxNode, FlaxTree, FlaxTreeBuilder, leaf_of
+from ._flax_tree import FlaxNode, FlaxTree, FlaxTreeBuilder, leaf_of, leaves_of_a_run
 
 __all__ = ["read_linen"]
 
@@ -44,10 +44,10 @@ def read_linen(variables: Mapping[str, Any]) -> FlaxTree:
         for path, box in _linen_leaves(tree, ()):
             full = (collection, *path)
             boxes[full] = box
-            leaf = leaf_of(full, collection, _unboxed(box))._replace(holder=box)
             if collection in _RUN_COLLECTIONS:
-                kept.append(leaf)
+                kept += leaves_of_a_run(full, collection, _unboxed(box))
                 continue
+            leaf = leaf_of(full, collection, _unboxed(box))._replace(holder=box)
             node = builder.node_at(path[:-1])
             name = str(path[-1])
             node.leaves[name if name not in node.leaves else f"{collection}:{name}"] = leaf

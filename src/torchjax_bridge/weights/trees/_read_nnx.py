@@ -16,7 +16,7 @@ from flax import nnx
 
 from torchjax_bridge.exchange import Path
 
-from ._flax_tree import FlaxLeaf, FlaxNode, FlaxTree, FlaxTreeBuilder, leaf_of
+from ._flax_tree import FlaxLeaf, FlaxNode, FlaxTree, FlaxTreeBuilder, leaf_of, leaves_of_a_run
 
 __all__ = ["is_hooked", "read_nnx", "read_state"]
 
@@ -224,13 +224,16 @@ def _read_variables(
     """The tree of variables by path; ``plain_arrays`` says whether anything else is a plain array."""
     kept, seeded = [], []
     for path, variable in variables:
-        value = _value_of(variable)
-        leaf = leaf_of(path, _collection_of(variable), value)
-        leaf = leaf._replace(optional=plain_arrays and not _is_variable(variable), holder=variable)
-        if _is_of_a_run(path, variable) or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            kept.append(leaf)
+        value, collection = _value_of(variable), _collection_of(variable)
+        if _is_of_a_run(path, variable):
+            kept += [leaf._replace(holder=variable) for leaf in leaves_of_a_run(path, collection, value)]
             if issubclass(type(variable), nnx.RngState):
                 seeded.append(path)
+            continue
+        leaf = leaf_of(path, collection, value)
+        leaf = leaf._replace(optional=plain_arrays and not _is_variable(variable), holder=variable)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            kept.append(leaf)
         else:
             builder.node_at(path[:-1]).leaves[str(path[-1])] = leaf
     return FlaxTree(builder.root, "nnx", tuple(kept), frozenset(seeded), _unfillable)
