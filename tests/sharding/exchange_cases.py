@@ -62,12 +62,24 @@ def case_the_mesh_of_jax_has_the_device_of_each_rank_where_torch_has_the_rank() 
 
 
 def case_a_mesh_of_jax_becomes_torchs_and_back() -> None:
-    own = Mesh(np.array(jax.devices()).reshape(1, -1), ("a", "b"))
+    own = Mesh(jax_mesh(line()).devices.reshape(1, -1), ("a", "b"))
     mesh = torch_mesh(own)
     assert mesh.mesh_dim_names == ("a", "b")
-    assert mesh.mesh.tolist() == [list(reversed(range(len(jax.devices()))))]
+    assert mesh.mesh.tolist() == [list(range(len(jax.devices())))]
     assert jax_mesh(mesh) is own
     assert torch_mesh(own) is mesh
+
+
+def case_a_mesh_whose_ranks_do_not_ascend_is_refused() -> None:
+    """torch's ``full_tensor`` sorts the ranks of a group, so its shards lie otherwise than its offsets say."""
+    ranks = list(reversed(range(len(jax.devices()))))
+    turned = DeviceMesh("cpu", torch.tensor(ranks), mesh_dim_names=("turned",))
+    value = placed(torch.arange(float(2 * len(ranks))), turned, [Shard(0)])
+    words = "Along an axis they must ascend"
+    refused(errors.DeviceError, words, lambda: jax_mesh(turned))
+    refused(errors.DeviceError, words, lambda: to_jax(value))
+    refused(errors.DeviceError, words, lambda: jax_sharding(turned, [Shard(0)], 1))
+    refused(errors.DeviceError, words, lambda: torch_mesh(Mesh(jax_mesh(line()).devices[::-1], ("x",))))
 
 
 def case_every_dtype_crosses_both_ways_on_the_same_memory_bit_for_bit() -> None:

@@ -55,8 +55,8 @@ def jax_mesh(device_mesh: Any) -> Mesh:
         and are called ``dim_0``, ``dim_1``, ... where these have none. A part of a mesh gives the whole mesh.
 
     Raises:
-        DeviceError: It is no mesh; ``jax.distributed`` was not initialized in every process; or a process has
-            several JAX devices.
+        DeviceError: It is no mesh; its ranks do not ascend along an axis; ``jax.distributed`` was not initialized
+            in every process; or a process has several JAX devices.
 
     The first call for a mesh is collective: every rank of the mesh must make it. Later calls are not. A rank is
     matched with the device of its process, whatever the order in which JAX counts processes.
@@ -70,6 +70,7 @@ def jax_mesh(device_mesh: Any) -> Mesh:
         raise DeviceError(
             f"the mesh has the ranks {ranks_of(whole)}, and rank {rank} is none of them. Call it there only."
         )
+    _check_order(whole)
     if whole not in _jax_meshes:
         found = gather_from_ranks(whole, _own_device_or_refusal(whole))
         refusals = [answer for answer in found.values() if isinstance(answer, str)]
@@ -96,8 +97,8 @@ def torch_mesh(mesh: Any) -> "DeviceMesh":
         `jax_mesh` was called with, if ``mesh`` is its result.
 
     Raises:
-        DeviceError: It is no mesh, ``torch.distributed`` is not initialized, or a process has several of its
-            devices.
+        DeviceError: It is no mesh, ``torch.distributed`` is not initialized, a process has several of its
+            devices, or these do not lie in the order of the ranks.
 
     The first call for a mesh is collective: every rank of the job must make it, because torch makes process groups.
     """
@@ -122,6 +123,7 @@ def torch_mesh(mesh: Any) -> "DeviceMesh":
                 "jax.distributed.initialize in each before the first JAX call."
             )
         ranks = np.array([rank_of[device.id] for device in mesh.devices.flat]).reshape(mesh.devices.shape)
+        _check_ascending(ranks, f"the devices of {mesh}")
         made = DeviceMesh(kind, torch.from_numpy(ranks), mesh_dim_names=tuple(map(str, mesh.axis_names)))
         _torch_meshes[_key(mesh)] = made
         _jax_meshes.setdefault(made, mesh)
@@ -146,6 +148,7 @@ def axes_of(device_mesh: "DeviceMesh", mesh: Mesh) -> tuple[tuple[int, ...], ...
     A dimension of several axes is a flattened one. The torch mesh may be a part of the JAX mesh: then some
     axes belong to no dimension. None if the devices lie otherwise.
     """
+    _check_order(device_mesh)
     device_of_rank = _device_of_rank(whole_mesh(device_mesh))
     grid = _grid([device_of_rank[rank] for rank in ranks_of(device_mesh)], device_mesh.shape)
     axes = matching_axes(grid, mesh.devices)
@@ -216,6 +219,24 @@ def gather_from_ranks(whole: "DeviceMesh", answer: Any) -> dict[int, Any]:
             torch.distributed.all_gather_object(boxes, answers, group=whole.get_group(dimension))
             answers = {rank: one for box in boxes for rank, one in box.items()}
     return answers
+
+
+def _check_order(device_mesh: "DeviceMesh") -> None:
+    _check_ascending(device_mesh.mesh.numpy(), f"the ranks of {device_mesh}")
+
+
+def _check_ascending(ranks: np.ndarray, whose: str) -> None:
+    """Refuse ranks that do not ascend along every axis: torch itself does not agree on who holds which shard.
+
+    Its offsets follow the mesh. Its collectives, and so ``distribute_tensor``, ``full_tensor`` and FSDP, follow
+    the process group, which sorts its ranks.
+    """
+    if any((np.diff(ranks, axis=axis) < 0).any() for axis in range(ranks.ndim)):
+        raise DeviceError(
+            f"{whose} are {ranks.tolist()}, by rank. Along an axis they must ascend: torch's collectives sort "
+            "them, so its shards would not lie where the mesh says. Make the mesh in the order of the ranks, as "
+            "jax_mesh(device_mesh) does."
+        )
 
 
 def _own_device_or_refusal(whole: "DeviceMesh") -> int | str:

@@ -73,7 +73,7 @@ def restore_in_parts(folder: pathlib.Path, rank: int, mesh: Mesh, placed: Any) -
     save_flax(
         folder / "ours", {"params": {n: placed(want, spec) for n, spec in specs.items()}}, format="orbax"
     )
-    found = {}
+    found: dict[str, Any] = {"refused": refusals(folder, placed)}
     for name, turned in (("same", specs), ("other", dict(zip(specs, reversed(specs.values()), strict=True)))):
         template = {
             "params": {
@@ -88,6 +88,36 @@ def restore_in_parts(folder: pathlib.Path, rank: int, mesh: Mesh, placed: Any) -
         exact = all(np.array_equal(np.asarray(shard.data), want[shard.index]) for shard in shards)
         found[name] = {"read": read, "share": sum(shard.data.nbytes for shard in shards), "exact": exact}
     (folder / f"restored-{rank}.json").write_text(json.dumps(found))
+
+
+def refusals(folder: pathlib.Path, placed: Any) -> list[str]:
+    """What is said where a save would lose something; in every process the same."""
+    from torchjax_bridge.errors import CheckpointError
+    from torchjax_bridge.weights import load_flax, save_flax
+
+    def tree(value: float) -> dict[str, Any]:
+        return {"params": {"w": placed(np.full((4, 4), value, np.float32), PartitionSpec("x"))}}
+
+    for name in ("mine", "old"):
+        (folder / name).mkdir(exist_ok=True)
+    (folder / "mine" / "thesis.txt").write_text("mine")
+    save_flax(folder / "old", tree(1), format="orbax")
+    save_flax(folder / "mine" / ".." / "new", tree(2), format="orbax")
+    save_flax(folder / "new", tree(3), format="orbax")
+    assert load_flax(folder / "new")["params"]["w"].tolist() == [[3.0] * 4] * 4
+    said = []
+    for name, options in (
+        ("mine", {}),
+        ("old", {"overwrite": False}),
+        ("no/such", {}),
+        ("old", {"shard_size": 9}),
+    ):
+        try:
+            save_flax(folder / name, tree(4), format="orbax", **options)
+        except CheckpointError as err:
+            said.append(str(err).replace(str(folder), "FOLDER"))
+    assert load_flax(folder / "old")["params"]["w"].tolist() == [[1.0] * 4] * 4
+    return said
 
 
 def bytes_read() -> int:

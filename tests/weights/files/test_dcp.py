@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -305,6 +306,30 @@ def test_extensions_of_dcp_are_refused(tmp_path: Folder) -> None:
     folder = edit(save({"weight": torch.ones(4)}, tmp_path / "dcp"), compress)
     with pytest.raises(CheckpointError, match="'weight' was written through an extension of DCP"):
         open_checkpoint(folder)
+
+
+DAMAGE = {
+    "a number for a chunk": lambda m: setattr(_entry(m), "chunks", [5]),
+    "nothing for a chunk": lambda m: setattr(_entry(m), "chunks", [None]),
+    "a size beyond memory": lambda m: vars(_entry(m)).update(size=(2**62, 2**62), chunks=[]),
+    "a list for a name": lambda m: [object.__setattr__(index, "fqn", ["a"]) for index in m.storage_data],
+    "a path that is one of a group": lambda m: m.planner_data.update(weight=("model",), bias=("model", "bias")),
+    "one path for two": lambda m: m.planner_data.update(weight=("bias",), bias=("bias",)),
+}  # fmt: skip
+
+
+def _entry(metadata: Any) -> Any:
+    return metadata.state_dict_metadata["weight"]
+
+
+@pytest.mark.parametrize("change", DAMAGE.values(), ids=DAMAGE)
+def test_a_part_of_another_kind_in_the_metadata_is_damage(
+    tmp_path: Folder, change: Callable[[Any], object]
+) -> None:
+    save({"weight": torch.ones(4, 4), "bias": torch.ones(4)}, tmp_path / "dcp")
+    edit(tmp_path / "dcp", change)
+    with pytest.raises(CheckpointError):
+        load_state_dict(tmp_path / "dcp")
 
 
 @given(st.data())

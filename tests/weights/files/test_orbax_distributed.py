@@ -118,6 +118,24 @@ def test_a_process_of_a_job_writes_and_reads_its_own_parts_only(saved: Folder) -
         )  # with the index and the metadata
 
 
+def test_a_job_loses_nothing_that_lies_at_its_target(saved: Folder) -> None:
+    said = [json.loads((saved / f"restored-{rank}.json").read_text())["refused"] for rank in range(2)]
+    assert said[0] == said[1]
+    for words, line in zip(
+        (
+            "FOLDER/mine: it holds 'thesis.txt', which is not part of a checkpoint",
+            "FOLDER/old: it exists. Pass overwrite=True",
+            "there is no folder FOLDER/no",
+            "shard_size has no effect",
+        ),
+        said[0],
+        strict=True,
+    ):
+        assert words in line
+    assert (saved / "mine" / "thesis.txt").read_text() == "mine"
+    assert not [path for path in saved.iterdir() if ".part" in path.name]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lacking", "why"),

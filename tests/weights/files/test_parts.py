@@ -28,7 +28,7 @@ from torchjax_bridge.weights import (
     save_state_dict,
     to_flax,
 )
-from torchjax_bridge.weights.files import _orbax_stream, _parts
+from torchjax_bridge.weights.files import _atomic, _orbax_stream, _parts
 from torchjax_bridge.weights.files._cut import Block
 from torchjax_bridge.weights.files._leaf import Leaf
 
@@ -67,11 +67,11 @@ def template(mesh: AbstractMesh = MESH) -> Any:
         return nnx.eval_shape(NnxNet)
 
 
-def source(folder: Folder) -> dict[str, torch.Tensor]:
+def source(folder: Folder, seed: int = 0) -> dict[str, torch.Tensor]:
     """A DCP checkpoint with every bit pattern."""
     state = Net().state_dict()
     for place, tensor in enumerate(state.values()):
-        tensor.copy_(random_bits(torch.float32, tuple(tensor.shape), place))
+        tensor.copy_(random_bits(torch.float32, tuple(tensor.shape), 100 * seed + place))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.save({"model": state, "step": 1}, checkpoint_id=folder)
@@ -282,9 +282,10 @@ def test_the_target_may_lie_in_the_folder_of_the_source(tmp_path: Folder) -> Non
     assert_same(load_state_dict(tmp_path / "dcp" / "again"), state)
 
 
+@pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("step", ["before the stores move", "after the stores moved", "after Orbax is done"])
 def test_a_joiner_that_is_killed_anywhere_is_no_loss(
-    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, step: str
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, step: str, resume: bool
 ) -> None:
     import orbax.checkpoint as ocp
 
@@ -304,11 +305,14 @@ def test_a_joiner_that_is_killed_anywhere_is_no_loss(
         with pytest.raises(Killed):
             to_orbax(tmp_path, (1, 2))
     assert not (tmp_path / "out").exists()
-    assert not to_orbax(tmp_path, (0, 2), resume=True).waiting
+    assert not to_orbax(tmp_path, (0, 2), resume=resume).waiting
     check(tmp_path, state)
 
 
-def test_a_joiner_of_dcp_that_is_killed_is_no_loss(tmp_path: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_joiner_of_dcp_that_is_killed_is_no_loss(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
     from torchjax_bridge.weights.files import _dcp_write
 
     state = source(tmp_path / "dcp")
@@ -318,8 +322,101 @@ def test_a_joiner_of_dcp_that_is_killed_is_no_loss(tmp_path: Folder, monkeypatch
             crash.setattr(module, name, lambda *_: (_ for _ in ()).throw(Killed()))
             with pytest.raises(Killed):
                 to_dcp(tmp_path, (1, 2), resume=True)
-    to_dcp(tmp_path, (1, 2), resume=True)
+    for number in (0, 1):
+        if not (tmp_path / "out").exists():
+            to_dcp(tmp_path, (number, 2), resume=resume)
     check(tmp_path, state)
+
+
+@FORMATS
+@pytest.mark.parametrize("part", [None, (1, 2)])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_process_that_is_killed_after_the_swap_leaves_the_new_checkpoint(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch, run: Any, part: tuple[int, int] | None, half: bool
+) -> None:
+    source(tmp_path / "dcp")
+    run(tmp_path)
+    shutil.rmtree(tmp_path / "dcp")
+    state = source(tmp_path / "dcp", seed=1)
+    if part is not None:
+        run(tmp_path, (0, 2), overwrite=True, resume=True)
+
+    def kill(whole: Folder, target: Folder) -> None:
+        _atomic._swap(whole, target)
+        if half:  # of the old checkpoint, which lies where the new one was, is removed
+            next(path for path in sorted(whole.rglob("*")) if path.is_file()).unlink()
+        raise Killed
+
+    with monkeypatch.context() as crash:
+        crash.setattr(_parts, "publish", kill)
+        with pytest.raises(Killed):
+            run(tmp_path, part, overwrite=True, resume=True)
+    done = run(tmp_path, part, overwrite=True, resume=True)
+    assert done.files == (tmp_path / "out",)
+    check(tmp_path, state)
+
+
+@FORMATS
+def test_what_appears_at_the_target_meanwhile_is_not_lost(tmp_path: Folder, run: Any) -> None:
+    source(tmp_path / "dcp")
+
+    def appear(route: Any) -> Any:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "notes.txt").write_text("mine")
+        return lambda nbytes: None
+
+    with pytest.raises(CheckpointError, match=r"it holds 'notes\.txt'"):
+        run(tmp_path, progress=appear)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"it holds 'notes\.txt'"):
+        convert(tmp_path / "dcp", tmp_path / "out", to="torch", progress=appear)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_source_below_a_folder_that_is_named_as_a_part_is_watched(tmp_path: Folder) -> None:
+    inside = tmp_path / "x.part"
+    inside.mkdir()
+    source(inside / "dcp")
+    to_orbax(inside, (0, 2))
+    shutil.rmtree(inside / "dcp")
+    source(inside / "dcp", seed=1)
+    with pytest.raises(CheckpointError, match="part 0 of 2 is from another source"):
+        to_orbax(inside, (1, 2))
+
+
+def test_a_target_may_be_named_by_way_of_another_folder(
+    tmp_path: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = source(tmp_path / "dcp")
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    convert("../dcp", "../out", to="flax", format="orbax", template=template(), memory=MEMORY)
+    (tmp_path / "sub").rmdir()
+    check(tmp_path, state)
+
+
+# --- what has no effect ------------------------------------------------------------------------------------
+
+
+def test_options_without_effect_are_refused(tmp_path: Folder) -> None:
+    source(tmp_path / "dcp")
+    bare = nnx.eval_shape(lambda: nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+    for options, words in (
+        ({"to": "torch", "format": "dcp", "mesh": MESH}, "mesh= has no effect"),
+        ({"to": "flax", "template": template(), "mesh": MESH}, "mesh= has no effect"),
+        ({"to": "torch", "format": "dcp", "shard_size": 100}, "shard_size has no effect"),
+        (
+            {"to": "flax", "format": "orbax", "template": template(), "shard_size": 1},
+            "shard_size has no effect",
+        ),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            convert(tmp_path / "dcp", tmp_path / "out", **options)  # type: ignore[arg-type]
+    to_orbax(tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit the template"):
+        convert(tmp_path / "out", tmp_path / "again.safetensors", to="flax", template=bare)
+    convert(tmp_path / "out", tmp_path / "again.safetensors", to="flax", template=template())
 
 
 def test_what_a_killed_process_wrote_and_never_committed_is_dropped(tmp_path: Folder) -> None:
@@ -368,7 +465,7 @@ def test_parts_are_for_orbax_and_dcp(tmp_path: Folder) -> None:
     with pytest.raises(
         CheckpointError, match="safetensors is not written in parts: choose the format orbax or dcp"
     ):
-        to_orbax(tmp_path, (0, 2), format=None)
+        convert(tmp_path / "dcp", tmp_path / "out", to="flax", template=template(), part=(0, 2))
     with pytest.raises(CheckpointError, match="pt is not written in parts"):
         convert(tmp_path / "dcp", tmp_path / "m.pt", to="torch", part=(0, 2))
 
@@ -570,7 +667,9 @@ def test_a_mesh_that_no_leaf_of_the_template_names_is_refused(tmp_path: Folder) 
 def test_a_template_of_other_shapes_is_refused(tmp_path: Folder, shape: tuple[int, ...]) -> None:
     save_file({"params.w": torch.ones(4, 4)}, tmp_path / "in.safetensors", {"format": "flax"})
     struct = jax.ShapeDtypeStruct(shape, "float32", sharding=NamedSharding(MESH, PartitionSpec("x")))
-    with pytest.raises(CheckpointError, match=r"^'params.w' is \(.*\) in the template, and \(4, 4\) in the"):
+    with pytest.raises(
+        CheckpointError, match=r"mismatch: \(4, 4\) in the file, .* in the template @ params.w"
+    ):
         convert(
             tmp_path / "in.safetensors",
             tmp_path / "out",

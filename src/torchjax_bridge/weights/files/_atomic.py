@@ -125,6 +125,9 @@ def check_target(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None
             raise CheckpointError(f"'{target}' is not a name for a checkpoint.")
         if not target.absolute().parent.is_dir():
             raise CheckpointError(f"cannot write {target}: there is no folder {target.absolute().parent}.")
+        if target.is_symlink() and not target.exists():
+            where = os.readlink(target)
+            raise CheckpointError(f"cannot write {target}: it is a link to {where}, which does not exist.")
         if not target.exists():
             return
         if folder != target.is_dir():
@@ -206,6 +209,8 @@ def _check_swap(folder: pathlib.Path) -> None:
         one.touch()
         other.touch()
         _swap(one, other)
+    except FileNotFoundError as err:
+        raise CheckpointError(f"another process has just removed {folder}, since it was done.") from err
     except OSError as err:
         raise CheckpointError(
             f"the file system of {folder.parent} cannot replace a folder in one step ({err.strerror}): name a new "

@@ -18,9 +18,10 @@ from .._audit_report import Audit
 from .._example import read_example
 from .._plan import Plan, UserRule, read_sides
 from ..layouts import as_bytes
-from ..trees import live_nnx
+from ..trees import live_nnx, read_flax
 from ._leaf import Checkpoint, Format, Framework, Leaf, Progress
 from ._load_save import AnyPath
+from ._match_template import match_template
 from ._open import open_checkpoint
 from ._pipeline import window_for
 from ._route import cast, route_to_flax, route_to_torch
@@ -152,6 +153,11 @@ def convert(
         The largest leaf and ``memory``. For an Orbax or DCP target only ``memory``, if the source can be read in
         slices (all can but a torch file from before torch 1.6, which is read into memory whole).
     """
+    if mesh is not None and (to, format_for(pathlib.Path(target), to, format)) != ("flax", "orbax"):
+        raise CheckpointError(
+            "mesh= has no effect here: it cuts Orbax output by the axes that a template names. Leave it out, or "
+            "pass format='orbax' and to='flax'."
+        )
     route = find_route(
         source,
         to=to,
@@ -168,7 +174,7 @@ def convert(
         route.plan.report.raise_unless_ok(f"convert {route.source.path} to {to}", strict=True)
         route.plan.warn_of_assumptions(stacklevel=2)
     # A template of torch weights only names them: what is written has other shapes.
-    shards = shard_shapes(route.leaves, template, mesh) if template is not None and to == "flax" else {}
+    shards = shard_shapes(template, mesh) if template is not None and to == "flax" else {}
     on_leaf = None if progress is None else progress(route)
     written = write_checkpoint(
         route.leaves,
@@ -231,6 +237,8 @@ def find_route(
     plan, metadata = None, {}
     if framework_of(checkpoint) == to:
         leaves = list(checkpoint.leaves.values())
+        if to == "flax" and template is not None:
+            match_template(checkpoint, read_flax(template))
         metadata = {name: text for name, text in checkpoint.metadata.items() if name.startswith(_OWN_PREFIX)}
     elif to == "flax":
         if template is None:
@@ -301,7 +309,9 @@ def _work_id(route: Route, key: str | None) -> str:
     files = [path, *(path.parent / name for name in route.source.shards)]
     if path.is_dir():
         # The target may be inside; its unfinished folder grows meanwhile.
-        inside = (file for file in sorted(path.rglob("*")) if ".part/" not in file.as_posix())
+        inside = (
+            file for file in sorted(path.rglob("*")) if ".part/" not in file.relative_to(path).as_posix()
+        )
         files = [file for file in inside if file.is_file()]
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     # Leaves of the same name, shape and dtype may have other values: of another entry, or in another layout.

@@ -23,6 +23,7 @@ __all__ = ["METADATA", "Chunk", "DcpMetadata", "DcpTensor", "read_metadata"]
 
 METADATA = ".metadata"
 _MAX_BYTES = 1 << 30
+_DAMAGE_ERRORS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def read_metadata(folder: pathlib.Path) -> DcpMetadata:
         return _understood(content)
     except CheckpointError as err:
         raise CheckpointError(f"{file}: {err}") from err
+    except _DAMAGE_ERRORS as err:  # a part of another kind than DCP writes
+        raise CheckpointError(f"{file}: it is damaged ({type(err).__name__}: {err!s:.80}).") from err
 
 
 def _understood(content: Record) -> DcpMetadata:
@@ -155,7 +158,11 @@ def _understood(content: Record) -> DcpMetadata:
     paths = {
         name: path for name, path in _items(planned if isinstance(planned, dict) else {}) if _is_path(path)
     }
-    return DcpMetadata(tensors, tuple(others), {name: paths.get(name, (name,)) for name in tensors})
+    of = {name: paths.get(name, (name,)) for name in tensors}
+    within = {path[:depth] for path in of.values() for depth in range(1, len(path))}
+    if len(set(of.values())) < len(of) or within & set(of.values()):
+        raise CheckpointError("two tensors have one place in the tree that was saved.")
+    return DcpMetadata(tensors, tuple(others), of)
 
 
 def _tensor(
@@ -166,6 +173,8 @@ def _tensor(
     if not isinstance(state, tuple) or not state or not isinstance(state[0], torch.dtype):
         raise CheckpointError(f"'{name}' has no dtype.")
     shape = _sizes(entry.field("size"))
+    if math.prod(shape) >= 1 << 60:
+        raise CheckpointError(f"'{name}' has the shape {shape}, which no memory holds.")
     found = []
     for chunk in chunks if isinstance(chunks, list) else ():
         offsets, sizes = (_sizes(chunk.field(key)) for key in ("offsets", "sizes"))

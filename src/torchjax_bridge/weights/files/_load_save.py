@@ -209,6 +209,9 @@ def save_flax(
                     "(format='orbax'), to which each process writes its own parts."
                 )
             _check_metadata(path, "flax", format, metadata)
+            format_for(pathlib.Path(path), "flax", format)
+            if shard_size is not None:
+                raise CheckpointError("shard_size has no effect on orbax, which stores chunks: leave it out.")
             from ._orbax import write_global  # importing orbax is slow
 
             write_global(values, pathlib.Path(path), overwrite)

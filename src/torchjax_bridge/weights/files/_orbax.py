@@ -8,8 +8,9 @@ import json
 import logging
 import pathlib
 import re
+import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, torch_dtype
 
+from ._atomic import as_writing_error, check_target, partial_path, publish
 from ._boxes import Box, box_shape, whole
 from ._leaf import Checkpoint, Leaf, nest, put_at
 from ._mapped import Window
@@ -116,12 +118,52 @@ def read_orbax(folder: pathlib.Path, window: Window | None = None) -> Checkpoint
 def write_global(values: Mapping[Path, Any], folder: pathlib.Path, overwrite: bool) -> None:
     """Write arrays over the devices of several processes, all of which call this: Orbax's own save.
 
+    It is written beside the folder, which the first process replaces when it is complete.
+
     Raises:
         CheckpointError: Orbax refuses, or the folder exists and may not be replaced.
     """
     tree = nest(values, "cannot write an Orbax checkpoint")
-    with as_checkpoint_error(folder):
-        orbax_module().PyTreeCheckpointer().save(str(folder.absolute()), tree, force=overwrite)
+    folder = folder.parent.resolve() / folder.name
+    part = partial_path(folder)
+    check = partial(check_target, folder, folder=True, overwrite=overwrite)
+
+    def save() -> None:
+        with as_checkpoint_error(folder):
+            orbax_module().PyTreeCheckpointer().save(str(part), tree, force=True)
+
+    def end() -> None:
+        check()
+        with as_writing_error(folder):
+            publish(part, folder)
+
+    try:
+        _agreed(check, by_first=True)
+        _agreed(save)
+        _agreed(end, by_first=True)
+    except CheckpointError:
+        if not jax.process_index():
+            for left in folder.parent.glob(f"{part.name}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        raise
+
+
+def _agreed(do: Callable[[], None], *, by_first: bool = False) -> None:
+    """Do something in every process of the job, or in the first; what one raises is raised in all."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    said = ""
+    if not (by_first and jax.process_index()):
+        try:
+            do()
+        except CheckpointError as err:
+            said = str(err)
+    words = np.zeros(2048, np.uint8)
+    spoken = np.frombuffer(said.encode()[: len(words)], np.uint8)
+    words[: len(spoken)] = spoken
+    for heard in np.asarray(process_allgather(words)):
+        if heard.any():
+            raise CheckpointError(heard.tobytes().rstrip(b"\0").decode(errors="ignore"))
 
 
 def orbax_module() -> Any:

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from torchjax_bridge.errors import CheckpointError
@@ -32,6 +32,11 @@ __all__ = ["Part", "PartsOfFormat", "check_part", "write_part"]
 
 # Shared by all that write a part, and held by the one that joins.
 _JOIN_LOCK = "join.lock"
+# Written before the parts are joined: none of them is started anew after that.
+_JOINING = "joining"
+# Written before the joined checkpoint gets its name: of which work it is, and what the system calls its folder,
+# which stays through any renaming. If the process is killed then, the next one sees whose folder the target is.
+_PUBLISHED = "published.json"
 
 Part = tuple[int, int]
 """The number of a part, from 0, and the number of parts."""
@@ -71,6 +76,7 @@ def write_part(
     part: Part,
     work: Callable[[], str],
     resume: bool,
+    check: Callable[[], None],
 ) -> tuple[int, ...]:
     """Write one part, and join all parts if it is the last.
 
@@ -81,6 +87,7 @@ def write_part(
         part: The part.
         work: Returns what identifies the conversion; something else once the source was changed.
         resume: Keep what an earlier run of this part stored.
+        check: Raises if the target may not be written or replaced; called again when all is done.
 
     Returns:
         The other parts that are not finished; none once ``target`` is there.
@@ -92,6 +99,12 @@ def write_part(
     folder = partial_path(target)
     with as_writing_error(target), locked_folder(folder, shared=count > 1):
         own = {"work": work(), "of": count}
+        published = _published(folder, target)
+        if published is not None:  # all but the removal of this folder was done
+            _remove(folder)
+            if published == own["work"] and resume:
+                return ()
+            folder.mkdir(exist_ok=True)
         for file in sorted(folder.glob("part-*.json")):
             if (other := file.stem.partition("-")[2]).isdecimal():
                 _check_same_work(folder, int(other), own, number, resume)
@@ -109,7 +122,7 @@ def write_part(
                         _waiting(folder, count) if joining.exists() else ()
                     )  # another may have joined them
                     if not waiting and joining.exists():
-                        _join(blocks, target, folder, format, count, work())
+                        _join(blocks, target, folder, format, count, work(), check)
         except BaseException:
             if count == 1 and not resume:  # what was to be kept, and all that other parts stored, stays
                 shutil.rmtree(folder, ignore_errors=True)
@@ -127,7 +140,7 @@ def _write(
 ) -> None:
     number, count = part
     own = {"work": work(), "of": count}
-    if not resume:
+    if not resume and not (folder / _JOINING).exists():
         format.discard(folder, number)
     _set_state(folder, number, own | {"done": False})
     format.write(folder, number, blocks_of_part(blocks, number, count))
@@ -167,17 +180,41 @@ def _join(
     format: PartsOfFormat,
     count: int,
     work: str,
+    check: Callable[[], None],
 ) -> None:
     for number in range(count):
         state, name = _state(folder, number), f"part {number} of {count}"
         if state.get("work") != work:
             raise CheckpointError(f"{name} is from another source or other settings.")
-        again = f"Run {name} again with resume"
+        again = f"Run {name} again with resume, or remove {folder} to start anew"
         if damaged := format.damage(folder, number):
             raise CheckpointError(f"{name}: its file {damaged} is missing or cut. {again}.")
         if lacking := format.missing(folder, number, blocks_of_part(blocks, number, count)):
             raise CheckpointError(f"{name} lacks {lacking} blocks of those that it had stored. {again}.")
-    publish(format.join(folder, count), target)
+    (folder / _JOINING).touch()
+    whole = format.join(folder, count)
+    check()
+    found = whole.stat()
+    with atomic_file(folder / _PUBLISHED) as file:
+        file.write(json.dumps([work, found.st_dev, found.st_ino]).encode())
+    publish(whole, target)
+    _remove(folder)
+
+
+def _published(folder: pathlib.Path, target: pathlib.Path) -> str | None:
+    """The work whose checkpoint has become the target, if a process was killed right after that; or None."""
+    try:
+        work, device, inode = json.loads((folder / _PUBLISHED).read_bytes())
+        found = target.stat()
+    except (OSError, ValueError, TypeError):
+        return None
+    return work if (found.st_dev, found.st_ino) == (device, inode) else None
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove the unfinished folder. What says that the target is there goes last."""
+    with suppress(OSError):
+        clear(folder, keep=[_PUBLISHED])
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,5 @@
 """The shape of a shard of every leaf of a template, also on a mesh that has no devices here."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
@@ -9,26 +8,22 @@ from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path
 
 from ..trees import FlaxLeaf, partition_of, read_flax
-from ._leaf import Leaf
 
 __all__ = ["shard_shapes"]
 
 
-def shard_shapes(
-    leaves: Iterable[Leaf], template: Any, mesh: Mesh | AbstractMesh | None
-) -> dict[Path, tuple[int, ...]]:
+def shard_shapes(template: Any, mesh: Mesh | AbstractMesh | None) -> dict[Path, tuple[int, ...]]:
     """The shape of a shard by the path of a leaf, for the leaves that the template shards.
 
     Args:
-        leaves: What is written.
         template: As for `to_flax`.
         mesh: Gives the names of axes a size, where the template does not.
 
     Raises:
-        CheckpointError: The shape of a leaf cannot be cut this way or is not that of the template, or a mesh is
-            given and no leaf is cut.
+        CheckpointError: The shape of a leaf cannot be cut this way, or a mesh is given and no leaf names an axis.
     """
-    found, shapes = {}, {leaf.path: leaf.shape for leaf in leaves}
+    found: dict[Path, tuple[int, ...]] = {}
+    named = False
     for leaf in read_flax(template).root.flat().values():
         try:
             sharding = _sharding(leaf, mesh)
@@ -39,12 +34,9 @@ def shard_shapes(
                 f"'{join_path(leaf.path)}' of the template cannot be sharded as it says: {reason}"
             ) from err
         if shard is not None:
-            if (shape := shapes.get(leaf.path, leaf.shape)) != leaf.shape:
-                raise CheckpointError(
-                    f"'{join_path(leaf.path)}' is {leaf.shape} in the template, and {shape} in the checkpoint."
-                )
             found[leaf.path] = shard
-    if mesh is not None and not found:
+            named |= any(part is not None for part in getattr(sharding, "spec", ()))
+    if mesh is not None and not named:
         raise CheckpointError(
             f"mesh= gives {', '.join(map(repr, mesh.axis_names))} a size, but no leaf of the template names an "
             "axis: annotate them, as with nnx.with_partitioning, or leave mesh= out."

@@ -8,6 +8,7 @@ and in parts (``_parts``).
 import hashlib
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from torchjax_bridge.errors import CheckpointError
@@ -147,7 +148,10 @@ def write_checkpoint(
     single = target.suffix in _SUFFIXES
     if target.is_symlink() and target.is_dir():
         target = target.resolve()  # the folder is replaced, not the link
-    check_target(target, folder=not single, overwrite=overwrite)
+    if ".." in target.parts:  # TensorStore takes no such path
+        target = target.parent.resolve() / target.name
+    check = partial(check_target, target, folder=not single, overwrite=overwrite)
+    check()
     pipeline = Pipeline(memory, progress)
     if single:
         if shard_size is not None:
@@ -160,8 +164,13 @@ def write_checkpoint(
             else:
                 write_torch_file(leaves, file, partial_path(target), pipeline)
             pipeline.flush()
+            check()
         return Written([target])
     if format in ("orbax", "dcp"):
+        if shard_size is not None:
+            raise CheckpointError(
+                f"shard_size has no effect on {format}, which stores chunks: leave it out, or write safetensors."
+            )
         blocks = cut(leaves, shards or {}, min(max(memory // 4, 1), MAX_BLOCK_BYTES))
         waiting = write_part(
             blocks,
@@ -170,6 +179,7 @@ def write_checkpoint(
             part=part or (0, 1),
             work=lambda: _work_id(work(), [(block.leaf, block.cell) for block in blocks]),
             resume=resume,
+            check=check,
         )
         return Written([] if waiting else [target], waiting)
     if format != "safetensors":
@@ -180,7 +190,7 @@ def write_checkpoint(
     files = group_into_files(leaves, shard_size)
     notes = dict(metadata or {})
     work_id = _work_id(work(), (sorted(notes.items()), files))
-    return Written(_write_shards(files, target, framework, notes, work_id, resume, pipeline, progress))
+    return Written(_write_shards(files, target, framework, notes, work_id, resume, pipeline, progress, check))
 
 
 def _work_id(work: str, settings: object) -> str:
@@ -206,6 +216,7 @@ def _write_shards(
     resume: bool,
     pipeline: Pipeline,
     progress: Progress | None,
+    check_target: Callable[[], None],
 ) -> list[pathlib.Path]:
     def check(folder: pathlib.Path) -> None:
         if resume and _read_work_id(folder) not in ("", work):
@@ -230,6 +241,7 @@ def _write_shards(
             (folder / INDEX).write_bytes(
                 build_index(shards, {"format": metadata_for([], framework, {})["format"]})
             )
+        check_target()
         (folder / _WORK_ID_FILE).unlink(missing_ok=True)
     names = list(shards) if SINGLE_FILE in shards else [INDEX, *shards]
     return [target / name for name in names]
