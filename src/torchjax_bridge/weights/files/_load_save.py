@@ -73,6 +73,7 @@ def load_flax(path: AnyPath, template: Any = None, *, copy: bool | None = None) 
 
     Returns:
         A nested dict of ``jax.Array``, or a new object of the template's kind, with its shardings as for `to_flax`.
+        The dtypes are those of the file.
 
     Raises:
         CheckpointError: The file is damaged, holds torch weights, or does not fit the template.
