@@ -77,9 +77,12 @@ def small_leaves(setting: Setting) -> Findings:
     both, cautious = link(module, twin), link(module, other, changed_only=True)
     cautious.push()
     clone, unchanged = "clone of the state_dict", "link.push, changed_only=True, nothing changed"
-    look = "the version and the address of each tensor, of four such models"
+    look = "the version and the address of each tensor and the array of each Variable, of four such pairs"
     # Of models that nothing else reads: a push that finds nothing changed also meets a cache that others filled.
-    tensors = [one for _ in range(4) for one in torch_module(description).state_dict(keep_vars=True).values()]
+    sources = [torch_module(description) for _ in range(4)]
+    tensors = [one for source in sources for one in source.state_dict(keep_vars=True).values()]
+    twins = [to_flax(source, nnx_template(description)) for source in sources]
+    variables = [one for twin in twins for _, one in nnx.to_flat_state(nnx.state(twin, nnx.Param))]
     leaves = 2 * layers
     case, rounds = ask(
         "weights/leaves/again",
@@ -93,7 +96,7 @@ def small_leaves(setting: Setting) -> Findings:
             ),
             Candidate(PUSH, lambda _: both.push(), module, _check(module), ours=True),
             Candidate(unchanged, lambda _: cautious.push(), module, _check(module), ours=True),
-            Candidate(look, _look, tensors, lambda _: None, limit=True),
+            Candidate(look, _look, (tensors, variables), lambda _: None, limit=True),
         ],
         setting,
         effort=4,
@@ -125,7 +128,7 @@ def small_leaves(setting: Setting) -> Findings:
             Promise(f"{name} of {leaves:,} small leaves, per leaf", "at most", limit, "us", spread)
         )
     bare = rounds.combine(lambda seconds: 1e6 * seconds[look] / len(tensors))
-    words = "a bare look at the version and the address of {:,} small tensors, per tensor"
+    words = "a bare look at the versions and addresses of {:,} small tensors and at their Variables, per leaf"
     promises.append(Promise(words.format(leaves), "reported", None, "us", bare))
     return Findings([case, back], promises)
 
@@ -134,8 +137,13 @@ def _clone(module: torch.nn.Module) -> list[torch.Tensor]:
     return [value.clone() for value in module.state_dict().values()]
 
 
-def _look(tensors: list[torch.Tensor]) -> tuple[list[int], list[int]]:
-    return list(map(operator.attrgetter("_version"), tensors)), list(map(torch.Tensor.data_ptr, tensors))
+def _look(pairs: tuple[list[torch.Tensor], list[nnx.Variable[Any]]]) -> tuple[list[Any], ...]:
+    tensors, variables = pairs
+    return (
+        list(map(operator.attrgetter("_version"), tensors)),
+        list(map(torch.Tensor.data_ptr, tensors)),
+        list(map(nnx.Variable.get_raw_value, variables)),
+    )
 
 
 def put(tensor: torch.Tensor) -> jax.Array:
