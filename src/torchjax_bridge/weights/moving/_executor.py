@@ -26,14 +26,11 @@ _size = 0
 
 
 class _CallingThread(Executor):
-    """Runs each task at once."""
+    """Runs each task at once; what a task raises, it raises there."""
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        try:
-            future.set_result(task(*args, **kwargs))
-        except Exception as err:
-            future.set_exception(err)
+        future.set_result(task(*args, **kwargs))
         return future
 
 
