@@ -251,7 +251,7 @@ def margin_ranking_loss(
     return _reduce(placed.with_text(f"clamp({sign} * ({y} - {x}) + {at.number(margin)}, 0)"), reduction)
 
 
-@operation("hinge_embedding_loss")
+@operation("F.hinge_embedding_loss")
 def hinge_embedding_loss(
     at: Lowering,
     node: Node,
@@ -269,7 +269,7 @@ def hinge_embedding_loss(
     return _reduce(placed.with_text(f"({apart} + jnp.where({y} != -1, {x}, 0))"), reduction)
 
 
-@operation("poisson_nll_loss")
+@operation("F.poisson_nll_loss")
 def poisson_nll_loss(
     at: Lowering,
     node: Node,
@@ -291,7 +291,7 @@ def poisson_nll_loss(
     return _reduce(placed.with_text(f"({text})"), reduction)
 
 
-@operation("gaussian_nll_loss")
+@operation("F.gaussian_nll_loss")
 def gaussian_nll_loss(
     at: Lowering,
     node: Node,
