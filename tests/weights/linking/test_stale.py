@@ -227,6 +227,12 @@ def test_new_dicts_of_parameters_are_followed() -> None:
     model.layers[0].kernel[...] = jnp.full((3, 4), 8.0)
     both.pull()
     assert module[0].weight.eq(8).all()
+    module[0].__setstate__(
+        {"_parameters": {"weight": nn.Parameter(torch.ones(5, 3)), "bias": module[0].bias}}
+    )
+    for call in (both.push, both.pull):
+        with pytest.raises(PlanError, match=r"'0\.weight' had shape \(4, 3\) and has \(5, 3\) now"):
+            call()
 
 
 def test_a_hook_that_changes_the_state_dict_is_refused() -> None:

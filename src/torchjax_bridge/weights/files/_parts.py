@@ -101,10 +101,11 @@ def write_part(
         own = {"work": work(), "of": count}
         published = _published(folder, target)
         if published is not None:  # all but the removal of this folder was done
-            _remove(folder)
             if published == own["work"] and resume:
+                _remove(folder)
                 return ()
-            folder.mkdir(exist_ok=True)
+            clear(folder, keep=[_PUBLISHED])
+            (folder / _PUBLISHED).unlink()
         for file in sorted(folder.glob("part-*.json")):
             if (other := file.stem.partition("-")[2]).isdecimal():
                 _check_same_work(folder, int(other), own, number, resume)

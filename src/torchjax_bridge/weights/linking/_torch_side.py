@@ -216,7 +216,12 @@ class TorchSide:
             if type(part) is not kind
         ]
         raise_if_stale([*faults, *changed(self._keys, _keys(self._module), "parameter or buffer")])
+        before = self.slots
         self._find(self.places)
+        planned = zip(self.slots, before, strict=True)
+        self.slots = [
+            now._replace(shape=then.shape, dtype=then.dtype, device=then.device) for now, then in planned
+        ]
         self._note()
 
 
