@@ -70,8 +70,8 @@ def jax_mesh(device_mesh: Any) -> Mesh:
         raise DeviceError(
             f"the mesh has the ranks {ranks_of(whole)}, and rank {rank} is none of them. Call it there only."
         )
-    _check_order(whole)
     if whole not in _jax_meshes:
+        _check_order(whole)
         found = gather_from_ranks(whole, _own_device_or_refusal(whole))
         refusals = [answer for answer in found.values() if isinstance(answer, str)]
         if refusals:

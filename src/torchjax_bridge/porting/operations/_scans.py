@@ -165,8 +165,7 @@ def isin(
     assume_unique: bool = False,
     invert: bool = False,
 ) -> Placed:
-    other = at.number(test_elements)
-    if not isinstance(elements, Value):
-        return Placed(f"jnp.isin({at.number(elements)}, {other}{', invert=True' if invert else ''})", ())
-    placed = at.in_torch_map_order(elements)
-    return placed.with_text(f"jnp.isin({placed.text}, {other}{', invert=True' if invert else ''})")
+    is_value = isinstance(elements, Value)
+    placed = at.in_torch_map_order(elements) if is_value else Placed(at.number(elements), ())
+    turned = ", invert=True" if invert else ""
+    return placed.with_text(f"jnp.isin({placed.text}, {at.number(test_elements)}{turned})")

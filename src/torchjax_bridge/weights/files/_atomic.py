@@ -25,6 +25,7 @@ __all__ = [
     "check_publish",
     "check_target",
     "clear",
+    "followed",
     "lock",
     "locked_folder",
     "partial_path",
@@ -149,6 +150,15 @@ def check_target(target: pathlib.Path, *, folder: bool, overwrite: bool) -> None
                     )
         if not overwrite:
             raise CheckpointError(f"cannot write {target}: it exists. Pass overwrite=True to replace it.")
+
+
+def followed(target: pathlib.Path) -> pathlib.Path:
+    """What is written where a target is named: the folder to which a link leads, and no path with ``..``."""
+    if target.is_symlink() and target.is_dir():
+        return target.resolve()  # the folder is replaced, not the link
+    return (
+        target.parent.resolve() / target.name if ".." in target.parts else target
+    )  # as TensorStore wants it
 
 
 def partial_path(target: pathlib.Path) -> pathlib.Path:

@@ -22,7 +22,7 @@ import torch
 from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, split_path, torch_dtype
 
-from ._atomic import as_writing_error, check_target, partial_path, publish
+from ._atomic import as_writing_error, check_target, followed, partial_path, publish
 from ._boxes import Box, box_shape, whole
 from ._leaf import Checkpoint, Leaf, nest, put_at
 from ._mapped import Window
@@ -124,7 +124,7 @@ def write_global(values: Mapping[Path, Any], folder: pathlib.Path, overwrite: bo
         CheckpointError: Orbax refuses, or the folder exists and may not be replaced.
     """
     tree = nest(values, "cannot write an Orbax checkpoint")
-    folder = folder.parent.resolve() / folder.name
+    folder = followed(folder)
     part = partial_path(folder)
     check = partial(check_target, folder, folder=True, overwrite=overwrite)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path
 
-from ._atomic import atomic_file, atomic_folder, check_target, clear, partial_path
+from ._atomic import atomic_file, atomic_folder, check_target, clear, followed, partial_path
 from ._cut import MAX_BLOCK_BYTES, cut
 from ._dcp_write import DcpParts
 from ._index import INDEX, SINGLE_FILE, build_index, group_into_files
@@ -146,10 +146,7 @@ def write_checkpoint(
         if format not in ("orbax", "dcp"):
             raise CheckpointError(f"{format} is not written in parts: choose the format orbax or dcp.")
     single = target.suffix in _SUFFIXES
-    if target.is_symlink() and target.is_dir():
-        target = target.resolve()  # the folder is replaced, not the link
-    if ".." in target.parts:  # TensorStore takes no such path
-        target = target.parent.resolve() / target.name
+    target = followed(target)
     check = partial(check_target, target, folder=not single, overwrite=overwrite)
     check()
     pipeline = Pipeline(memory, progress)

@@ -77,7 +77,7 @@ class NnxModule(FlaxSide):
         super().__init__(module, tree, paths)
         self._replan = replan
         self._note()
-        self._planned = [self._settings()]
+        self._planned = [_settings(module)]
 
     def _note(self) -> None:
         """Note the structure, and how each leaf is read and set."""
@@ -102,10 +102,6 @@ class NnxModule(FlaxSide):
         """Every attribute and item."""
         return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
 
-    def _settings(self) -> list[Any]:
-        """What a plan may depend on: the class of each attribute that holds weights, and each that holds none."""
-        return [type(one) if isinstance(one, _HOLDING) else one for one in self._contents_then]
-
     def check(self) -> None:
         """Raise a `PlanError` that names every Variable that was added, removed or given another shape.
 
@@ -119,18 +115,12 @@ class NnxModule(FlaxSide):
         leaves = _leaves(read_flax(self._template))
         self._compare(leaves, "Variable")
         # A setting changed, or a Variable was replaced by one of its shape.
-        before, self.leaves = self.leaves, leaves
-        self._note()
-        now = self._settings()
-        if any(len(now) == len(one) and all(map(operator.is_, now, one)) for one in self._planned):
-            return
-        try:
+        now = _settings(self._template)
+        if not any(len(now) == len(one) and all(map(operator.is_, now, one)) for one in self._planned):
             self._replan()
-        except BaseException:
-            self.leaves = before
-            self._sizes_then = []  # so that the next check comes here, too
-            raise
-        self._planned = [*self._planned[-7:], now]
+            self._planned = [*self._planned[-7:], now]
+        self.leaves = leaves
+        self._note()
 
     def values(self, given: Any) -> list[Any]:
         """The value of each Variable."""
@@ -230,6 +220,12 @@ def _holders(module: nnx.Module) -> Iterator[Any]:
             continue
         yield one
         stack.extend(_contents(one))
+
+
+def _settings(module: nnx.Module) -> list[Any]:
+    """What a plan may depend on: the class of each attribute that holds weights, and each that holds none."""
+    contents = chain.from_iterable(map(_contents, _holders(module)))
+    return [type(one) if isinstance(one, _HOLDING) else one for one in contents]
 
 
 def _contents(holder: Any) -> tuple[Any, ...]:

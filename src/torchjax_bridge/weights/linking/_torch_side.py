@@ -74,26 +74,22 @@ class TorchSide:
 
     def __init__(self, module: nn.Module, keys: Iterable[str], ties: Iterable[tuple[str, str]]) -> None:
         self._module = module
-        self._find(dict.fromkeys(keys))
+        state = _state(module)
+        self.slots = [_slot(module, key, state.get(key)) for key in dict.fromkeys(keys)]
         self.places = {slot.key: place for place, slot in enumerate(self.slots)}
         self._ties = list(ties)
         self._shapes, self._dtypes, self._devices = (
             [getattr(slot, what) for slot in self.slots] for what in ("shape", "dtype", "device")
         )
         self._refuse_dtensors({type(slot.holder[slot.name]) for slot in self.slots})
-        self._keys = _keys(module)
+        self._keys = dict.fromkeys(state)
         self._children = _children(module)
         self._note()
 
-    def _find(self, keys: Iterable[str]) -> None:
-        """Find where each tensor is held."""
-        state = self._module.state_dict(keep_vars=True)
-        self.slots = [_slot(self._module, key, state.get(key)) for key in keys]
+    def _note(self) -> None:
+        """Note where each tensor is held, every dict of a module with its names, and the children."""
         self._holders = [slot.holder for slot in self.slots]
         self._names = [slot.name for slot in self.slots]
-
-    def _note(self) -> None:
-        """Note every dict of children, parameters or buffers, with its names, and the children."""
         self._parts = list(self._module.modules())
         self._kinds = list(map(type, self._parts))
         self._held: list[dict[str, Any]] = list(chain.from_iterable(map(_HELD, self._parts)))
@@ -184,9 +180,11 @@ class TorchSide:
 
     def _refuse_other_tensors(self, tensors: Sequence[torch.Tensor | None]) -> None:
         for slot, tensor in zip(self.slots, tensors, strict=True):
-            lazy = tensor is not None and is_lazy(tensor)
-            if lazy or (tensor is not None and tensor.layout is not torch.strided):
-                what = "not initialized yet" if lazy else f"a sparse tensor ({tensor.layout})"  # type: ignore[union-attr]
+            if tensor is None:
+                continue
+            lazy = is_lazy(tensor)
+            if lazy or tensor.layout is not torch.strided:
+                what = "not initialized yet" if lazy else f"a sparse tensor ({tensor.layout})"
                 raise PlanError(
                     f"'{slot.key}' is {what}, and a link holds dense tensors: put the values into the dense tensor "
                     "that was there."
@@ -215,18 +213,17 @@ class TorchSide:
             for part, kind in zip(self._parts, self._kinds, strict=True)
             if type(part) is not kind
         ]
-        raise_if_stale([*faults, *changed(self._keys, _keys(self._module), "parameter or buffer")])
-        before = self.slots
-        self._find(self.places)
-        planned = zip(self.slots, before, strict=True)
+        state = _state(self._module)
+        raise_if_stale([*faults, *changed(self._keys, state, "parameter or buffer")])
         self.slots = [
-            now._replace(shape=then.shape, dtype=then.dtype, device=then.device) for now, then in planned
+            slot._replace(holder=_slot(self._module, slot.key, state[slot.key]).holder) for slot in self.slots
         ]
         self._note()
 
 
-def _keys(module: nn.Module) -> dict[str, None]:
-    return dict.fromkeys(module.state_dict(keep_vars=True))
+def _state(module: nn.Module) -> dict[str, Any]:
+    """What the module would save, as its own tensors."""
+    return module.state_dict(keep_vars=True)
 
 
 def _children(module: nn.Module) -> dict[str, nn.Module]:

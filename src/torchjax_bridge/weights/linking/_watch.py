@@ -80,9 +80,7 @@ class Watch:
                 all(map(operator.is_, tensors, known))
                 and reading.pointers == pointers
                 and list(map(_VERSION, tensors)) == versions
-                and all(
-                    map(operator.eq, map(torch.Tensor.stride, tensors), strides)
-                )  # tuples: no list of them
+                and all(map(operator.eq, map(torch.Tensor.stride, tensors), strides))  # no list of tuples
                 and list(map(_BYTES, tensors)) == sizes
                 and list(map(_DTYPE, tensors)) == dtypes
                 and all(map(operator.is_, held, map(operator.call, self._arrays)))
