@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ._authors import author_aliases
-from ._lowering import Body
+from ._body import Body
 from ._names import VARIABLE, Line
 
 __all__ = ["with_aliases"]

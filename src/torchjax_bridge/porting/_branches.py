@@ -16,8 +16,8 @@ from torch import nn
 
 from ._author_tests import asked, conditional, in_mode, is_copy, opposite, reads
 from ._authors import author_conditions
+from ._body import Body
 from ._expressions import UnknownError, evaluated
-from ._lowering import Body
 from ._modes import of_both_modes, refusing_training
 from ._names import VARIABLE, Line, names_of
 from ._statements import Written, arguments, parsed, prepared

@@ -14,8 +14,10 @@ from torch import nn
 from torchjax_bridge.recording import Fault, SourceLine
 
 from ._arguments import Arguments, arguments_of
+from ._attributes import is_container
 from ._authors import author_loops
 from ._bodies import abstract, alike, numbers, returned, with_attributes
+from ._body import Body
 from ._branches import Variant, merged
 from ._constructors import Call, Column, Either, Items, Tree, is_uneven
 from ._definition import Definition
@@ -25,7 +27,6 @@ from ._growing_lists import has_growing_list
 from ._linen_calls import LINEN_NAMES, Modes
 from ._linen_layers import linen_fields
 from ._loops import with_loops
-from ._lowering import Body, is_container
 from ._merging import DifferError, merge
 from ._model import Model
 from ._modes import in_both_modes

@@ -8,8 +8,8 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Fault, Recording, record
 
+from ._argument_trees import takes
 from ._inputs import Example
-from ._lowering import takes
 from ._questions import question_of
 
 __all__ = ["conditions", "decided_otherwise", "fixed_arguments"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ._lowering import Body
+from ._body import Body
 from ._rendering import PLACE
 from ._statements import Written
 

@@ -15,12 +15,14 @@ from torch import nn
 from torchjax_bridge.recording import Parameter, layer_class
 from torchjax_bridge.weights import Twin
 
+from ._attributes import is_container, tied_bias
+from ._body import Body
+from ._calls import is_function
 from ._constants import dtype_text
 from ._constructors import Call, Code, Column, Items, Text, Tree
 from ._functions import is_activation
 from ._layers import is_layer
-from ._lowering import Body, is_container, tied_bias
-from ._model import Model, is_function
+from ._model import Model
 from ._own_layers import OWN_NAMES
 from ._parameters import parameter_place, place_of
 from ._placed import RefusedError

@@ -19,9 +19,9 @@ from torchjax_bridge.exchange import to_jax, to_torch
 from torchjax_bridge.recording import copy_module, tensors_of
 from torchjax_bridge.weights import plan
 
+from ._argument_trees import takes
 from ._built import OPTIMIZED, QUICK, as_function, weights_of, with_arrays
 from ._inputs import Example, arguments_of
-from ._lowering import takes
 from ._model import Model
 from ._outputs import output_pairs
 from ._rules import UserRule

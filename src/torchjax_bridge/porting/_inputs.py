@@ -16,7 +16,7 @@ from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import to_jax
 from torchjax_bridge.recording import Recording, Value, fields_of, map_tensors, record, tensors_of
 
-from ._lowering import takes
+from ._argument_trees import takes
 from ._placed import Axes
 
 _MORE_PIXELS = (32, 64)  # so that networks that halve images five times take them, and height is not width

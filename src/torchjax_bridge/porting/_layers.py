@@ -8,7 +8,8 @@ from torch import nn
 
 from torchjax_bridge.recording import Node, Value, is_leaf, tensors_of
 
-from ._lowering import Lowering, is_container, tied_bias
+from ._attributes import is_container, tied_bias
+from ._lowering import Lowering
 from ._masks import is_blocking
 from ._placed import Placed, RefusedError, channels_last, torch_order
 

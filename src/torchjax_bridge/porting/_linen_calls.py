@@ -11,8 +11,10 @@ from torch import nn
 
 from torchjax_bridge.recording import Fault, SourceLine
 
+from ._argument_trees import takes
+from ._attributes import is_container
+from ._body import Body
 from ._layers import is_layer
-from ._lowering import Body, is_container, takes
 from ._model import Model
 from ._reserved import attribute_name
 

@@ -4,8 +4,6 @@ Knows layouts and names of values. ``operations`` knows torch's functions and ``
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,17 +25,17 @@ from torchjax_bridge.recording import (
     SizeOf,
     SourceLine,
     Value,
-    is_size,
     tensors_of,
 )
 
+from ._attributes import attribute_text, is_inside
+from ._body import Body, Statement
 from ._constants import constant_name, constant_text, dtype_text, number_text, saving_code
-from ._constructors import Code
 from ._parameters import place_of
 from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
 from ._reserved import argument_name, attribute_name
 
-__all__ = ["Body", "Lowering", "Statement", "is_container"]
+__all__ = ["Lowering", "standard_order", "transposed"]
 
 # What a translation may raise that does not expect these arguments.
 _MISTAKES = (
@@ -49,80 +47,6 @@ _MISTAKES = (
     NotImplementedError,
     ArithmeticError,
 )
-
-
-@dataclass
-class Statement:
-    """``target = text``.
-
-    Attributes:
-        names: The variables that it binds, ``_v3_`` and so on.
-        target: The left side.
-        text: The right side.
-        source: The author's line.
-        called: The path of the module whose call it is part of, if it is a call of one.
-    """
-
-    names: tuple[str, ...]
-    target: str
-    text: str
-    source: SourceLine
-    called: str = ""
-
-
-@dataclass
-class Body:
-    """What one frame becomes.
-
-    Attributes:
-        frame: The frame.
-        inputs: The arguments that it takes: for each its name and the tree of values and numbers.
-        names: For each variable that is an argument, or a part of one, its expression.
-        orders: The order of axes of each array among the arguments.
-        statements: The code.
-        result: The expression that is returned.
-        result_places: Where each returned array stands.
-        attributes: The numbers of the module that the code reads, by name.
-        dropouts: The dropouts that the code calls as functions, by attribute: the rate, and the axes along
-            which they drop everything together.
-        callables: The functions that an instance of the class is given, by attribute.
-        functions: Of a Sequential, its modules without weights by name: as a function, what it is given and
-            what it gives.
-        helpers: The functions that the code needs beside it.
-        random: Whether the code draws random numbers.
-        axes: The order of axes of each variable that is an array.
-        base_call: Whether the code calls the layer that the class derives from.
-        training: The code in training, where it is not the same.
-        evaluates_only: Whether the code raises in training.
-    """
-
-    frame: Frame
-    inputs: list[tuple[str, Any]]
-    names: dict[str, str] = field(default_factory=dict)
-    orders: list[Axes] = field(default_factory=list)
-    statements: list[Statement] = field(default_factory=list)
-    result: str = ""
-    result_places: list[Placed] = field(default_factory=list)
-    attributes: dict[str, Any] = field(default_factory=dict)
-    dropouts: dict[str, tuple[float, tuple[int, ...]]] = field(default_factory=dict)
-    callables: dict[str, Code] = field(default_factory=dict)
-    functions: dict[str, tuple[str, str, str]] = field(default_factory=dict)
-    helpers: set[str] = field(default_factory=set)
-    random: bool = False
-    axes: dict[str, Axes] = field(default_factory=dict)
-    base_call: bool = False
-    training: "Body | None" = None
-    evaluates_only: bool = False
-
-    @property
-    def asks_mode(self) -> bool:
-        """Whether the code asks if the model trains."""
-        return self.training is not None or self.evaluates_only
-
-
-def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether a module is a container of torch's own: a subclass with its own forward is none."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 class Lowering:
@@ -397,48 +321,6 @@ class Lowering:
         return attribute_text(self.model, self.frame.path, path)
 
 
-def is_inside(base: str, path: str) -> bool:
-    """Whether a path is that of a module, or of something below it."""
-    return not base or path == base or path.startswith(base + ".")
-
-
-def attribute_text(model: Any, base: str, path: str) -> str:
-    """The expression of the module at ``path`` in the class of the module at ``base``."""
-    if not is_inside(base, path):
-        raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
-    text, module, walked = "self", model.modules[base], base
-    for part in path[len(base) :].strip(".").split(".") if path != base else ():
-        if is_container(module, nn.Sequential):
-            place = list(module._modules).index(part)
-            text += f".layers[{place}]" if walked in model.framed else f"[{place}]"
-        elif isinstance(module, nn.ModuleList):
-            text += f"[{part}]"
-        elif is_container(module, nn.ModuleDict):
-            text += f"[{part!r}]"
-        else:
-            text += f".{attribute_name(part)}"
-        walked = f"{walked}.{part}" if walked else part
-        child = module._modules[part]
-        if child is None:
-            raise RefusedError(f"'{path}' is None")
-        module = child
-    return text
-
-
-def takes(tree: Any) -> bool:
-    """Whether an argument is passed on: it holds a tensor or a size."""
-    if isinstance(tree, tuple | list):
-        return any(map(takes, tree))
-    if isinstance(tree, dict):
-        return any(map(takes, tree.values()))
-    return isinstance(tree, Value) or is_size(tree)
-
-
-def tied_bias(name: str) -> str:
-    """The attribute for the bias of a layer whose weight is another layer's, so that the layer itself is none."""
-    return f"{attribute_name(name)}_bias"
-
-
 def transposed(text: str, axes: Axes) -> str:
     """A transposition of the emitted array."""
     moved = [place for place, axis in enumerate(axes) if place != axis]
@@ -467,6 +349,3 @@ def _plain(value: Any) -> Any:
 def _is_path(text: str) -> bool:
     """Whether an expression is an attribute, or an item of one, and so costs nothing to repeat."""
     return all(character.isalnum() or character in "._[]'\"" for character in text)
-
-
-Arguments = Mapping[str, Any]

@@ -4,15 +4,14 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from torchjax_bridge.errors import SettingsError
 from torchjax_bridge.recording import (
-    Dim,
     Fault,
     Frame,
     Node,
@@ -24,32 +23,22 @@ from torchjax_bridge.recording import (
 )
 from torchjax_bridge.weights import Twin, twin_of
 
-from ._constructors import Code, Text
+from ._argument_trees import parts_of, tree_text
+from ._attributes import attribute_text, is_container
+from ._body import Body
+from ._calls import call_module, call_part
+from ._constructors import Text
 from ._functions import given_functions
 from ._layers import call_layer, is_layer
-from ._lowering import Body, Lowering, Statement, attribute_text, is_container, standard_order, takes
-from ._names import VARIABLE
+from ._lowering import Lowering, standard_order
 from ._parameters import place_of
 from ._parts import Part
 from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._reserved import argument_name
-from ._sequences import function_text, is_chain
-from ._statements import canonical, needed_calls
+from ._statements import needed_calls
 from .operations import translate_function
 
-__all__ = ["Model", "is_function"]
-
-
-def is_function(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own without weights or children, which is code where it is called."""
-    return (
-        type(module).__module__.startswith("torch.nn")
-        and not is_layer(module)
-        and next(module.parameters(), None) is None
-        and next(module.buffers(), None) is None
-        and not module._modules
-        and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
-    )
+__all__ = ["Model"]
 
 
 @dataclass
@@ -232,7 +221,7 @@ class Model:
         top = self.recording.top
         for fault in self.recording.faults:
             self.fault(fault)
-        return self._lower(
+        return self.lower(
             top, {value: Placed("", order) for value, order in self.input_orders.items()}, outermost=True
         )
 
@@ -253,12 +242,12 @@ class Model:
         if node.module is None:
             lowering.bind(node, translate_function(lowering, node))
         elif node.path in self.parts:
-            self._call_part(lowering, node, self.parts[node.path])
+            call_part(lowering, node, self.parts[node.path])
         elif node.frame is None:
             self.called_layers.add(node.path)
             lowering.bind(node, call_layer(lowering, node))
         else:
-            self._call_module(lowering, node, node.frame)
+            call_module(lowering, node, node.frame)
         for statement in lowering.body.statements[before:] if node.module is not None else ():
             statement.called = statement.called or node.path
 
@@ -269,158 +258,14 @@ class Model:
         every = {statement.called for body in bodies for statement in body.statements if statement.called}
         return every.difference(*map(needed_calls, bodies))
 
-    def _call_part(self, lowering: Lowering, node: Node, part: Part) -> None:
-        self.called_layers.add(node.path)
-
-        def text(tree: Any) -> str:
-            return _tree_text(
-                tree, lambda value: lowering.read(value, part.order(len(value.shape))), lowering.number
-            )
-
-        given = [*map(text, node.args), *(f"{name}={text(tree)}" for name, tree in node.kwargs.items())]
-        places = [Placed("", part.order(len(value.shape))) for value in tensors_of(node.result)]
-        if not places:
-            raise RefusedError(f"'{node.path}' returns no tensor, and is translated or kept as one call")
-        self._results(lowering, node, places, f"{lowering.attribute(node.path)}({', '.join(given)})")
-
-    def _call_module(self, lowering: Lowering, node: Node, frame: Frame) -> None:
-        inside = [value for _, tree in frame.inputs for value in tensors_of(tree)]
-        outside = [value for _, tree in node.named for value in tensors_of(tree)]
-        if len(inside) != len(outside):
-            raise RefusedError(
-                f"'{node.path}' is given tensors that the signature of its forward does not name"
-            )
-        self.outer.update(
-            (value, self.outer.get(given, given)) for value, given in zip(inside, outside, strict=True)
-        )
-        in_sequential = is_container(lowering.frame.module, nn.Sequential)
-        is_sequential = is_container(node.module, nn.Sequential)
-        passes = frame.path not in self.active and isinstance(frame.result, Value)
-        if is_function(frame.module) or (passes and not is_sequential):
-            if node.path in self.given_functions and self._call_given(lowering, node, frame, inside, outside):
-                return
-            before = len(lowering.body.statements)
-            given = lowering.at(outside[0]).text if len(outside) == 1 else ""
-            self._inline(lowering, node, frame, inside, outside)
-            if in_sequential and isinstance(node.result, Value):
-                made, result = lowering.body.statements[before:], lowering.at(node.result).text
-                function = function_text(given, made, result)
-                lowering.body.functions[node.path.rpartition(".")[2]] = function, given, result
-                if "self." in function:
-                    self.own_sequentials.add(lowering.frame.path)
-            return
-        places = [lowering.at(value) for value in outside]
-        if not (in_sequential or is_sequential):
-            places = [lowering.in_torch_map_order(value) for value in outside]
-        earlier = self._earlier(frame)
-        orders = [place.order for place in places] if earlier is None else earlier.orders
-        if earlier is None:
-            orders = [_taken_order(v, order, frame) for v, order in zip(inside, orders, strict=True)]
-        texts = {
-            value: place.text if place.map_axis is not None else lowering.read(given, order)
-            for value, given, place, order in zip(inside, outside, places, orders, strict=True)
-        }
-        inner = {
-            value: Placed("", order, place.map_axis, place.map_shape)
-            for value, place, order in zip(inside, places, orders, strict=True)
-        }
-        body = self._lower(frame, inner)
-        if is_sequential and not is_chain(body):
-            self.own_sequentials.add(frame.path)
-        known = self.bodies.setdefault(frame.path, body)
-        if canonical(known) != canonical(body):
-            if _holds_nothing(frame.module):  # as a table of angles for each kind of attention
-                self._inline(lowering, node, frame, inside, outside)
-                return
-            raise RefusedError(f"'{frame.path}' is called again and then does something else")
-        call = f"{lowering.attribute(frame.path)}({', '.join(self._arguments(lowering, frame, texts))})"
-        self._results(lowering, node, body.result_places, call)
-
-    def _earlier(self, frame: Frame) -> Body | None:
-        """The body of an earlier call of the module, in this mode or in the other, whose orders of axes hold."""
-        bodies = [self.bodies.get(frame.path), self.first and self.first.bodies.get(frame.path)]
-        ranks = [len(value.shape) for _, tree in frame.inputs for value in tensors_of(tree)]
-        return next((body for body in bodies if body and [*map(len, body.orders)] == ranks), None)
-
-    def _inline(
-        self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
-    ) -> None:
-        for value, given in zip(inside, outside, strict=True):
-            lowering.set(value, lowering.at(given))
-        for call in frame.nodes:
-            call.source = node.source
-        around, lowering.inside = lowering.inside, frame.path
-        lowering.run(frame.nodes)
-        lowering.inside = around
-        leaves = Value, Dim
-        for value, result in zip(
-            tensors_of(node.result, leaves), tensors_of(frame.result, leaves), strict=True
-        ):
-            if isinstance(result, Value):
-                lowering.set(value, lowering.at(result))
-            elif isinstance(value, Value):  # a size, which is a value outside
-                lowering.set(value, Placed(lowering.number(result), ()))
-
-    def _call_given(
-        self, lowering: Lowering, node: Node, frame: Frame, inside: list[Value], outside: list[Value]
-    ) -> bool:
-        """The call of a function that the class is given; False where what it does is code of the class."""
-        statements = lowering.body.statements
-        before, given = len(statements), lowering.at(outside[0])
-        self._inline(lowering, node, frame, inside, outside)
-        made, result = statements[before:], lowering.at(node.result)
-        function = function_text(given.text, made, result.text)
-        if "self." in function or not VARIABLE.fullmatch(given.text) or result.order != given.order:
-            del statements[before:]
-            return False
-        del statements[before:]
-        lowering.body.callables[node.path.rpartition(".")[2]] = Code(function)
-        call = lowering.variable(f"{lowering.attribute(node.path)}({given.text})", node.source)
-        lowering.set(node.result, result.with_text(call))
-        return True
-
-    def _arguments(self, lowering: Lowering, frame: Frame, texts: Mapping[Value, str]) -> list[str]:
-        """The arguments of a call of an emitted class."""
-
-        def text(tree: Any) -> str:
-            return _tree_text(tree, texts.__getitem__, lowering.number, tuples_as_lists=True)
-
-        found, by_name = [], False
-        for name, tree in frame.inputs:
-            if takes(tree):
-                found.append(f"{argument_name(name)}={text(tree)}" if by_name else text(tree))
-            else:
-                by_name = True
-        return found
-
-    def _results(self, lowering: Lowering, node: Node, places: Sequence[Placed], call: str) -> None:
-        """Bind what a call of an emitted class returns; a number too is a variable."""
-        if isinstance(node.result, Value):
-            name = lowering.variable(call, node.source)
-            lowering.set(node.result, Placed(name, places[0].order, places[0].map_axis, places[0].map_shape))
-            return
-        values, given = list(tensors_of(node.result)), iter(places)
-        # A number is a value outside of the module that returns it, and none inside.
-        orders = {value: () if value.dtype is None else next(given).order for value in values}
-        if _has_dict(node.result):
-            for value, item in _parts(lowering.variable(call, node.source), node.result):
-                lowering.set(value, Placed(item, orders[value]))
-            return
-        names = {value: lowering.fresh() for value in values}
-        for value in values:
-            lowering.set(value, Placed(names[value], orders[value]))
-        lowering.body.statements.append(
-            Statement(tuple(names.values()), _pattern(node.result, names), call, node.source)
-        )
-
     # --- frames ---------------------------------------------------------------------------------------------
 
-    def _lower(self, frame: Frame, places: Mapping[Value, Placed], outermost: bool = False) -> Body:
+    def lower(self, frame: Frame, places: Mapping[Value, Placed], outermost: bool = False) -> Body:
         """The body of a frame whose arguments stand in these orders."""
         lowering = Lowering(self, frame)
         body = lowering.body
         for name, tree in frame.inputs:
-            for value, text in _parts(argument_name(name), tree):
+            for value, text in parts_of(argument_name(name), tree):
                 variable = lowering.fresh()
                 body.names[variable] = text
                 lowering.set(value, places[value].with_text(variable))
@@ -439,7 +284,7 @@ class Model:
                     self._as_first(lowering, value, len(body.result_places))
                     self._as_given(lowering, value)
                 body.result_places.append(lowering.at(value))
-            body.result = _tree_text(frame.result, lambda value: lowering.at(value).text, lowering.number)
+            body.result = tree_text(frame.result, lambda value: lowering.at(value).text, lowering.number)
         except RefusedError as err:
             lowering.refuse(str(err), frame.nodes[-1].source if frame.nodes else SourceLine())
         if outermost:
@@ -465,64 +310,3 @@ class Model:
         order = body.result_places[place].order if body and place < len(body.result_places) else ()
         if len(order) == len(value.shape) and order != lowering.at(value).order:
             lowering.set(value, Placed(lowering.read(value, order), order))
-
-
-def _tree_text(
-    tree: Any,
-    text_of: Callable[[Value], str],
-    number: Callable[[Any], str],
-    *,
-    tuples_as_lists: bool = False,
-) -> str:
-    """The expression of a tree of values and numbers."""
-    if isinstance(tree, Value):
-        return text_of(tree)
-    if not isinstance(tree, dict | tuple | list):
-        return number(tree)
-    items = tree.values() if isinstance(tree, dict) else tree
-    texts = [_tree_text(item, text_of, number, tuples_as_lists=tuples_as_lists) for item in items]
-    if isinstance(tree, dict):
-        return "{" + ", ".join(f"{key!r}: {text}" for key, text in zip(tree, texts, strict=True)) + "}"
-    if isinstance(tree, list) or tuples_as_lists:
-        return f"[{', '.join(texts)}]"
-    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
-
-
-def _holds_nothing(module: nn.Module) -> bool:
-    """Whether a module has neither weights nor layers, so that what it does can stand anywhere."""
-    return not (
-        module._modules or module._parameters or set(module._buffers) - module._non_persistent_buffers_set
-    )
-
-
-def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:
-    """The order in which a module takes an input: one that it gives to a Linear at once has its features last."""
-    readers = [node.module for node in frame.nodes if value in tensors_of((node.args, node.kwargs))]
-    if len(value.shape) == 3 and any(isinstance(m, nn.Linear | nn.LayerNorm) for m in readers):
-        return torch_order(3)
-    return order
-
-
-def _parts(name: str, tree: Any) -> list[tuple[Value, str]]:
-    """The arrays of an argument, each with its expression."""
-    if isinstance(tree, Value):
-        return [(tree, name)]
-    if isinstance(tree, dict):
-        return [pair for key, item in tree.items() for pair in _parts(f"{name}[{key!r}]", item)]
-    if isinstance(tree, tuple | list):
-        return [pair for place, item in enumerate(tree) for pair in _parts(f"{name}[{place}]", item)]
-    return []
-
-
-def _has_dict(tree: Any) -> bool:
-    """Whether a mapping is in a result, which no left side takes apart."""
-    return isinstance(tree, dict) or (isinstance(tree, tuple | list) and any(map(_has_dict, tree)))
-
-
-def _pattern(tree: Any, names: Mapping[Value, str]) -> str:
-    """The left side that takes a result apart."""
-    if isinstance(tree, Value):
-        return names[tree]
-    if isinstance(tree, tuple | list):
-        return "(" + "".join(f"{_pattern(item, names)}, " for item in tree) + ")"
-    return "_"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from ._lowering import Body
+from ._body import Body
 from ._statements import Written, written
 
 __all__ = ["in_both_modes", "of_both_modes", "refusing_training"]

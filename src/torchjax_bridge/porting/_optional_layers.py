@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ._lowering import Body, Statement
+from ._body import Body, Statement
 
 __all__ = ["body_with_optional", "body_without"]
 

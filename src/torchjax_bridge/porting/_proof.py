@@ -20,10 +20,10 @@ from torchjax_bridge.exchange import to_torch
 from torchjax_bridge.recording import copy_module, without_fast_path
 from torchjax_bridge.weights import Parity, parity
 
+from ._argument_trees import takes
 from ._built import as_constructed, filled, result_of
 from ._gradients import functions_with_backward, gradient_gap
 from ._inputs import Example, arguments_of
-from ._lowering import takes
 from ._model import Model
 from ._outputs import output_pairs
 from ._parts import Replacement

@@ -8,7 +8,7 @@ from torch import nn
 from torchjax_bridge.recording import Parameter, has_hooks, layer_class
 from torchjax_bridge.weights import TWIN_RULES, Flatten, Keep, LayerType, Rename, Rule
 
-from ._lowering import is_container, tied_bias
+from ._attributes import is_container, tied_bias
 from ._model import Model
 from ._parameters import place_of
 from ._reserved import attribute_name

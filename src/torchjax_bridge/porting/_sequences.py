@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from ._lowering import Body, Statement
+from ._body import Body, Statement
 
 __all__ = ["function_text", "is_chain"]
 

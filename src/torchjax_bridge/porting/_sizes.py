@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ._authors import author_shapes, author_size
-from ._lowering import Body
+from ._body import Body
 from ._names import Line
 from ._placed import Axes, channels_last
 

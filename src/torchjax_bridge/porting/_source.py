@@ -8,13 +8,13 @@ from typing import Any
 
 from torchjax_bridge.recording import Value, tensors_of
 
+from ._argument_trees import takes
 from ._classes import Definition
 from ._constructors import Code, Given
 from ._format import formatted
 from ._helpers import HELPERS
 from ._linen_calls import MODE
 from ._linen_text import in_linen_names, linen_helpers, setup_lines
-from ._lowering import takes
 from ._parts import Part, Replacement
 from ._rendering import literal
 from ._reserved import argument_name

@@ -15,8 +15,9 @@ from typing import TypeVar
 from torchjax_bridge.recording import SourceLine
 
 from ._aliases import with_aliases
+from ._argument_trees import takes
 from ._authors import author_names
-from ._lowering import Body, Statement, takes
+from ._body import Body, Statement
 from ._names import VARIABLE, Line, names_of
 from ._sizes import with_sizes
 

@@ -23,10 +23,12 @@ from torchjax_bridge.recording import (
     record,
 )
 
+from ._argument_trees import takes
+from ._attributes import is_container
+from ._body import Body
 from ._generators import Generators
 from ._input_layouts import no_images
 from ._inputs import Example, first_recorded
-from ._lowering import Body, is_container, takes
 from ._model import Model
 from ._statements import canonical, written
 from .operations import table_name

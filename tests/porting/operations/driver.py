@@ -14,8 +14,8 @@ import torch
 from flax import nnx
 from torch import nn
 
+from torchjax_bridge.porting._body import Body
 from torchjax_bridge.porting._helpers import HELPERS
-from torchjax_bridge.porting._lowering import Body
 from torchjax_bridge.porting._model import Model
 from torchjax_bridge.porting._placed import Axes, Placed
 from torchjax_bridge.recording import record, tensors_of
