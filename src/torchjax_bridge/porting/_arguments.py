@@ -5,7 +5,7 @@ a multiple of an argument, else an argument of its own.
 """
 
 import ast
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +88,7 @@ class _Search:
         for attribute, column in rest:
             if id(column) in self.flags:
                 self._flag(attribute, column)
+        self._keep_written(names)
         return self._result(names)
 
     # --- what is known --------------------------------------------------------------------------------------
@@ -173,6 +174,27 @@ class _Search:
             except UnknownError:
                 continue
         return False
+
+    def _keep_written(self, names: Sequence[str]) -> None:
+        """Settings that are the same in the few instances that have them, as the author wrote them.
+
+        A shortcut that one block of a model has is made of the block's own arguments all the same.
+        """
+        used = _names_in(self.expressions.values()).intersection(names)
+        for _, column in self.every:
+            places = [place for place, value in enumerate(column.values) if value is not MISSING]
+            if column.varies or len(places) in (0, len(column.values)) or id(column) in self.expressions:
+                continue
+            for hint in self.hints.get(id(column), ()):
+                wanted = [shown(column)[place] for place in places]
+                if not _names_in([hint.expression]) & used or id(column) in self.flags:
+                    continue
+                try:
+                    if equal(self.instances.values(hint.expression, places), wanted, False):
+                        self.expressions[id(column)] = self.instances.settled(hint.expression, places, used)
+                        break
+                except UnknownError:
+                    continue
 
     def _join(self, rest: list[tuple[str, Column]], names: list[str]) -> None:
         """Columns that no expression of the author's explains: equal ones are one argument."""
@@ -286,9 +308,7 @@ class _Search:
     # --- the result -----------------------------------------------------------------------------------------
 
     def _result(self, names: Sequence[str]) -> Arguments:
-        used = {
-            node.id for e in self.expressions.values() for node in ast.walk(e) if isinstance(node, ast.Name)
-        }
+        used = _names_in(self.expressions.values())
         params = {name: self.instances.known[name] for name in names if name in used}
         params |= {name: values for name, values in self.made.items() if name in used}
         defaults = dict(self.defaults)
@@ -317,6 +337,10 @@ class _Search:
             return any(isinstance(value, tuple) for value in self.instances.values(expression, places))
         except UnknownError:
             return False
+
+
+def _names_in(expressions: Iterable[ast.expr]) -> set[str]:
+    return {node.id for e in expressions for node in ast.walk(e) if isinstance(node, ast.Name)}
 
 
 def _is_part(setting: str, name: str) -> bool:

@@ -21,6 +21,7 @@ class Statement:
         text: The right side.
         source: The author's line.
         called: The path of the module whose call it is part of, if it is a call of one.
+        items: For each of several variables its own expression, for code that reads few of them.
     """
 
     names: tuple[str, ...]
@@ -28,6 +29,7 @@ class Statement:
     text: str
     source: SourceLine
     called: str = ""
+    items: tuple[str, ...] = ()
 
 
 @dataclass

@@ -34,7 +34,8 @@ from ._numbered import Family, as_attributes, as_list, families, in_place_of
 from ._optional_layers import body_with_optional, body_without
 from ._rendering import PLACE, rendered_fields
 from ._reserved import attribute_name
-from ._statements import Written
+from ._sequences import is_chain
+from ._statements import Written, arguments
 
 __all__ = ["Definition", "definitions"]
 
@@ -127,7 +128,21 @@ class _Classes:
         return _Instance(path, body, fields, lines)
 
     def _written(self, path: str, body: Body) -> Written:
+        if self._is_loop(path, body):
+            [given] = arguments(body)
+            loop = f"for layer in self.layers:\n    {given} = layer({given})\nreturn {given}"
+            return Written([given], ast.parse(loop).body)
         return self._looped(path, in_both_modes(body))
+
+    def _is_loop(self, path: str, body: Body) -> bool:
+        """Whether a body calls all layers of a Sequential in turn, and tells them nothing."""
+        module = self.model.modules[path]
+        if not is_container(module, nn.Sequential) or body.asks_mode or not is_chain(body):
+            return False
+        told = self.modes is not None and any(
+            self.modes.keyword(f"{path}.{name}" if path else name) for name in module._modules
+        )
+        return not told and not any("self." in text for text, _, _ in body.functions.values())
 
     def _looped(self, path: str, lines: Written) -> Written:
         module = self.model.modules[path]

@@ -5,7 +5,7 @@ Knows numbers, strings, arithmetic and conditions. Runs no code of the author's.
 
 import ast
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,28 @@ class Instances:
                 raise UnknownError from err
         return found
 
+    def settled(self, expression: ast.expr, places: Sequence[int], names: Collection[str]) -> ast.expr:
+        """An expression as written, of these names alone: whatever else it holds is computed.
+
+        Raises:
+            UnknownError: It needs something else.
+        """
+        if isinstance(expression, ast.Name) and expression.id in names:
+            return expression
+        if not any(isinstance(node, ast.Name) and node.id in names for node in ast.walk(expression)):
+            values = self.values(expression, places)
+            if len({repr(value) for value in values}) != 1 or type(values[0]) not in _KINDS:
+                raise UnknownError
+            return ast.Constant(values[0])
+        match expression:
+            case ast.BinOp(left=left, op=op, right=right):
+                return _simple(self.settled(left, places, names), op, self.settled(right, places, names))
+            case ast.Call(func=function, args=args, keywords=[]):
+                return ast.Call(function, [self.settled(arg, places, names) for arg in args], [])
+            case ast.Tuple(elts=items):
+                return ast.Tuple([self.settled(item, places, names) for item in items], ast.Load())
+        raise UnknownError
+
     def short(self, expression: ast.expr, places: Sequence[int], names: Sequence[str]) -> ast.expr:
         """An expression with its constant parts computed and in as few of ``names`` as say the same.
 
@@ -95,7 +117,7 @@ class Instances:
         """
         values = self.values(expression, places)
         if isinstance(expression, ast.Name) and expression.id in names:
-            first = next(n for n in names if _same([self.known[n][p] for p in places], values))
+            first = next(n for n in names if _same(self.known[n], self.known[expression.id]))
             return ast.Name(first, ast.Load())
         if len({repr(value) for value in values}) == 1 and type(values[0]) in _KINDS:
             return ast.Constant(values[0])

@@ -5,7 +5,7 @@ and jump where a ReLU is near its corner, so float64 decides where float32 canno
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,7 +40,7 @@ class Gap:
 
     Attributes:
         of: With respect to what.
-        difference: Relative to the length of torch's.
+        difference: Relative to the length of torch's; not a number where none of these is finite.
         undecided: Whether it may be rounding, of models that do not run in float64.
     """
 
@@ -51,7 +51,7 @@ class Gap:
     @property
     def ok(self) -> bool:
         """Whether it is rounding."""
-        return self.undecided or self.difference <= _ROUNDING
+        return self.undecided or not self.difference > _ROUNDING
 
 
 def gradient_gap(
@@ -147,11 +147,15 @@ def _gap(
     weights, inputs, projections = _torch_gradients(module, model, example, draw)
     if not any(gradient is not None for gradient in (*weights.values(), *inputs)):
         return None
-    by_path, of_inputs, slope = _flax_gradients(model, twin, arguments, projections, options)
+    moves = [  # buffers have no gradients
+        move
+        for move in plan(module, weights_of(twin), rules=rules).moves
+        if move.layout.is_linear and all(key in weights for key in move.torch_keys)
+    ]
+    trained = {path for move in moves for path in move.flax_paths}
+    by_path, of_inputs, slope = _flax_gradients(model, twin, arguments, projections, trained, options)
     rows: list[tuple[str, float, float]] = []  # of what, the difference, the length of torch's
-    for move in plan(module, weights_of(twin), rules=rules).moves:
-        if not move.layout.is_linear or not all(key in weights for key in move.torch_keys):
-            continue  # buffers
+    for move in moves:
         if not all(path in by_path for path in move.flax_paths):
             continue
         own = [_or_zeros(weights[key], module.get_parameter(key)) for key in move.torch_keys]
@@ -184,7 +188,7 @@ def _gap(
         for name, difference, length in rows
         if math.isfinite(length)
     ]
-    worst, name = max(relative, default=(0.0, ""))
+    worst, name = max(relative, default=(math.nan if rows else 0.0, ""))
     return Gap(name, worst)
 
 
@@ -240,15 +244,17 @@ def _flax_gradients(
     twin: Any,
     arguments: Sequence[Any],
     projections: Sequence[torch.Tensor],
+    trained: Collection[tuple[Any, ...]],
     options: dict[str, Any],
 ) -> tuple[dict[tuple[Any, ...], torch.Tensor], list[torch.Tensor], float | None]:
-    """Gradients of the variables by path, and of the floating inputs in order.
+    """Gradients of the trained variables by path, and of the floating inputs in order.
 
     Where those of the inputs cost too much: a direction of each, and the derivative along all of these.
     """
     run, variables, arrays = as_function(twin, arguments)
     leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
-    places = [place for place, (_, leaf) in enumerate(leaves) if _is_float(leaf)]
+    paths = [tuple(key.key for key in path if hasattr(key, "key")) for path, _ in leaves]
+    places = [place for place, (_, leaf) in enumerate(leaves) if _is_float(leaf) and paths[place] in trained]
     floats = [place for place, array in enumerate(arrays) if _is_float(array)]
     orders = [place.order for place in model.bodies[""].result_places]
 
@@ -278,8 +284,7 @@ def _flax_gradients(
     weights, inputs = (*lowered.compile(compiler_options=options)(*given), [])[:2]
     slope, inputs = slope_along(total, *given, options) if is_costly else (None, inputs)
     by_path = {
-        tuple(key.key for key in leaves[place][0] if hasattr(key, "key")): to_torch(gradient, copy=True)
-        for place, gradient in zip(places, weights, strict=True)
+        paths[place]: to_torch(gradient, copy=True) for place, gradient in zip(places, weights, strict=True)
     }
     placed = [*arrays]
     for place, gradient in zip(floats, inputs, strict=True):

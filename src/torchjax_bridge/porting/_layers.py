@@ -23,6 +23,11 @@ def is_layer(module: nn.Module) -> bool:
     return is_leaf(module)
 
 
+def is_batch_norm(module: nn.Module) -> bool:
+    """Whether a layer normalizes with statistics that it averages in training."""
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+
+
 def call_layer(at: Lowering, node: Node) -> Placed | list[Placed]:
     """The call of a layer's twin."""
     module = node.module
@@ -122,7 +127,9 @@ def _channels_last(at: Lowering, node: Node, module: Any, me: str, value: Value)
 
 
 def _batch_norm(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Placed:
-    keywords = "".join(f", {name}={given!r}" for name, given in at.model.twin(node.path, module).call.items())
+    keywords = "".join(
+        f", {name}={given!r}" for name, given in at.model.call_settings(node.path, module).items()
+    )
     placed, order = at.at(value), channels_last(len(value.shape))
     if placed.rank == 2 and placed.order == order:
         at.model.note_map(node.path, placed.map_shape if placed.map_axis is not None else None)

@@ -79,7 +79,8 @@ class Modes:
             return MODE if self.model.parts[path].takes(MODE) else None
         twin = self.model.twin(path, module)
         if twin.flax == "BatchNorm":
-            return None if "use_running_average" in twin.call else "use_running_average"
+            told = "use_running_average" in self.model.call_settings(path, module)
+            return None if told else "use_running_average"
         drops = twin.flax == "Dropout" or twin.settings.get("dropout_rate")
         return "deterministic" if drops else None
 

@@ -278,7 +278,8 @@ class Lowering:
             self._check_rank(node, value, order)
             self.set(value, Placed(name, order))
         target = f"({', '.join(names)},)"
-        self.body.statements.append(Statement(tuple(names), target, made.text, node.source))
+        statement = Statement(tuple(names), target, made.text, node.source, items=made.items)
+        self.body.statements.append(statement)
 
     def _check_rank(self, node: Node, value: Value, order: Axes) -> None:
         if sorted(order) != list(range(len(value.shape))):

@@ -6,7 +6,7 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -29,7 +29,7 @@ from ._body import Body
 from ._calls import call_module, call_part
 from ._constructors import Text
 from ._functions import given_functions
-from ._layers import call_layer, is_layer
+from ._layers import call_layer, is_batch_norm, is_layer
 from ._lowering import Lowering, standard_order
 from ._parameters import place_of
 from ._parts import Part
@@ -91,6 +91,13 @@ class Model:
         tops = [self.recording.top, *([self.other.top] if self.other is not None else [])]
         self.framed = {frame.path for top in tops for frame in top.walk()}
         self.active = {frame.path for top in tops for frame in top.walk() if frame.nodes}
+        trained = [one.modules for one in (self.recording, self.other) if one and one.module.training]
+        self.frozen = {
+            path
+            for modules in trained
+            for path, one in modules.items()
+            if is_batch_norm(one) and not one.training
+        }
         self.given_functions = given_functions(self.modules) if self.to == "nnx" else set()
         first: dict[int, str] = {}
         self.tied_parameters: dict[str, str] = {}
@@ -133,6 +140,11 @@ class Model:
             except SettingsError as err:
                 raise RefusedError(f"'{path}': {err}") from err
         return self._twins[path]
+
+    def call_settings(self, path: str, module: nn.Module) -> dict[str, Any]:
+        """The settings with which a layer is called: one that stays in evaluation mode is told so."""
+        frozen = {"use_running_average": True} if path in self.frozen else {}
+        return {**self.twin(path, module).call, **frozen}
 
     def base_twin(self, path: str, module: nn.Module) -> Twin:
         """The Flax twin of the torch layer that a module derives from, with the module's settings."""

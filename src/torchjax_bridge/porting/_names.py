@@ -37,6 +37,7 @@ class Line:
         path: Which variants of the body run it; None for all.
         is_copy: Whether it gives a value another name at the end of a branch.
         is_alias: Whether it is the author's ``residual = x``.
+        items: As those of a `Statement`.
     """
 
     names: tuple[str, ...]
@@ -49,6 +50,7 @@ class Line:
     path: Path = None
     is_copy: bool = False
     is_alias: bool = False
+    items: tuple[str, ...] = ()
 
 
 def names_of(

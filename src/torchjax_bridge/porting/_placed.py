@@ -59,7 +59,11 @@ class Placed:
 
 @dataclass(frozen=True)
 class Several:
-    """The results of a call that returns several arrays: one expression, one layout for each array."""
+    """The results of a call that returns several arrays: one expression, one layout for each array.
+
+    ``items`` are the expressions of each by itself, where code that reads few of them is better off with these.
+    """
 
     text: str
     orders: tuple[Axes, ...]
+    items: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ Weights are perturbed because a zero head or a layer scale of 1e-6 makes any por
 
 import contextlib
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,8 @@ class Check:
 
     Attributes:
         what: With which weights and batch size.
-        difference: The largest difference, relative to the largest output of torch.
+        difference: The largest difference, relative to the largest output of torch; not a number where torch gives
+            no finite one, so that nothing could be compared.
     """
 
     what: str
@@ -67,7 +69,12 @@ class Proof:
     gradients: float | str
 
     def __str__(self) -> str:
-        rows = [f"{check.what}: {check.difference:.1e} of the largest output" for check in self.checks]
+        rows = [
+            f"{check.what}: "
+            + ("torch gives no finite number" if math.isnan(gap) else f"{gap:.1e} of the largest output")
+            for check in self.checks
+            for gap in [check.difference]
+        ]
         known = isinstance(self.gradients, float)
         rows.append(f"gradients: {f'{self.gradients:.1e} of their length' if known else self.gradients}")
         return "\n".join(rows)
@@ -96,6 +103,11 @@ def prove(
     """
     module = _evaluating(module)
     found = [Check("the example", _difference(module, model, twin, example))]
+    if math.isnan(found[0].difference):
+        raise PortError(
+            f"{type(module).__name__} gives no finite number for the example, so there is nothing to compare. Pass "
+            "weights and inputs for which it does; verify=False returns the port all the same."
+        )
     _require(found[-1], module, twin, rules, model, example)
     perturbed = _perturbed(module)
     other_twin = filled(perturbed, as_constructed(twin), rules)
@@ -103,13 +115,15 @@ def prove(
     size = f" and a batch of {used.batch}" if other is not None else ""
     found.append(Check(f"perturbed weights{size}", _difference(perturbed, model, other_twin, used)))
     _require(found[-1], perturbed, other_twin, rules, model, used)
+    if math.isnan(found[-1].difference):  # of a logarithm of a weight, say
+        perturbed, other_twin = copy_module(module), twin
     return Proof(None, tuple(found), _require_gradients(perturbed, model, other_twin, rules, used))
 
 
 def holds_for(module: nn.Module, model: Model, twin: Any, example: Example) -> bool:
     """Whether a port gives what torch gives, in evaluation, for inputs that need not fit it."""
     try:
-        return _difference(_evaluating(module), model, twin, example) <= _OTHER_SIZES
+        return not _difference(_evaluating(module), model, twin, example) > _OTHER_SIZES
     except (TypeError, ValueError, ScopeParamShapeError):  # shapes that do not fit
         return False
 
@@ -127,7 +141,7 @@ def _require(
     model: Model,
     example: Example,
 ) -> None:
-    if check.difference <= _TOLERANCE:
+    if check.difference <= _TOLERANCE or math.isnan(check.difference):
         return
     report: Parity | None = None
     with contextlib.suppress(BridgeError):  # then only the outputs are known to differ
@@ -163,6 +177,8 @@ def _require_gradients(
         return f"JAX has none ({str(err).partition(chr(10))[0]})"
     if gap is None:
         return "torch has none"
+    if math.isnan(gap.difference):
+        return "torch has none that is finite"
     if gap.ok:
         return gap.difference
     reason = _blame(model)
@@ -193,7 +209,10 @@ def layer_by_layer(
 
 
 def _difference(module: nn.Module, model: Model, twin: Any, example: Example) -> float:
-    """The largest difference of all outputs, relative to the largest element of each."""
+    """The largest difference of all outputs, relative to the largest element of each.
+
+    Not a number where none of torch's is finite.
+    """
     arguments = arguments_of(model.recording, model.input_orders, example)
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fast_path():
@@ -205,6 +224,9 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
     differences = [
         _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
     ]
+    floats = [want for want, _ in pairs if want.is_floating_point() and want.numel()]
+    if floats and not any(want.isfinite().any() for want in floats) and math.isfinite(max(differences)):
+        return math.nan
     return max(differences, default=0.0)
 
 

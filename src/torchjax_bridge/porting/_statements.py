@@ -21,7 +21,7 @@ from ._body import Body, Statement
 from ._names import VARIABLE, Line, names_of
 from ._sizes import with_sizes
 
-__all__ = ["Written", "canonical", "needed_calls", "parsed", "prepared", "written"]
+__all__ = ["Written", "arguments", "canonical", "needed_calls", "parsed", "prepared", "written"]
 
 _Step = TypeVar("_Step", Line, Statement)
 _UNREAD = re.compile(r"\((?:_, )+_?\)")  # parts of a result of which none is read
@@ -71,6 +71,7 @@ def prepared(body: Body, always: bool = False) -> list[Line]:
         always: As for `with_aliases`.
     """
     lines = _without_dead(_executions(body), body.result)
+    lines = [one for line in lines for one in _by_item(line, _uses(lines, body.result))]
     lines, result = _inlined(lines, body.result)
     sized = with_sizes(body, [*_spread(lines), Line((), "return", result, returns=True)])
     return with_aliases(body, sized, always)
@@ -109,7 +110,8 @@ def _executions(body: Body) -> list[Line]:
         if source.code is not None and source.code.co_name == "<lambda>":
             author, returns = (), True
         key = (place, turn) if place else ()
-        lines.append(Line(statement.names, statement.target, statement.text, source, key, author, returns))
+        line = Line(statement.names, statement.target, statement.text, source, key, author, returns)
+        lines.append(replace(line, items=statement.items))
     return lines
 
 
@@ -152,6 +154,21 @@ def _without_dead(lines: Sequence[_Step], result: str) -> list[_Step]:
             kept.append(line)
             used.update(VARIABLE.findall(line.text))
     return kept[::-1]
+
+
+def _by_item(line: Line, uses: Mapping[str, int]) -> list[Line]:
+    """``a = x[:, 0]`` where few parts of a result are read, for ``a, _, _, _ = jnp.moveaxis(x, 1, 0)``."""
+    read = [place for place, name in enumerate(line.names) if name in uses]
+    if not line.items or 2 * len(read) > len(line.items):
+        return [line]
+    names = [line.names[place] for place in read]
+    authors = (
+        [line.author[place : place + 1] for place in read] if len(line.author) == len(line.names) else []
+    )
+    return [
+        replace(line, names=(name,), target=name, text=line.items[place], items=(), author=own)
+        for name, place, own in zip(names, read, authors or [line.author] * len(read), strict=True)
+    ]
 
 
 def _inlined(lines: list[Line], result: str) -> tuple[list[Line], str]:

@@ -29,13 +29,12 @@ from ._body import Body
 from ._generators import Generators
 from ._input_layouts import no_images
 from ._inputs import Example, first_recorded
+from ._layers import is_batch_norm
 from ._model import Model
 from ._statements import canonical, written
 from .operations import table_name
 
 __all__ = ["record_training", "stuck", "training_notes", "translate_both"]
-
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 def record_training(
@@ -87,11 +86,13 @@ def record_training(
 
 
 def stuck(recording: Recording, *, training: bool) -> Iterator[Fault]:
-    """Layers that stay in the other mode when the model changes its mode, as frozen batch norms do."""
+    """Layers that stay in the other mode when the model changes its mode.
+
+    A batch norm that stays in evaluation mode is told so where it is called.
+    """
     for path, module in recording.modules.items():
-        asks = isinstance(module, _BATCH_NORM | nn.modules.instancenorm._InstanceNorm) and (
-            module.running_mean is not None
-        )
+        averages = isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats
+        asks = averages or (is_batch_norm(module) and not training)
         drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         attends = isinstance(module, nn.MultiheadAttention) and module.dropout > 0
         if module.training is not training and (asks or drops or attends):

@@ -88,7 +88,12 @@ def split(
 def tensor_split(
     at: Lowering, node: Node, input: Value, sections: Any = None, dim: Any = 0, **kwargs: Any
 ) -> Several:
-    return split(at, node, input, dim=dim)
+    if not isinstance(sections, int):
+        return split(at, node, input, dim=dim)
+    placed = at.in_torch_map_order(input)
+    where = axis_text(placed, axes_of(input, dim))
+    text = f"jnp.array_split({placed.text}, {at.number(sections)}, axis={where})"
+    return Several(text, (placed.order,) * len(node.result))
 
 
 @operation("hsplit", "vsplit", "dsplit")
@@ -103,7 +108,9 @@ def unbind(at: Lowering, node: Node, input: Value, dim: Any = 0) -> Several:
     (axis,) = axes_of(input, dim)
     place = placed.place(axis)
     text = placed.text if place == 0 else f"jnp.moveaxis({placed.text}, {place}, 0)"
-    return Several(text, (remaining(placed.order, (axis,), keepdim=False),) * len(node.result))
+    orders = (remaining(placed.order, (axis,), keepdim=False),) * len(node.result)
+    items = (f"{placed.text}[{':, ' * place}{item}]" for item in range(len(node.result)))
+    return Several(text, orders, tuple(items))
 
 
 @operation("meshgrid")

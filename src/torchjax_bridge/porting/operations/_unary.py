@@ -118,9 +118,9 @@ for _name, _template, _defaults in (
     ("celu", "nnx.celu({}, {alpha})", {"alpha": 1.0}),
     ("leaky_relu", "leaky_relu({}, {negative_slope})", {"helper": "leaky_relu", "negative_slope": 0.01}),
     ("hardtanh", "jax.lax.clamp({min_val}, {}, {max_val})", {"min_val": -1.0, "max_val": 1.0}),
-    ("hardshrink", "jnp.where(jnp.abs({0}) > {lambd}, {0}, 0)", {"lambd": 0.5}),
-    ("softshrink", "jnp.where(jnp.abs({0}) > {lambd}, {0} - {lambd} * jnp.sign({0}), 0)", {"lambd": 0.5}),
-    ("threshold", "jnp.where({0} > {threshold}, {0}, {value})", {"threshold": 0.0, "value": 0.0}),
+    ("hardshrink", "jnp.where(jnp.abs({0}) <= {lambd}, 0, {0})", {"lambd": 0.5}),
+    ("softshrink", "jnp.where(jnp.abs({0}) <= {lambd}, 0, {0} - {lambd} * jnp.sign({0}))", {"lambd": 0.5}),
+    ("threshold", "jnp.where({0} <= {threshold}, {value}, {0})", {"threshold": 0.0, "value": 0.0}),
 ):
     operation(_name)(_with_settings(_template, **_defaults))
 
