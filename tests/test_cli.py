@@ -719,6 +719,7 @@ def test_doctor_says_that_jax_has_no_device(platform: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_names_from_a_file_cannot_control_the_terminal_or_break_the_stream(tmp_path: Folder) -> None:
     path = tmp_path / "a.safetensors"
     save_state_dict(path, {"a\x1b[31m\nb.weight": torch.ones(2), "é.weight": torch.ones(2)})

@@ -42,6 +42,7 @@ class _Causal(nn.Module):
         return self.encoder(x, mask)
 
 
+@pytest.mark.slow
 def test_a_mask_of_floats_is_taken_in_both_modes_whether_or_not_it_is_causal() -> None:
     module, causal = _Causal(), nn.Transformer.generate_square_subsequent_mask(5)
     ported = port(module, torch.randn(2, 5, 4), causal, training="required")

@@ -110,6 +110,7 @@ class _CachesTwice(nn.Module):
         return torch.cat([x, x], 1) * _wider(x.shape[1]) + x.sum() * _wide(2).sum()
 
 
+@pytest.mark.slow
 def test_a_cache_of_what_a_cache_keeps_is_emptied_too() -> None:
     _wider(3), _wide(2)
     x = torch.randn(2, 3)

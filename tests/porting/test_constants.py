@@ -117,6 +117,7 @@ def _padded(table: torch.Tensor) -> torch.Tensor:
     return table
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("tensor", "code"),
     [

@@ -149,3 +149,51 @@ def test_what_a_call_changes_is_refused_by_name_and_stays_unchanged(between: Any
         port(model, torch.randn(2, 6))
     assert model.step == 1
     assert torch.equal(model.first.weight, before)
+
+
+class Divided(nn.Module):
+    """No number, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) / (x - x).sum()
+
+
+@pytest.mark.parametrize(
+    ("module", "x"),
+    [(Divided(), torch.randn(2, 3)), (nn.Linear(3, 4), torch.full((2, 3), float("nan")))],
+    ids=["by zero", "an input"],
+)
+def test_nothing_finite_is_no_proof(module: nn.Module, x: torch.Tensor) -> None:
+    model = nn.Sequential(module, nn.Linear(4, 4))
+    with pytest.raises(PortError, match="gives no finite number for the example"):
+        port(model, x)
+    assert port(model, x, verify=False).proof is None
+
+
+class Logarithm(nn.Module):
+    """Logarithms of small weights, of which noise makes some negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((8,), 1e-4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (self.scale - 1e-5).log().sum()
+
+
+def test_gradients_are_compared_where_other_weights_give_no_number() -> None:
+    proof = port(Logarithm(), torch.randn(2, 3)).proof
+    assert "torch gives no finite number" in str(proof)
+    assert isinstance(proof.gradients, float)
+    assert proof.gradients < 1e-4
+
+
+def test_the_statistics_of_a_part_in_torch_are_not_differentiated() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    proof = port(net, torch.randn(2, 3, 6, 6), keep=["1"]).proof
+    assert isinstance(proof.gradients, float)
+    assert proof.gradients < 1e-4

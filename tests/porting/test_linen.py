@@ -40,6 +40,7 @@ def _model(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     return module, inputs
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", slow_but(_USUAL, MODELS))
 def test_a_port_holds_and_its_weights_go_back(name: str) -> None:
     module, inputs = _model(name)
@@ -56,6 +57,7 @@ def test_a_port_holds_and_its_weights_go_back(name: str) -> None:
     assert type(linen_module).__name__ == ported.name
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "name", slow_but(_USUAL, [name for name in MODELS if name not in ("language", "shared_embedding")])
 )
@@ -67,6 +69,7 @@ def test_parity_compares_a_port_layer_by_layer(name: str) -> None:
     assert len(found.rows) >= 1
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", slow_but(_USUAL, _TRAINED))
 def test_a_step_of_training_is_that_of_torch(name: str) -> None:
     module, inputs = _model(name)

@@ -64,6 +64,7 @@ class FromValues(nn.Module):
         return x + torch.from_numpy(np.sort(x.detach().numpy()))
 
 
+@pytest.mark.slow
 def test_arrays_that_are_made_of_values_are_none() -> None:
     faults = [fault.reason for fault in record(FromValues(), (torch.randn(2, 3),)).faults]
     assert any("made by no function of torch's" in reason for reason in faults)

@@ -50,6 +50,7 @@ class _Staged(nn.Module):
         return self.stages(x).mean((2, 3))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_stages_of_different_depths_are_one_class(to: _Framework) -> None:
     source = port(_Staged(), torch.randn(2, 3, 16, 16), to=to).source  # proved in both modes
@@ -82,6 +83,7 @@ class _Layer(nn.Module):
         return self.body(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_a_first_layer_that_differs_is_asked_for_by_its_place(to: _Framework) -> None:
     net = nn.Sequential(_Layer(3, 8, 2, 2), _Layer(8, 12, 3, 2), _Layer(12, 12, 4, 1))
@@ -129,6 +131,7 @@ class _DenseBlock(nn.ModuleDict):
         return torch.cat(features, 1)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_numbered_layers_are_made_and_called_in_loops_under_their_names(to: _Framework) -> None:
     net = nn.Sequential(_DenseBlock(3, 4, 3), _DenseBlock(15, 4, 5))
@@ -154,6 +157,7 @@ class _Chained(nn.Module):
         return x
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_a_chain_of_numbered_layers_is_a_loop(to: _Framework) -> None:
     net = nn.Sequential(_Chained(3, 2), _Chained(3, 4))
@@ -255,6 +259,7 @@ class _Inverted(nn.Module):
         return self.conv(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_layers_that_some_instances_lack_in_a_list_are_under_a_condition(to: _Framework) -> None:
     net = nn.Sequential(

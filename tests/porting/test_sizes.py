@@ -332,6 +332,7 @@ class _Restores(nn.Module):
         return self.conv(tokens.transpose(1, 2).reshape(len(x), -1, height, width))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("kind", _CONTAINERS)
 def test_sizes_in_whatever_a_module_returns_stay_sizes(kind: str, weights: bool) -> None:
@@ -368,6 +369,7 @@ class _Hands(nn.Module):
         return first.mean((2, 3)) + second.mean((2, 3))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", _CONTAINERS)
 def test_sizes_in_whatever_a_module_is_given_stay_sizes(kind: str) -> None:
     module = _Hands(kind).eval()
@@ -417,6 +419,7 @@ def test_a_shape_that_a_value_decides_is_refused_in_these_words() -> None:
         port(_ShapedByValue(), torch.ones(2, 6))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "reduce",
     [

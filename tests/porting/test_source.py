@@ -4,10 +4,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import pytest
 import torch
+from flax import nnx
 from torch import nn
 
 from benchmarks.port.zoo._operators import declare_operators
@@ -393,3 +395,82 @@ def test_a_long_statement_is_laid_out_as_ruff_does(name: str) -> None:
     assert found == expected.strip("\n")
     body = "\n    pass" if statement.endswith(":") else ""
     assert ast.dump(ast.parse(found + body)) == ast.dump(ast.parse(statement + body))
+
+
+class Residual(nn.Module):
+    """A block with a shortcut where the shape changes."""
+
+    def __init__(self, width: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, out, 3, stride, 1, bias=False)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or width != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(width, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x) + self.shortcut(x)
+
+
+def test_a_layer_that_one_block_has_is_made_of_the_arguments_of_the_block() -> None:
+    net = nn.Sequential(Residual(3, 3), Residual(3, 6, 2), Residual(6, 6))
+    space: dict[str, Any] = {}
+    exec(port(net, torch.randn(2, 3, 8, 8)).source, space)
+    block = space["Residual"](5, 7, 3, rngs=nnx.Rngs(0))
+    assert block(jnp.ones((1, 9, 9, 5))).shape == (1, 3, 3, 7)
+
+
+def test_a_sequential_that_is_a_model_is_a_loop() -> None:
+    source = _port(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)), 2, 3, 8, 8)
+    assert (
+        "        for layer in self.layers:\n            input = layer(input)\n        return input" in source
+    )
+
+
+class Unbinds(nn.Module):
+    """Reads few parts of many, and all of few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.fc(x).unbind(1)[0]
+        q, k = self.fc(x)[:, :, :2].unbind(2)
+        return first + (q * k).sum(1, keepdim=True)
+
+
+def test_few_of_many_parts_are_read_by_their_index() -> None:
+    source = port(Unbinds(), torch.randn(2, 5, 4)).source
+    assert "first = self.fc(x)[:, 0]" in source
+    assert "q, k = jnp.moveaxis(" in source
+
+
+class Convolution(nn.Module):
+    """The author's arguments go on to the layer."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, bias=False, **settings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class Branches(nn.Module):
+    """Convolutions of several shapes, as in an Inception block."""
+
+    def __init__(self, *kernels: int | tuple[int, int]) -> None:
+        super().__init__()
+        halves = [k // 2 if isinstance(k, int) else (k[0] // 2, k[1] // 2) for k in kernels]
+        self.convs = nn.ModuleList(
+            [Convolution(kernel_size=k, padding=p) for k, p in zip(kernels, halves, strict=True)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([conv(x) for conv in self.convs], 1)
+
+
+@pytest.mark.parametrize("kernels", [(1, (1, 3)), (3, (1, 3)), ((1, 3), 1, 3), ((1, 3), (3, 1))], ids=str)
+def test_paddings_of_one_number_and_of_several_are_arguments_of_one_class(kernels: Any) -> None:
+    ported = port(Branches(*kernels), torch.randn(2, 3, 8, 8))
+    assert ported.source.count("class Convolution(") == 1

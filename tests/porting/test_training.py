@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -177,6 +177,7 @@ def test_where_only_dropout_differs_one_body_serves_both_modes(doubles: None) ->
     _agrees(module, torch.randn(4, 3, 8, 8), _without_dropout)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "module",
     [
@@ -344,13 +345,20 @@ class ShuffledByTorch(Shuffled):
         return bool(torch.rand(1) < 1e-9)
 
 
-class Frozen(Net):
-    """Batch norm that stays in evaluation mode, as in fine-tuned detectors."""
+class Averaged(nn.Module):
+    """A buffer that training writes to through ``.data``, which torch does not count."""
 
-    def train(self, mode: bool = True) -> "Frozen":
-        super().train(mode)
-        self.bn.eval()
-        return self
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.fc, self.how = nn.Linear(3, 3), how
+        self.register_buffer("mean", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.fc(x)
+        if self.training:
+            given = {"mul_": (0.5,), "copy_": (y.detach().mean(0),), "__setitem__": (0, y.detach().mean())}
+            getattr(self.mean.data, self.how)(*given[self.how])
+        return y - self.mean
 
 
 class Unseen(nn.Module):
@@ -369,7 +377,9 @@ class Unseen(nn.Module):
         (ShuffledByNumPy(), "numpy.random"),
         (ShuffledByItsOwn(), "the attribute generator"),
         (ShuffledByTorch(), "asks for values"),
-        (Frozen(), "'bn' is in evaluation mode while the model is in training mode"),
+        (Averaged("mul_"), "forward changes the buffer 'mean'"),
+        (Averaged("copy_"), "forward changes the buffer 'mean'"),
+        (Averaged("__setitem__"), "forward changes the buffer 'mean'"),
         (Unseen(), "torch.linalg.qr"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -437,3 +447,42 @@ def test_parameters_that_torch_does_not_train_are_named() -> None:
     assert port(module, torch.randn(2, 3, 8, 8)).notes == (
         "training that leaves conv.weight as it is: torch does not train it",
     )
+
+
+class Frozen(nn.Module):
+    """One batch norm of two stays in evaluation mode, in a Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        self.bn = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn(self.body(x))
+
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(mode)
+        self.body[1].eval()
+        return self
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_batch_norm_that_stays_in_evaluation_mode_does_so_in_the_port(to: Literal["nnx", "linen"]) -> None:
+    torch.manual_seed(0)
+    net, x = Frozen(), torch.randn(4, 3, 8, 8)
+    net.body[1].running_mean.add_(1.0)
+    ported = port(net, x, to=to)
+    assert not any("evaluation only" in note for note in ported.notes)
+    wanted = net.train()(x).detach().permute(0, 2, 3, 1).numpy()
+    images = jnp.asarray(x.permute(0, 2, 3, 1).numpy())
+    if to == "nnx":
+        ported.model.train()
+        found, model = ported.model(images), ported.model
+    else:
+        module, variables = ported.model
+        found, changed = module.apply(variables, images, train=True, mutable=["batch_stats"])
+        model = {**variables, **changed}
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    state = to_state_dict(model, net, rules=ported.rules)
+    torch.testing.assert_close(state["body.1.running_mean"], net.body[1].running_mean, rtol=0, atol=0)
+    torch.testing.assert_close(state["bn.running_mean"], net.bn.running_mean)

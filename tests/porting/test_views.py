@@ -94,6 +94,7 @@ FUNCTIONS = [
 ]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda one: getattr(one, "__name__", "inside"))
 def test_a_write_to_a_view_is_ported(function: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)

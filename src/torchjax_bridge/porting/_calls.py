@@ -3,7 +3,7 @@
 An argument or a result changes its order of axes where the class would take it otherwise.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from ._layers import is_layer
 from ._lowering import Lowering
 from ._names import VARIABLE
 from ._parts import Part
-from ._placed import Axes, Placed, RefusedError, torch_order
+from ._placed import Axes, Placed, RefusedError, channels_last, torch_order
 from ._reserved import argument_name
 from ._sequences import function_text, is_chain
 from ._statements import canonical
@@ -206,8 +206,24 @@ def _holds_nothing(module: nn.Module) -> bool:
 
 
 def _taken_order(value: Value, order: Axes, frame: Frame) -> Axes:
-    """The order in which a module takes an input: one that it gives to a Linear at once has its features last."""
-    readers = [node.module for node in frame.nodes if value in tensors_of((node.args, node.kwargs))]
-    if len(value.shape) == 3 and any(isinstance(m, nn.Linear | nn.LayerNorm) for m in readers):
+    """The order in which a module takes a sequence: as the layer wants it that reads it first."""
+    if len(value.shape) != 3:
+        return order
+    direct = [node.module for node in frame.nodes if value in tensors_of((node.args, node.kwargs))]
+    if any(isinstance(module, nn.Linear | nn.LayerNorm) for module in direct):
         return torch_order(3)
-    return order
+    convolves = any(isinstance(module, nn.Conv1d | nn.ConvTranspose1d) for module in _readers(value, frame))
+    return channels_last(3) if convolves else order
+
+
+def _readers(value: Value, frame: Frame) -> Iterator[nn.Module]:
+    """The layers that read a value as it is, also inside of the modules that it is given to."""
+    for node in frame.nodes:
+        if node.frame is None and node.module is not None and value in tensors_of((node.args, node.kwargs)):
+            yield node.module
+        elif node.frame is not None:
+            inside = [inner for _, tree in node.frame.inputs for inner in tensors_of(tree)]
+            outside = [given for _, tree in node.named for given in tensors_of(tree)]
+            for inner, given in zip(inside, outside, strict=False):
+                if given is value:
+                    yield from _readers(inner, node.frame)

@@ -30,6 +30,7 @@ from ._loops import with_loops
 from ._merging import DifferError, merge
 from ._model import Model
 from ._modes import in_both_modes
+from ._nesting import in_order
 from ._numbered import Family, as_attributes, as_list, families, in_place_of
 from ._optional_layers import body_with_optional, body_without
 from ._rendering import PLACE, rendered_fields
@@ -66,19 +67,8 @@ class _Classes:
 
     def build(self) -> list[Definition]:
         own = [path for path in self.model.bodies if self.model.is_class(path)]
-        height: dict[str, int] = {}
-        for path in sorted(own, key=lambda path: -len(path.split(".")) if path else 1):
-            inside = [
-                other for other in own if other != path and other.startswith(f"{path}." if path else "")
-            ]
-            height[path] = 1 + max((height[other] for other in inside), default=0)
-        kinds: dict[type, list[str]] = {}
-        for path in own:
-            kinds.setdefault(type(self.model.modules[path]), []).append(path)
-        for kind, paths in sorted(kinds.items(), key=lambda item: max(height[path] for path in item[1])):
-            nested = any(a != b and a.startswith(f"{b}." if b else "") for a in paths for b in paths)
-            for level in sorted({height[path] for path in paths}) if nested else (None,):
-                self._group(kind, [path for path in paths if level in (None, height[path])])
+        for kind, paths in in_order(own, {path: type(self.model.modules[path]) for path in own}):
+            self._group(kind, paths)
         return self.found
 
     def _group(self, kind: type[nn.Module], paths: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ def text(expression: ast.expr, column: Column, *, is_whole: bool) -> str:
     if isinstance(expression, ast.Constant):
         text = literal(expression.value)
     first = next((value for value in column.known if value is not None), None)
-    if is_whole and not isinstance(first, tuple | list):
+    if is_whole and not any(isinstance(value, tuple | list) for value in column.known):
         return f"{text}[0]"
     repeats = not is_whole and not any(isinstance(value, tuple | list) for value in shown(column))
     if isinstance(first, tuple | list) and repeats:

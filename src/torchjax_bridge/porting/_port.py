@@ -237,6 +237,12 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 
+# What code may raise that is wrong.
+_RAISED = (
+    ValueError, SyntaxError, NameError, TypeError, AttributeError, LookupError, RuntimeError, WeightsError,
+)  # fmt: skip
+
+
 @contextlib.contextmanager
 def _mistakes(name: str) -> Iterator[None]:
     """Say of an error in the emitted code that it is no fault of the user's."""
@@ -244,7 +250,7 @@ def _mistakes(name: str) -> Iterator[None]:
         yield
     except PortError:
         raise
-    except (ValueError, SyntaxError, NameError, TypeError, AttributeError, LookupError, WeightsError) as err:
+    except _RAISED as err:
         raise PortError(
             f"The port of {name} does not run: {err}\nThis is a mistake of the port; please report the model."
         ) from err

@@ -17,7 +17,7 @@ from ._source import SourceLine
 __all__ = ["counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
 
 _INPLACE = re.compile(r"__(i\w+|set|setitem)__|[a-z]\w*[a-z0-9]_")
-_SHARES_MEMORY = re.compile(r"\.(detach|data\.__get__|__getitem__|view|t|T\.__get__|transpose)$")
+_SHARES_MEMORY = re.compile(r"\.(detach|__getitem__|view|t|T\.__get__|transpose)$")
 
 Held = tuple[nn.Module, str, str, torch.Tensor, int]
 

@@ -357,6 +357,8 @@ class _Recorder(TorchFunctionMode):
         if self._paused or not self.frames:
             return _without_gradients(func, args, kwargs)
         full = resolve_name(func) or getattr(func, "__qualname__", str(func))
+        if full == "torch.Tensor.data.__get__":  # which would hide from the tensor what is written to it
+            func, full = torch.Tensor.detach, "torch.Tensor.detach"
         name = short_name(full)
         if name in READS_NOTHING:
             return func(*args, **kwargs)

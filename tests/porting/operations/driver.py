@@ -81,7 +81,7 @@ def lowered(
         model.fault(fault)
     values = [value for _, tree in recording.top.inputs for value in tensors_of(tree)]
     places = {value: Placed("", order) for value, order in zip(values, orders, strict=True)}
-    return model, model._lower(recording.top, places)
+    return model, model.lower(recording.top, places)
 
 
 def run(body: Body, arrays: Sequence[jax.Array], layer: Any = None) -> list[jax.Array]:

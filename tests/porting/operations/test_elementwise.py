@@ -4,11 +4,12 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from .driver import Case, check, check_all, reasons, tensor
+from .driver import Case, as_jax, check, check_all, lowered, reasons, run, tensor
 
 X = tensor(3, 3, 3)
 Y = tensor(3, 3, 3) * 1.5 + 0.25
@@ -314,3 +315,24 @@ def test_a_function_of_elements_in_more_orders(case: Case) -> None:
 )
 def test_what_has_no_translation_is_refused_with_a_way_out(call: Callable[..., Any], words: str) -> None:
     assert words in reasons(call, X)
+
+
+SPECIAL = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1.0, -1.0, 100.0, -100.0, 0.5])
+# jnp gives NaN where torch gives 0, or infinity at a pole: nothing is hidden.
+_OTHERWISE = "sign sgn angle digamma special.psi special.digamma"
+
+
+def _hard(x: torch.Tensor) -> torch.Tensor:
+    return F.threshold(x, 0.5, 20.0) + F.hardshrink(x, 0.2) + F.softshrink(x, 0.2)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [_hard, *(_function(n) for n in (_UNARY + _POSITIVE).split() if n not in _OTHERWISE.split())],
+    ids=lambda function: function.__name__,
+)
+def test_what_is_no_finite_number_gives_what_torch_gives(function: Callable[..., Any]) -> None:
+    _, body = lowered(function, (SPECIAL,), [(0,)])
+    (found,) = run(body, [as_jax(SPECIAL, (0,))])
+    wanted = function(SPECIAL)
+    np.testing.assert_allclose(np.asarray(found, wanted.numpy().dtype), wanted.numpy(), rtol=1e-4, atol=1e-6)

@@ -230,6 +230,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("flavour", slow_but(["nnx"], ["nnx", "linen"]))
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_two_formulas_that_differ_are_both_named(flavour: str, case: Case) -> None:
@@ -370,6 +371,7 @@ class NnxAttention(nnx.Module):
         return self.out((y if self.way == "merge" else y.swapaxes(1, 2)).reshape(n, length, 8))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(
     ("way", "says"),

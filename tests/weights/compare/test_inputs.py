@@ -63,6 +63,7 @@ PLACES: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[Any], Any]]] = 
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("keyword", [False, True])
 @pytest.mark.parametrize(("pack", "find"), PLACES.values(), ids=PLACES)
 def test_a_forward_that_writes_to_its_input_is_compared_with_one_that_computes_the_same(

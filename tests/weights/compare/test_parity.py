@@ -86,6 +86,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_planted_mistake_is_named_and_proved(module: planted.Net, flavour: str, mistake: Mistake) -> None:

@@ -76,6 +76,7 @@ _KINDS = (
 )
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("flavour", "kind", "train", "whole"),
     slow_but(

@@ -242,6 +242,7 @@ def _is_old_or_new(target: Folder, old: dict[str, torch.Tensor]) -> torch.dtype:
     return dtype
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["m.safetensors", "folder", "m.pt"])
 def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(

@@ -94,6 +94,7 @@ def test_every_dtype_shape_and_memory_order_is_read_to_the_bit(tmp_path: Folder)
     assert_same(found, {name: tensor.resolve_neg() for name, tensor in want.items()})
 
 
+@pytest.mark.slow
 def test_a_model_that_two_processes_saved_is_read_without_its_optimizer(saved: Folder) -> None:
     want = torch.load(saved / "whole.pt")["model"]
     checkpoint = open_checkpoint(saved / "fsdp")

@@ -86,6 +86,7 @@ def views(draw: Any) -> tuple[tuple[int, ...], Layout]:
     return shape, then(*steps)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_box_through_permutations_and_reshapes_is_that_of_the_whole(data: Any) -> None:

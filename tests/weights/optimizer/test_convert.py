@@ -130,6 +130,7 @@ def _difference(one: nn.Module, other: nn.Module) -> float:
     return max(float((a - b).abs().max()) for a, b in pairs)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", slow_but(["sgd momentum", "adam L2", "adamw", "rmsprop"], KINDS))
 def test_training_goes_from_torch_to_optax_and_back_on_one_trajectory(kind: str, batches: list[Any]) -> None:
     make, tx = KINDS[kind]
@@ -303,6 +304,7 @@ def test_an_accumulator_that_torch_has_no_moments_for_is_refused_by_name(tx: Any
         to_optimizer_state(state, sgd, module=module, template=twin)
 
 
+@pytest.mark.slow
 def test_wrappers_that_accumulate_nothing_of_their_own_are_looked_through(batches: list[Any]) -> None:
     module = Net()
     adam = torch.optim.Adam(module.parameters(), LR)

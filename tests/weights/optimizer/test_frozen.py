@@ -158,6 +158,7 @@ WAYS: dict[str, Callable[[Any, Net, Any], Callable[[], dict[str, Any]]]] = {
 }
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("of", [nn.Module.parameters, lambda m: m.head.parameters()], ids=["all", "head"])

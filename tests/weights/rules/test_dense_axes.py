@@ -149,6 +149,7 @@ def _run(twin: Any, x: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(twin(jnp.asarray(x.numpy()))))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", CASES)
 def test_a_dense_layer_of_several_axes_computes_what_torchs_does(name: str) -> None:
     width, out, make, _, given, wanted = CASES[name]

@@ -129,6 +129,7 @@ def test_a_relu_recurrence_is_an_activation_of_the_cell() -> None:
     assert_twins(module, flax, draw(*X), within=1e-6, axes=as_is, call=sequence(module))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("count", "directions"), [(2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize(
     ("name", "flax"),

@@ -315,6 +315,7 @@ def assert_audit_is_clean(flavour: str, module: nn.Module, twin: Twin, xs: tuple
     assert found.layers == 1 or twin.own or twin.flax == "Sequential"  # which are none of Flax's layers
 
 
+@pytest.mark.every(2)
 @both
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_twin_of_any_layer_evaluates_as_torch_does_and_has_its_settings(kind: str, flavour: str) -> None:
@@ -429,6 +430,7 @@ def _examples(module: Any) -> tuple[Any, ...]:
 # --- as source ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_twin_as_source_builds_what_the_twin_builds(kind: str) -> None:
     names = {

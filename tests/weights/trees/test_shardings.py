@@ -30,6 +30,7 @@ def said() -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("case", CASES)
 def test_shardings_of_the_template(case: str, said: str) -> None:
     assert f"{case}: holds" in said, said

@@ -45,6 +45,7 @@ FUNCTIONS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_first_and_second_derivatives_agree_with_finite_differences(name, x64_on):
     mine, _, shapes = FUNCTIONS[name]

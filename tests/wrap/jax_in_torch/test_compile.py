@@ -86,6 +86,7 @@ def quiet_unless_jax_is_read():
         yield
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("case", OUTSIDE)
 def test_what_no_graph_can_hold_runs_outside_it(case):
     function, other, used = OUTSIDE[case]
@@ -153,6 +154,7 @@ def test_a_function_is_read_by_dynamo_where_torch_cannot_be_told(monkeypatch):
     assert _state.hidden_from_dynamo(use) is use
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forward_and_backward_without_a_graph_break(backend):
     compiled = torch.compile(use, fullgraph=True, backend=backend)
@@ -180,6 +182,7 @@ def test_what_is_compiled_holds_the_pullback_and_not_a_second_forward():
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_other_shapes_and_numbers_recompile():
     compiled = torch.compile(use, fullgraph=True, backend="aot_eager")
     for n in (3, 5, 4, 3):

@@ -338,6 +338,7 @@ def test_checkpointing_repeats_the_mask():
 # --- everything torch does with a module -------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_are_equal_and_independent(kind, how):
@@ -447,6 +448,7 @@ def test_a_part_keeps_its_mode_inside_a_part_in_the_other_mode():
     assert not torch.equal(module.get_buffer("blocks.0.bn.mean"), mean)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_part_changes_its_mode_under_compile_without_a_graph_break(backend):
     module = make("nnx").eval()
@@ -547,6 +549,7 @@ def test_parametrizations_and_frozen_parameters_are_respected():
     assert not module(torch.ones(1, 3)).requires_grad
 
 
+@pytest.mark.every(2)
 @both
 def test_a_pruned_kernel_follows_its_original(kind):
     module = make(kind).eval()
@@ -579,6 +582,7 @@ def test_functional_call_and_per_sample_gradients(kind):
         torch.testing.assert_close(mine[name].sum(0), parameter.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.every(2)
 @both
 def test_a_compiled_module_trains(kind):
     torch._dynamo.reset()

@@ -215,6 +215,7 @@ STEPS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_a_step_sees_the_same_bits_in_the_backward_pass(step):
     def f(x, w, b):

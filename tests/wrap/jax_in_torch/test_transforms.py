@@ -61,6 +61,7 @@ TRANSFORMS = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_the_transform_agrees_with_native_torch(name, x64_on):
     same(TRANSFORMS[name], scalar, scalar_native, *arrays((3,), (3, 2)))

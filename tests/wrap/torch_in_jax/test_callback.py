@@ -43,6 +43,7 @@ def test_values_derivatives_and_lanes(path):
         np.testing.assert_allclose(jax.jit(lambda take=take: take(f))(), take(twin), rtol=1e-5)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "bool", "complex64", "int8", "float32"])
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
 def test_dtypes_and_shapes(path, dtype, shape):

@@ -48,6 +48,7 @@ INDEXED = {
 }
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", INDEXED)
 @pytest.mark.usefixtures("x64_off")
 def test_what_torch_wants_in_int64_may_come_in_any_integer(name):

@@ -30,6 +30,7 @@ USES = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", slow_but(["grad", "jit", "vmap"], USES))
 def test_the_function_dies_with_its_wrapper(name):
     fn = Sine()

@@ -119,6 +119,7 @@ def test_writing_to_a_closed_over_tensor_is_refused_and_not_done(write):
     assert closed.tolist() == [5, 5, 5]
 
 
+@pytest.mark.slow
 def test_a_tensor_literal_is_the_function_s_own_to_write_to():
     def fn(x):
         row, total = torch.tensor([1.0, 2.0, 3.0]), torch.tensor(0.0)

@@ -124,6 +124,7 @@ def case(request):
     return request.param, module, inputs, apply, variables
 
 
+@pytest.mark.every(3)
 def test_every_kind_of_module_under_jit_grad_and_vmap(case):
     _, module, inputs, apply, variables = case
     arrays = to_jnp(inputs)
@@ -226,6 +227,7 @@ def test_vmap_over_parameters_is_an_ensemble():
     close(out[1], apply(jax.tree.map(lambda v: 2 * v, variables), x))
 
 
+@pytest.mark.slow
 def test_hessian_of_attention_where_fused_kernels_have_no_second_derivative():
     torch.manual_seed(0)
     apply, variables = as_jax_module(nn.TransformerEncoderLayer(4, 2, 4, batch_first=True, activation="gelu"))
@@ -273,6 +275,7 @@ def test_a_module_that_caches_on_its_first_call_is_not_spoiled_by_the_trace():
     assert module.table is None
 
 
+@pytest.mark.slow
 def test_resnet20_forward_gradient_and_statistics():
     torch.manual_seed(0)
     module = ResNet20()

@@ -80,6 +80,7 @@ OPERATORS = {
 SLOW = {"inverse", "fft", "interpolate", "instance norm", "conjugate constant", "assignment"}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", slow_but(OPERATORS.keys() - SLOW, OPERATORS))
 def test_value_gradient_and_lanes_are_those_of_torch(name):
     fn = OPERATORS[name]

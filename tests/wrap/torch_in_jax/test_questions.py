@@ -52,6 +52,7 @@ def trained_alike(module, *args, **kwargs):
         np.testing.assert_allclose(found[name], slope, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mask", MASKS)
 def test_an_encoder_with_a_mask(mask):
     trained_alike(nn.TransformerEncoder(layer(nn.TransformerEncoderLayer), 2), X, mask=MASKS[mask])

@@ -66,6 +66,7 @@ def test_jacfwd_and_jacrev(x):
     agree(lambda f: (jax.jacfwd(f)(x), jax.jacrev(f)(x)), ours, twin=twin)
 
 
+@pytest.mark.slow
 def test_hessian_in_all_four_compositions(wrapped, x):
     agree(lambda f: jax.hessian(f)(x), wrapped)
     agree(lambda f: jax.jacrev(jax.jacrev(f))(x), wrapped, jit=False)
@@ -105,6 +106,7 @@ def test_vmap_of_grad_and_grad_of_vmap(wrapped, x):
     agree(lambda f: jax.grad(lambda x: (jax.vmap(f)(x) ** 2).sum())(x), wrapped)
 
 
+@pytest.mark.slow
 def test_vmap_of_vmap_of_grad(wrapped, x):
     agree(lambda f: jax.vmap(jax.vmap(jax.grad(f)))(jnp.stack([x, -x])), wrapped, jit=False)
 
@@ -115,6 +117,7 @@ def test_vmap_of_hessian_and_hessian_of_vmap(wrapped, x):
     agree(lambda f: jax.hessian(lambda x: jax.vmap(f)(x).sum())(x), wrapped, jit=False)
 
 
+@pytest.mark.slow
 def test_vmap_of_value_and_grad_shares_what_the_lanes_share(x):
     """A residual that no mapped input reaches is not made once a lane, and its cotangent is their sum."""
     ours = as_jax_function(lambda x, w: (torch.sin(torch.exp(w) @ w) * x).sum())
@@ -176,6 +179,7 @@ def test_linear_transpose_is_refused(x):
         jax.linear_transpose(wrapped, x)(x)
 
 
+@pytest.mark.slow
 def test_two_torch_functions_chained_and_mixed_with_jnp(x):
     a, b = as_jax_function(torch.sin), as_jax_function(lambda x, y: x * y.exp())
     ours = lambda x: b(a(x) ** 2, jnp.cos(a(x))).sum()  # noqa: E731
@@ -183,6 +187,7 @@ def test_two_torch_functions_chained_and_mixed_with_jnp(x):
     agree(lambda f: jax.hessian(f)(x), ours, twin=twin, jit=False)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("residuals", ["save", "recompute"])
 def test_both_ways_to_the_backward_agree(residuals, x):
     wrapped = as_jax_function(ours, residuals=residuals)

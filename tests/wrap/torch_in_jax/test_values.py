@@ -53,6 +53,7 @@ class OnceRound(OldRound):
         return grad * 2 * x
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("own", [OldRound, NewRound])
 def test_a_function_s_own_backward_counts_in_every_mode_and_order(own):
     f = as_jax_function(lambda x: own.apply(x).sum())
@@ -140,6 +141,7 @@ def dependent():
     return as_jax_function(branches, output_shape=lambda x: x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_derivatives_of_code_that_branches_on_values(dependent, sign):
     x = sign * jnp.abs(X)
