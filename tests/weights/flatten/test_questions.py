@@ -103,6 +103,8 @@ def test_a_layer_beside_a_convolution_may_read_its_map_in_place_of_what_the_laye
         assert _asked(module.state_dict(), template, *given) == []  # whose widths alone decide
     apart, template = _pair(conv=conv, net=nn.Sequential(lift, nn.Linear(64, 64)))
     assert _asked(apart, template) == []
+    doubtful, template = _pair(conv=conv, net=nn.Sequential(nn.Linear(5, 64), nn.Linear(64, 64)))
+    assert _asked(doubtful, template) == ["net.1"]
     series, template = _pair(net=nn.Sequential(conv, lift, nn.Linear(64, 64)))
     assert _asked(series, template) == []
     flat, template = _pair(net=nn.Sequential(conv, lift, nn.Flatten(), nn.Linear(64, 64)))

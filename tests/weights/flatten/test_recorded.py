@@ -410,6 +410,9 @@ VIEWS: dict[str, tuple[Callable[..., Any], tuple[str, tuple[int, ...]]]] = {
     "another type of the same memory": (
         lambda x: torch.view_as_real(torch.view_as_complex(x)).flatten(1), ("unknown", ()),
     ),
+    "pairs as complex numbers": (
+        lambda x: torch.view_as_complex(x.mean(1)).abs().repeat(1, 32), ("unknown", ()),
+    ),
     "part of a flattened map": (lambda x: x.flatten(1)[:, :32].repeat(1, 2), ("mixed", (16, 2, 2))),
 }  # fmt: skip
 
