@@ -17,6 +17,7 @@ from torchjax_bridge.exchange import Path
 from ..pairing import Move
 from ..rules import RULES
 from ..trees import TorchNode, TorchTree
+from ._code import names_a_flatten
 
 __all__ = ["COMPUTED", "CONVOLUTIONS", "PER_FEATURE", "Reader", "Widths", "has_a_factor", "read_widths"]
 
@@ -75,7 +76,7 @@ class Widths:
         upwards: Of input maps of transposed convolutions.
         known: Of embedding tables and the like.
         readers: The layers that read features, in order.
-        around: The modules with a convolution, whose code may flatten its map.
+        around: The modules with a convolution, by path.
     """
 
     channels: list[int] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Widths:
     upwards: list[int] = field(default_factory=list)
     known: set[int] = field(default_factory=set)
     readers: list[Reader] = field(default_factory=list)
-    around: set[Path] = field(default_factory=set)
+    around: dict[Path, nn.Module | None] = field(default_factory=dict)
 
     def explains(self, reader: Reader) -> bool:
         """Whether a map or a table has as many features; for a GroupNorm, a map that is read too."""
@@ -96,11 +97,11 @@ class Widths:
     def follows(self, reader: Reader, last: Reader) -> bool:
         """Whether a layer reads what the one defined right before it gives.
 
-        A module that holds a convolution too may flatten its map for the layer instead, unless the one before reads
-        what is flattened.
+        Code that flattens the map of a convolution beside them may give it that instead, unless the one before
+        reads what is flattened.
         """
         side_by_side = last.sure and last.behind == reader.behind and reader.width in last.gives
-        return side_by_side and (last.flat or reader.node.origin[:-1] not in self.around)
+        return side_by_side and (last.flat or not names_a_flatten(self.around.get(reader.node.origin[:-1])))
 
     def reads_channels(self, reader: Reader) -> bool:
         """Whether it reads as many features as the last map in front of it has channels, which is no inner one.
@@ -165,8 +166,8 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
             found.channels.append(getattr(node.module, "out_channels", shape[1 if up else 0]))
             found.flow.setdefault(takes, set()).add(found.channels[-1])
             found.upwards += [takes] if up else []
-            owners = {node.origin[:end] for end in range(len(node.origin))}
-            found.around |= {owner for owner in owners if not _is_a_series(modules.get(owner))}
+            owners = (node.origin[:end] for end in range(len(node.origin)))
+            found.around.update((owner, modules.get(owner)) for owner in owners)
         elif len(shape) == 1 and node.kind and issubclass(node.kind, nn.BatchNorm2d | nn.BatchNorm3d):
             found.channels.append(shape[0])
         elif rule in _GROUPED:
@@ -194,11 +195,6 @@ def read_widths(tree: TorchTree, moves: Sequence[Move]) -> Widths:
             found.known.add(shape[0])
     found.readers += readers.values()
     return found
-
-
-def _is_a_series(module: nn.Module | None) -> bool:
-    """Whether it flattens nothing, since it calls its layers one by one and none of them does."""
-    return type(module) is nn.Sequential and not any(isinstance(child, nn.Flatten) for child in module)
 
 
 def _owners(node: TorchNode, owner: TorchNode) -> Iterable[tuple[str, TorchNode]]:
