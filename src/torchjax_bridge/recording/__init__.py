@@ -8,7 +8,7 @@ alone.
 from ._copies import copy_module
 from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
-from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, tensors_of
+from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, replaced, tensors_of
 from ._functions import RANDOM
 from ._generalize import generalize
 from ._leaves import has_hooks, is_leaf, is_normed, layer_class
@@ -58,6 +58,7 @@ __all__ = [
     "layer_class",
     "map_tensors",
     "record",
+    "replaced",
     "restored_random_states",
     "tensors_of",
     "without_fast_path",

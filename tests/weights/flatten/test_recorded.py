@@ -15,6 +15,7 @@ from torch import nn
 from tests.marking import slow_but
 from torchjax_bridge import errors, plan, to_flax, to_state_dict
 from torchjax_bridge.weights import Flatten, parity
+from torchjax_bridge.weights.flatten import record_orders
 
 
 class Own(nn.Module):
@@ -369,6 +370,59 @@ def test_parity_takes_the_word_of_the_caller_or_of_the_run_whichever_the_numbers
     assert parity(module, right, *inputs).ok
     assert not parity(module, wrong, *inputs).ok
     assert "flatten order" in str(parity(module, wrong, *inputs))
+
+
+ROTATED: dict[str, tuple[Callable[..., Any], str]] = {
+    "the channels of a map": (lambda x: (x + x.roll(1, 1)).flatten(1), "map"),
+    "the rows of a map": (lambda x: (x + x.flip(2)).flatten(1), "map"),
+    "halves of the channels": (lambda x: (x + torch.cat([x[:, 8:], x[:, :8]], 1)).flatten(1), "map"),
+    "a flattened map": (lambda x: x.flatten(1) + x.flatten(1).flip(1), "unknown"),
+    "a list of places": (lambda x: x.flatten(1) + x.flatten(1)[:, [*range(63, -1, -1)]], "unknown"),
+    "joined halves of a flattened map": (
+        lambda x: x.flatten(1) + torch.cat([x.flatten(1)[:, 32:], x.flatten(1)[:, :32]], 1), "unknown",
+    ),
+    "features, as rotary embeddings do": (
+        lambda x: (lambda m: m + torch.cat([-m[:, 8:], m[:, :8]], 1))(x.mean((2, 3))).repeat(1, 4), "plain",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROTATED)
+def test_an_axis_to_which_entries_of_its_own_are_added_in_another_order(case: str) -> None:
+    rotate, kind = ROTATED[case]
+    module, _ = _pair(lambda s, x: s.fc(rotate(s.conv(x))), conv=conv(3, 16), fc=nn.Linear(64, 5))
+    assert record_orders(module, (IMAGE,), {}).reads[id(module.fc)].kind == kind
+
+
+VIEWS: dict[str, tuple[Callable[..., Any], tuple[str, tuple[int, ...]]]] = {
+    "a permutation by names": (lambda x: x.movedim(1, -1).flatten(1), ("plain", ())),
+    "parts side by side": (lambda x: torch.cat(x.split(8, 1), 1).flatten(1), ("map", (16, 2, 2))),
+    "every second channel": (lambda x: x[:, ::2].repeat(1, 2, 1, 1).flatten(1), ("map", (16, 2, 2))),
+    "an expanded pixel": (lambda x: x.mean((2, 3), True).expand(-1, -1, 2, 2).flatten(1), ("unknown", (16, 2, 2))),
+    "one image at a time": (lambda x: torch.stack([*x]).flatten(1), ("map", (16, 2, 2))),
+    "memory as another shape": (lambda x: x.as_strided((len(x), 64), (64, 1)), ("map", (16, 2, 2))),
+    "a diagonal": (lambda x: torch.diagonal(x, 0, 2, 3).repeat(1, 1, 2).flatten(1), ("unknown", ())),
+    "windows that overlap": (lambda x: x.unfold(1, 8, 4)[:, :2].flatten(1), ("mixed", (2, 2, 2, 8))),
+    "picked channels": (lambda x: x[:, torch.arange(16)].flatten(1), ("map", (16, 2, 2))),
+    "a mask of channels": (lambda x: x[:, torch.ones(16, dtype=torch.bool)].flatten(1), ("map", (16, 2, 2))),
+    "picked pixels in each image": (lambda x: x[:, :, torch.eye(2).long()[0]].flatten(1), ("map", (16, 2, 2))),
+    "a list of channels": (lambda x: x[:, [*range(16)]].flatten(1), ("unknown", ())),
+    "a function that writes over it": (lambda x: x.tril_().flatten(1), ("unknown", ())),
+    "another type of the same memory": (
+        lambda x: torch.view_as_real(torch.view_as_complex(x)).flatten(1), ("unknown", ()),
+    ),
+    "pairs as complex numbers": (
+        lambda x: torch.view_as_complex(x.mean(1)).abs().repeat(1, 32), ("unknown", ()),
+    ),
+    "part of a flattened map": (lambda x: x.flatten(1)[:, :32].repeat(1, 2), ("mixed", (16, 2, 2))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VIEWS)
+def test_a_view_tells_by_its_strides_what_became_of_the_axes(case: str) -> None:
+    view, order = VIEWS[case]
+    module, _ = _pair(lambda s, x: s.fc(view(s.conv(x))), conv=conv(3, 16), fc=nn.Linear(64, 5))
+    assert record_orders(module, (IMAGE,), {}).reads[id(module.fc)] == order
 
 
 def test_layers_that_only_training_calls_are_seen_too() -> None:

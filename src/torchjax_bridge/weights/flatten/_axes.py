@@ -12,19 +12,9 @@ from math import prod
 from typing import Literal, NamedTuple
 
 __all__ = [
-    "Atom",
-    "Axes",
-    "Axis",
-    "Order",
-    "derived",
-    "mark",
-    "order_of",
-    "regroup",
-    "size_of",
-    "spoil",
-    "unify",
+    "Atom", "Axes", "Axis", "Order", "derived", "mark", "order_of", "regroup", "size_of", "spoil", "unify",
     "unknown",
-]
+]  # fmt: skip
 
 Role = Literal["channel", "space", "feature"]
 
@@ -98,6 +88,23 @@ def _leaves(axis: Iterable[Atom]) -> Iterator[Atom]:
             yield atom
 
 
+def _add_sources(atom: Atom, sources: "list[Axis]") -> None:
+    """Add what an atom is made of; a part of itself is none, and one of a longer axis mixes the orders of both."""
+    sources = atom.sources + sources
+    found = [[*_axes_with(atom, source)] for source in sources]
+    atom.sources = [source for source, axes in zip(sources, found, strict=True) if not axes]
+    atom.broken |= any(len(axis) > 1 for axes in found for axis in axes)
+
+
+def _axes_with(atom: Atom, axis: Axis) -> "Iterator[list[Atom]]":
+    """The axes that hold an atom, among those that an axis is made of."""
+    leaves = [*_leaves(axis)]
+    if atom in leaves:
+        yield leaves
+    else:
+        yield from (found for leaf in leaves for source in leaf.sources for found in _axes_with(atom, source))
+
+
 def _split(atom: Atom, inner: int) -> tuple[Atom, Atom]:
     """Split an atom into an outer and an inner one of ``inner`` entries."""
     outer, last = (
@@ -140,7 +147,7 @@ def unify(one: Axis, other: Axis) -> None:
             a.roles |= b.roles
             a.guess = a.guess or b.guess
             a.broken, a.leaked = a.broken or b.broken, a.leaked or b.leaked
-            a.sources += b.sources
+            _add_sources(a, b.sources)
             a.pieces += b.pieces
             for source in a.sources:
                 for role in a.roles:
@@ -156,24 +163,11 @@ def unify(one: Axis, other: Axis) -> None:
             return
 
 
-def regroup(axes: Axes, shape: Sequence[int]) -> Axes:
+def regroup(axes: Axes, shape: Iterable[int]) -> Axes:
     """The axes of a tensor that is viewed in another shape."""
-    atoms = [atom for axis in axes for atom in _leaves(axis)]
-    found: list[Axis] = []
-    for size in reversed(shape):
-        axis: list[Atom] = []
-        while size > 1 and atoms:
-            atom = atoms.pop()
-            if atom.size > size and atom.size % size == 0:
-                outer, atom = _split(atom, size)
-                atoms.append(outer)
-            if size % atom.size:
-                spoil([(atom, *axis, *atoms)])
-                return unknown(shape)
-            axis.insert(0, atom)
-            size //= atom.size
-        found.insert(0, tuple(axis))
-    return tuple(found)
+    made = tuple((Atom(size),) for size in shape)
+    unify(tuple(atom for axis in axes for atom in axis), tuple(atom for axis in made for atom in axis))
+    return made
 
 
 def derived(size: int, sources: Sequence[Axis]) -> Axis:

@@ -1,52 +1,36 @@
 """What functions of torch's do to the axes of tensors: keep, merge, split, move, drop or make them.
 
-`apply` knows a function by its name. Shapes say what a reshape does, and a call on a tensor of distinct sizes says
-which axes a permutation or a reduction keeps. The axes that an unknown function gives are unknown.
+`apply` asks torch where it can: a view tells by its strides, an elementwise function by its tag, a reduction by
+what it does to distinct sizes. It knows the others by name. What an unknown function gives is unknown.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from math import prod
 from typing import Any
 
 import torch
 
-from torchjax_bridge.recording import Node, Value, tensors_of
+from torchjax_bridge.recording import Node, Value, replaced, tensors_of
 
 from ._axes import Atom, Axes, Axis, derived, mark, regroup, size_of, spoil, unify, unknown
 
-__all__ = ["Take", "apply", "broadcast", "contract", "convolve", "mark_map", "pool"]
+__all__ = ["apply", "broadcast", "contract", "convolve", "mark_map"]
 
-Take = Callable[[Value], Axes]
-"""Gives the axes of a value."""
-
-# In-place functions end in an underscore, and the operators of Python have two on both sides.
+# Without those that torch tags, and without underscores: in-place functions have one, Python's operators four.
 _ELEMENTWISE = frozenset((
-    "abs", "add", "addcdiv", "addcmul", "alpha_dropout", "and", "bernoulli", "bfloat16", "ceil", "celu",
-    "clamp", "clamp_max", "clamp_min", "clip", "clone", "contiguous", "copy", "cos", "cpu", "cuda", "detach",
-    "div", "divide", "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "elu", "empty_like", "eq",
-    "erf", "exp", "expm1", "feature_alpha_dropout", "fill", "float", "floor", "floordiv", "fmod", "full_like",
-    "ge", "gelu", "gt", "half", "hardshrink", "hardsigmoid", "hardswish", "hardtanh", "iadd", "imul", "int",
-    "invert", "isfinite", "isnan", "isub", "itruediv", "layer_norm", "le", "leaky_relu", "lerp", "log", "log1p",
-    "log2", "log_softmax", "logical_and", "logical_not", "logical_or", "logsigmoid", "long", "lt",
-    "masked_fill", "maximum", "minimum", "mish", "mod", "mul", "multiply", "nan_to_num", "ne", "neg",
-    "negative", "normal", "normalize", "ones_like", "or", "pow", "radd", "rand_like", "randn_like", "rdiv",
-    "reciprocal", "relu", "relu6", "remainder", "rms_norm", "rmul", "round", "rpow", "rrelu", "rsqrt", "rsub",
-    "rtruediv", "selu", "sigmoid", "sign", "silu", "sin", "softmax", "softmin", "softplus", "softshrink",
-    "softsign", "sqrt", "square", "sub", "subtract", "tan", "tanh", "tanhshrink", "threshold", "to",
-    "true_divide", "truediv", "type", "type_as", "uniform", "where", "xor", "zero", "zeros_like",
+    "alpha_dropout", "and", "bernoulli", "bfloat16", "contiguous", "copy", "cpu", "cuda", "detach", "divide",
+    "double", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_alpha_dropout", "fill", "float",
+    "floordiv", "half", "hardswish", "iadd", "imul", "int", "invert", "isub", "itruediv", "layer_norm",
+    "log_softmax", "logsigmoid", "long", "mod", "multiply", "negative", "normal", "normalize", "or", "radd", "rdiv",
+    "rms_norm", "rmul", "rpow", "rtruediv", "softmax", "softmin", "softsign", "subtract", "tanhshrink", "to",
+    "truediv", "type", "type_as", "uniform", "xor", "zero",
 ))  # fmt: skip
-_RESHAPES = frozenset(
-    ("flatten", "ravel", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze", "view", "view_as")
-)
-_MOVES = frozenset(
-    ("T", "mT", "moveaxis", "movedim", "permute", "swapaxes", "swapdims", "t", "transpose", "adjoint")
-)
 _REDUCES = frozenset((
     "all", "amax", "amin", "any", "argmax", "argmin", "logsumexp", "max", "mean", "min", "nanmean", "norm",
     "prod", "std", "sum", "var", "count_nonzero",
 ))  # fmt: skip
-_POOLS = tuple(
-    f"{kind}_pool{rank}d" for rank in (1, 2, 3) for kind in ("max", "avg", "lp", "adaptive_max", "adaptive_avg")
-)  # fmt: skip
+_REORDERS = ("roll", "flip", "cumsum", "sort", "msort")
 _RESAMPLES = ("interpolate", "upsample", "upsample_nearest", "upsample_bilinear")
 _SHUFFLES = ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
 _NORMS_OF_MAPS = ("batch_norm", "group_norm", "instance_norm", "prelu", "local_response_norm")
@@ -55,13 +39,14 @@ _PRODUCTS = {
     "bilinear": "...i,...j,oij->...o",
     "scaled_dot_product_attention": "...qi,...ki,...kv->...qv",
 }
-_MAKES = frozenset(
-    ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "randint", "tensor", "zeros")
-)
 
 
-def apply(node: Node, take: Take) -> list[Axes]:
-    """The axes of each tensor that a function returns."""
+def apply(node: Node, take: Callable[[Value], Axes]) -> list[Axes]:
+    """The axes of each tensor that a function returns, by those of each that it takes.
+
+    Raises:
+        KeyError: The function is not known; other errors of Python's say the same of its arguments.
+    """
     parts = node.function.split(".")
     name = parts[-2 if parts[-1] == "__get__" else -1].strip("_")
     results: list[Value] = list(tensors_of(node.result))
@@ -70,32 +55,20 @@ def apply(node: Node, take: Take) -> list[Axes]:
     shapes = [value.shape for value in results]
     if not results or any(0 in value.shape for value in (*values, *results)):
         return [unknown(shape) for shape in shapes]
-    x, shape = given[0] if given else (), shapes[0]
-    if name.startswith("new_") or (not given and name in _MAKES):
-        return [tuple((Atom(size),) for size in shape)]
-    if not given:
-        return [unknown(shape) for shape in shapes]
-    if name in _ELEMENTWISE or (name in ("max", "min") and len(values) > 1):
+    if not given or name.startswith("new_"):
+        return [tuple((Atom(size),) for size in shape) for shape in shapes]
+    x, shape = given[0], shapes[0]
+    if name in _REDUCES and len(given) == 1:
+        return [_kept(node, name, x)] * len(shapes)
+    if _is_elementwise(name):
         return [broadcast(given, shape)]
-    if name in _RESHAPES:
-        return [regroup(x, shape)]
-    if name in _MOVES or name in _REDUCES:
-        return [_kept(node, name, x, shape) for shape in shapes]
-    if name in ("expand", "expand_as", "broadcast_to", "repeat", "tile"):
-        return [_stretched(x, shape)]
-    if name in ("chunk", "split", "tensor_split", "narrow", "glu", "pad"):
-        return [_parts(x, shape) for shape in shapes]
-    if name in ("unbind", "iter", "select"):
-        return [_without(x, _dim(node, len(x))) for _ in shapes]
+    if name in ("glu", "pad", "repeat", "tile"):
+        return [_resized(x, shape)]
     if name in ("cat", "concat", "stack"):
         return [_joined(node, given, shape, stacked=name == "stack")]
-    if name in ("getitem", "setitem"):
-        return [_indexed(node, given, shape, values)]
-    if name == "unfold":
-        return [_patches(node, x, shape)]
-    if name in ("roll", "flip", "cumsum", "sort", "msort"):  # entries in another order
-        return [tuple(derived(size_of(axis), [axis]) for axis in x) for _ in shapes]
-    if name in ("matmul", "bmm", "mm", "spmm", "rmatmul"):
+    if name in _REORDERS or (name == "getitem" and _picks(node.args[1])):
+        return [tuple(derived(n, [a]) for n, a in zip(shape, x, strict=True)) for _ in shapes]
+    if name in ("matmul", "bmm", "mm", "rmatmul"):
         return [_product(given[name == "rmatmul"], given[name != "rmatmul"], shape)]
     if name == "einsum":
         return [contract(str(node.args[0]), given, shape)]
@@ -105,16 +78,82 @@ def apply(node: Node, take: Take) -> list[Axes]:
     if name.startswith("conv") and name[-1] == "d":
         spoil([*given[1]])
         return [convolve(x, shape, int(name[-2]))]
-    if name in _POOLS or name in _RESAMPLES or name in _SHUFFLES:
-        rank = int(name[-2]) if name in _POOLS else len(shape) - 2
-        return [pool(x, shape, rank, moved=name in _SHUFFLES) for shape in shapes]
+    if name == "unfold" and "functional" in node.function:
+        return [_patches(node, x, shape)]
+    if name in _SHUFFLES or name in _RESAMPLES:
+        return [convolve(x, shape, len(shape) - 2, same=name in _RESAMPLES)]
+    if "pool" in name and name[-1] == "d":
+        return [convolve(x, shape, int(name[-2]), same=True) for shape in shapes]
     if name in _NORMS_OF_MAPS:
         mark_map(x)
         for weight in (axes for axes in given[1:] if len(axes) == 1 and size_of(axes[0]) == size_of(x[1])):
             unify(x[1], weight[0])
         return [x]
-    spoil([axis for axes in given for axis in axes], leaked=True)
-    return [unknown(shape) for shape in shapes]
+    return _views(node, given, values)
+
+
+# --- what torch tells ------------------------------------------------------------------------------------------
+
+
+@cache
+def _is_elementwise(name: str) -> bool:
+    packet = getattr(torch.ops.aten, name, None)
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet else []
+    tagged = any(torch.Tag.pointwise in overload.tags for overload in overloads)
+    return tagged or name in _ELEMENTWISE or name.endswith("_like")
+
+
+_DISTINCT = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
+
+
+def _kept(node: Node, name: str, x: Axes) -> Axes:
+    """The axes that a reduction keeps."""
+    probe = torch.empty(_DISTINCT[: len(x)], device="meta")
+    found = getattr(probe, name)(
+        *node.args[1:], **{k: v for k, v in node.kwargs.items() if not isinstance(v, Value)}
+    )
+    sizes = (found if isinstance(found, torch.Tensor) else found[0]).shape
+    return tuple(x[_DISTINCT.index(size)] if size > 1 else () for size in sizes)
+
+
+def _views(node: Node, given: Sequence[Axes], values: Sequence[Value]) -> list[Axes]:
+    """The axes of views of what a function takes, as it makes them of tensors without values."""
+    function: Any = torch
+    for name in node.function.split(".")[1:]:
+        function = getattr(function, name)
+    probes = [torch.empty(value.shape, dtype=value.dtype, device="meta") for value in values]
+    args, kwargs = replaced((node.args, node.kwargs), dict(zip(map(id, values), probes, strict=True)))
+    made = function(*args, **kwargs)
+    known = {id(probe): axes for probe, axes in zip(probes, given, strict=True) if not node.inplace}
+    return [
+        _view(known[id(one if id(one) in known else one._base)], one)
+        for one in ([made] if isinstance(made, torch.Tensor) else made)
+        if one.dtype == probes[0].dtype
+    ]
+
+
+def _view(x: Axes, view: torch.Tensor) -> Axes:
+    """The axes of a view of a contiguous tensor: all entries in other axes, or a part of each axis."""
+    order = sorted(range(view.dim()), key=view.stride, reverse=True)
+    if view.numel() == prod(map(size_of, x)) and view.permute(order).is_contiguous():
+        axes = regroup(x, [view.shape[at] for at in order])
+        return tuple(axes[order.index(at)] for at in range(view.dim()))
+    return tuple(_part(x, size, step) for size, step in zip(view.shape, view.stride(), strict=True))
+
+
+def _part(x: Axes, size: int, step: int) -> Axis:
+    """The axis of so many entries of a contiguous tensor, each a step behind the last."""
+    if step == 0 or size == 1:
+        return (Atom(size),)
+    inner = 1
+    for axis in reversed(x):
+        outer = inner * size_of(axis)
+        if (inner, outer) == (step, step * size):
+            return axis
+        if step < outer and step % inner == 0 and step * (size - 1) < outer:
+            return derived(size, [axis])
+        inner = outer
+    raise ValueError(step)
 
 
 # --- axes that stay -------------------------------------------------------------------------------------------
@@ -135,100 +174,36 @@ def broadcast(given: Sequence[Axes], shape: Sequence[int]) -> Axes:
     return tuple(found)
 
 
-def _stretched(x: Axes, shape: Sequence[int]) -> Axes:
-    padded = (*[()] * (len(shape) - len(x)), *x)
-    return tuple(
-        axis if size_of(axis) == size else (Atom(size, broken=bool(axis) and size_of(axis) > 1),)
-        for axis, size in zip(padded, shape, strict=True)
-    )
-
-
-_DISTINCT = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29)
-
-
-def _kept(node: Node, name: str, x: Axes, shape: Sequence[int]) -> Axes:
-    """The axes that a permutation or a reduction keeps, by what it does to a tensor of distinct sizes."""
-    probe = torch.empty(_DISTINCT[: len(x)], device="meta")
-    found: Any = getattr(probe, name)
-    if not isinstance(found, torch.Tensor):
-        words = {word: value for word, value in node.kwargs.items() if not isinstance(value, Value)}
-        found = found(*node.args[1:], **words)
-    sizes = (found if isinstance(found, torch.Tensor) else found[0]).shape
-    return tuple(x[_DISTINCT.index(size)] if size > 1 else () for size in sizes)
-
-
 # --- parts and concatenations ---------------------------------------------------------------------------------
 
 
-def _dim(node: Node, rank: int) -> int:
-    found = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
-    return int(found) % rank
+def _resized(x: Axes, shape: Sequence[int]) -> Axes:
+    """The axes of a part of a tensor, or of all of it with something around."""
+    padded = (*[()] * (len(shape) - len(x)), *x)
+    return tuple(a if size_of(a) == n else derived(n, [a]) for a, n in zip(padded, shape, strict=True))
 
 
-def _parts(x: Axes, shape: Sequence[int]) -> Axes:
-    """The axes of a part: one of another size is a part of that axis, or all of it with something around."""
-    return tuple(a if size_of(a) == n else derived(n, [a]) for a, n in zip(x, shape, strict=True))
-
-
-def _without(x: Axes, at: int) -> Axes:
-    return (*x[:at], *x[at + 1 :])
+def _picks(index: Any) -> bool:
+    """Whether an index picks entries of one axis by a tensor, and otherwise takes parts."""
+    index = index if isinstance(index, tuple) else (index,)
+    picked = [one for one in index if isinstance(one, Value)]
+    others = all(isinstance(one, slice | Value) or one is Ellipsis for one in index)
+    return others and len(picked) == 1 and len(picked[0].shape) == 1
 
 
 def _joined(node: Node, given: Sequence[Axes], shape: Sequence[int], *, stacked: bool) -> Axes:
-    at = _dim(node, len(shape))
-    whole: Axis = (Atom(shape[at]),)
-    if not stacked:
-        given = [axes for axes in given if len(axes) == len(shape)]  # torch ignores empty ones
-        whole = given[0][at] if len(given) == 1 else derived(shape[at], [axes[at] for axes in given])
-        given = [_without(axes, at) for axes in given]
-    rest = broadcast(given, [size for place, size in enumerate(shape) if place != at])
-    return (*rest[:at], whole, *rest[at:])
-
-
-def _indexed(node: Node, given: Sequence[Axes], shape: Sequence[int], values: Sequence[Value]) -> Axes:
-    """A part of a tensor by an index of numbers and slices; where it is written to, the whole."""
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    writes = node.function.endswith("__setitem__")
-    rest, found = list(given[0]), list[Axis]()
-    chosen = [one for one in index if isinstance(one, Value) and one.dtype is not torch.bool]
-    if any(isinstance(one, bool | list | Value) and one not in chosen for one in index) or len(chosen) > 1:
-        spoil([axis for axes in given for axis in axes], leaked=not writes)
-        return given[0] if writes else unknown(shape)
-    sizes = list(values[0].shape)
-    for place, one in enumerate(index):
-        if one is None:
-            found.append(())
-        elif one is Ellipsis:
-            many = len(rest) - sum(other is not None for other in index[place + 1 :])
-            found += rest[:many]
-            del rest[:many], sizes[:many]
-        else:
-            axis, size = rest.pop(0), sizes.pop(0)
-            if isinstance(one, Value):
-                found += [derived(count, [axis]) for count in one.shape]
-            if isinstance(one, slice):
-                ends = [None if end is None else int(end) for end in (one.start, one.stop, one.step)]
-                count = len(range(size)[slice(*ends)])
-                found.append(axis if count == size else derived(count, [axis]))
-    part = (*found, *rest)
-    if not writes:
-        return part
-    if len(given) > 1:
-        broadcast([part, given[1]], [size_of(axis) for axis in part])
-    return given[0]
+    words = node.kwargs
+    at = int(node.args[1] if len(node.args) > 1 else words.get("dim", words.get("axis", 0))) % len(shape)
+    # torch ignores empty ones
+    given = [axes for axes in given if len(axes) == len(shape) - stacked]
+    there = [() if stacked else axes[at] for axes in given]
+    others = [(*axes[:at], *axes[at + (not stacked) :]) for axes in given]
+    rest = broadcast(others, (*shape[:at], *shape[at + 1 :]))
+    return (*rest[:at], there[0] if len(there) == 1 else derived(shape[at], there), *rest[at:])
 
 
 def _patches(node: Node, x: Axes, shape: Sequence[int]) -> Axes:
-    """The axes of ``Tensor.unfold``, which takes one apart, or of ``F.unfold``, which makes channels of patches."""
-    if "functional" not in node.function:
-        at, size = int(node.args[1]) % len(x), shape[-1]
-        whole = shape[at] * size == size_of(x[at])
-        outer, inner = (
-            regroup((x[at],), (shape[at], size))
-            if whole
-            else (derived(n, [x[at]]) for n in (shape[at], size))
-        )
-        return (*x[:at], outer, *x[at + 1 :], inner)
+    """The axes of ``F.unfold``, which makes channels of patches."""
     mark_map(x, 2)
     kernel = node.args[1] if len(node.args) > 1 else node.kwargs["kernel_size"]
     rows, columns = kernel if isinstance(kernel, tuple | list) else (kernel, kernel)
@@ -278,18 +253,12 @@ def mark_map(x: Axes, rank: int | None = None) -> None:
             mark(axis, "space")
 
 
-def convolve(x: Axes, shape: Sequence[int], rank: int) -> Axes:
-    """The axes of a convolution's output."""
+def convolve(x: Axes, shape: Sequence[int], rank: int, *, same: bool = False) -> Axes:
+    """The axes of what a convolution makes of a map; with ``same``, of what keeps its channels."""
     mark_map(x, rank)
     at = len(shape) - rank - 1
-    return (*x[:at], _new(shape[at], "channel"), *(_new(size, "space") for size in shape[at + 1 :]))
-
-
-def pool(x: Axes, shape: Sequence[int], rank: int, *, moved: bool = False) -> Axes:
-    """The axes of a pooled or resampled map; with ``moved``, its channels are others."""
-    made = convolve(x, shape, rank)
-    at = len(shape) - rank - 1
-    return made if moved else (*made[:at], x[at], *made[at + 1 :])
+    channels = x[at] if same else _new(shape[at], "channel")
+    return (*x[:at], channels, *(_new(size, "space") for size in shape[at + 1 :]))
 
 
 def _new(size: int, role: Any) -> Axis:

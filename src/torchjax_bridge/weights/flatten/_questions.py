@@ -6,8 +6,8 @@ explains its input width, and in a live model, which a run could answer for, als
 wide; and likewise about each Linear whose output may become a map.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from math import isqrt, prod
 
 from torch import nn
 
@@ -15,17 +15,10 @@ from .._report import Fault
 from ..pairing import Move
 from ..rules import Flatten
 from ..trees import TorchNode, TorchTree
+from . import _faults
 from ._axes import Order
-from ._faults import (
-    fixed_order_fault,
-    flattened_input_fault,
-    input_order_fault,
-    mixed_order_fault,
-    viewed_output_fault,
-    wrong_order_faults,
-)
 from ._recorded import Recorded
-from ._widths import COMPUTED, CONVOLUTIONS, PER_FEATURE, Reader, Widths, has_an_order, read_widths
+from ._widths import COMPUTED, CONVOLUTIONS, PER_FEATURE, Reader, Widths, has_a_factor, read_widths
 
 __all__ = ["COMPUTED", "ask_about_maps", "can_be_flattened", "knows_one_order", "output_order"]
 
@@ -35,19 +28,17 @@ _FIXED = (nn.GroupNorm, nn.MultiheadAttention, nn.Bilinear)
 
 def can_be_flattened(node: TorchNode, rule: Flatten) -> bool:
     """Whether a `Flatten` can apply to this layer. Judges by its tensors where its class is not known."""
-    output = rule.output
     if knows_one_order(node):
-        return rule.features is None and not output
-    if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
-        flat = not issubclass(node.kind, PER_FEATURE) or all(
-            leaf.meta.ndim < 2 for leaf in node.leaves.values()
-        )
-        return flat and issubclass(node.kind, nn.Linear if output else _TAKES_FEATURES)
+        return rule.features is None and not rule.output
     shapes = {
         name.removeprefix(f"{COMPUTED}."): leaf.meta.ndim for name, leaf in (node.flat() | node.moved).items()
     }
+    vectors = {*shapes.values()} <= {0, 1}
+    if node.kind is not None and node.kind.__module__.startswith("torch.nn."):
+        takes = issubclass(node.kind, nn.Linear if rule.output else _TAKES_FEATURES)
+        return takes and (vectors or not issubclass(node.kind, PER_FEATURE))
     matrix = any(ndim == 2 and name.startswith("weight") for name, ndim in shapes.items())
-    return matrix or (not output and set(shapes.values()) <= {0, 1})
+    return matrix or (vectors and not rule.output)
 
 
 _TAKES_FEATURES = (nn.Linear, nn.RNNBase, nn.RNNCellBase, *PER_FEATURE)
@@ -79,79 +70,79 @@ def ask_about_maps(
     if not (maps or lost or any(node.told for node in nodes)):
         return [], assumed  # a language model, for example: its many tensors need no look
     widths = read_widths(tree, moves)
-    faults = [
-        fault for reader in widths.readers for fault in wrong_order_faults(reader.node, widths.channels)
-    ]
+    faults = [fault for one in widths.readers for fault in _faults.wrong_order(one.node, widths.channels)]
     can_run = tree.module is not None and recorded is None
-    asked = dict(_asked_readers(widths, reads, can_run, widths.unexplained() if maps else None))
-    faults += asked.values()
-    flat = {r.width for r in widths.readers if r in asked or r.node.features}
-    for reader in widths.grouped:
-        node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
-        fits = width in flat and width not in {*widths.channels, *widths.flow}
-        if "features" not in node.told and (order.kind == "map" or (order.kind == "unknown" and fits)):
-            faults.append(fixed_order_fault(node, width, widths.likely_channels(reader), can_run=can_run))
-    # An output that another Linear reads as it is belongs to a hidden layer, though its width may fit a map.
-    read = {r.width for r in widths.readers if r.linear and r not in asked and not r.node.features}
-    apart = {prod(sizes): sizes[0] for node in nodes if len(sizes := _unflattened(node.module)) > 1}
-    upsamples = any(isinstance(node.module, nn.Upsample) for node in nodes)
-    for reader in widths.readers:
-        node, order = reader.node, gives.get(id(reader.node.module), _UNKNOWN)
-        if not reader.linear or "output" in node.told or order.kind == "plain":
-            continue
-        for out in reader.gives:
-            hidden = node.module is None and out in {*read, *widths.channels, *widths.upwards}
-            channels = apart.get(out) or (0 if hidden else widths.of_a_map_made_of(out, upsamples))
-            if order.kind != "unknown":
-                faults.append(mixed_order_fault(node, out, output=True))
-            elif 1 < channels < out:
-                faults.append(viewed_output_fault(node, out, channels, can_run=can_run))
-    return faults, assumed
+    asked = _asked_readers(widths, reads, maps=maps, can_run=can_run)
+    return [*faults, *asked.values(), *_of_outputs(nodes, widths, gives, asked, can_run=can_run)], assumed
 
 
 def _asked_readers(
-    widths: Widths, reads: Mapping[int, Order], can_run: bool, unexplained: set[int] | None
-) -> Iterator[tuple[Reader, Fault]]:
-    """The fault of each layer that may read a flattened map; ``unexplained`` is None in a model without maps."""
-    viewed = {out: r.node for r in widths.readers if r.linear and r.node.output for out in r.gives}
-    asked, settled = set[int](), set[int]()
-    # Those that may read a flattened map, as was said or asked, and those that follow them.
-    flattened = set[int]()
-    last: Reader | None = None
+    widths: Widths, reads: Mapping[int, Order], *, maps: bool, can_run: bool
+) -> dict[TorchNode, Fault]:
+    """The fault of each layer that may read a flattened map."""
+    viewed = {out: one.node.output for one in widths.readers if one.node.output for out in one.gives}
+    asked: dict[TorchNode, Fault] = {}
+    before: list[Reader] = []
     for reader in widths.readers:
         node, width, order = reader.node, reader.width, reads.get(id(reader.node.module), _UNKNOWN)
-        follows = (
-            last is not None
-            and id(last.node) in settled
-            and widths.follows(reader, last, explained=id(last.node) in flattened)
+        last = before[-1] if before else None
+        follows = last is not None and widths.follows(reader, last)
+        sure = follows or widths.reads_channels(reader)
+        # A layer that is asked about explains none that leads back to it.
+        back = {width, *reader.gives}
+        givers = (
+            one for one in before if width in one.gives and not (one.node in asked and one.width in back)
         )
-        doubt = not follows and not widths.reads_channels(reader)
-        declared = "features" in node.told or (reader.fixed and id(node) in asked)
-        if declared or not doubt:
-            settled.add(id(node))
-        if declared or (last is not None and follows and id(last.node) in flattened):
-            flattened.add(id(node))
-        last = reader if reader.gives else last
-        if declared or order.kind == "plain" or not has_an_order(width):
-            continue
-        view = viewed.get(width, node)
-        fits = unexplained is not None and (
-            width in unexplained or (doubt and node.module is not None and widths.may_be_a_map(width))
+        explained = widths.explains(reader) or any(givers)
+        room = node.module is not None and has_a_factor(width, widths.channels)
+        doubt = (
+            order.kind != "unknown" or width in viewed or (maps and (not explained or (room and not sure)))
         )
-        if order.kind == "input":
-            fault = input_order_fault(node, order.sizes)
-        elif order.kind == "mixed":
-            fault = mixed_order_fault(node, width)
-        elif order.kind == "map" or view is not node or fits:
-            fault_of = fixed_order_fault if reader.fixed or order.sizes else flattened_input_fault
-            channels = (order.sizes or view.output or (widths.likely_channels(reader),))[0]
-            fault = fault_of(node, width, channels, can_run=can_run)
-        else:
+        told = "features" in node.told or node in asked
+        if not told and doubt and order.kind != "plain" and _has_an_order(width):
+            likely = viewed.get(width) or (widths.likely_channels(reader),)
+            asked[node] = _fault_of(reader, order, order.sizes or likely, can_run)
+        reader.flat = told or node in asked or (follows and last is not None and last.flat)
+        reader.sure = sure or reader.flat
+        before += [reader] if reader.gives else []
+    return asked
+
+
+def _fault_of(reader: Reader, order: Order, sizes: tuple[int, ...], can_run: bool) -> Fault:
+    if order.kind == "input":
+        return _faults.input_order(reader.node, sizes)
+    if order.kind == "mixed":
+        return _faults.mixed_order(reader.node, reader.width)
+    fixed = order.sizes or reader.kind in ("fixed", "grouped")
+    words = _faults.fixed_order if fixed else _faults.flattened_input
+    return words(reader.node, reader.width, sizes[0], can_run=can_run)
+
+
+def _of_outputs(
+    nodes: Sequence[TorchNode],
+    widths: Widths,
+    gives: Mapping[int, Order],
+    asked: Collection[TorchNode],
+    *,
+    can_run: bool,
+) -> Iterator[Fault]:
+    """A fault for each Linear of whose output a map may be made."""
+    apart = {prod(sizes): sizes[0] for node in nodes if len(sizes := _unflattened(node.module)) > 1}
+    upsamples = any(isinstance(node.module, nn.Upsample) for node in nodes)
+    linear = [reader for reader in widths.readers if reader.kind == "linear"]
+    # Without a module, an output that another Linear reads belongs to a hidden layer, though it may fit a map.
+    hidden = {r.width for r in linear if r.node not in asked and not r.node.features}
+    hidden |= {*widths.channels, *widths.upwards}
+    for node, out in ((reader.node, out) for reader in linear for out in reader.gives):
+        order = gives.get(id(node.module), _UNKNOWN)
+        channels = apart.get(out) or widths.of_a_map_made_of(out, upsamples)
+        sure = node.module is None and out in hidden and out not in apart
+        if "output" in node.told or order.kind == "plain":
             continue
-        asked.add(id(node))
-        settled.add(id(node))
-        flattened.add(id(node))
-        yield reader, fault
+        if order.kind != "unknown":
+            yield _faults.mixed_order(node, out, output=True)
+        elif 1 < channels < out and not sure:
+            yield _faults.viewed_output(node, out, channels, can_run=can_run)
 
 
 _UNKNOWN = Order("unknown")
@@ -159,6 +150,11 @@ _ASSUMED = (
     "an nn.Flatten, which is assumed to flatten in one order on both sides, as it does with one channel or none "
     "(rules=[Flatten(<layer>, (C, H, W))] says which layer reads it, Flatten(<layer>, None) that no order is lost)"
 )
+
+
+def _has_an_order(width: int) -> bool:
+    """Whether a map of this many numbers can have several channels and positions: false for a prime."""
+    return has_a_factor(width, range(2, isqrt(width) + 1))
 
 
 def _is_of_maps(kind: type | None) -> bool:

@@ -169,24 +169,18 @@ class _Flow:
             case nn.LayerNorm() | nn.RMSNorm():
                 weight = self._parameter(module, "weight", module.normalized_shape)
                 return [broadcast([x, weight], shape)]
-            case nn.MultiheadAttention():
-                for place, axes in enumerate(given[:3]):
-                    unify(axes[-1], self._given(module, place, axes))
-                weights = [tuple((Atom(size),) for size in value.shape) for value in results[1:]]
-                return [(*x[:-1], _features(shape[-1])), *weights]
-            case nn.RNNBase() | nn.RNNCellBase():
-                unify(x[-1], self._given(module, 0, x))
-                rest = [(*((Atom(n),) for n in v.shape[:-1]), _features(v.shape[-1])) for v in results[1:]]
-                return [(*x[:-1], _features(shape[-1])), *rest]
+            case nn.MultiheadAttention() | nn.RNNBase() | nn.RNNCellBase():
+                reads = given[:3] if isinstance(module, nn.MultiheadAttention) else given[:1]
+                for place, axes in enumerate(reads):
+                    unify(axes[-1], self._parameter(module, f"read {place}", (size_of(axes[-1]),))[0])
+                others = [tuple((Atom(n),) for n in value.shape[:-1]) for value in results[1:]]
+                sizes = [value.shape[-1] for value in results]
+                return [(*axes, _features(n)) for axes, n in zip((x[:-1], *others), sizes, strict=True)]
             case _ if isinstance(module, _NORMS):
                 mark_map(x)
                 if getattr(module, "num_parameters", 2) > 1 and len(x) > 1:
                     unify(x[1], self._parameter(module, "weight", shape[1:2])[0])
         return [x]  # also of a dropout
-
-    def _given(self, module: nn.Module, place: int, axes: Axes) -> Axis:
-        """The axis of what a recurrent layer or an attention reads."""
-        return self._parameter(module, f"read {place}", (size_of(axes[-1]),))[0]
 
     # --- telling ------------------------------------------------------------------------------------------
 
@@ -199,24 +193,21 @@ class _Flow:
                 continue
             if id(copy) in self._calls:
                 found.calls[id(one)] = self._calls[id(copy)]
-            reads = [order_of(axis) for axis in self._read_axes(copy)]
-            if reads:
-                found.reads[id(one)] = next((order for order in reads if order.kind != "plain"), reads[0])
-            weight = self._known(copy, "weight")
+            orders = [order_of(axis) for axis in self._read_axes(copy)]
+            if orders:
+                found.reads[id(one)] = next((order for order in orders if order.kind != "plain"), orders[0])
+            weight = self._owned.get(_key(copy, "weight"))
             if isinstance(copy, nn.Linear) and weight is not None:
                 found.gives[id(one)] = order_of(weight[0])
 
-    def _known(self, module: nn.Module, name: str) -> Axes | None:
-        return self._owned.get(_key(module, name))
-
     def _read_axes(self, module: nn.Module) -> list[Axis]:
-        weight = self._known(module, "weight")
+        """The axes of what a layer reads, where the order matters to it."""
+        weight = self._owned.get(_key(module, "weight"), ())
         if isinstance(module, nn.Linear | nn.Bilinear):
-            return list(weight[1:]) if weight is not None else []
+            return [*weight[1:]]
         if isinstance(module, (*_NORMS, nn.LayerNorm, nn.RMSNorm)):
-            return list(weight) if weight is not None else []
-        places = [self._known(module, f"read {place}") for place in range(3)]
-        return [axes[0] for axes in places if axes is not None]
+            return [*weight]
+        return [axis for place in range(3) for axis in self._owned.get(_key(module, f"read {place}"), ())]
 
 
 def _key(owner: nn.Module, name: str) -> tuple[int, str]:

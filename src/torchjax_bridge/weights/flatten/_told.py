@@ -1,6 +1,5 @@
 """Writes what runs of the torch model show into the torch tree, as if the caller had said it with `Flatten`."""
 
-from collections.abc import Iterator
 from math import prod
 
 from torchjax_bridge.exchange import join_path
@@ -9,7 +8,7 @@ from .._report import Fault
 from ..rules import Flatten
 from ..trees import TorchNode, TorchTree
 from ._axes import Order
-from ._faults import contradicted_fault
+from ._faults import contradicted
 from ._questions import can_be_flattened
 from ._recorded import Recorded
 
@@ -26,19 +25,19 @@ def tell_orders(tree: TorchTree, recorded: Recorded) -> tuple[list[Flatten], lis
     _write_calls(tree.root, recorded)
     found: list[Flatten] = []
     faults: list[Fault] = []
-    for node, order, output in _orders(tree, recorded):
-        word, said = ("output", node.output) if output else ("features", node.features)
-        rule = Flatten(join_path(node.origin), order.sizes if order.kind == "map" else None, output)
-        if word in node.told:
-            if said and rule.features and _split(said) != _split(rule.features):
-                faults.append(contradicted_fault(node, said, rule))
-        elif can_be_flattened(node, rule) and (rule.features or not output):
-            node.told |= {word}
-            if output:
-                node.output = rule.features
-            else:
-                node.features = rule.features
-            found += [rule] if rule.features else []
+    for node in tree.root.walk():
+        for orders, output in ((recorded.reads, False), (recorded.gives, True)):
+            order = orders.get(id(node.module), Order("unknown"))
+            rule = Flatten(join_path(node.origin), order.sizes if order.kind == "map" else None, output)
+            word = "output" if output else "features"
+            said = getattr(node, word)
+            if word in node.told and said and rule.features and _split(said) != _split(rule.features):
+                faults.append(contradicted(node, said, rule))
+            known = order.kind == "map" or (order.kind == "plain" and not output)
+            if known and word not in node.told and can_be_flattened(node, rule):
+                node.told |= {word}
+                setattr(node, word, rule.features)
+                found += [rule] if rule.features else []
     return found, faults
 
 
@@ -49,14 +48,6 @@ def _write_calls(node: TorchNode, recorded: Recorded) -> int | None:
     ]
     node.called = recorded.calls.get(id(node.module), min(below, default=None))
     return node.called
-
-
-def _orders(tree: TorchTree, recorded: Recorded) -> Iterator[tuple[TorchNode, Order, bool]]:
-    for node in tree.root.walk():
-        for orders, output in ((recorded.reads, False), (recorded.gives, True)):
-            order = orders.get(id(node.module))
-            if order is not None and order.kind in ("plain", "map"):
-                yield node, order, output
 
 
 def _split(features: tuple[int, ...]) -> tuple[int, int]:
