@@ -394,6 +394,20 @@ def test_an_axis_to_which_entries_of_its_own_are_added_in_another_order(case: st
     assert record_orders(module, (IMAGE,), {}).reads[id(module.fc)].kind == kind
 
 
+def _over(x: torch.Tensor, size: int, at: Any) -> torch.Tensor:
+    """Zeros over a part of which a flattened map is written."""
+    whole = x.new_zeros(len(x), size)
+    whole[at] = x.flatten(1)
+    return whole
+
+
+def _swapped(x: torch.Tensor) -> torch.Tensor:
+    """The second half of the features over the first."""
+    x = x.clone()
+    x[:, :32] = x[:, 32:]
+    return x
+
+
 VIEWS: dict[str, tuple[Callable[..., Any], tuple[str, tuple[int, ...]]]] = {
     "a permutation by names": (lambda x: x.movedim(1, -1).flatten(1), ("plain", ())),
     "parts side by side": (lambda x: torch.cat(x.split(8, 1), 1).flatten(1), ("map", (16, 2, 2))),
@@ -414,6 +428,14 @@ VIEWS: dict[str, tuple[Callable[..., Any], tuple[str, tuple[int, ...]]]] = {
     "pairs as complex numbers": (
         lambda x: torch.view_as_complex(x.mean(1)).abs().repeat(1, 32), ("unknown", ()),
     ),
+    "a tensor that is written to": (lambda x: _over(x, 64, slice(None)), ("map", (16, 2, 2))),
+    "every column that is written to": (
+        lambda x: _over(x, 64, (slice(None), slice(0, 64))), ("map", (16, 2, 2)),
+    ),
+    "some columns that are written to": (
+        lambda x: _over(x, 128, (slice(None), slice(0, 64)))[:, :64], ("mixed", (16, 2, 2)),
+    ),
+    "halves in another order": (lambda x: _swapped(x.flatten(1)), ("unknown", ())),
     "part of a flattened map": (lambda x: x.flatten(1)[:, :32].repeat(1, 2), ("mixed", (16, 2, 2))),
 }  # fmt: skip
 

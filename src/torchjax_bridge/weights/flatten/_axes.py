@@ -12,7 +12,7 @@ from math import prod
 from typing import Literal, NamedTuple
 
 __all__ = [
-    "Atom", "Axes", "Axis", "Order", "derived", "mark", "order_of", "regroup", "size_of", "spoil", "unify",
+    "Atom", "Axes", "Axis", "Order", "derived", "hold", "mark", "order_of", "regroup", "size_of", "spoil", "unify",
     "unknown",
 ]  # fmt: skip
 
@@ -161,6 +161,17 @@ def unify(one: Axis, other: Axis) -> None:
         else:  # two views that do not divide each other
             spoil([(a, *left), (b, *right)])
             return
+
+
+def hold(whole: Axis, part: Axis) -> None:
+    """An axis holds the entries of another among its own, as where a part of a tensor is written to."""
+    inside = list(_leaves(whole))
+    for atom in inside:
+        _add_sources(atom, [part])
+        for role in atom.roles:
+            mark(part, role)
+    for atom in _leaves(part):
+        atom.pieces += inside
 
 
 def regroup(axes: Axes, shape: Iterable[int]) -> Axes:

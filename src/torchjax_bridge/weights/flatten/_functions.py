@@ -5,6 +5,7 @@ what it does to distinct sizes. It knows the others by name. What an unknown fun
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 
 from torchjax_bridge.recording import Node, Value, replaced, tensors_of
 
-from ._axes import Atom, Axes, Axis, derived, mark, regroup, size_of, spoil, unify, unknown
+from ._axes import Atom, Axes, Axis, derived, hold, mark, regroup, size_of, spoil, unify, unknown
 
 __all__ = ["apply", "broadcast", "contract", "convolve", "mark_map"]
 
@@ -89,6 +90,10 @@ def apply(node: Node, take: Callable[[Value], Axes]) -> list[Axes]:
         for weight in (axes for axes in given[1:] if len(axes) == 1 and size_of(axes[0]) == size_of(x[1])):
             unify(x[1], weight[0])
         return [x]
+    if name == "setitem" and len(values) <= 2:
+        for written in given[1:]:
+            _write(node, x, written, values[:1])
+        return [x]
     return _views(node, given, values)
 
 
@@ -130,6 +135,20 @@ def _views(node: Node, given: Sequence[Axes], values: Sequence[Value]) -> list[A
         for one in ([made] if isinstance(made, torch.Tensor) else made)
         if one.dtype == probes[0].dtype
     ]
+
+
+def _write(node: Node, x: Axes, written: Axes, values: Sequence[Value]) -> None:
+    """What becomes of the axes of a tensor a part of which is written to."""
+    [part] = _views(
+        replace(node, args=node.args[:2], function="torch.Tensor.__getitem__", inplace=False), [x], values
+    )
+    for axis, given in zip(reversed(part), reversed(written), strict=False):
+        if size_of(axis) != size_of(given):
+            continue
+        if len(axis) == 1 and axis not in x and axis[0].sources:
+            hold(axis[0].sources[0], given)
+        else:
+            unify(axis, given)
 
 
 def _view(x: Axes, view: torch.Tensor) -> Axes:
