@@ -33,6 +33,7 @@ from ._given import (
 from ._header import header
 from ._inputs import Example, arguments_of, first_recorded
 from ._other_sizes import try_sizes
+from ._outputs import uncompiled_outputs
 from ._parts import Modules, Part, find_parts, shared_weights
 from ._placed import RefusedError
 from ._proof import holds_for, prove
@@ -188,9 +189,12 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         otherwise = decided_otherwise(module, recording, example, whole=parts)
     held, refused = conditions(recording, assumed, otherwise)
     notes += held
+    if refused:  # otherwise what follows from values that Python was told stands on its own
+        model.faults = [fault for fault in model.faults if not fault.follows]
     refused += lacking if request.training == "required" else []
     refuse([*model.faults, *refused], name)
     notes += [*model.held, *draw_notes(recording), *training_notes(model, lacking)]
+    notes += uncompiled_outputs(recording.top.result)
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
     try:
         classes = definitions(model)
