@@ -115,8 +115,8 @@ def _refused(asking: Sequence[Decision]) -> Fault:
     decides = all(decision.outcome is not None for decision in asking)
     way = "decide by torch.where" if decides else "leave the values in tensors"
     reason = (
-        f"{' and '.join(words)} {verb} for values, so the port would hold for inputs like the example alone; accept "
-        f'that with assume=["{first.source}"], or {way}'
+        f"{' and '.join(words)} {verb} for values, so the port would hold for inputs like the example alone; "
+        f'accept that with assume=["{first.source}"], or {way}'
     )
     return Fault(reason, first.path, first.source)
 

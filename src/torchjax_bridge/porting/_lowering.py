@@ -309,7 +309,9 @@ class Lowering:
     def returned(self, item: Any) -> str:
         """The expression of what ``forward`` returns beside tensors."""
         if isinstance(item, np.ndarray):
-            raise RefusedError("forward returns an array of NumPy: return the tensor, and call numpy() on that")
+            raise RefusedError(
+                "forward returns an array of NumPy: return the tensor, and call numpy() on that"
+            )
         return self.number(item, "a result")
 
     def refuse(self, reason: str, source: SourceLine, *, follows: bool = False) -> None:

@@ -37,7 +37,8 @@ def output_arrays(recorded: Any, tree: Any) -> list[Any]:
 def uncompiled_outputs(recorded: Any) -> list[str]:
     """What a user must know of an output that holds what ``jax.jit`` cannot return: strings, dtypes."""
     kinds = dict.fromkeys(
-        "a string" if isinstance(item, str) else "a dtype" for item in tensors_of(recorded, (str, torch.dtype))
+        "a string" if isinstance(item, str) else "a dtype"
+        for item in tensors_of(recorded, (str, torch.dtype))
     )
     if not kinds:
         return []

@@ -254,9 +254,7 @@ class _Recorder(TorchFunctionMode):
             self._told_values = self.frames[-1].told = True
             where = self.frames[-1].path, author_line()
             outcome = answer if isinstance(answer, bool) else None
-            self.decisions.append(
-                Decision(QUESTIONS[name], *where, outcome=outcome, asked=tuple(tensors))
-            )
+            self.decisions.append(Decision(QUESTIONS[name], *where, outcome=outcome, asked=tuple(tensors)))
 
     # --- values ---------------------------------------------------------------------------------------------
 

@@ -954,7 +954,7 @@ def test_a_plan_is_frozen() -> None:
         (nn.Linear, "the class Linear is no source"),
         ({}, "empty"),
         ({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, r"pass source\['state_dict'\]"),
-        ({"weight": torch.ones(2), "epoch": 3}, "'epoch' is a int"),
+        ({"weight": torch.ones(2), "epoch": 3}, "'epoch' is an int"),
         ({("a", "b"): torch.ones(2)}, "no key of a state_dict"),
     ],
 )
