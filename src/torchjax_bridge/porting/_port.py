@@ -205,7 +205,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     with _mistakes(name):
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given), parts.values())
         rules = rules_of(model)
         kind = _load(source, classes[-1].name)
         if to == "linen":
@@ -237,7 +237,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         refuse(conditions(recording, assumed)[1], name)
     if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

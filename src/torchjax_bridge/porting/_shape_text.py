@@ -9,7 +9,7 @@ from ._axis_letters import AxisLetters
 from ._body import Body
 from ._placed import Axes
 
-__all__ = ["shape_text"]
+__all__ = ["shape_of", "shape_text"]
 
 _WIDTH = 96
 _UNKNOWN = "The code of ``forward``."
@@ -57,11 +57,13 @@ def _listed(shapes: Sequence[str | None], most: int) -> str:
 def _shapes(placed: "Iterator[tuple[Value, Axes]]", letters: AxisLetters) -> Iterator[str | None]:
     """The shapes of values as they stand in the code; None for one that has an axis without a letter."""
     for value, order in placed:
-        named = letters.of(value)
-        if not value.shape or value.dtype is None:
-            yield "a number"
-        elif None in named:
-            yield None
-        else:
-            own = ", ".join(str(named[axis]) for axis in order)
-            yield f"``({own}{',' if len(order) == 1 else ''})``"
+        yield "a number" if not value.shape or value.dtype is None else shape_of(value, order, letters)
+
+
+def shape_of(value: Value, order: Axes, letters: AxisLetters) -> str | None:
+    """The shape of an array whose axes stand in an order; None if an axis has no letter."""
+    named = letters.of(value)
+    if None in named:
+        return None
+    own = ", ".join(str(named[axis]) for axis in order)
+    return f"``({own}{',' if len(order) == 1 else ''})``"
