@@ -393,3 +393,17 @@ def test_a_long_statement_is_laid_out_as_ruff_does(name: str) -> None:
     assert found == expected.strip("\n")
     body = "\n    pass" if statement.endswith(":") else ""
     assert ast.dump(ast.parse(found + body)) == ast.dump(ast.parse(statement + body))
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("x + -1000000000.0", "x + -1e9"),
+        ("f(x, 1e-05)", "f(x, 1e-5)"),
+        ("x * 2.5e+20", "x * 2.5e20"),
+        ("x + 0.001", "x + 0.001"),
+        ("x ** 10000.0", "x**10000.0"),
+    ],
+)
+def test_numbers_are_written_as_a_person_writes_them(given: str, written: str) -> None:
+    assert formatted([f"y = {given}"], 60) == [f"y = {written}"]
