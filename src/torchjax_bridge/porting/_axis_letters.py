@@ -78,7 +78,7 @@ class AxisLetters:
             for value in values:
                 if rank in (0, len(value.shape)):
                     self._say(value, _MAP.get(len(value.shape), ""))
-            if found[3] and len(values) > 1:
+            if len(values) > 1 and [len(value.shape) for value in values] == [rank] * len(values):
                 self._unite((values[0], 0), (values[1], 0))
         elif name in ("linear", "embedding"):
             for value in values if name == "linear" else values[1:]:

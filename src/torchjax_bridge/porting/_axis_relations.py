@@ -55,14 +55,18 @@ def related_axes(node: Node) -> Iterator[tuple[Axis, Axis]]:
             if len(one) == len(two) == 1:
                 yield (first, one[0]), (result, two[0])
     elif (order := _order(name, node, len(first.shape))) is not None:
-        yield from (((first, axis), (result, place)) for place, axis in enumerate(order) if axis is not None)
-    elif name in ("matmul", "bmm") and min(len(one.shape) for one in given[:2]) >= 2:
+        for one in made:
+            if len(one.shape) == len(order):
+                yield from (((first, axis), (one, at)) for at, axis in enumerate(order) if axis is not None)
+    elif name in ("matmul", "bmm") and [len(one.shape) >= 2 for one in given] == [True, True]:
         other = given[1]
         yield (first, len(first.shape) - 2), (result, len(result.shape) - 2)
         yield (other, len(other.shape) - 1), (result, len(result.shape) - 1)
         for one in given[:2]:
             yield from _aligned(one, result, last=2)
-    elif name == "scaled_dot_product_attention":
+    elif name == "linear":
+        yield from (((first, axis), (result, axis)) for axis in range(len(first.shape) - 1))
+    elif name == "scaled_dot_product_attention" and len(given) > 2:
         yield from (((first, axis), (result, axis)) for axis in range(len(result.shape) - 1))
         yield (given[2], len(result.shape) - 1), (result, len(result.shape) - 1)
     elif name == "embedding" and node.function.startswith("torch.nn.functional."):
