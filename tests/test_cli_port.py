@@ -40,6 +40,8 @@ class Mixed(nn.Module):
     def forward(self, x):
         return self.mixer(self.conv(x))
 
+NUMBER = 3
+
 class Words(nn.Module):
     def __init__(self):
         super().__init__()
@@ -186,3 +188,14 @@ def test_a_file_is_replaced_on_request(folder: pathlib.Path) -> None:
     pathlib.Path("old.py").write_text("old")
     run(folder, "Net", "--input", "random:1x3x6x6", "-o", "old.py", "--overwrite", "--no-verify")
     assert "class Net(nnx.Module)" in pathlib.Path("old.py").read_text()
+
+
+def test_an_error_is_said_in_the_words_of_the_user(folder: pathlib.Path) -> None:
+    torch.save({"conv.weight": torch.ones(2)}, "other.pt")
+    given = ("--input", "random:1x3x6x6", "-o", "a.py")
+    misfit = run(folder, "Net", *given, "--checkpoint", "other.pt", code=1).stderr
+    assert "\n    size mismatch for conv.weight" in misfit
+    assert "\\t" not in misfit
+    suffix = run(folder, "Net", *given, "--no-verify", "--weights", "a.bin", code=1).stderr
+    assert "a file whose name ends in .bin holds torch weights" in " ".join(suffix.split())
+    assert "gives an int, not a torch.nn.Module" in run(folder, "NUMBER", *given, code=2).stderr

@@ -236,3 +236,42 @@ def test_what_a_refusal_of_a_table_tells_to_type_makes_the_port_hold(module: nn.
     ported = port(module, x)
     assert sorted(to_state_dict(ported.model, module, rules=ported.rules)) == sorted(module.state_dict())
     np.testing.assert_allclose(ported.model(jnp.asarray(x.numpy())), module(x).numpy(), rtol=1e-6)
+
+
+class _OwnTensor(nn.Module):
+    """A tensor that is no parameter and no buffer."""
+
+    def __init__(self, own: torch.Tensor) -> None:
+        super().__init__()
+        self.own = own
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.own
+
+
+def test_few_values_of_a_plain_tensor_are_written_out_and_said() -> None:
+    ported = port(_OwnTensor(torch.rand(64)), torch.randn(2, 64))
+    assert "jnp.asarray(" in ported.source
+    assert any("values of self.own" in note and "no state_dict" in note for note in ported.notes)
+
+
+def test_many_values_of_a_plain_tensor_are_code_or_are_refused() -> None:
+    assert (
+        "jnp.arange(100, dtype=jnp.float32)"
+        in port(_OwnTensor(torch.arange(100.0)), torch.randn(2, 100)).source
+    )
+    with pytest.raises(PortError, match=r"self\.own(.|\n)*is held by no state_dict(.|\n)*register_buffer"):
+        port(_OwnTensor(torch.rand(65)), torch.randn(2, 65))
+
+
+_OUTSIDE = torch.rand(4)
+
+
+class _ReadsOutside(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * _OUTSIDE
+
+
+def test_a_tensor_that_no_module_holds_is_refused() -> None:
+    with pytest.raises(PortError, match="no parameter, no buffer and made by no function"):
+        port(_ReadsOutside(), torch.randn(2, 4))

@@ -114,3 +114,34 @@ def test_a_query_that_sees_nothing_gets_zero() -> None:
     want = module(x, seen).detach()
     assert not want[1].any()
     assert np.abs(np.asarray(got) - want.numpy()).max() <= 1e-5
+
+
+class _Across(nn.Module):
+    """A map, what a Linear makes of its rows, and the products of its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.conv(x)
+        return {"map": x, "rows": self.fc(x), "pooled": x.mean((2, 3))}
+
+
+class _Generates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.conv = nn.Linear(4, 64), nn.Conv2d(4, 3, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv(self.fc(z).view(-1, 4, 4, 4))
+
+
+def test_the_header_says_which_outputs_are_laid_out_otherwise() -> None:
+    def header(module: nn.Module, x: Tensor) -> str:
+        return " ".join(port(module, x, verify=False).source.split('"""')[1].split())
+
+    of_rows = header(_Across(), torch.randn(2, 3, 8, 8))
+    assert "Images are ``(N, H, W, C)``. Output 2 is laid out as in PyTorch." in of_rows
+    of_images = header(_Generates(), torch.randn(2, 4))
+    assert "Inputs are laid out as in PyTorch. The output is ``(N, H, W, C)``." in of_images

@@ -210,3 +210,46 @@ def test_a_module_that_is_not_called_keeps_its_own_parameters_beside_its_layers(
     state = to_state_dict(ported.model, module, rules=ported.rules)
     assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
     assert jnp.array_equal(ported.model.both["scale"][...], module.both.scale.detach().numpy())
+
+
+class Named(nn.Module):
+    """Returns what is no array: text, a dtype, numbers, nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return {"y": self.linear(x), "name": "text", "dtype": x.dtype, "rest": (3, 1.5, None, x.shape[0])}
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_an_output_holds_what_is_no_array(to: str) -> None:
+    ported = port(Named(), torch.randn(2, 4), to=to)
+    model = ported.model if to == "nnx" else ported.model[0].bind(ported.model[1])
+    found = model(jnp.ones((3, 4)))
+    assert found["name"] == "text"
+    assert found["dtype"] == jnp.float32
+    assert found["rest"] == (3, 1.5, None, 3)
+    assert isinstance(ported.proof.gradients, float)
+    assert any("outside of jax.jit" in note and "a string and a dtype" in note for note in ported.notes)
+
+
+class KeyedByAnything(nn.Module):
+    def forward(self, x: Tensor) -> dict[Any, Tensor]:
+        return {"y": x + 1, 3: x * 2}
+
+
+def test_keys_of_an_output_need_no_order() -> None:
+    found = port(KeyedByAnything(), torch.randn(2, 4)).model(jnp.ones(3))
+    assert list(found) == ["y", 3]
+
+
+class SaysSize(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, str]:
+        return x + 1, f"a batch of {x.shape[0]}"
+
+
+def test_a_text_that_depends_on_sizes_is_refused() -> None:
+    with pytest.raises(PortError, match="'a batch of 2' is 'a batch of 3' with inputs of other sizes"):
+        port(SaysSize(), torch.randn(2, 4))

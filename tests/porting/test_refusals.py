@@ -1,14 +1,16 @@
 """What a port refuses: all of it at once, each with its place, the reason, and a way out that works when typed."""
 
 import inspect
+import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from torchjax_bridge import port
-from torchjax_bridge.errors import ArgumentError, PortError
+from torchjax_bridge import parity, plan, port, to_flax
+from torchjax_bridge.errors import ArgumentError, CheckpointError, PortError
 from torchjax_bridge.porting.operations._table import TABLE
 
 from . import planted
@@ -167,3 +169,93 @@ def test_what_a_refusal_tells_to_keep_makes_the_port_hold(
     told = [path for paths in re.findall(r"keep=(\[.*?\])", str(refused.value)) for path in eval(paths)]
     assert "fails on these inputs" not in str(refused.value)
     assert port(module, *inputs, keep=told).proof is not None
+
+
+class _Told(nn.Module):
+    """One line makes numbers of a tensor; others compute with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean, first = x.mean().item(), float(x[0, 0])
+        x = self.linear(x) * mean
+        return x + 2 * first
+
+
+def test_numbers_that_python_was_told_are_refused_once_where_it_asked() -> None:
+    with pytest.raises(PortError) as refused:
+        port(_Told(), torch.randn(2, 4))
+    message = str(refused.value)
+    assert "1 thing has no exact counterpart" in message
+    assert "Tensor.item() and float() ask for values" in message
+    assert "mean, first = x.mean().item()" in message
+
+
+class _Beside(nn.Module):
+    """Asks for values in one module; another one, that knows nothing of it, forgets a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told, self.forgets = _Told(), _Forgets()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forgets(self.told(x))
+
+
+class _Forgets(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * math.sqrt(x.shape[0])
+
+
+def test_what_follows_from_no_value_is_refused_beside_it() -> None:
+    with pytest.raises(PortError, match=r"2 things have(.|\n)*math\.sqrt\(n\)"):
+        port(_Beside(), torch.randn(2, 4))
+
+
+class _GivesArray(nn.Module):
+    def forward(self, x: torch.Tensor) -> object:
+        return x.detach().numpy()
+
+
+class _GivesDevice(nn.Module):
+    def forward(self, x: torch.Tensor) -> object:
+        return x + 1, x.device
+
+
+def test_a_result_that_jax_does_not_have_is_called_a_result() -> None:
+    with pytest.raises(
+        PortError, match=r"1 thing has(.|\n)*return x\.detach(.|\n)*numpy\(\) asks for values"
+    ):
+        port(_GivesArray(), torch.randn(2, 4))
+    with pytest.raises(PortError, match="a result of type device has no counterpart"):
+        port(_GivesDevice(), torch.randn(2, 4))
+    line = inspect.getsourcelines(_GivesArray)[1] + 2
+    with pytest.raises(PortError, match=r"return x\.detach(.|\n)*forward returns an array of NumPy"):
+        port(_GivesArray(), torch.randn(2, 4), assume=[f"test_refusals.py:{line}"])
+
+
+def test_a_port_of_a_module_on_meta_has_no_weights_to_save(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        module, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+    ported = port(module, x)
+    with pytest.raises(CheckpointError, match="has no weights, since the module is on the meta device"):
+        ported.save(tmp_path / "net.py", weights=tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+    ported.save(tmp_path / "net.py")
+    assert str(ported).startswith(f"Sequential: {len((tmp_path / 'net.py').read_text().splitlines())} lines")
+
+
+def test_arrays_that_are_no_tensors_are_refused_in_the_same_words_everywhere() -> None:
+    module, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+    model = port(module, x).model
+    words = "the inputs hold an ndarray, and the torch model takes tensors"
+    for call in (
+        lambda array: port(module, array),
+        lambda array: plan(module, model, inputs=array),
+        lambda array: to_flax(module, model, inputs=(array,)),
+        lambda array: parity(module, model, array),
+    ):
+        with pytest.raises(ArgumentError, match=words):
+            call(x.numpy())

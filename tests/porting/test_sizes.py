@@ -1,7 +1,11 @@
 """No size of the example is baked into a port, or the port says so."""
 
 import dataclasses
+import inspect
+import linecache
 import math
+import types
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -505,3 +509,53 @@ def test_a_number_of_sizes_is_an_argument_as_a_size_is() -> None:
     assert "example" not in ported.source
     for shape in ((2, 5, 4), (3, 7, 4)):
         _agree(module, ported.model, torch.randn(shape))
+
+
+class _Checked(nn.Module):
+    """torch's own module asks whether the channels are those of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, track_running_stats=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+def test_what_torch_checks_of_sizes_is_no_condition() -> None:
+    notes = port(_Checked(), torch.randn(2, 3, 8, 8)).notes
+    assert not any("decides as for the example" in note for note in notes)
+
+
+class _OfTorch(nn.Module):
+    """A module of torch's own that decides by a size, and computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[1] < 3 else self.linear(x)
+
+
+class _Calls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = _OfTorch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+def test_a_decision_of_torch_s_own_code_is_said_to_be_torch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "return x if x.shape[1] < 3 else self.linear(x)"
+    assert any(f"sizes that `{line}`" in note for note in port(_Calls(), torch.randn(2, 5, 4)).notes)
+    code = _OfTorch.forward.__code__.replace(co_filename=str(Path(torch.__file__).parent / "own.py"))
+    monkeypatch.setattr(_OfTorch, "forward", types.FunctionType(code, globals()))
+    source = Path(inspect.getfile(_Calls)).read_text()
+    lines = source.splitlines(keepends=True)
+    monkeypatch.setitem(linecache.cache, code.co_filename, (len(source), None, lines, code.co_filename))
+    notes = port(_Calls(), torch.randn(2, 5, 4)).notes
+    assert any(
+        f"`{line}` of torch's own (own.py:" in n and "called by `return self.part(x)`" in n for n in notes
+    )

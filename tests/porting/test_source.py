@@ -474,3 +474,17 @@ class Branches(nn.Module):
 def test_paddings_of_one_number_and_of_several_are_arguments_of_one_class(kernels: Any) -> None:
     ported = port(Branches(*kernels), torch.randn(2, 3, 8, 8))
     assert ported.source.count("class Convolution(") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("x + -1000000000.0", "x + -1e9"),
+        ("f(x, 1e-05)", "f(x, 1e-5)"),
+        ("x * 2.5e+20", "x * 2.5e20"),
+        ("x + 0.001", "x + 0.001"),
+        ("x ** 10000.0", "x**10000.0"),
+    ],
+)
+def test_numbers_are_written_as_a_person_writes_them(given: str, written: str) -> None:
+    assert formatted([f"y = {given}"], 60) == [f"y = {written}"]

@@ -20,6 +20,7 @@ from flax.errors import FlaxError
 from jax.sharding import AbstractMesh
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import BridgeError
 
 from ._terminal import error_exit
@@ -58,7 +59,7 @@ def torch_model(
         return None
     built = build(spec, debug, _make_concrete if concrete else _make_abstract)
     if not isinstance(built, nn.Module):
-        raise typer.BadParameter(f"{option} {spec} gives a {type(built).__name__}, not a torch.nn.Module.")
+        raise typer.BadParameter(f"{option} {spec} gives {what_kind(built)}, not a torch.nn.Module.")
     return built
 
 
@@ -71,7 +72,7 @@ def flax_template(spec: str | None, debug: bool, mesh: AbstractMesh | None = Non
         raise typer.BadParameter(_variables_hint(spec, built))
     if not isinstance(built, nnx.Module | nnx.State | Mapping):
         raise typer.BadParameter(
-            f"--template {spec} gives a {type(built).__name__}, not an nnx.Module, an nnx.State or linen variables."
+            f"--template {spec} gives {what_kind(built)}, not an nnx.Module, an nnx.State or linen variables."
         )
     return built
 
@@ -86,7 +87,7 @@ def flax_model(spec: str, debug: bool, *, concrete: bool = False) -> Any:
     if isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], linen.Module):
         return built
     raise typer.BadParameter(
-        f"--template {spec} gives a {type(built).__name__}, which cannot run: name a factory of an nnx.Module, a "
+        f"--template {spec} gives {what_kind(built)}, which cannot run: name a factory of an nnx.Module, a "
         "linen module, or (linen module, variables)."
     )
 

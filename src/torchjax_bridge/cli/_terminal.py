@@ -53,6 +53,7 @@ def _printable(text: str, stream: TextIO | None) -> str:
 
     Names come from files that nobody vouches for.
     """
+    text = text.expandtabs(4)  # torch's own messages have tabs
     text = "".join(
         one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text
     )

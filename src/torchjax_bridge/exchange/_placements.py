@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import DeviceError
 
 from ._meshes import axes_of, device_of_this_rank, jax_mesh, ranks_of
@@ -258,7 +259,7 @@ def _no_counterpart(placements: Any) -> Refusal:
 
 def _not_named(sharding: Any) -> Refusal:
     return Refusal(
-        f"an array with a {type(sharding).__name__}",
+        f"an array with {what_kind(sharding)}",
         "jax.device_put it to a jax.sharding.NamedSharding over the mesh first.",
     )
 

@@ -116,10 +116,19 @@ def weights_of(model: Any) -> Any:
     return model[1] if isinstance(model, tuple) else model
 
 
-def result_of(model: Any, arguments: Sequence[Any]) -> Any:
-    """The result of a model in evaluation, compiled."""
+def result_of(
+    model: Any, arguments: Sequence[Any], arrays_of: Callable[[Any], Sequence[Any]]
+) -> Sequence[Any]:
+    """The arrays in the result of a model in evaluation, compiled.
+
+    Args:
+        model: The model.
+        arguments: What it is called with.
+        arrays_of: Takes the arrays out of the result; what else is there (strings) crosses no ``jax.jit``.
+    """
     run, variables, arrays = as_function(model, arguments)
-    return jax.jit(run, compiler_options=QUICK)(variables, arrays)
+    compiled = jax.jit(lambda *given: list(arrays_of(run(*given))), compiler_options=QUICK)
+    return compiled(variables, arrays)
 
 
 def as_function(model: Any, arguments: Sequence[Any]) -> tuple[Callable[[Any, Any], Any], Any, list[Any]]:

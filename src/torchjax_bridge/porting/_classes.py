@@ -16,6 +16,7 @@ from torchjax_bridge.recording import Fault, SourceLine
 from ._arguments import Arguments, arguments_of
 from ._attributes import is_container
 from ._authors import author_loops
+from ._axis_letters import AxisLetters
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._body import Body
 from ._branches import Variant, merged
@@ -36,6 +37,7 @@ from ._optional_layers import body_with_optional, body_without
 from ._rendering import PLACE, rendered_fields
 from ._reserved import attribute_name
 from ._sequences import is_chain
+from ._shape_text import shape_text
 from ._statements import Written, arguments
 
 __all__ = ["Definition", "definitions"]
@@ -62,6 +64,7 @@ class _Classes:
         self.found: list[Definition] = []
         self.calls: dict[str, Call] = {}  # the constructor call of each instance
         self.names = {part.imported[1] for part in model.parts.values() if part.imported}
+        self.letters = AxisLetters(model.recording)
         self.modes = Modes(model) if model.to == "linen" else None
         self.families: dict[str, list[Family]] = {}  # of each instance
 
@@ -305,6 +308,7 @@ class _Classes:
                 [one.path for one in instances],
                 shown.lines,
                 shown.body,
+                shape_text([one.body for one in instances], self.letters),
                 names.params,
                 names.defaults,
                 rendered,

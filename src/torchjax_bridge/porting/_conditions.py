@@ -1,12 +1,12 @@
 """What Python code decided while it was recorded: conditions of the port, or reasons to refuse it."""
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
 from torchjax_bridge.errors import ArgumentError
-from torchjax_bridge.recording import Fault, Recording, record
+from torchjax_bridge.recording import Decision, Fault, Recording, SourceLine, record
 
 from ._argument_trees import takes
 from ._inputs import Example
@@ -80,15 +80,16 @@ def conditions(
         ArgumentError: A line that is accepted decides nothing.
     """
     notes: dict[str, None] = {}
-    faults = []
+    refused: dict[tuple[str, SourceLine], list[Decision]] = {}  # by module and line
     used: set[str] = set()
     known: set[object] = set()  # the questions for whose other answer the port will be proved, too
     for decision in recording.decisions:
         if decision.by_size:
             if decision.source.file and not decision.source.text.startswith(_ASSERTIONS):
-                notes[
-                    f"sizes that `{decision.source.text}` ({decision.source}) decides as for the example"
-                ] = None
+                asks = f"`{decision.source.text}` ({decision.source})"
+                if decision.inside is not None:
+                    asks = f"`{decision.inside.text}` of torch's own ({decision.inside}), called by {asks},"
+                notes[f"sizes that {asks} decides as for the example"] = None
         elif str(decision.source) in assumed:
             used.add(str(decision.source))
             notes[
@@ -97,15 +98,27 @@ def conditions(
         elif str(decision.source) in otherwise:
             known.add(question_of(decision))
         elif question_of(decision) not in known:
-            reason = f"{decision.reason}, so the port would hold for inputs like the example alone; accept "
-            reason += f'that with assume=["{decision.source}"], or decide by torch.where'
-            faults.append(Fault(reason, decision.path, decision.source))
+            line = SourceLine(decision.source.file, decision.source.line)
+            refused.setdefault((decision.path, line), []).append(decision)
     if unused := sorted(assumed - used):
         lines = sorted({str(decision.source) for decision in recording.decisions if not decision.by_size})
         raise ArgumentError(
             f"assume={unused}: these lines decide nothing by values. Lines that do: {lines or 'none'}."
         )
-    return list(notes), faults
+    return list(notes), [_refused(asking) for asking in refused.values()]
+
+
+def _refused(asking: Sequence[Decision]) -> Fault:
+    """The fault of a line that asks for values, once or several times."""
+    words = list(dict.fromkeys(decision.reason for decision in asking))
+    first, verb = asking[0], "asks" if len(words) == 1 else "ask"
+    decides = all(decision.outcome is not None for decision in asking)
+    way = "decide by torch.where" if decides else "leave the values in tensors"
+    reason = (
+        f"{' and '.join(words)} {verb} for values, so the port would hold for inputs like the example alone; "
+        f'accept that with assume=["{first.source}"], or {way}'
+    )
+    return Fault(reason, first.path, first.source)
 
 
 def fixed_arguments(recording: Recording) -> list[str]:

@@ -83,7 +83,8 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
         raise RefusedError(f"{name} is complex; keep its real and imaginary part as two buffers")
     if tensor.numel() > 1 and bool((values == values[0]).all()):
         return f"jnp.full({shape}, {number_text(values[0].item())}, dtype={dtype})"
-    counts = not tensor.is_floating_point() and tensor.dtype != torch.bool and tensor.numel() > 1
+    least = _TABLE if tensor.is_floating_point() else 2
+    counts = tensor.dtype != torch.bool and tensor.numel() >= least
     if counts and bool((values == torch.arange(len(values))).all()):
         made = f"jnp.arange({len(values)}, dtype={dtype})"
         return made if len(shape) == 1 else f"{made}.reshape({shape})"

@@ -22,6 +22,7 @@ class Definition:
         kind: The torch class.
         paths: The modules that are its instances.
         body: The code of one of them.
+        shapes: The docstring of ``__call__``.
         params: The arguments of ``__init__`` by name, with the value of each instance.
         defaults: The defaults of the last of them.
         fields: The attributes, as source.
@@ -38,6 +39,7 @@ class Definition:
     paths: list[str]
     written: Written
     body: Body
+    shapes: str
     params: dict[str, list[Any]] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)

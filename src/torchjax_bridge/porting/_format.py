@@ -4,7 +4,9 @@ A statement becomes text with places where a line may end; all those of one brac
 """
 
 import ast
+import math
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -363,8 +365,24 @@ def _is_simple(node: ast.expr) -> bool:
 def _atom(node: ast.expr) -> str:
     """A name or a literal; double quotes, where that changes nothing else."""
     text = ast.unparse(node)
-    if isinstance(node, ast.Constant) and isinstance(node.value, float | complex):
+    if isinstance(node, ast.Constant) and isinstance(node.value, complex):
         return text.replace("e+", "e")
+    if isinstance(node, ast.Constant) and isinstance(node.value, float):
+        return _float_text(node.value, text)
     prefix, quote, rest = text.partition("'")
     plain = isinstance(node, ast.Constant | ast.JoinedStr) and prefix in ("", "b", "f") and '"' not in text
     return f'{prefix}"{rest[:-1]}"' if plain and quote else text
+
+
+def _float_text(value: float, text: str) -> str:
+    """A number as a person writes it: ``1e9`` and ``1e-5``, but ``0.001`` and ``10000.0``.
+
+    Args:
+        value: The number.
+        text: As Python writes it.
+    """
+    if not math.isfinite(value):
+        return text
+    mantissa, _, power = f"{Decimal(repr(value)).normalize():e}".partition("e")
+    short = f"{mantissa}e{int(power)}" if power else text
+    return short if "e" in text or len(short) + 4 < len(text) else text

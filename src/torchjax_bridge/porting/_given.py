@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import jax
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import resolve_name
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.recording import Recording, is_leaf, map_tensors, tensors_of
-from torchjax_bridge.weights import wrapped_module
+from torchjax_bridge.weights import require_tensors, wrapped_module
 
 from ._inputs import Example
 
@@ -35,7 +35,7 @@ def given_module(module: Any) -> nn.Module:
     if isinstance(module, type) and issubclass(module, nn.Module):
         raise ArgumentError(f"port takes a module and not its class: port({module.__name__}(...), inputs).")
     if not isinstance(module, nn.Module):
-        raise ArgumentError(f"port takes a torch.nn.Module, not a {type(module).__name__}.")
+        raise ArgumentError(f"port takes a torch.nn.Module, not {what_kind(module)}.")
     while (inner := wrapped_module(module)) is not None:
         module = inner
     for path, part in module.named_modules():
@@ -46,7 +46,7 @@ def given_module(module: Any) -> nn.Module:
             )
         if wrapped_module(part) is not None:
             raise ArgumentError(
-                f"{where} is a {type(part).__name__}, which only runs another module: put that one in its place."
+                f"{where} is {what_kind(part)}, which only runs another module: put that one in its place."
             )
         if any(isinstance(one, nn.UninitializedParameter) for one in part.parameters(recurse=False)):
             raise ArgumentError(
@@ -82,12 +82,8 @@ def given_example(inputs: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> 
         ArgumentError: They are arrays, or tensors that are no dense memory.
     """
     tree = inputs, dict(kwargs or {})
-    for leaf in tensors_of(tree, (torch.Tensor, np.ndarray, jax.Array)):
-        if not isinstance(leaf, torch.Tensor):
-            raise ArgumentError(
-                f"the inputs hold a {type(leaf).__name__}; port takes what torch takes: tensors, such as "
-                "torch.from_numpy(array), images with channels first."
-            )
+    require_tensors(tree)
+    for leaf in tensors_of(tree, torch.Tensor):
         if leaf.layout != torch.strided or leaf.is_nested:
             raise ArgumentError("the inputs hold a nested or sparse tensor; give dense ones.")
     return Example(*map_tensors(tree, torch.Tensor.detach, same_kind=True))

@@ -6,6 +6,7 @@ Knows layouts and names of values. ``operations`` knows torch's functions and ``
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -197,8 +198,8 @@ class Lowering:
 
     # --- numbers --------------------------------------------------------------------------------------------
 
-    def number(self, number: Any) -> str:
-        """The expression of a number, a dtype, a string, or a tuple of numbers."""
+    def number(self, number: Any, kind: str = "an argument") -> str:
+        """The expression of a number, a dtype, a string, or a tuple of numbers, which are of this kind."""
         if isinstance(number, Dim | Real):
             return self._expression(number.expression, number)
         if isinstance(number, torch.dtype):
@@ -206,11 +207,11 @@ class Lowering:
         if isinstance(number, Value):
             return self.read(number)
         if isinstance(number, tuple | list):
-            items = [self.number(item) for item in number]
+            items = [self.number(item, kind) for item in number]
             return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
         if number is None or isinstance(number, bool | int | float | complex | str):
             return number_text(number)
-        raise RefusedError(f"an argument of type {type(number).__name__} has no counterpart")
+        raise RefusedError(f"{kind} of type {type(number).__name__} has no counterpart")
 
     def _expression(self, expression: Expression, value: Any) -> str:
         plain = float(value) if isinstance(value, float) else int(value)
@@ -306,9 +307,17 @@ class Lowering:
         for value in tensors_of(node.result):
             self.set(value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape))))
 
-    def refuse(self, reason: str, source: SourceLine) -> None:
+    def returned(self, item: Any) -> str:
+        """The expression of what ``forward`` returns beside tensors."""
+        if isinstance(item, np.ndarray):
+            raise RefusedError(
+                "forward returns an array of NumPy: return the tensor, and call numpy() on that"
+            )
+        return self.number(item, "a result")
+
+    def refuse(self, reason: str, source: SourceLine, *, follows: bool = False) -> None:
         """Note a fault of this frame."""
-        self.model.fault(Fault(reason, self.inside, source))
+        self.model.fault(Fault(reason, self.inside, source, follows=follows))
 
     def add_dropout(self, rate: float, together: tuple[int, ...] = ()) -> str:
         """The attribute of a new dropout layer, for a dropout that the author called as a function."""

@@ -17,7 +17,6 @@ from torchjax_bridge.recording import (
     Node,
     Parameter,
     Recording,
-    SourceLine,
     Value,
     tensors_of,
 )
@@ -296,9 +295,9 @@ class Model:
                     self._as_first(lowering, value, len(body.result_places))
                     self._as_given(lowering, value)
                 body.result_places.append(lowering.at(value))
-            body.result = tree_text(frame.result, lambda value: lowering.at(value).text, lowering.number)
+            body.result = tree_text(frame.result, lambda value: lowering.at(value).text, lowering.returned)
         except RefusedError as err:
-            lowering.refuse(str(err), frame.nodes[-1].source if frame.nodes else SourceLine())
+            lowering.refuse(str(err), frame.end, follows=frame.told)
         if outermost:
             self.bodies[frame.path] = body
         return body

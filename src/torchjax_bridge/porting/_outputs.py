@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torchjax_bridge.recording import Value, fields_of
+import torch
 
-__all__ = ["output_pairs"]
+from torchjax_bridge.recording import Value, fields_of, tensors_of
+
+__all__ = ["output_arrays", "output_pairs", "uncompiled_outputs"]
 
 
 def output_pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tuple[Any, Any]]:
@@ -25,3 +27,19 @@ def output_pairs(recorded: Any, torch_tree: Any, flax_tree: Any) -> Iterator[tup
     elif isinstance(recorded, tuple | list):
         for one, two, three in zip(recorded, torch_tree, flax_tree, strict=True):
             yield from output_pairs(one, two, three)
+
+
+def output_arrays(recorded: Any, tree: Any) -> list[Any]:
+    """The tensors or arrays of an output, in the order of the recorded one."""
+    return [one for one, _ in output_pairs(recorded, tree, tree)]
+
+
+def uncompiled_outputs(recorded: Any) -> list[str]:
+    """What a user must know of an output that holds what ``jax.jit`` cannot return: strings, dtypes."""
+    kinds = dict.fromkeys(
+        "a string" if isinstance(item, str) else "a dtype"
+        for item in tensors_of(recorded, (str, torch.dtype))
+    )
+    if not kinds:
+        return []
+    return [f"calls outside of jax.jit, which returns arrays alone: the output holds {' and '.join(kinds)}"]

@@ -33,6 +33,7 @@ from ._given import (
 from ._header import header
 from ._inputs import Example, arguments_of, first_recorded
 from ._other_sizes import try_sizes
+from ._outputs import uncompiled_outputs
 from ._parts import Modules, Part, find_parts, shared_weights
 from ._placed import RefusedError
 from ._proof import holds_for, prove
@@ -188,9 +189,12 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         otherwise = decided_otherwise(module, recording, example, whole=parts)
     held, refused = conditions(recording, assumed, otherwise)
     notes += held
+    if refused:  # otherwise what follows from values that Python was told stands on its own
+        model.faults = [fault for fault in model.faults if not fault.follows]
     refused += lacking if request.training == "required" else []
     refuse([*model.faults, *refused], name)
     notes += [*model.held, *draw_notes(recording), *training_notes(model, lacking)]
+    notes += uncompiled_outputs(recording.top.result)
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
     try:
         classes = definitions(model)
@@ -201,7 +205,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
     with _mistakes(name):
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given), parts.values())
         rules = rules_of(model)
         kind = _load(source, classes[-1].name)
         if to == "linen":
@@ -233,7 +237,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         refuse(conditions(recording, assumed)[1], name)
     if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

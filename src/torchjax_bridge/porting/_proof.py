@@ -26,7 +26,7 @@ from ._built import as_constructed, filled, result_of
 from ._gradients import functions_with_backward, gradient_gap
 from ._inputs import Example, arguments_of
 from ._model import Model
-from ._outputs import output_pairs
+from ._outputs import output_arrays
 from ._parts import Replacement
 from ._placed import Axes
 from ._reserved import argument_name
@@ -217,12 +217,13 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
     args, kwargs = copy.deepcopy((example.args, dict(example.kwargs)))
     with torch.no_grad(), torch.random.fork_rng(devices=[]), without_fast_path():
         expected = module(*args, **kwargs)
+    recorded = model.recording.top.result
     with jax.default_matmul_precision("highest"):
-        got = result_of(twin, arguments)
-    pairs = list(output_pairs(model.recording.top.result, expected, got))
+        got = result_of(twin, arguments, lambda result: output_arrays(recorded, result))
+    wanted = output_arrays(recorded, expected)
     places = model.bodies[""].result_places
     differences = [
-        _relative(want, have, place.order) for (want, have), place in zip(pairs, places, strict=True)
+        _relative(want, have, place.order) for want, have, place in zip(wanted, got, places, strict=True)
     ]
     floats = [want for want, _ in pairs if want.is_floating_point() and want.numel()]
     if floats and not any(want.isfinite().any() for want in floats) and math.isfinite(max(differences)):

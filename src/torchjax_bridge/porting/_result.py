@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+from flax import nnx
+
+from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.weights import files, save_flax
 
 from ._built import weights_of
@@ -42,8 +46,13 @@ class Port:
             weights: Where the weights go, as `save_flax` writes them.
 
         Raises:
-            CheckpointError: A file cannot be written; the source is then left as it was.
+            CheckpointError: The port has no weights, or a file cannot be written; an old source stays.
         """
+        if weights is not None and not _has_weights(self.model):
+            raise CheckpointError(
+                f"the port of {self.name} has no weights, since the module is on the meta device: save the source "
+                "alone, or port the module with its weights."
+            )
         with files.atomic_file(Path(path)) as file:
             file.write(self.source.encode())
             if weights is not None:
@@ -51,8 +60,8 @@ class Port:
 
     @property
     def lines(self) -> int:
-        """How many lines of the source are not empty."""
-        return sum(bool(line.strip()) for line in self.source.splitlines())
+        """How many lines the source has."""
+        return len(self.source.splitlines())
 
     @property
     def classes(self) -> int:
@@ -64,3 +73,10 @@ class Port:
         held = [f"holds for {note}" for note in self.notes]
         proved = str(self.proof) if self.proof is not None else "not compared with torch"
         return "\n".join([head, *held, proved])
+
+
+def _has_weights(model: Any) -> bool:
+    """Whether a model has values, and not shapes alone."""
+    weights = weights_of(model)
+    leaves = jax.tree.leaves(nnx.state(weights) if isinstance(weights, nnx.Module) else weights)
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)

@@ -1,12 +1,11 @@
 """The file: header, imports, the settings that all layers share, helper functions, classes."""
 
 import ast
-import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torchjax_bridge.recording import Value, tensors_of
+from torchjax_bridge.recording import Value
 
 from ._argument_trees import takes
 from ._classes import Definition
@@ -61,7 +60,7 @@ def _class(definition: Definition) -> list[str]:
     bodies = [definition.body, *([definition.body.training] if definition.body.training else [])]
     result = " | ".join(dict.fromkeys(_type(body.frame.result) for body in bodies))
     lines += [*([""] if lines[-1] else []), f"    def __call__({', '.join(['self', *params])}) -> {result}:"]
-    lines.append(f'        """{_shapes(definition)}"""')
+    lines.append(f'        """{definition.shapes}"""')
     for statement in definition.written.lines:
         lines += [f"        {line}" for line in ast.unparse(statement).splitlines()]
     return lines
@@ -98,53 +97,6 @@ def _summary(definition: Definition) -> str:
     ):
         return first if first.endswith((".", "!", "?")) else f"{first}."
     return f"{kind.__name__} of {kind.__module__}."
-
-
-def _shapes(definition: Definition) -> str:
-    """The shapes that ``__call__`` takes and gives."""
-    shapes = [
-        _shape(value, order)
-        for value, order in zip(
-            (v for _, tree in definition.body.inputs for v in _values(tree)),
-            definition.body.orders,
-            strict=True,
-        )
-    ]
-    results = [
-        _shape(v, p.order)
-        for v, p in zip(_values(definition.body.frame.result), definition.body.result_places, strict=True)
-    ]
-    for most in (2, 1):
-        given, made = _listed(shapes, most), _listed(results, most)
-        text = f"{given[:1].upper()}{given[1:]} to {made}."
-        if given and made and len(text) <= LIMIT - len('        """"""'):
-            return text
-    return "The code of ``forward``."
-
-
-def _listed(shapes: Sequence[str], most: int) -> str:
-    """The first three shapes; more equal ones in a row than ``most`` are counted."""
-    runs = [(shape, len(list(run))) for shape, run in itertools.groupby(shapes)]
-    return " and ".join(
-        f"{count} of {shape}" if count > most else " and ".join([shape] * count) for shape, count in runs[:3]
-    )
-
-
-def _values(tree: Any) -> list[Value]:
-    return list(tensors_of(tree))
-
-
-def _shape(value: Value, order: tuple[int, ...]) -> str:
-    letters = {1: "N", 2: "NC", 3: "NLC", 4: "NCHW", 5: "NCDHW"}.get(len(value.shape))
-    if letters is None or value.dtype is None:
-        return f"{len(value.shape)} axes" if value.shape else "a number"
-    if order == (0, 2, 1):
-        return "``(N, L, C)``"
-    if letters == "NC" and not value.dtype.is_floating_point:
-        letters = "NL"
-    if letters == "N":
-        return "``(N,)``"
-    return f"``({', '.join(letters[axis] for axis in order)})``"
 
 
 def _typed(definition: Definition) -> list[str]:

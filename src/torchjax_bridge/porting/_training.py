@@ -76,7 +76,7 @@ def record_training(
     faults = [fault for fault in training.faults if fault not in evaluation.faults]
     asked = {(decision.path, decision.source.line) for decision in evaluation.decisions}
     faults += (
-        Fault(f"{asking.reason}, which differ from step to step", asking.path, asking.source)
+        Fault(f"{asking.reason} asks for values, which differ from step to step", asking.path, asking.source)
         for asking in training.decisions
         if not asking.by_size and (asking.path, asking.source.line) not in asked
     )

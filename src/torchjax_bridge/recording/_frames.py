@@ -100,6 +100,7 @@ class Node:
         named: Of a frame: the arguments by the names of ``forward``, in the order of the frame's inputs.
         frame: What was recorded inside it; None for a leaf: a layer of torch's own whose inside is known.
         inplace: Whether the function wrote to an argument.
+        told: Whether ``forward`` had been told values of tensors before.
     """
 
     args: tuple[Any, ...]
@@ -112,6 +113,7 @@ class Node:
     named: list[tuple[str, Any]] = field(default_factory=list)
     frame: "Frame | None" = None
     inplace: bool = False
+    told: bool = False
 
 
 @dataclass(eq=False, repr=False)
@@ -127,6 +129,8 @@ class Frame:
         result: What it returned, with `Value`s in place of tensors.
         code: The code of ``forward``.
         kept: What it returns only because a module outside reads it, each with what it is there.
+        told: Whether ``forward`` was told values of tensors: it asked, or was given or handed back numbers by one
+            that did.
     """
 
     module: nn.Module
@@ -137,6 +141,15 @@ class Frame:
     result: Any = None
     code: CodeType | None = None
     kept: dict[Value, Value] = field(default_factory=dict)
+    told: bool = False
+
+    @property
+    def end(self) -> SourceLine:
+        """The author's last line that called something; where none did, the first line of ``forward``."""
+        if self.nodes:
+            return self.nodes[-1].source
+        code = self.code
+        return SourceLine() if code is None else SourceLine(code.co_filename, code.co_firstlineno, code)
 
     def walk(self) -> "Iterator[Frame]":
         """The frame, and those of the calls in it."""

@@ -76,27 +76,25 @@ READS_NOTHING = frozenset(
     }
 )
 
-# They hand the values of a tensor to Python.
-QUESTIONS = frozenset(
-    {
-        "__array__",
-        "__bool__",
-        "__complex__",
-        "__contains__",
-        "__dlpack__",
-        "__float__",
-        "__format__",
-        "__index__",
-        "__int__",
-        "__repr__",
-        "allclose",
-        "equal",
-        "is_nonzero",
-        "item",
-        "numpy",
-        "tolist",
-    }
-)
+# They hand the values of a tensor to Python, and what they are called.
+QUESTIONS = {
+    "__array__": "numpy.asarray()",
+    "__bool__": "bool()",
+    "__complex__": "complex()",
+    "__contains__": "the operator in",
+    "__dlpack__": "Tensor.__dlpack__()",
+    "__float__": "float()",
+    "__format__": "format()",
+    "__index__": "an index",
+    "__int__": "int()",
+    "__repr__": "repr()",
+    "allclose": "torch.allclose()",
+    "equal": "torch.equal()",
+    "is_nonzero": "torch.is_nonzero()",
+    "item": "Tensor.item()",
+    "numpy": "Tensor.numpy()",
+    "tolist": "Tensor.tolist()",
+}
 
 
 # Their results differ from call to call, whatever they are given.

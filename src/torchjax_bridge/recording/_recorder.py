@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -40,9 +41,9 @@ from ._frames import (
 )
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
 from ._leaves import is_leaf, is_normed, mixes_hooks
-from ._numbers import Argument, Attribute, Dim, Operation, Output, SizeOf, _listeners, is_size
+from ._numbers import Argument, Attribute, Dim, Operation, Output, Real, SizeOf, _listeners, is_size
 from ._numbers import with_origin as number
-from ._source import SourceLine, author_line, only_hints, runs_in_function
+from ._source import SourceLine, author_line, only_hints, only_raises, runs_in_function, torch_line
 from ._views import View, same_memory, views_of
 
 __all__ = ["Recording", "record"]
@@ -234,25 +235,26 @@ class _Recorder(TorchFunctionMode):
 
     # --- what was seen --------------------------------------------------------------------------------------
 
-    def fault(self, reason: str, source: SourceLine | None = None) -> None:
+    def fault(self, reason: str, source: SourceLine | None = None, *, follows: bool = False) -> None:
         """Note what the recording does not hold."""
         path = self.frames[-1].path if self.frames else ""
-        self.faults.append(Fault(reason, path, source or author_line()))
+        self.faults.append(Fault(reason, path, source or author_line(), follows=follows))
 
     def size_decision(self, left: Any, symbol: str, right: Any, outcome: bool) -> None:
         """Note a comparison of sizes."""
-        if self.frames and not self._paused:
+        inside = torch_line()
+        if self.frames and not self._paused and not (inside and only_raises(inside)):
             words = f"{left} {symbol} {right}"
             where = self.frames[-1].path, author_line()
-            self.decisions.append(Decision(words, *where, True, (left, symbol, right), outcome))
+            question = left, symbol, right
+            self.decisions.append(Decision(words, *where, True, question, outcome, inside=inside))
 
     def _value_decision(self, name: str, tensors: Sequence[Value], answer: Any) -> None:
         if any(value.varies for value in tensors) and not only_hints():
-            self._told_values = True
+            self._told_values = self.frames[-1].told = True
             where = self.frames[-1].path, author_line()
             outcome = answer if isinstance(answer, bool) else None
-            reason = f"Tensor.{name}() asks for values"
-            self.decisions.append(Decision(reason, *where, outcome=outcome, asked=tuple(tensors)))
+            self.decisions.append(Decision(QUESTIONS[name], *where, outcome=outcome, asked=tuple(tensors)))
 
     # --- values ---------------------------------------------------------------------------------------------
 
@@ -297,6 +299,7 @@ class _Recorder(TorchFunctionMode):
                 "a tensor is read that is no parameter, no buffer and made by no function of torch's (what "
                 "torch.jit.script compiles makes such tensors: call the Python function)",
                 source,
+                follows=frame.told and _of_numpy(tensor),
             )
             return Value(shape, tensor.dtype, frame, Constant(None), uses=1)
         self._bound[id(tensor)] = (
@@ -389,7 +392,7 @@ class _Recorder(TorchFunctionMode):
             args = (args[0].clone(), *args[1:])  # the parameter is the caller's
         tensors = list(tensors_of((args, kwargs), torch.Tensor))
         versions = [_version(tensor) for tensor in tensors]
-        node = Node(given, given_kwargs, author_line(), function=full)
+        node = Node(given, given_kwargs, author_line(), function=full, told=frame.told)
         with self._pause():
             output = _without_gradients(func, args, kwargs)
             if name == "__iter__":
@@ -508,13 +511,14 @@ class _Recorder(TorchFunctionMode):
             node = None
             if parent is not None:
                 given = map_tensors((args, kwargs), lambda tensor: self._read(tensor, parent))
-                node = Node(given[0], given[1], author_line(), module=module, path=path)
+                node = Node(given[0], given[1], author_line(), module=module, path=path, told=parent.told)
             if leaf and parent is not None:
                 self._calls.append((node, []))
                 self._paused += 1  # until it returns
                 self._runs_whole = id(module) in self._whole
                 return None
             frame = Frame(module, path, parent)
+            frame.told = parent is not None and parent.told and _holds_numbers((args, kwargs))
             forward = inspect.unwrap(module.forward)
             frame.code = getattr(getattr(forward, "__func__", forward), "__code__", None)
             outer = [(t, self._bound.get(id(t))) for t in tensors_of((args, kwargs), torch.Tensor)]
@@ -564,6 +568,7 @@ class _Recorder(TorchFunctionMode):
                 self.top = frame
                 return output
             parent = self.frames[-1]
+            parent.told |= node.frame is not None and node.frame.told and _holds_numbers(output)
             varies = _varying(node)
             sizes: dict[int, Any] = {}
             _outputs(output, parent, node, sizes)
@@ -660,6 +665,12 @@ def _arguments(tree: Any, name: str, origins: dict[int, Any]) -> None:
     elif isinstance(tree, Mapping) or holds_tensors(tree):
         for key, item in fields_of(tree).items():
             _arguments(item, f"{name}[{key!r}]", origins)
+
+
+def _holds_numbers(tree: Any) -> bool:
+    """Whether values that Python was told may be in a tree: plain numbers, text, arrays of NumPy."""
+    found = tensors_of(tree, (int, float, complex, str, np.ndarray))
+    return any(not isinstance(item, bool | Dim | Real) for item in found)
 
 
 def _outputs(tree: Any, parent: Frame, node: Node, sizes: dict[int, Any]) -> None:

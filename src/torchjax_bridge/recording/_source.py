@@ -1,8 +1,10 @@
 """Where the author wrote a call: file, line, and which execution of that line it was.
 
-Reads the stack of the running program. Does not read source text.
+Reads the stack of the running program; of source text only what a condition decides.
 """
 
+import ast
+import functools
 import linecache
 import os
 import sys
@@ -12,7 +14,7 @@ from types import CodeType, FrameType
 
 import torch
 
-__all__ = ["SourceLine", "author_line", "only_hints", "runs_in_function"]
+__all__ = ["SourceLine", "author_line", "only_hints", "only_raises", "runs_in_function", "torch_line"]
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RECORDER = os.path.join(os.path.dirname(__file__), "_recorder.py")
@@ -62,6 +64,41 @@ def author_line() -> SourceLine:
             outermost = frame
         frame = frame.f_back
     return _line(frame, 8)
+
+
+def torch_line() -> SourceLine | None:
+    """The innermost running line if it is torch's own; None where the author's runs, or this library alone."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    return None if frame is None or not frame.f_code.co_filename.startswith(_TORCH) else _line(frame, 0)
+
+
+def only_raises(line: SourceLine) -> bool:
+    """Whether a line only decides if an error or a warning is given: what it does not refuse is computed alike."""
+    return line.line in _checks(line.file)
+
+
+@functools.lru_cache(maxsize=64)
+def _checks(file: str) -> frozenset[int]:
+    """The lines of a file with conditions of errors and warnings."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except SyntaxError:
+        return frozenset()
+    return frozenset(
+        line
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If | ast.Assert) and _refuses(node)
+        for line in range(node.test.lineno, (node.test.end_lineno or node.test.lineno) + 1)
+    )
+
+
+def _refuses(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.If):
+        return all(map(_refuses, [*statement.body, *statement.orelse]))
+    warns = isinstance(statement, ast.Expr) and "warn" in ast.unparse(statement.value).partition("(")[0]
+    return warns or isinstance(statement, ast.Assert | ast.Raise | ast.Pass)
 
 
 def runs_in_function() -> bool:

@@ -10,6 +10,7 @@ from torchjax_bridge._lazy import lazy_attributes
 from ._apply import to_flax, to_state_dict
 from ._audit import audit
 from ._audit_report import Audit, SettingFault, SettingsWarning
+from ._example import require_tensors
 from ._plan import PairingWarning, PartialWarning, Plan, UserRule, plan
 from ._report import Fault, Report
 from .compare import Cause, Parity, ParityRow, parity
@@ -98,6 +99,7 @@ __all__ = [
     "open_checkpoint",
     "parity",
     "plan",
+    "require_tensors",
     "save_flax",
     "save_state_dict",
     "then",

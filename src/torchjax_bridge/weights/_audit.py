@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
@@ -90,9 +91,7 @@ def audit(
       (root)  eps=1e-05  epsilon=1e-06  LayerNorm(..., epsilon=1e-05)  output
     """
     if not isinstance(torch_module, nn.Module):
-        raise SettingsError(
-            f"a {type(torch_module).__name__} has no settings to audit: pass the live nn.Module."
-        )
+        raise SettingsError(f"{what_kind(torch_module)} has no settings to audit: pass the live nn.Module.")
     linen = as_linen(flax_model)
     template, layers = (flax_model, None) if linen is None else _run_linen(linen, inputs, flax_kwargs or {})
     torch_tree, flax_tree, given = read_sides(torch_module, template, rules)

@@ -4,11 +4,15 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError
+from torchjax_bridge.recording import tensors_of
 
-__all__ = ["Example", "read_example"]
+__all__ = ["Example", "read_example", "require_tensors"]
 
 
 class Example(NamedTuple):
@@ -28,7 +32,7 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
 
     Raises:
         ArgumentError: The torch side is a ``state_dict``; or ``inputs`` is a dict or a list, which may be one
-            argument or several; or the model takes other arguments.
+            argument or several; or they hold arrays that are no tensors; or the model takes other arguments.
     """
     if inputs is None and kwargs is None:
         return None
@@ -47,6 +51,7 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
         )
     args = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
     example = Example(args, dict(kwargs or {}))
+    require_tensors((example.args, example.kwargs))
     signature = inspect.signature(torch_side.forward)
     try:
         signature.bind(*example.args, **example.kwargs)
@@ -56,3 +61,16 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
             "arguments as a tuple, inputs=(...), and keyword arguments as kwargs={...}."
         ) from err
     return example
+
+
+def require_tensors(inputs: Any) -> None:
+    """Make sure that inputs of a torch model hold no arrays of NumPy or JAX.
+
+    Raises:
+        ArgumentError: They do.
+    """
+    for leaf in tensors_of(inputs, (np.ndarray, jax.Array)):
+        raise ArgumentError(
+            f"the inputs hold {what_kind(leaf)}, and the torch model takes tensors: pass torch.from_numpy(array), "
+            "images with channels first."
+        )

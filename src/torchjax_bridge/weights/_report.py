@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError
 
 __all__ = ["Choice", "Fault", "FaultKind", "Report", "Series", "what_it_is"]
@@ -140,4 +141,4 @@ def _lines(faults: Iterable[Fault]) -> Iterator[str]:
 
 def what_it_is(thing: object) -> str:
     """A phrase for a wrong argument: ``a Linear``, or ``the class Linear`` if it is a class."""
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"{what_kind(thing)}"

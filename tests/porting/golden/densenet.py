@@ -25,7 +25,7 @@ class DenseLayer(nnx.Module):
         self.conv2 = Conv(24, 6, (3, 3), padding=1, rngs=rngs)
 
     def __call__(self, inputs: list[jax.Array]) -> jax.Array:
-        """``(N, H, W, C)`` to ``(N, H, W, C)``."""
+        """A list of ``(N, H, W, C)`` to ``(N, H, W, C)``."""
         x = jnp.concatenate(inputs, axis=-1)
         x = self.conv1(nnx.relu(self.norm1(x)))
         return self.conv2(nnx.relu(self.norm2(x)))

@@ -12,7 +12,7 @@ from flax.nnx import initializers
 
 kernel_init = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 Linear = partial(nnx.Linear, kernel_init=kernel_init)
-LayerNorm = partial(nnx.LayerNorm, epsilon=1e-05, use_fast_variance=False)
+LayerNorm = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class Attention(nnx.Module):

@@ -678,7 +678,7 @@ def test_inputs_that_a_model_does_not_take_are_refused(module: planted.Net) -> N
         parity(module, model, rules=FLATTEN)
     with pytest.raises(errors.ArgumentError, match=r"the Flax model takes .* and train"):
         parity(module, model, planted.image(), rules=FLATTEN, flax_kwargs={"train": False})
-    with pytest.raises(errors.ArgumentError, match="pass torch tensors"):
+    with pytest.raises(errors.ArgumentError, match="hold an ndarray, and the torch model takes tensors"):
         parity(module, model, planted.image().numpy(), rules=FLATTEN)
     with pytest.raises(errors.ArgumentError, match="channels_last says 2 things about 1 inputs"):
         parity(module, model, planted.image(), rules=FLATTEN, channels_last=[True, False])

@@ -235,7 +235,7 @@ def test_a_zip_that_is_no_torch_file_is_refused(tmp_path: Folder) -> None:
 @pytest.mark.parametrize(
     ("raw", "match"),
     [
-        (b"\x81\xa1a\x01", "is a int, not an array"),
+        (b"\x81\xa1a\x01", "is an int, not an array"),
         (b"\x81\xa1a\xc7\x02\x05ab", "type 5 is not an array"),
         (b"\x82\xa1a\x80\xa1a\x80", "comes twice"),
         (b"\x81\x90\x80", "has a list as its name"),

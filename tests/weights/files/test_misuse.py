@@ -89,7 +89,7 @@ def _fake() -> torch.Tensor:
     (lambda: torch.eye(2).to_sparse(), "layout torch.sparse_coo"),
     (_fake, "'w' is a FakeTensor"),
     (lambda: torch.ones(2, device="meta"), "'w' is on the meta device"),
-    (lambda: np.ones(2), "'w' is a ndarray"),
+    (lambda: np.ones(2), "'w' is an ndarray"),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
 def test_what_is_no_plain_tensor_is_refused_by_name(

@@ -223,7 +223,7 @@ def _parts() -> tuple[Net, Twin, nnx.Optimizer]:
         (lambda p: torch.optim.NAdam(p, LR), "momentum_decay"),
         (lambda p: torch.optim.Adam(p, LR, maximize=True), "maximize=True"),
         (lambda p: torch.optim.Adagrad(p, LR, lr_decay=0.1), "lr_decay=0.1"),
-        (lambda p: torch.optim.ASGD(p, LR), "a ASGD cannot be handed over"),
+        (lambda p: torch.optim.ASGD(p, LR), "an ASGD cannot be handed over"),
     ],
 )
 def test_variants_with_other_formulas_are_refused_with_the_reason(make: Any, words: str) -> None:

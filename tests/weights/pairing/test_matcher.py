@@ -950,11 +950,11 @@ def test_a_plan_is_frozen() -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (3, "a int is no source"),
+        (3, "an int is no source"),
         (nn.Linear, "the class Linear is no source"),
         ({}, "empty"),
         ({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, r"pass source\['state_dict'\]"),
-        ({"weight": torch.ones(2), "epoch": 3}, "'epoch' is a int"),
+        ({"weight": torch.ones(2), "epoch": 3}, "'epoch' is an int"),
         ({("a", "b"): torch.ones(2)}, "no key of a state_dict"),
     ],
 )
@@ -966,7 +966,7 @@ def test_what_is_no_source_is_refused_with_the_fix(source: Any, words: str) -> N
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (3, "a int is no Flax template"),
+        (3, "an int is no Flax template"),
         (nnx.Linear, "the class Linear is no Flax template"),
         ({}, "empty"),
         ({"kernel": np.ones((2, 3))}, r"\{'params': tree\}"),

@@ -312,5 +312,5 @@ def test_numpy_arrays_that_hold_no_numbers_are_refused_by_name():
 
 
 def test_what_is_no_function_is_refused_at_once():
-    with pytest.raises(errors.ArgumentError, match="got a int"):
+    with pytest.raises(errors.ArgumentError, match="got an int"):
         as_jax_function(3)

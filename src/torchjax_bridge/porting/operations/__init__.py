@@ -31,9 +31,9 @@ from . import (
     _splitting,
     _unary,
 )
-from ._table import operation, table_name, translate_function
+from ._table import is_elementwise, operation, table_name, translate_function
 
-__all__ = ["operation", "table_name", "translate_function"]
+__all__ = ["is_elementwise", "operation", "table_name", "translate_function"]
 
 # Each of these fills the table.
 FAMILIES = (

@@ -18,7 +18,7 @@ from .._lowering import Lowering
 from .._placed import Placed, RefusedError, Several, torch_order
 from ._agreement import agreed
 
-__all__ = ["operation", "refused", "table_name", "translate_function"]
+__all__ = ["is_elementwise", "operation", "refused", "table_name", "translate_function"]
 
 Translation = Callable[..., Placed | Several | list[Placed]]
 Function = TypeVar("Function", bound=Translation)
@@ -184,6 +184,13 @@ def _qualified(function: str) -> str:
     elif not last.startswith("_"):
         last = last.rstrip("_")
     return f"{space}{dot}{last}"
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether the function of a bare name works on each element by itself."""
+    full = (name, f"torch.{name}", f"Tensor.{name}", f"F.{name}")
+    translation = next((TABLE[one][0] for one in full if one in TABLE), None)
+    return translation is not None and translation.__module__.endswith(("._elementwise", "._unary"))
 
 
 def last_name(node: Node) -> str:

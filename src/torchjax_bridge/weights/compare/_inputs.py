@@ -12,6 +12,7 @@ from torch import nn
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import Path, join_path, to_jax
 
+from .._example import require_tensors
 from ._compare import Bounds
 from ._copies import map_arrays, tensors_in
 from ._record import Record
@@ -32,13 +33,8 @@ def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs:
     Raises:
         ArgumentError: It cannot; or an input is an array of numpy's or JAX's.
     """
-    for place, value in enumerate(args):
-        for leaf in jax.tree.leaves(value):
-            if name == "torch" and isinstance(leaf, jax.Array | np.ndarray):
-                raise ArgumentError(
-                    f"input {place} is a {type(leaf).__name__}: pass torch tensors as the torch model takes them; "
-                    "the Flax model is given the same."
-                )
+    if name == "torch":
+        require_tensors((args, kwargs))
     try:
         signature = inspect.signature(call)
     except ValueError:  # written in C: the call itself will raise

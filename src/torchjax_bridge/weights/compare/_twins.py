@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError, SettingsError
 from torchjax_bridge.exchange import Path
 
@@ -210,7 +211,7 @@ def read_twins(
         PlanError: They have no layer in common.
     """
     if not isinstance(torch_module, nn.Module):
-        raise SettingsError(f"a {type(torch_module).__name__} cannot run: pass the live nn.Module.")
+        raise SettingsError(f"{what_kind(torch_module)} cannot run: pass the live nn.Module.")
     linen: LinenModel | None = as_linen(flax_model)
     model, variables = linen if linen is not None else (flax_model, None)
     if linen is not None and variables is None:
@@ -225,5 +226,5 @@ def read_twins(
     if hollow:
         raise SettingsError("an abstract Flax model cannot run: fill it first, with to_flax.")
     if not callable(model):
-        raise SettingsError(f"a {type(model).__name__} cannot run: it has no __call__.")
+        raise SettingsError(f"{what_kind(model)} cannot run: it has no __call__.")
     return Twins(torch_tree, flax_tree, plan, model, variables)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import CheckpointError
 
 __all__ = ["find_state_dict"]
@@ -25,7 +26,7 @@ def find_state_dict(content: Any, path: pathlib.Path, key: str | None) -> tuple[
     if _is_state(content):
         return content, ""
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: it holds a {type(content).__name__}, not a state_dict.")
+        raise CheckpointError(f"{path}: it holds {what_kind(content)}, not a state_dict.")
     inner = [name for name, value in content.items() if isinstance(name, str) and _is_state(value)]
     if len(inner) == 1:
         return content[inner[0]], f"the entry '{inner[0]}'"

@@ -9,6 +9,7 @@ import jax
 import torch
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import CheckpointError
 from torchjax_bridge.exchange import Path, join_path, split_path, to_jax, to_torch
 
@@ -149,7 +150,7 @@ def save_state_dict(
     """
     if not isinstance(source, nn.Module | Mapping):
         raise CheckpointError(
-            f"a {type(source).__name__} holds no torch weights: pass an nn.Module or its state_dict."
+            f"{what_kind(source)} holds no torch weights: pass an nn.Module or its state_dict."
         )
     state = dict(source.state_dict() if isinstance(source, nn.Module) else source)
     for name, tensor in state.items():
@@ -227,7 +228,7 @@ def save_flax(
         tensor = tensors[join_path(where)]
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"'{join_path(where)}' is a {type(tensor).__name__}: there are no values to save."
+                f"'{join_path(where)}' is {what_kind(tensor)}: there are no values to save."
             )
         leaves.append(_in_memory(where, join_path(where), tensor))
     write_checkpoint(
@@ -262,15 +263,13 @@ def _check_plain(name: object, tensor: object) -> None:
     if not isinstance(name, str):
         raise CheckpointError(f"{name!r} is not a name for a tensor: the keys of a state_dict are strings.")
     if not isinstance(tensor, torch.Tensor):
-        raise CheckpointError(
-            f"'{name}' is a {type(tensor).__name__}: a state_dict to save holds only tensors."
-        )
+        raise CheckpointError(f"'{name}' is {what_kind(tensor)}: a state_dict to save holds only tensors.")
     if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
         kind = "nested" if tensor.is_nested else f"{tensor.dtype} with the layout {tensor.layout}"
         raise CheckpointError(f"'{name}' is {kind}: only dense tensors can be saved.")
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         raise CheckpointError(
-            f"'{name}' is a {type(tensor).__name__}, which is not a plain tensor: convert it first (a DTensor with "
+            f"'{name}' is {what_kind(tensor)}, which is not a plain tensor: convert it first (a DTensor with "
             "full_tensor())."
         )
     try:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import CheckpointError, DtypeError
 from torchjax_bridge.exchange import Path, jax_dtype, join_path, torch_dtype
 
@@ -100,8 +101,7 @@ def _flatten(
         for index, child in enumerate(tree):
             _flatten(child, (*where, index), flat, shapes, path)
     elif tree is not None:
-        kind = type(tree).__name__
-        raise CheckpointError(f"{path}: '{join_path(where)}' is a {kind}, not an array.")
+        raise CheckpointError(f"{path}: '{join_path(where)}' is {what_kind(tree)}, not an array.")
 
 
 def _join_chunks(tree: dict, where: Path, path: pathlib.Path) -> tuple[list[_ArraySpan], tuple[int, ...]]:
@@ -170,7 +170,7 @@ class _Parser:
         for _ in range(count):
             name = self.value(depth + 1)
             if not isinstance(name, str) and type(name) is not int:
-                raise self._damaged(f"an entry has a {type(name).__name__} as its name")
+                raise self._damaged(f"an entry has {what_kind(name)} as its name")
             if name in found:
                 raise self._damaged(f"the name {name!r} comes twice")
             found[name] = self.value(depth + 1)

@@ -84,8 +84,9 @@ def format_for(target: pathlib.Path, framework: Framework, format: Format | None
             f"'{target.name}' is the name of a {by_suffix} file, but the format is {chosen}."
         )
     if _FRAMEWORK_OF.get(chosen, framework) != framework:
+        name = chosen if format is not None else f"a file whose name ends in {target.suffix}"
         raise CheckpointError(
-            f"{chosen} holds {_FRAMEWORK_OF[chosen]} weights: write {framework} weights to safetensors"
+            f"{name} holds {_FRAMEWORK_OF[chosen]} weights: write {framework} weights to safetensors"
             f"{', msgpack or orbax' if framework == 'flax' else ', pt or dcp'}."
         )
     return chosen

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
@@ -126,7 +127,7 @@ class NnxModule(FlaxSide):
         """The value of each Variable."""
         if given is not None and given is not self._template:
             raise TypeError(
-                f"pull() reads the nnx module that the link was made with, not a {type(given).__name__}: leave "
+                f"pull() reads the nnx module that the link was made with, not {what_kind(given)}: leave "
                 "the argument out, or make a link with the other model."
             )
         self.check()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jax.sharding import Sharding, SingleDeviceSharding
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ExchangeError, PlanError
 from torchjax_bridge.exchange import (
     Path,
@@ -216,7 +217,7 @@ class Link:
                 f"'{join_path(path)}' is a jax.ShapeDtypeStruct, which has no values: push first."
             )
         if not isinstance(value, jax.Array | np.ndarray):
-            raise PlanError(f"'{join_path(path)}' is a {type(value).__name__} in Flax, not an array.")
+            raise PlanError(f"'{join_path(path)}' is {what_kind(value)} in Flax, not an array.")
         if not isinstance(value, jax.Array) or not (
             type(value.sharding) is SingleDeviceSharding or value.is_deleted()
         ):

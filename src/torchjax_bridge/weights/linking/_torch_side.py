@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import dtensor_class
 
@@ -209,7 +210,7 @@ class TorchSide:
             if children.get(name, one) is not one
         ]
         faults += [
-            f"a {kind.__name__} has become a {type(part).__name__}"
+            f"a {kind.__name__} has become {what_kind(part)}"
             for part, kind in zip(self._parts, self._kinds, strict=True)
             if type(part) is not kind
         ]

@@ -22,6 +22,7 @@ import torch
 from flax import nnx
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import OptimizerStateError
 from torchjax_bridge.exchange import Path
 
@@ -272,7 +273,7 @@ def _class_of(optimizer: torch.optim.Optimizer) -> tuple[OptimizerClass, Mapping
     else:
         known = ", ".join(kind.torch_type.__name__ for kind in OPTIMIZERS)
         raise OptimizerStateError(
-            f"a {type(optimizer).__name__} cannot be handed over; these can: {known} of torch.optim."
+            f"{what_kind(optimizer)} cannot be handed over; these can: {known} of torch.optim."
         )
     groups = [
         {k: v for k, v in group.items() if k not in ("params", "param_names")}

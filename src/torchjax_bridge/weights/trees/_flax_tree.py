@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path
 
@@ -139,7 +140,7 @@ def leaf_of(path: Path, collection: str, value: Any) -> FlaxLeaf:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is None or dtype is None:
         raise PlanError(
-            f"'{join_path(path)}' of the template is a {type(value).__name__}, not an array "
+            f"'{join_path(path)}' of the template is {what_kind(value)}, not an array "
             "or a jax.ShapeDtypeStruct."
         )
     return FlaxLeaf(path, collection, tuple(shape), dtype, value)

@@ -12,6 +12,7 @@ import flax.linen
 import jax
 from flax import nnx
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import SettingsError
 from torchjax_bridge.exchange import Path
 
@@ -41,7 +42,7 @@ def as_linen(flax_model: Any) -> LinenModel | None:
         if isinstance(module, flax.linen.Module) and isinstance(variables, Mapping):
             return module, variables
     raise SettingsError(
-        f"a {type(flax_model).__name__} is no live Flax model: pass an nnx.Module, or a linen module with its "
+        f"{what_kind(flax_model)} is no live Flax model: pass an nnx.Module, or a linen module with its "
         "variables as (module, variables)."
     )
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import PlanError
 from torchjax_bridge.exchange import Path, join_path, split_path
 
@@ -179,6 +180,6 @@ def _refuse_what_is_no_state_dict(state: dict[str, Any]) -> None:
             raise PlanError(f"{key!r} is no key of a state_dict: keys are dotted strings.")
         if not isinstance(value, torch.Tensor) and not key.endswith("_extra_state"):
             raise PlanError(
-                f"'{key}' is a {type(value).__name__}, not a torch.Tensor: pass a state_dict of tensors "
+                f"'{key}' is {what_kind(value)}, not a torch.Tensor: pass a state_dict of tensors "
                 "(to_torch converts a tree of JAX arrays)."
             )

@@ -16,6 +16,7 @@ from flax import linen
 from flax.core import meta, unfreeze
 from flax.errors import InvalidRngError
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError, TransformError
 from torchjax_bridge.exchange import from_jax_keypath, join_path
 
@@ -64,7 +65,7 @@ def open_linen(
         module, variables = module.unbind()
     if not isinstance(variables, Mapping):
         raise ArgumentError(
-            f"the variables of {title} are a {type(variables).__qualname__}; pass the dict of collections that "
+            f"the variables of {title} are {what_kind(variables)}; pass the dict of collections that "
             "module.init returns: {'params': ..., 'batch_stats': ...}."
         )
     tree = meta.unbox(unfreeze(dict(variables)))
@@ -83,7 +84,7 @@ def open_linen(
         name = join_path(split_name(str(part), title) for part in rest)
         if not isinstance(leaf, jax.Array) and not hasattr(leaf, "__array__"):
             raise ArgumentError(
-                f"'{join_path(path)}' of the variables is a {type(leaf).__qualname__}, not an array. Pass the "
+                f"'{join_path(path)}' of the variables is {what_kind(leaf)}, not an array. Pass the "
                 "variables themselves, not those of jax.eval_shape."
             )
         if name in parameters or name in buffers:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import join_path
 
@@ -151,7 +152,7 @@ def _slot(title: str, path: tuple[Any, ...], variable: Any) -> tuple[_Slot, Any]
         )
     if not isinstance(value, jax.Array | int | float | complex) and not hasattr(value, "__array__"):
         raise ArgumentError(
-            f"'{name}' of {title} holds a {type(value).__qualname__}, and only arrays become torch parameters "
+            f"'{name}' of {title} holds {what_kind(value)}, and only arrays become torch parameters "
             "and buffers. Keep other values in plain attributes; what sow left in the module, take out with "
             "nnx.pop(module, nnx.Intermediate)."
         )

@@ -15,6 +15,7 @@ import jax
 import torch
 from torch.nn.parameter import is_lazy
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError, TransformError
 from torchjax_bridge.exchange import dtensor_class
 
@@ -116,13 +117,11 @@ class TorchFunction:
     ) -> None:
         if not callable(fn):
             raise ArgumentError(
-                f"as_torch_function wraps a function of JAX arrays; a {type(fn).__qualname__} is not "
-                "callable."
+                f"as_torch_function wraps a function of JAX arrays; {what_kind(fn)} is not callable."
             )
         if isinstance(fn, torch.nn.Module | TorchFunction):
             raise ArgumentError(
-                f"as_torch_function wraps a function of JAX arrays; a {type(fn).__qualname__} works on "
-                "tensors already."
+                f"as_torch_function wraps a function of JAX arrays; {what_kind(fn)} works on tensors already."
             )
         self._fn = fn
         self._static = StaticArguments(fn, static_argnums, static_argnames)

@@ -13,6 +13,7 @@ import torch
 from flax import linen, nnx
 from torch import nn
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import refuse_in_fork, to_jax, to_torch
 
@@ -99,7 +100,7 @@ def as_torch_module(
         streams = (rngs,) if isinstance(rngs, str) else tuple(rngs)
         return TorchModule(*open_linen(flax_module, variables, method, streams))
     raise ArgumentError(
-        f"as_torch_module wraps a flax.nnx or flax.linen module; this is a {type(flax_module).__qualname__}. "
+        f"as_torch_module wraps a flax.nnx or flax.linen module; this is {what_kind(flax_module)}. "
         "Wrap a function of arrays with as_torch_function."
     )
 

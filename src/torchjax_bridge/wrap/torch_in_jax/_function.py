@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, cast
 
 import jax
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError
 from torchjax_bridge.exchange import refuse_in_fork
 
@@ -94,7 +95,7 @@ def as_jax_function(
     Array([2., 2., 2.], dtype=float32)
     """
     if not callable(fn):
-        raise ArgumentError(f"as_jax_function takes a torch function, and got a {type(fn).__qualname__}.")
+        raise ArgumentError(f"as_jax_function takes a torch function, and got {what_kind(fn)}.")
     if residuals not in ("save", "recompute"):
         raise ArgumentError(f"residuals={residuals!r} is neither 'save' nor 'recompute'.")
     wrapped = _Wrapped(fn, output_shape, residuals == "save")

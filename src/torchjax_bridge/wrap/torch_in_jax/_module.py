@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import torch
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError, OutputError
 from torchjax_bridge.exchange import to_jax
 
@@ -74,7 +75,7 @@ def as_jax_module(
     """
     if not isinstance(module, torch.nn.Module):
         raise ArgumentError(
-            f"as_jax_module takes a torch.nn.Module, and got a {type(module).__qualname__}. For a function use "
+            f"as_jax_module takes a torch.nn.Module, and got {what_kind(module)}. For a function use "
             "as_jax_function."
         )
     tensors = {
@@ -131,7 +132,7 @@ def _checked(
     """
     if not isinstance(variables, Mapping):
         raise ArgumentError(
-            f"the first argument of apply is a {type(variables).__qualname__}; it must be the variables that "
+            f"the first argument of apply is {what_kind(variables)}; it must be the variables that "
             "as_jax_module returned, or a tree of the same names."
         )
     faults = [f"unknown collection {collection!r}" for collection in variables if collection not in names]

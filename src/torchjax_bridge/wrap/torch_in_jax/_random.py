@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from torchjax_bridge._words import what_kind
 from torchjax_bridge.errors import ArgumentError, TransformError
 
 from ._graph import Graph
@@ -53,9 +54,7 @@ def take_key(kwargs: dict[str, Any], own: bool) -> Any:
     if raw is None:
         return None
     if getattr(raw, "dtype", None) != np.uint32:
-        raise ArgumentError(
-            f"key= takes a JAX PRNG key (jax.random.key(0)), and got a {type(raw).__qualname__}."
-        )
+        raise ArgumentError(f"key= takes a JAX PRNG key (jax.random.key(0)), and got {what_kind(raw)}.")
     return jax.random.wrap_key_data(jnp.asarray(raw))
 
 
