@@ -225,7 +225,7 @@ def _difference(module: nn.Module, model: Model, twin: Any, example: Example) ->
     differences = [
         _relative(want, have, place.order) for want, have, place in zip(wanted, got, places, strict=True)
     ]
-    floats = [want for want, _ in pairs if want.is_floating_point() and want.numel()]
+    floats = [want for want in wanted if want.is_floating_point() and want.numel()]
     if floats and not any(want.isfinite().any() for want in floats) and math.isfinite(max(differences)):
         return math.nan
     return max(differences, default=0.0)
