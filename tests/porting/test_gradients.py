@@ -197,3 +197,20 @@ def test_the_statistics_of_a_part_in_torch_are_not_differentiated() -> None:
     proof = port(net, torch.randn(2, 3, 6, 6), keep=["1"]).proof
     assert isinstance(proof.gradients, float)
     assert proof.gradients < 1e-4
+
+
+class Hidden(nn.Module):
+    """Scores of which some are minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.special.bessel_j0(self.fc(x)).masked_fill(torch.arange(4) > 2, float("-inf"))
+
+
+def test_an_infinite_output_hides_no_mistake_beside_it() -> None:
+    x = torch.randn(2, 3)
+    with pytest.raises(PortError, match="differs from torch"):
+        port(Hidden(), x, ops={torch.special.bessel_j0: "0.5 * {0}"})
