@@ -217,6 +217,7 @@ def _attention(
     both = at.variable(
         f"attend({me}, {', '.join(texts if len(texts) == 3 else texts * 3)}{mask_text}{bias_text})",
         node.source,
+        "tuple",
     )
     called = Placed(f"{both}[0]", order)
     if not isinstance(weights, Value):
@@ -274,7 +275,7 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
         )
         if layer and module.dropout:
             text = f"{me}.layers[{layer * step - 1}]({text})"
-        both = at.variable(f"{own}({text}{carry}{lengths}, return_carry=True)", node.source)
+        both = at.variable(f"{own}({text}{carry}{lengths}, return_carry=True)", node.source, "tuple")
         carries += [f"{both}[0]"] if directions == 1 else [f"{both}[0][0]", f"{both}[0][1]"]
         text = f"{both}[1]"
     stacked = [
@@ -308,7 +309,7 @@ def _cell(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Place
     carry = f"({', '.join(starts[::-1] or [zeros, zeros])})" if lstm else (starts or [zeros])[0]
     if not lstm:
         return Placed(f"{me}({carry}, {x})[1]", (0, 1))
-    both = at.variable(f"{me}({carry}, {x})", node.source)
+    both = at.variable(f"{me}({carry}, {x})", node.source, "tuple")
     return [Placed(f"{both}[0][1]", (0, 1)), Placed(f"{both}[0][0]", (0, 1))]
 
 

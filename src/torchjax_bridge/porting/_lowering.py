@@ -250,10 +250,11 @@ class Lowering:
         self.model.variables += 1
         return f"_v{self.model.variables}_"
 
-    def variable(self, text: str, source: SourceLine) -> str:
-        """Bind an expression to a new variable."""
+    def variable(self, text: str, source: SourceLine, kind: str = "") -> str:
+        """Bind an expression to a new variable; ``kind`` says what it is if it is no array."""
         name = self.fresh()
-        self.body.statements.append(Statement((name,), name, text, source))
+        kinds = {name: kind} if kind else {}
+        self.body.statements.append(Statement((name,), name, text, source, kinds=kinds))
         return name
 
     def nowhere(self, rank: int) -> Placed:

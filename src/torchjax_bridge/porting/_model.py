@@ -276,7 +276,11 @@ class Model:
         """The body of a frame whose arguments stand in these orders."""
         lowering = Lowering(self, frame)
         body = lowering.body
+        taken: dict[str, str] = {}
         for name, tree in frame.inputs:
+            if (other := taken.setdefault(argument_name(name), name)) != name:
+                reason = f"arguments {other} and {name} would have one name in the port; rename one of them"
+                lowering.refuse(reason, SourceLine())
             for value, text in parts_of(argument_name(name), tree):
                 variable = lowering.fresh()
                 body.names[variable] = text
