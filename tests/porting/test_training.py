@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -437,3 +437,24 @@ def test_parameters_that_torch_does_not_train_are_named() -> None:
     assert port(module, torch.randn(2, 3, 8, 8)).notes == (
         "training that leaves conv.weight as it is: torch does not train it",
     )
+
+
+class AveragesAll(nn.Module):
+    """A batch norm that averages over all batches that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x).relu()
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_batch_norm_without_momentum_evaluates_only(to: Literal["nnx", "linen"]) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    [note] = port(AveragesAll(), x, to=to).notes  # which is proved
+    assert note.startswith("evaluation only: 'norm' has momentum=None, which averages over all batches")
+    with pytest.raises(PortError, match="momentum=None"):
+        port(AveragesAll(), x, to=to, training="required")
+    assert not port(AveragesAll(), x, to=to, training="none", verify=False).source.count("momentum")

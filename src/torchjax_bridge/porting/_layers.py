@@ -207,10 +207,12 @@ def _attention(
             *([Placed("None", torch_order(len(weights.shape)))] if isinstance(weights, Value) else []),
         ]
     if at.model.to == "linen":
-        what = "weights are read" if reads_weights else "scores are added to"
+        what, instead = "weights are read", "write the attention out"
+        if not reads_weights:
+            what = "scores are added to"
+            instead = "pass a mask of booleans, or use F.scaled_dot_product_attention"
         raise RefusedError(
-            f"the attention {what} in '{node.path}', which is translated for nnx alone; use "
-            "F.scaled_dot_product_attention, pass a mask of booleans, or write it out"
+            f"the attention {what} in '{node.path}', which is translated for nnx alone; port to nnx, or {instead}"
         )
     at.body.helpers.add("attend")
     bias_text = f", bias={' + '.join(added)}" if added else ""

@@ -32,7 +32,7 @@ from ._attributes import attribute_text, is_inside
 from ._body import Body, Statement
 from ._constants import constant_name, constant_text, dtype_text, number_text, saving_code
 from ._parameters import place_of
-from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
+from ._placed import Axes, FollowsError, Placed, RefusedError, Several, channels_last, torch_order
 from ._reserved import argument_name, attribute_name
 
 __all__ = ["Lowering", "standard_order", "transposed"]
@@ -295,6 +295,8 @@ class Lowering:
         for node in nodes:
             try:
                 self.model.translate(self, node)
+            except FollowsError:
+                self._without_results(node)
             except RefusedError as err:
                 self._refuse_call(node, str(err))
             except _MISTAKES as err:
@@ -304,8 +306,13 @@ class Lowering:
     def _refuse_call(self, node: Node, reason: str) -> None:
         path = self.inside if node.module is None else node.path
         self.model.fault(Fault(reason, path, node.source))
+        self._without_results(node)
+
+    def _without_results(self, node: Node) -> None:
+        """Put something in the place of what a call gives that has no translation."""
         for value in tensors_of(node.result):
             self.set(value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape))))
+            self.model.refused.add(value)
 
     def refuse(self, reason: str, source: SourceLine) -> None:
         """Note a fault of this frame."""
