@@ -481,8 +481,8 @@ def test_powers_of_sizes_are_no_condition() -> None:
 def test_scalars_of_numpy_are_numbers() -> None:
     source = port(_Scalars(), torch.randn(2, 3, 4)).source
     assert "np." not in source.replace("jnp.", "")
-    # np.prod forgets what it multiplied; of one size that is seen.
-    assert "inputs where torch's axis 2 has the example's size of 4: `" in " ".join(source.split())
+    # np.prod forgets what it multiplied.
+    assert "inputs where torch's axis 2 has the example's size of 4: with" in " ".join(source.split())
 
 
 class _Scale(nn.Module):
