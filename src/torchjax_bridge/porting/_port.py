@@ -235,8 +235,8 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
                 return _ported(request, one, also=own)
         refuse(conditions(recording, assumed)[1], name)
     if unlike:
-        held = axes_text(recording, example, differing_axes(example, unlike))
-        notes.append(f"{held}: with larger ones the port differs from torch")
+        sizes_held = axes_text(recording, example, differing_axes(example, unlike))
+        notes.append(f"{sizes_held}: with larger ones the port differs from torch")
         source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
