@@ -306,3 +306,29 @@ def test_every_weight_is_in_the_port_or_stays_in_torch(module: nn.Module) -> Non
     back = to_state_dict(ported.model[1], module, rules=ported.rules)
     assert back.keys() == module.state_dict().keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in module.state_dict().items())
+
+
+class _Weighs(nn.Module):
+    """Attention whose weights are returned, or to whose scores numbers are added."""
+
+    def __init__(self, returned: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.returned = returned
+
+    def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if self.returned:
+            return self.attention(x, x, x)[1]
+        return self.attention(x, x, x, attn_mask=bias, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "way_out"),
+    [
+        (True, "weights are read .* port to nnx, or write the attention out"),
+        (False, "scores are added to .* port to nnx, or pass a mask of booleans, or use"),
+    ],
+)
+def test_a_way_out_of_attention_is_one_that_gives_what_is_read(returned: bool, way_out: str) -> None:
+    with pytest.raises(PortError, match=way_out):
+        port(_Weighs(returned), torch.randn(2, 3, 4), torch.randn(3, 3), to="linen")

@@ -2,11 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
 
 
 class _Tagger(nn.Module):
@@ -58,3 +60,20 @@ def test_a_length_that_torch_cuts_to_is_a_condition() -> None:
     x, lengths = torch.randn(3, 5, 4), torch.tensor([2, 5, 3])
     notes = port(_Packs(whole=False), x, lengths, training="none", verify=False).notes
     assert any("whose longest sequence is as long as the padded tensor" in note for note in notes)
+
+
+class _Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 3, num_layers=2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed, _ = self.lstm(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))
+        return pad_packed_sequence(packed, batch_first=True, total_length=x.shape[1])[0]
+
+
+def test_what_follows_from_a_layer_without_translation_is_no_fault_of_its_own() -> None:
+    with pytest.raises(PortError) as caught:
+        port(_Deep(), torch.randn(3, 5, 4), torch.tensor([2, 5, 3]), to="linen")
+    [fault] = caught.value.faults
+    assert "linen's Sequential of 2 layers" in str(fault)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from torchjax_bridge import port
+from torchjax_bridge.errors import PortError
 
 
 class Inner(nn.Module):
@@ -44,3 +45,28 @@ def test_a_name_that_the_file_needs_gets_an_underscore(to: Literal["nnx", "linen
     assert "self.sow_(jnp_)" in ported.source
     assert "def __call__(self, jax_: jax.Array, range_: jax.Array)" in ported.source
     assert "self.plain(" in ported.source
+
+
+class Inverted(nn.Module):
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        X = X * 2
+        return X.exp() + X
+
+
+def test_arguments_are_lower_case() -> None:
+    source = port(nn.Sequential(Inverted(), nn.Linear(3, 3)), torch.randn(2, 3)).source
+    assert "def __call__(self, x: jax.Array)" in source
+
+
+class Alike(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, q: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
+        return self.linear(q) + Q
+
+
+def test_arguments_that_differ_in_case_alone_are_refused() -> None:
+    with pytest.raises(PortError, match="q and Q would have one name in the port; rename one"):
+        port(Alike(), torch.randn(2, 3), torch.randn(2, 3))

@@ -59,8 +59,8 @@ class _Rounds(nn.Module):
 def test_a_number_that_is_no_size_is_a_condition() -> None:
     ported = port(_Rounds(), torch.randn(2, 3, 8, 8))
     (note,) = ported.notes
-    assert "x * math.ceil(x.shape[2] / 3)" in note
-    assert note in ported.source
+    assert note.startswith("inputs where torch's axis 2 has the example's size of 8: `return x * math.ceil(")
+    assert note in " ".join(ported.source.split())
 
 
 class _ByBatch(nn.Module):
@@ -216,8 +216,15 @@ class _Decoder(nn.Module):
 def test_a_loop_over_an_axis_of_another_input_is_a_condition() -> None:
     ported = port(_Decoder(), torch.randn(5, 2, 4), torch.randint(0, 9, (3, 2)), verify=False)
     (note,) = ported.notes
-    assert "inputs of the example's sizes" in note
+    assert note.startswith("inputs where axis 0 of torch's 'target' has the example's size of 3: `")
     assert "torch.tanh(self.fc(y) + target[step]" in note
+
+
+def test_the_axes_with_which_a_port_differs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchjax_bridge.porting._port.holds_for", lambda *_: False)
+    (note,) = port(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 9)).notes
+    sizes = "torch's axes 2 and 3 have the example's sizes of 8 and 9"
+    assert note == f"inputs where {sizes}: with larger ones the port differs from torch"
 
 
 class _Frames(nn.Module):
@@ -227,7 +234,7 @@ class _Frames(nn.Module):
 
 def test_a_loop_over_frames_is_a_condition() -> None:
     (note,) = port(_Frames(), torch.randn(2, 3, 4, 5, 5)).notes
-    assert "inputs of the example's sizes" in note
+    assert note.startswith("inputs where torch's axis 2 has the example's size of 4: `return torch.stack(")
 
 
 class _Masked(nn.Module):
@@ -481,7 +488,8 @@ def test_powers_of_sizes_are_no_condition() -> None:
 def test_scalars_of_numpy_are_numbers() -> None:
     source = port(_Scalars(), torch.randn(2, 3, 4)).source
     assert "np." not in source.replace("jnp.", "")
-    assert "inputs of the example's sizes" in source  # np.prod forgets what it multiplied
+    # np.prod forgets what it multiplied.
+    assert "inputs where torch's axis 2 has the example's size of 4: with" in " ".join(source.split())
 
 
 class _Scale(nn.Module):

@@ -486,3 +486,24 @@ def test_a_batch_norm_that_stays_in_evaluation_mode_does_so_in_the_port(to: Lite
     state = to_state_dict(model, net, rules=ported.rules)
     torch.testing.assert_close(state["body.1.running_mean"], net.body[1].running_mean, rtol=0, atol=0)
     torch.testing.assert_close(state["bn.running_mean"], net.bn.running_mean)
+
+
+class AveragesAll(nn.Module):
+    """A batch norm that averages over all batches that there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x).relu()
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_a_batch_norm_without_momentum_evaluates_only(to: Literal["nnx", "linen"]) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    [note] = port(AveragesAll(), x, to=to).notes  # which is proved
+    assert note.startswith("evaluation only: 'norm' has momentum=None, which averages over all batches")
+    with pytest.raises(PortError, match="momentum=None"):
+        port(AveragesAll(), x, to=to, training="required")
+    assert not port(AveragesAll(), x, to=to, training="none", verify=False).source.count("momentum")

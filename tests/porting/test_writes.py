@@ -33,6 +33,8 @@ class Quantized(nn.Module):
 class Averaged(nn.Module):
     """A mean over steps, kept by the module itself."""
 
+    average: torch.Tensor
+
     def __init__(self, always: bool = False) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 4)
@@ -140,6 +142,33 @@ def test_a_buffer_that_forward_changes_in_training_leaves_a_port_that_evaluates(
 def test_a_buffer_that_forward_changes_in_both_modes_is_refused() -> None:
     with pytest.raises(PortError, match="changes the buffer 'average'"):
         port(Averaged(always=True), torch.randn(3, 4))
+
+
+class Replaced(Averaged):
+    """A buffer whose data become others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(x)
+        if self.training or self.always:
+            self.average.data = 0.9 * self.average + 0.1 * x.detach().mean(0)
+        return x - self.average
+
+
+class Counted(Averaged):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training or self.always:
+            self.average.data += 1
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("kind", [Replaced, Counted], ids=lambda kind: kind.__name__)
+def test_data_that_a_buffer_is_given_are_a_change_of_it(kind: type[Averaged]) -> None:
+    with pytest.raises(PortError, match=r"test_writes.py:\d+: .*\n  forward changes the buffer 'average'"):
+        port(kind(always=True), torch.randn(3, 4))
+    module = kind()
+    [note] = port(module, torch.randn(3, 4)).notes
+    assert note.startswith("evaluation only: forward changes the buffer 'average'")
+    assert not module.average.any()
 
 
 @pytest.mark.parametrize(

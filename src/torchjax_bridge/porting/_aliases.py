@@ -11,6 +11,7 @@ from dataclasses import replace
 from ._authors import author_aliases
 from ._body import Body
 from ._names import VARIABLE, Line
+from ._reserved import argument_name
 
 __all__ = ["with_aliases"]
 
@@ -35,7 +36,7 @@ def with_aliases(body: Body, lines: Sequence[Line], always: bool = False) -> lis
             if line.source.code is code and line.source.line < written
         ]
         own = [line.names[0] for _, line in before if line.author == (name,) and len(line.names) == 1]
-        own = own or [variable for variable, text in body.names.items() if text == name]
+        own = own or [variable for variable, text in body.names.items() if text == argument_name(name)]
         if not own:
             continue
         variable = own[-1]

@@ -17,23 +17,17 @@ def takes(tree: Any) -> bool:
     return isinstance(tree, Value) or is_size(tree)
 
 
-def tree_text(
-    tree: Any,
-    text_of: Callable[[Value], str],
-    number: Callable[[Any], str],
-    *,
-    tuples_as_lists: bool = False,
-) -> str:
+def tree_text(tree: Any, text_of: Callable[[Value], str], number: Callable[[Any], str]) -> str:
     """The expression of a tree of values and numbers."""
     if isinstance(tree, Value):
         return text_of(tree)
     if not isinstance(tree, dict | tuple | list):
         return number(tree)
     items = tree.values() if isinstance(tree, dict) else tree
-    texts = [tree_text(item, text_of, number, tuples_as_lists=tuples_as_lists) for item in items]
+    texts = [tree_text(item, text_of, number) for item in items]
     if isinstance(tree, dict):
         return "{" + ", ".join(f"{key!r}: {text}" for key, text in zip(tree, texts, strict=True)) + "}"
-    if isinstance(tree, list) or tuples_as_lists:
+    if isinstance(tree, list):
         return f"[{', '.join(texts)}]"
     return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
 

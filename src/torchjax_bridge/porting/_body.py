@@ -1,5 +1,6 @@
 """What one frame of the recording becomes: statements, what they read, and what is returned."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ class Statement:
         source: The author's line.
         called: The path of the module whose call it is part of, if it is a call of one.
         items: For each of several variables its own expression, for code that reads few of them.
+        kinds: What each variable is that is no array, such as ``int``.
     """
 
     names: tuple[str, ...]
@@ -30,6 +32,7 @@ class Statement:
     source: SourceLine
     called: str = ""
     items: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -166,7 +166,7 @@ def _arguments(lowering: Lowering, frame: Frame, texts: Mapping[Value, str]) -> 
     """The arguments of a call of an emitted class."""
 
     def text(tree: Any) -> str:
-        return tree_text(tree, texts.__getitem__, lowering.number, tuples_as_lists=True)
+        return tree_text(tree, texts.__getitem__, lowering.number)
 
     found, by_name = [], False
     for name, tree in frame.inputs:
@@ -187,14 +187,15 @@ def _results(lowering: Lowering, node: Node, places: Sequence[Placed], call: str
     # A number is a value outside of the module that returns it, and none inside.
     orders = {value: () if value.dtype is None else next(given).order for value in values}
     if has_dict(node.result):
-        for value, item in parts_of(lowering.variable(call, node.source), node.result):
+        for value, item in parts_of(lowering.variable(call, node.source, "dict"), node.result):
             lowering.set(value, Placed(item, orders[value]))
         return
     names = {value: lowering.fresh() for value in values}
     for value in values:
         lowering.set(value, Placed(names[value], orders[value]))
+    kinds = {names[value]: "int" for value in values if value.dtype is None}
     lowering.body.statements.append(
-        Statement(tuple(names.values()), pattern(node.result, names), call, node.source)
+        Statement(tuple(names.values()), pattern(node.result, names), call, node.source, kinds=kinds)
     )
 
 

@@ -20,7 +20,7 @@ from ._axis_letters import AxisLetters
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._body import Body
 from ._branches import Variant, merged
-from ._constructors import Call, Column, Either, Items, Tree, is_uneven
+from ._constructors import Call, Column, Either, Items, Text, Tree, is_uneven
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
@@ -107,6 +107,8 @@ class _Classes:
         module = body.frame.module
         if is_container(module, nn.Sequential):
             items = sequential_items(self.model, path, module, body)
+            while items and not self._is_loop(path, body) and isinstance(items[-1], Text | Column):
+                items.pop()  # a function, which is code of its own
             layers = {"layers": Items("nnx.List([", items, "])")}
             fields = {**state_fields(body), **layers, **self.model.ties_in(path)}
         else:

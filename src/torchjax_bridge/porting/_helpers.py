@@ -30,7 +30,7 @@ def attend(
     q, k, v = layer.query(query), layer.key(key), layer.value(value)
     scores = jnp.einsum("nqhd,nkhd->nhqk", q, k) / q.shape[-1] ** 0.5 + bias
     weights = nnx.softmax(scores if mask is None else jnp.where(mask, scores, -jnp.inf))
-    if layer.dropout_rate > 0 and not layer.deterministic:
+    if layer.dropout_rate > 0 and layer.rngs is not None and not layer.deterministic:
         kept = 1 - layer.dropout_rate
         weights = weights * jax.random.bernoulli(layer.rngs(), kept, weights.shape) / kept
     return layer.out(jnp.einsum("nhqk,nkhd->nqhd", weights, v)), weights
@@ -188,9 +188,7 @@ def resize_nearest(
     return x
 ''',
     "grid_sample": '''
-def grid_sample(
-    x: jax.Array, grid: jax.Array, *, mode: str, padding: str, align_corners: bool
-) -> jax.Array:
+def grid_sample(x: jax.Array, grid: jax.Array, *, mode: str, padding: str, align_corners: bool) -> jax.Array:
     """``(N, H, W, C)`` at the positions ``(x, y)`` of a grid ``(N, h, w, 2)``, -1 to 1 from end to end."""
     batch, count = jnp.arange(x.shape[0])[:, None, None], x.shape[1:3]
 

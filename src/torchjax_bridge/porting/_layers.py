@@ -207,16 +207,19 @@ def _attention(
             *([Placed("None", torch_order(len(weights.shape)))] if isinstance(weights, Value) else []),
         ]
     if at.model.to == "linen":
-        what = "weights are read" if reads_weights else "scores are added to"
+        what, instead = "weights are read", "write the attention out"
+        if not reads_weights:
+            what = "scores are added to"
+            instead = "pass a mask of booleans, or use F.scaled_dot_product_attention"
         raise RefusedError(
-            f"the attention {what} in '{node.path}', which is translated for nnx alone; use "
-            "F.scaled_dot_product_attention, pass a mask of booleans, or write it out"
+            f"the attention {what} in '{node.path}', which is translated for nnx alone; port to nnx, or {instead}"
         )
     at.body.helpers.add("attend")
     bias_text = f", bias={' + '.join(added)}" if added else ""
     both = at.variable(
         f"attend({me}, {', '.join(texts if len(texts) == 3 else texts * 3)}{mask_text}{bias_text})",
         node.source,
+        "tuple",
     )
     called = Placed(f"{both}[0]", order)
     if not isinstance(weights, Value):
@@ -274,7 +277,7 @@ def _recurrent(at: Lowering, node: Node, module: Any, me: str, value: Value) -> 
         )
         if layer and module.dropout:
             text = f"{me}.layers[{layer * step - 1}]({text})"
-        both = at.variable(f"{own}({text}{carry}{lengths}, return_carry=True)", node.source)
+        both = at.variable(f"{own}({text}{carry}{lengths}, return_carry=True)", node.source, "tuple")
         carries += [f"{both}[0]"] if directions == 1 else [f"{both}[0][0]", f"{both}[0][1]"]
         text = f"{both}[1]"
     stacked = [
@@ -308,7 +311,7 @@ def _cell(at: Lowering, node: Node, module: Any, me: str, value: Value) -> Place
     carry = f"({', '.join(starts[::-1] or [zeros, zeros])})" if lstm else (starts or [zeros])[0]
     if not lstm:
         return Placed(f"{me}({carry}, {x})[1]", (0, 1))
-    both = at.variable(f"{me}({carry}, {x})", node.source)
+    both = at.variable(f"{me}({carry}, {x})", node.source, "tuple")
     return [Placed(f"{both}[0][1]", (0, 1)), Placed(f"{both}[0][0]", (0, 1))]
 
 

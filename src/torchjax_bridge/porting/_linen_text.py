@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from flax import linen
 
+from ._annotations import linen_annotation
 from ._definition import Definition
 from ._linen_calls import MODE
 from ._linen_layers import SEQUENTIAL
@@ -29,22 +30,13 @@ def setup_lines(definition: Definition, typed: Sequence[str]) -> list[str]:
         value = in_self(text)
         if name == "super()":
             return [f"self.base = {value}", "nnx.share_scope(self, self.base)"]
-        return [f"self.{name}{_annotation(value)} = {value}"] if value != f"self.{name}" else []
+        return [f"self.{name}{linen_annotation(value)} = {value}"] if value != f"self.{name}" else []
 
     made = definition.attribute_lines(assigned, in_self)
     if made:
         head = ["    def setup(self) -> None:", '        """Make the layers."""']
         lines += [*([""] if lines else []), *head, *made]
     return lines
-
-
-def _annotation(text: str) -> str:
-    """The annotation of a list of layers of different classes, which have no call in common."""
-    value = ast.parse(text, mode="eval").body
-    if not isinstance(value, ast.List):
-        return ""
-    kinds = {ast.unparse(item.func) if isinstance(item, ast.Call) else "" for item in value.elts}
-    return ": list[Any]" if len(kinds) > 1 else ""
 
 
 def _with_self(text: str, names: Iterable[str]) -> str:

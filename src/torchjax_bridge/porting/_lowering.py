@@ -33,7 +33,7 @@ from ._attributes import attribute_text, is_inside
 from ._body import Body, Statement
 from ._constants import constant_name, constant_text, dtype_text, number_text, saving_code
 from ._parameters import place_of
-from ._placed import Axes, Placed, RefusedError, Several, channels_last, torch_order
+from ._placed import Axes, FollowsError, Placed, RefusedError, Several, channels_last, torch_order
 from ._reserved import argument_name, attribute_name
 
 __all__ = ["Lowering", "standard_order", "transposed"]
@@ -251,10 +251,11 @@ class Lowering:
         self.model.variables += 1
         return f"_v{self.model.variables}_"
 
-    def variable(self, text: str, source: SourceLine) -> str:
-        """Bind an expression to a new variable."""
+    def variable(self, text: str, source: SourceLine, kind: str = "") -> str:
+        """Bind an expression to a new variable; ``kind`` says what it is if it is no array."""
         name = self.fresh()
-        self.body.statements.append(Statement((name,), name, text, source))
+        kinds = {name: kind} if kind else {}
+        self.body.statements.append(Statement((name,), name, text, source, kinds=kinds))
         return name
 
     def nowhere(self, rank: int) -> Placed:
@@ -295,6 +296,8 @@ class Lowering:
         for node in nodes:
             try:
                 self.model.translate(self, node)
+            except FollowsError:
+                self._without_results(node)
             except RefusedError as err:
                 self._refuse_call(node, str(err))
             except _MISTAKES as err:
@@ -304,8 +307,13 @@ class Lowering:
     def _refuse_call(self, node: Node, reason: str) -> None:
         path = self.inside if node.module is None else node.path
         self.model.fault(Fault(reason, path, node.source))
+        self._without_results(node)
+
+    def _without_results(self, node: Node) -> None:
+        """Put something in the place of what a call gives that has no translation."""
         for value in tensors_of(node.result):
             self.set(value, Placed(self.variable("REFUSED", node.source), torch_order(len(value.shape))))
+            self.model.refused.add(value)
 
     def returned(self, item: Any) -> str:
         """The expression of what ``forward`` returns beside tensors."""

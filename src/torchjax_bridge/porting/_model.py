@@ -59,6 +59,7 @@ class Model:
         constants: The tensors whose values the code spells out, since no ``state_dict`` holds them.
         packed: For the data of each packed sequence: the padded array with the batch first, the lengths, and how
             long it is.
+        refused: What calls without translation give.
         held: What translations hold for.
         no_images: The places, among all inputs, of those of four axes that come in as in torch.
         outer: For each tensor among the arguments of a call of a module, what it is outside of all modules.
@@ -80,6 +81,7 @@ class Model:
     first: "Model | None" = None
     dropouts: frozenset[Node] = frozenset()
     packed: dict[Value, tuple[str, str, int]] = field(default_factory=dict)
+    refused: set[Value] = field(default_factory=set)
     held: dict[str, None] = field(default_factory=dict)
     no_images: frozenset[int] = frozenset()
     outer: dict[Value, Value] = field(default_factory=dict)
@@ -130,6 +132,9 @@ class Model:
         """
         if path not in self._twins:
             try:
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is None:
+                    module = copy.copy(module)
+                    module.momentum = 0.01  # Flax's default, for evaluation alone
                 twin = twin_of(module, exact_statistics=self.exact_statistics)
                 if self.to == "linen" and "use_running_average" in twin.call:
                     raise RefusedError(
@@ -275,7 +280,11 @@ class Model:
         """The body of a frame whose arguments stand in these orders."""
         lowering = Lowering(self, frame)
         body = lowering.body
+        taken: dict[str, str] = {}
         for name, tree in frame.inputs:
+            if (other := taken.setdefault(argument_name(name), name)) != name:
+                reason = f"arguments {other} and {name} would have one name in the port; rename one of them"
+                lowering.refuse(reason, SourceLine())
             for value, text in parts_of(argument_name(name), tree):
                 variable = lowering.fresh()
                 body.names[variable] = text

@@ -10,13 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torchjax_bridge.recording import SourceLine
+from torchjax_bridge.recording import SourceLine, Value
 
+from ._argument_trees import parts_of, takes
 from ._reserved import RESERVED, argument_name
 
 __all__ = ["VARIABLE", "Line", "names_of"]
 
 VARIABLE = re.compile(r"_v\d+_")
+# What is compared with anything but a number: a name of capitals there looks like the constant of the two.
+_COMPARED = re.compile(r"(_v\d+_) (?:[=!]=|[<>]=?) (?!-?\d)")
 
 # Which variants of a body run a statement; None for all.
 Path = frozenset[int] | None
@@ -38,6 +41,7 @@ class Line:
         is_copy: Whether it gives a value another name at the end of a branch.
         is_alias: Whether it is the author's ``residual = x``.
         items: As those of a `Statement`.
+        kinds: As those of a `Statement`.
     """
 
     names: tuple[str, ...]
@@ -51,6 +55,7 @@ class Line:
     is_copy: bool = False
     is_alias: bool = False
     items: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 def names_of(
@@ -71,19 +76,25 @@ def names_of(
         if line.is_copy:
             copies.setdefault(line.names[0], []).append(place)
     names = dict(params)
-    whole = {argument_name(name) for name, tree in inputs if isinstance(tree, list | tuple | dict)}
+    whole = {argument_name(name) for name, tree in inputs if takes(tree) and not isinstance(tree, Value)}
+    arguments = {name: argument_name(name) for name, _ in inputs}
+    kinds = _kinds(params, inputs, lines)
+    compared = {name for line in lines for name in _COMPARED.findall(line.text)}
     defined: dict[str, list[Path]] = {variable: [None] for variable in params}
 
     def read_after(variable: str, place: int, path: Path) -> bool:
         return any(later > place and _together(where, path) for later, where in uses.get(variable, ()))
 
     def held(name: str, place: int, path: Path, variable: str) -> bool:
-        """Whether a value that is read after ``place`` has this name, or gets it while ``variable`` is needed."""
+        """Whether a name is taken: by a value that is read after ``place``, or by one of another kind."""
         if name in RESERVED or name in whole:
             return True
         for other, paths in defined.items():
-            same = other != variable and names[other] == name and any(_together(at, path) for at in paths)
-            if same and read_after(other, place, path):
+            if other == variable or names[other] != name:
+                continue
+            if kinds.get(other) != kinds.get(variable):
+                return True
+            if any(_together(at, path) for at in paths) and read_after(other, place, path):
                 return True
         return any(
             names.get(other) == name
@@ -102,11 +113,31 @@ def names_of(
                 names[variable] = "_"
             elif variable not in names:
                 places = copies.get(variable, [place])
-                for name in _candidates(given, line, {argument_name(name) for name, _ in inputs}):
+                wanted = [arguments.get(name, name) for name in given]
+                wanted = [name.lower() for name in wanted] if variable in compared else wanted
+                for name in _candidates(wanted, line, {*arguments.values()}):
                     if not any(held(name, at, lines[at].path, variable) for at in places):
                         names[variable] = name
                         break
     return names
+
+
+def _kinds(
+    params: Mapping[str, str], inputs: Sequence[tuple[str, Any]], lines: Sequence[Line]
+) -> dict[str, str]:
+    """What each variable is that is no array."""
+    numbers = {
+        text
+        for name, tree in inputs
+        for value, text in parts_of(argument_name(name), tree)
+        if value.dtype is None
+    }
+    kinds = {variable: "int" for variable, text in params.items() if text in numbers}
+    for line in lines:
+        kinds.update(line.kinds)
+        if line.text in kinds:  # of which it is a copy
+            kinds.update(dict.fromkeys(line.names, kinds[line.text]))
+    return kinds
 
 
 def _candidates(given: Sequence[str], line: Line, arguments: set[str]) -> Iterator[str]:

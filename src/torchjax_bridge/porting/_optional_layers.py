@@ -24,7 +24,7 @@ def body_without(body: Body, names: Sequence[str]) -> Body:
         if re.fullmatch(r"_v\d+_", changed) and statement.target == statement.names[0]:
             same[statement.target] = changed
             continue
-        statements.append(Statement(statement.names, statement.target, changed, statement.source))
+        statements.append(replace(statement, text=changed, called="", items=()))
     result = re.sub(r"_v\d+_", lambda m: same.get(m.group(), m.group()), body.result)
     training = None if body.training is None else body_without(body.training, names)
     return replace(body, statements=statements, result=result, training=training)
@@ -37,7 +37,7 @@ def body_with_optional(body: Body, names: set[str]) -> Body:
         text = statement.text
         for name in names:
             text = _conditional(text, name)
-        statements.append(Statement(statement.names, statement.target, text, statement.source))
+        statements.append(replace(statement, text=text, called="", items=()))
     training = None if body.training is None else body_with_optional(body.training, names)
     return replace(body, statements=statements, training=training)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torchjax_bridge.errors import PortError
 
-__all__ = ["Axes", "Placed", "RefusedError", "Several", "channels_last", "torch_order"]
+__all__ = ["Axes", "FollowsError", "Placed", "RefusedError", "Several", "channels_last", "torch_order"]
 
 # ``order[place]`` is the torch axis that stands at that place of the emitted array.
 Axes = tuple[int, ...]
@@ -15,6 +15,10 @@ Axes = tuple[int, ...]
 
 class RefusedError(PortError):
     """One call has no translation; the port goes on, so that all such calls are reported at once."""
+
+
+class FollowsError(RefusedError):
+    """A call has no translation because a call before it, which is reported, has none."""
 
 
 def torch_order(rank: int) -> Axes:

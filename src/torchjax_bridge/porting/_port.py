@@ -31,6 +31,7 @@ from ._given import (
     require_called,
 )
 from ._header import header
+from ._input_axes import axes_text, differing_axes
 from ._inputs import Example, arguments_of, first_recorded
 from ._other_sizes import try_sizes
 from ._outputs import uncompiled_outputs
@@ -228,15 +229,18 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         # Several lines may be decided otherwise by the same inputs.
         others = list({id(one): one for inputs in otherwise.values() for one in inputs}.values())
         holds_for_others = all(holds_for(module, model, twin, one) for one in others)
-        fits = all(holds_for(module, model, twin, one) for one in sizes.unconditional if request.verify)
+        unlike = [
+            one for one in sizes.unconditional if request.verify and not holds_for(module, model, twin, one)
+        ]
     if not holds_for_others:
         # A mask that hides nothing was left out, say: a port by one that hides something may be right for both.
         for one in others if also is None else ():
             with contextlib.suppress(PortError):
                 return _ported(request, one, also=own)
         refuse(conditions(recording, assumed)[1], name)
-    if not fits:
-        notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
+    if unlike:
+        sizes_held = axes_text(recording, example, differing_axes(example, unlike))
+        notes.append(f"{sizes_held}: with larger ones the port differs from torch")
         source = source_of(classes, header(module, model, notes, given), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 

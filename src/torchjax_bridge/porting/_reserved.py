@@ -1,4 +1,7 @@
-"""Names that an emitted file needs itself, or that are no good: an argument or an attribute gets an underscore."""
+"""Names that an emitted file needs itself, or that are no good: an argument or an attribute gets an underscore.
+
+Arguments are lower case.
+"""
 
 import functools
 import keyword
@@ -18,7 +21,8 @@ RESERVED = frozenset(
 
 def argument_name(name: str) -> str:
     """The argument of the emitted code for an argument of ``forward``."""
-    return f"{name}_" if name in RESERVED else name
+    lower = name.lower()
+    return f"{lower}_" if lower in RESERVED else lower
 
 
 def attribute_name(name: str) -> str:

@@ -4,13 +4,14 @@ Works on statements that have no names yet. Reads the author's ``b, c, h, w = x.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from ._authors import author_shapes, author_size
 from ._body import Body
 from ._names import Line
 from ._placed import Axes, channels_last
+from ._reserved import argument_name
 
 __all__ = ["with_sizes"]
 
@@ -27,15 +28,18 @@ def with_sizes(body: Body, lines: Sequence[Line]) -> list[Line]:
             read.setdefault(name, []).append((place, int(axis)))
     found = list(lines)
     made: dict[int, list[Line]] = {}
+    given = {argument_name(name): name for name, _ in body.inputs}
+    taken = {author for line in lines for author in line.author}
     for name, sizes in read.items():
         order = body.axes.get(name, ())
         start = next((place + 1 for place, line in enumerate(lines) if name in line.names), 0)
-        own = next((line.author for line in lines if name in line.names), (body.names.get(name, ""),))
+        text = body.names.get(name, "")
+        own = next((line.author for line in lines if name in line.names), (given.get(text, text),))
         late = _is_late(lines, start, name, own, max(place for place, _ in sizes))
         axes = {axis for _, axis in sizes}
         if late and len(axes) == 1:
             [axis] = axes
-            made.setdefault(start, []).append(_single(body, name, own, order, axis))
+            made.setdefault(start, []).append(_single(body, name, own, order, axis, taken))
             found = [
                 replace(
                     line, text=line.text.replace(f"{name}.shape[{axis}]", f"_v{name[2:-1]}{axis:02d}9999_")
@@ -52,12 +56,14 @@ def with_sizes(body: Body, lines: Sequence[Line]) -> list[Line]:
 
         found = [replace(line, text=_SIZE.sub(named, line.text)) for line in found]
         target = f"({', '.join(variables)})"
-        taken = {author for line in lines for author in line.author}
         letters = _letters(body, own[0] if len(own) == 1 else "", order)
         letters = tuple(
             _WORDS.get(letter, letter) if letter in {*taken, "l"} else letter for letter in letters
         )
-        made.setdefault(start, []).append(Line(tuple(variables), target, f"{name}.shape", author=letters))
+        kinds = dict.fromkeys(variables, "int")
+        made.setdefault(start, []).append(
+            Line(tuple(variables), target, f"{name}.shape", author=letters, kinds=kinds)
+        )
     return [line for place, own in enumerate([*found, None]) for line in (*made.get(place, ()), own) if line]
 
 
@@ -72,14 +78,19 @@ def _is_late(lines: Sequence[Line], start: int, name: str, own: tuple[str, ...],
     return bool(rebound) and max(reads, default=0) <= rebound[0]
 
 
-def _single(body: Body, name: str, own: tuple[str, ...], order: Axes, axis: int) -> Line:
+def _single(
+    body: Body, name: str, own: tuple[str, ...], order: Axes, axis: int, taken: Collection[str]
+) -> Line:
+    """One size: the author's name for it, else the usual letter, or a word where a value has that name."""
     variable, torch_axis = f"_v{name[2:-1]}{axis:02d}9999_", order[axis] if axis < len(order) else axis
     code = body.frame.code
     written = author_size(code, own[0], torch_axis) if code is not None and len(own) == 1 else ""
     letters = _LETTERS.get(len(order), "n" * max(len(order), 1))
     usual = letters[torch_axis] if torch_axis < len(letters) else "size"
-    author = (written or (_WORDS["l"] if usual == "l" else usual),)
-    return Line((variable,), variable, f"{name}.shape[{axis}]", author=author)
+    if usual in {*taken, "l"}:
+        usual = _WORDS[usual] if usual in letters and len(order) in _LETTERS else "size"
+    text, kinds = f"{name}.shape[{axis}]", {variable: "int"}
+    return Line((variable,), variable, text, author=(written or usual,), kinds=kinds)
 
 
 def _letters(body: Body, name: str, order: Axes) -> tuple[str, ...]:

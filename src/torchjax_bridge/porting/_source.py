@@ -7,6 +7,7 @@ from typing import Any
 
 from torchjax_bridge.recording import Value
 
+from ._annotations import nnx_annotation
 from ._argument_trees import takes
 from ._classes import Definition
 from ._constructors import Code, Given
@@ -75,9 +76,12 @@ def _init(definition: Definition) -> list[str]:
     start = definition.fields.get("super()")
     if start is not None:
         lines.append(f"        super().__init__({start.partition('(')[2]}")
-    lines += definition.attribute_lines(
-        lambda name, text: [f"self.{name} = {text}"] if name != "super()" else []
-    )
+    code = "\n".join(map(ast.unparse, definition.written.lines))
+
+    def assigned(name: str, text: str) -> list[str]:
+        return [] if name == "super()" else [f"self.{name}{nnx_annotation(name, text, code)} = {text}"]
+
+    lines += definition.attribute_lines(assigned)
     if definition.needs_rngs and not definition.fields:
         lines.append("        del rngs")
     return lines

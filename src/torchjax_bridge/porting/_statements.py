@@ -19,6 +19,7 @@ from ._argument_trees import takes
 from ._authors import author_names
 from ._body import Body, Statement
 from ._names import VARIABLE, Line, names_of
+from ._reserved import argument_name
 from ._sizes import with_sizes
 
 __all__ = ["Written", "arguments", "canonical", "needed_calls", "parsed", "prepared", "written"]
@@ -60,7 +61,7 @@ def written(body: Body) -> Written:
 
 def arguments(body: Body) -> list[str]:
     """The arguments of ``__call__``."""
-    return [name for name, tree in body.inputs if takes(tree)]
+    return [argument_name(name) for name, tree in body.inputs if takes(tree)]
 
 
 def prepared(body: Body, always: bool = False) -> list[Line]:
@@ -111,7 +112,7 @@ def _executions(body: Body) -> list[Line]:
             author, returns = (), True
         key = (place, turn) if place else ()
         line = Line(statement.names, statement.target, statement.text, source, key, author, returns)
-        lines.append(replace(line, items=statement.items))
+        lines.append(replace(line, items=statement.items, kinds=statement.kinds))
     return lines
 
 

@@ -86,7 +86,7 @@ def record_training(
 
 
 def stuck(recording: Recording, *, training: bool) -> Iterator[Fault]:
-    """Layers that stay in the other mode when the model changes its mode.
+    """Layers that stay in the other mode when the model changes its mode, or that no layer of Flax trains like.
 
     A batch norm that stays in evaluation mode is told so where it is called.
     """
@@ -99,6 +99,9 @@ def stuck(recording: Recording, *, training: bool) -> Iterator[Fault]:
             modes = ("evaluation", "training")
             reason = f"'{path}' is in {modes[not training]} mode while the model is in {modes[training]} mode"
             yield Fault(f"{reason}; in Flax all layers change their mode together", path, SourceLine())
+        if training and is_batch_norm(module) and module.training and module.momentum is None:
+            reason = f"'{path}' has momentum=None, which averages over all batches; no layer of Flax does"
+            yield Fault(f"{reason}, so give it a momentum", path, SourceLine())
 
 
 def translate_both(

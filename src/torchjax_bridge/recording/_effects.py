@@ -14,7 +14,7 @@ from ._leaves import layer_class
 from ._numbers import Attribute, Dim, Expression, Operation, Real
 from ._source import SourceLine
 
-__all__ = ["counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
+__all__ = ["buffer_changed", "counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
 
 _INPLACE = re.compile(r"__(i\w+|set|setitem)__|[a-z]\w*[a-z0-9]_")
 _SHARES_MEMORY = re.compile(r"\.(detach|__getitem__|view|t|T\.__get__|transpose)$")
@@ -23,14 +23,18 @@ Held = tuple[nn.Module, str, str, torch.Tensor, int]
 
 
 def written_parameter(function: str, args: Sequence[Any]) -> Parameter | None:
-    """The parameter that a call is about to write to: its first argument is it, or a view of it."""
+    """What a call is about to write to, its first argument or a view of it: a parameter, or the data of a buffer.
+
+    Other writes to buffers are seen by their versions, which those to ``buffer.data`` leave as they are.
+    """
     value = args[0] if args and _INPLACE.fullmatch(short_name(function)) else None
     while isinstance(value, Value) and isinstance(value.origin, Node):
         if not _SHARES_MEMORY.search(value.origin.function):
             return None
         value = value.origin.args[0]
-    if isinstance(value, Value) and isinstance(value.origin, Parameter) and not value.origin.is_buffer:
-        return value.origin
+    origin = value.origin if isinstance(value, Value) else None
+    if isinstance(origin, Parameter) and (not origin.is_buffer or function.endswith(".data.__set__")):
+        return origin
     return None
 
 
@@ -56,8 +60,12 @@ def written_buffers(held: Sequence[Held]) -> Iterator[Fault]:
     for module, name, path, tensor, version in held:
         now = module._buffers.get(name)
         if now is not tensor or now._version != version:
-            reason = f"forward changes the buffer '{path}', and a port has no translation of that"
-            yield Fault(reason, path.rpartition(".")[0], SourceLine())
+            yield Fault(buffer_changed(path), path.rpartition(".")[0], SourceLine())
+
+
+def buffer_changed(path: str) -> str:
+    """The reason for a fault: a buffer does not stay as it was."""
+    return f"forward changes the buffer '{path}', and a port has no translation of that"
 
 
 def counted_numbers(modules: Mapping[str, nn.Module]) -> Iterator[Fault]:

@@ -23,7 +23,7 @@ from torchjax_bridge.errors import ArgumentError
 from ._caches import empty_caches, find_caches
 from ._composed import COMPOSED
 from ._copies import copy_module
-from ._effects import counted_numbers, saved_buffers, written_buffers, written_parameter
+from ._effects import buffer_changed, counted_numbers, saved_buffers, written_buffers, written_parameter
 from ._escapes import calls_between, made_again, returned_too
 from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
@@ -386,7 +386,8 @@ class _Recorder(TorchFunctionMode):
         given, given_kwargs = map_tensors(args, read), map_tensors(kwargs, read)
         parameter = written_parameter(full, given)
         if parameter is not None:
-            self.fault(f"forward writes to the parameter '{parameter.path}', and no layer of Flax does")
+            reason = f"forward writes to the parameter '{parameter.path}', and no layer of Flax does"
+            self.fault(buffer_changed(parameter.path) if parameter.is_buffer else reason)
             if name == "__set__":
                 return None
             args = (args[0].clone(), *args[1:])  # the parameter is the caller's

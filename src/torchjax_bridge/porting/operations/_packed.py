@@ -5,7 +5,7 @@ from typing import Any
 from torchjax_bridge.recording import Dim, Node, SizeOf, Value
 
 from .._lowering import Lowering
-from .._placed import Axes, Placed, RefusedError
+from .._placed import Axes, FollowsError, Placed, RefusedError
 from ._table import operation
 
 __all__: list[str] = []
@@ -30,6 +30,8 @@ def pad(
     padding_value: Any = 0.0,
     total_length: Any = None,
 ) -> list[Placed]:
+    if data in at.model.refused:
+        raise FollowsError
     if data not in at.model.packed:
         raise RefusedError("pad_packed_sequence of what no recurrent layer and no pack_padded_sequence gave")
     text, lengths, length = at.model.packed[data]

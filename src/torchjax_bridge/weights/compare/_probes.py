@@ -287,6 +287,7 @@ _LEAST_DROPOUT = 1.001  # the factor of a dropout with a rate of 0.001
 
 def _ratio(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float | None:
     """One array as a multiple of the other, by their largest element."""
+    where = where & np.isfinite(one) & np.isfinite(other)
     if not where.any():
         return None
     place = np.argmax(np.where(where, np.abs(other), 0))
