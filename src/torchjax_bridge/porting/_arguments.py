@@ -112,7 +112,14 @@ class _Search:
             known.setdefault(name, [default] * count)
 
     def _solve(self, expression: ast.expr, column: Column) -> None:
-        """Find the one argument that an expression needs and nothing else shows."""
+        """Find the one argument that an expression needs and nothing else shows; in a shape, for each of its sizes."""
+        if isinstance(expression, ast.Tuple) and not column.is_given:
+            rows = [value if isinstance(value, tuple) else () for value in column.known]
+            if all(len(row) == len(expression.elts) for row in rows):
+                for at, item in enumerate(expression.elts):
+                    sizes = [MISSING if row is MISSING else row[at] for row in column.values]
+                    self._solve(item, Column(sizes, "size"))
+            return
         known = self.instances.known
         names = {n.id for n in ast.walk(expression) if isinstance(n, ast.Name)} & set(self.init.arguments)
         for place, wanted in enumerate(column.values):

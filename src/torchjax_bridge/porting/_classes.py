@@ -34,6 +34,7 @@ from ._numbered import Family, as_attributes, as_list, families, in_place_of
 from ._optional_layers import body_with_optional, body_without
 from ._rendering import PLACE, rendered_fields
 from ._reserved import attribute_name
+from ._starts import chosen_starts
 from ._statements import Written
 
 __all__ = ["Definition", "definitions"]
@@ -309,6 +310,7 @@ class _Classes:
                 needs_rngs,
                 self.modes is not None,
                 self.modes is not None and self.modes.has_mode(instances[0].path),
+                chosen_starts(fields),
             )
         )
         for place, one in enumerate(instances):

@@ -1,7 +1,7 @@
 """The docstring of an emitted file: what it was made from, how inputs are laid out, what it holds for."""
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
@@ -24,6 +24,7 @@ def header(
     orders: Iterable[tuple[int, ...]],
     notes: Sequence[str],
     given: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> str:
     """The docstring, without quotes.
 
@@ -32,6 +33,7 @@ def header(
         orders: The order of axes in which each input comes in.
         notes: What the port holds for.
         given: The modules that stay in torch, by the arguments that stand for them.
+        chosen: The parameters and buffers whose values in a new model are the port's choice, and which they are.
     """
     kind = type(module)
     ranks = {len(order) for order in orders if order != tuple(range(len(order)))}
@@ -49,7 +51,29 @@ def header(
     for name, path in (given or {}).items():
         part = f'``TorchPart(net.get_submodule("{path}"))`` of torchjax_bridge.porting'
         lines += ["", *textwrap.wrap(f"``{name}`` is '{path}', which stays in torch: {part}.", _WIDTH)]
+    for text in _starts(chosen or {}):
+        lines += ["", *textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines) + "\n"
+
+
+def _starts(chosen: Mapping[str, str]) -> Iterator[str]:
+    """What a new model does not start with as torch's does."""
+    for what, start in (
+        (
+            "parameter",
+            "small random numbers, the port's own choice: the code does not say for certain with which",
+        ),
+        ("buffer", "zeros: the values come with the weights"),
+    ):
+        names = [f"``{name}``" for name, kind in chosen.items() if kind == what]
+        if names:
+            plural, verb = ("s", "start") if len(names) > 1 else ("", "starts")
+            yield f"In a new model the {what}{plural} {_listed(names)} {verb} as {start}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _version(name: str) -> str:

@@ -200,8 +200,11 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if not classes:
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
+    chosen = {f"{one.name}.{attribute}": what for one in classes for attribute, what in one.chosen.items()}
     with _mistakes(name):
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(
+            classes, header(module, model.input_orders.values(), notes, given, chosen), parts.values()
+        )
         rules = rules_of(model)
         kind = _load(source, classes[-1].name)
         if to == "linen":
@@ -233,7 +236,9 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         refuse(conditions(recording, assumed)[1], name)
     if not fits:
         notes.append("inputs of the example's sizes: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, model.input_orders.values(), notes, given), parts.values())
+        source = source_of(
+            classes, header(module, model.input_orders.values(), notes, given, chosen), parts.values()
+        )
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

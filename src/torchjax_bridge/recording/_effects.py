@@ -14,8 +14,9 @@ from ._leaves import layer_class
 from ._numbers import Attribute, Dim, Expression, Operation, Real
 from ._source import SourceLine
 
-__all__ = ["counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
+__all__ = ["changed_buffer", "counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
 
+_CHANGES = "forward changes the buffer '"
 _INPLACE = re.compile(r"__(i\w+|set|setitem)__|[a-z]\w*[a-z0-9]_")
 _SHARES_MEMORY = re.compile(r"\.(detach|data\.__get__|__getitem__|view|t|T\.__get__|transpose)$")
 
@@ -56,8 +57,13 @@ def written_buffers(held: Sequence[Held]) -> Iterator[Fault]:
     for module, name, path, tensor, version in held:
         now = module._buffers.get(name)
         if now is not tensor or now._version != version:
-            reason = f"forward changes the buffer '{path}', and a port has no translation of that"
+            reason = f"{_CHANGES}{path}', and a port has no translation of that"
             yield Fault(reason, path.rpartition(".")[0], SourceLine())
+
+
+def changed_buffer(fault: Fault) -> str:
+    """The full name of the buffer that a fault says is changed, or ``""``."""
+    return fault.reason.removeprefix(_CHANGES).partition("'")[0] if fault.reason.startswith(_CHANGES) else ""
 
 
 def counted_numbers(modules: Mapping[str, nn.Module]) -> Iterator[Fault]:
