@@ -112,7 +112,7 @@ class _Search:
             known.setdefault(name, [default] * count)
 
     def _solve(self, expression: ast.expr, column: Column) -> None:
-        """Find the one argument that an expression needs and nothing else shows; in a shape, for each of its sizes."""
+        """Find the one argument that an expression, or each size of a shape, needs and nothing else shows."""
         if isinstance(expression, ast.Tuple) and not column.is_given:
             rows = [value if isinstance(value, tuple) else () for value in column.known]
             if all(len(row) == len(expression.elts) for row in rows):

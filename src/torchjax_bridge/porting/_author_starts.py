@@ -165,14 +165,11 @@ class _Walk:
         state: Reading,
         numbers: Numbers,
     ) -> Reading:
-        """The state after an ``if``: known if its condition is, or if both ways agree or one makes no parameter."""
+        """The state after an ``if``: known if its condition is, or if both ways agree or only one makes values."""
         held = numbers.truth(test)
         if held is not None:
             return self.body(body if held else orelse, state, numbers)
-        one, other = self.body(body, state, numbers), self.body(orelse, state, numbers)
-        if one == other or other == ABSENT:
-            return one
-        return other if one == ABSENT else _UNREAD
+        return _either(self.body(body, state, numbers), self.body(orelse, state, numbers))
 
     def _created(self, value: ast.expr, numbers: Numbers) -> Reading:
         match value:
@@ -182,8 +179,7 @@ class _Walk:
                 held = numbers.truth(test)
                 if held is not None:
                     return self._created(body if held else orelse, numbers)
-                one, other = self._created(body, numbers), self._created(orelse, numbers)
-                return one if one == other or other == ABSENT else other if one == ABSENT else _UNREAD
+                return _either(self._created(body, numbers), self._created(orelse, numbers))
             case ast.Call(func=function, args=[data, *_]) if numbers.resolved(function) is nn.Parameter:
                 return expression(data, numbers) or _UNREAD
         return _UNREAD
@@ -241,6 +237,14 @@ class _Walk:
             if any(_speaks_deeply(self.module, method, self.name) for method in methods):
                 return _UNREAD
         return state
+
+
+def _either(one: Reading, other: Reading) -> Reading:
+    """What is known where one of two holds: a tensor that is never filled is no start of anybody's."""
+    for given, instead in ((one, other), (other, one)):
+        if given.kind in ("absent", "empty") and instead != ABSENT:
+            return instead
+    return one if one == other else _UNREAD
 
 
 def _speaks_deeply(module: nn.Module, function: Callable[..., Any], name: str) -> bool:
