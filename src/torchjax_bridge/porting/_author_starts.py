@@ -6,8 +6,9 @@ loop or any other use of a parameter leaves it unread. Runs no code of the autho
 
 import ast
 import functools
+import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,7 +17,15 @@ from ._author_init import parsed_function, replaced
 from ._author_numbers import Numbers, is_stored, own_attribute
 from ._author_tensors import Reading, expression, initializer, written_in_place
 
-__all__ = ["ABSENT", "attribute_stores", "author_classes", "author_start", "method_of", "syntax_of"]
+__all__ = [
+    "ABSENT",
+    "attribute_stores",
+    "author_classes",
+    "author_start",
+    "method_of",
+    "scope_of",
+    "syntax_of",
+]
 
 ABSENT = Reading("absent")
 """The start of a tensor that the author's code never speaks of."""
@@ -55,15 +64,22 @@ def author_classes(kind: type[nn.Module]) -> list[type]:
 
 def method_of(kind: type[nn.Module], name: str) -> Callable[..., Any] | None:
     """A method of the author's."""
-    found = next((vars(one)[name] for one in kind.__mro__ if name in vars(one)), None)
-    code = getattr(found, "__globals__", {}).get("__name__", "")
-    return None if found is None or code.startswith("torch.nn.modules.") else found
+    owner = next((one for one in kind.__mro__ if name in vars(one)), None)
+    found = None if owner is None or owner.__module__.startswith("torch.nn.modules.") else vars(owner)[name]
+    return found if callable(found) else None
+
+
+def scope_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The names of the file that a function is in."""
+    return getattr(inspect.unwrap(function), "__globals__", {})
 
 
 @functools.lru_cache(maxsize=512)
 def syntax_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
     """The syntax tree of a function, which nobody may change; a method's first argument is called ``self``."""
     tree = parsed_function(function)
+    if isinstance(function, staticmethod):
+        return tree
     holder = getattr(function, "__qualname__", "").rpartition(".")[0]
     if tree is None or not holder or holder.endswith("<locals>") or not tree.args.args:
         return tree
@@ -102,8 +118,7 @@ class _Walk:
         tree = syntax_of(function)
         if tree is None:
             return _UNREAD
-        scope = getattr(function, "__globals__", {})
-        numbers = Numbers(tree, scope, self.module, attribute_stores(type(self.module)))
+        numbers = Numbers(tree, scope_of(function), self.module, attribute_stores(type(self.module)))
         early = any(isinstance(node, ast.Return) and node not in tree.body for node in ast.walk(tree))
         if early and self._concerns(tree):
             return _UNREAD

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from ._author_numbers import own_attribute
-from ._author_starts import author_classes, method_of, syntax_of
+from ._author_starts import author_classes, method_of, scope_of, syntax_of
 
 __all__ = ["may_be_rewritten"]
 
@@ -52,7 +52,7 @@ def _reached(kind: type[nn.Module]) -> list[tuple[ast.FunctionDef | None, Mappin
         if function in seen:
             continue
         seen.append(function)
-        tree, scope = syntax_of(function), getattr(function, "__globals__", {})
+        tree, scope = syntax_of(function), scope_of(function)
         found.append((tree, scope))
         if tree is not None:
             waiting += _led_to(tree, scope, kind, everything=function not in starts)
