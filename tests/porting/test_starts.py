@@ -68,6 +68,23 @@ class Draws(nn.Module):
         return x
 
 
+class Listed(nn.Module):
+    """Parameters in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList([nn.Parameter(3 * torch.randn(20, 8)) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.tables[0].mean() + self.tables[1].mean()
+
+
+def test_parameters_of_a_list_start_as_the_list_is_made() -> None:
+    source = port(Listed(), torch.randn(2, 4)).source
+    assert "3.0 * jax.random.normal(rngs.params(), (20, 8))" in source
+    assert "In a new model" not in source
+
+
 class Constants(nn.Module):
     """Parameters that start as constants and regular tables."""
 
@@ -299,11 +316,11 @@ class Unread(nn.Module):
             for parameter in (self.alias, self.argument):
                 parameter.add_(torch.randn(4))
 
-    def _start(self, module: nn.Module) -> None:
+    def _start(self, module: Any) -> None:
         if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.read)
+            nn.init.zeros_(module.read)  # type: ignore[arg-type]
         if hasattr(module, "applied"):
-            module.applied.data.fill_(3.0)  # type: ignore[union-attr, operator]
+            module.applied.data.fill_(3.0)
             module.applied.data += torch.randn(4)
 
     def init_weights(self) -> None:
@@ -333,7 +350,7 @@ class Outer(nn.Module):
 def test_what_cannot_be_read_is_never_guessed(to: _To) -> None:
     torch.manual_seed(0)
     source = port(Unread(0.1), torch.randn(2, 4), to=to, verify=False).source
-    [said] = [line for line in source.replace("\n", " ").split("In a new model")[1:2]]
+    said = source.split("In a new model")[1]
     said = " ".join(said.partition(_CHOICE)[0].split())
     unread = {name for name, _ in Unread(0.1).named_parameters()} - {"read"}
     assert {name for name in unread if f"``Unread.{name}``" in said} == unread
@@ -380,9 +397,10 @@ class Standardised(nn.Conv2d):
 @pytest.mark.parametrize("to", _LIBRARIES)
 def test_a_layer_of_torchs_with_another_forward_starts_as_the_layer_does(to: _To) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(Standardised(32, 64, 3))
+    layer = Standardised(32, 64, 3)
+    net = nn.Sequential(layer)
     ported = port(net, torch.randn(2, 32, 8, 8), to=to, verify=False)
     source = ported.source
     assert "In a new model" not in source
     assert 'variance_scaling(1 / 3, "fan_in", "uniform")' in source
-    assert abs(float(net[0].weight.detach().std()) - (1 / 3 / 288) ** 0.5) < 0.002
+    assert abs(float(layer.weight.detach().std()) - (1 / 3 / 288) ** 0.5) < 0.002

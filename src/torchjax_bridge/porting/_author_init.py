@@ -143,10 +143,10 @@ class AuthorInit:
                 else:
                     self._match(item, expression, found)
         elif isinstance(tree, Start):  # nn.Parameter(0.02 * torch.randn(dim))
-            shape = _shape_of(value)
-            for column in columns(tree) if shape is not None else ():
-                if column.setting == "shape":
-                    self._match(column, shape, found)
+            if (shape := _shape_of(value)) is not None:
+                for column in columns(tree):
+                    if column.setting == "shape":
+                        self._match(column, shape, found)
         elif isinstance(tree, Call):
             given = bound_arguments(target.__init__, value, skip=1)  # type: ignore[misc]
             for setting, item in (*_settings(tree), *tree.kwargs.items()):

@@ -34,7 +34,7 @@ _READS = {"shape", "size", "dim", "ndim", "numel", "device", "dtype", "requires_
 _USUAL = ("reset_parameters", "init_weights", "_reset_parameters", "_init_weights")
 
 
-def author_start(module: nn.Module, name: str) -> Reading | None:
+def author_start(module: nn.Module, name: str, item: int | None = None) -> Reading | None:
     """How the author starts a parameter or a buffer of a module.
 
     None where the code does not say it for certain, `ABSENT` where it says nothing.
@@ -42,8 +42,9 @@ def author_start(module: nn.Module, name: str) -> Reading | None:
     Args:
         module: The module.
         name: The attribute that holds the tensor.
+        item: Its place, where the attribute is a ``ParameterList``.
     """
-    walk = _Walk(module, name)
+    walk = _Walk(module, name, item)
     state = ABSENT
     for kind in author_classes(type(module)):
         function = vars(kind).get("__init__")
@@ -109,8 +110,8 @@ def _names(tree: ast.AST | None, name: str) -> bool:
 class _Walk:
     """The statements that concern one parameter of a module."""
 
-    def __init__(self, module: nn.Module, name: str) -> None:
-        self.module, self.name = module, name
+    def __init__(self, module: nn.Module, name: str, item: int | None) -> None:
+        self.module, self.name, self.item = module, name, item
         self.followed: set[str] = set()
 
     def method(self, function: Callable[..., Any], state: Reading) -> Reading:
@@ -118,7 +119,8 @@ class _Walk:
         tree = syntax_of(function)
         if tree is None:
             return _UNREAD
-        numbers = Numbers(tree, scope_of(function), self.module, attribute_stores(type(self.module)))
+        kind: Any = type(self.module)
+        numbers = Numbers(tree, scope_of(function), self.module, attribute_stores(kind))
         early = any(isinstance(node, ast.Return) and node not in tree.body for node in ast.walk(tree))
         if early and self._concerns(tree):
             return _UNREAD
@@ -195,7 +197,18 @@ class _Walk:
                 if held is not None:
                     return self._created(body if held else orelse, numbers)
                 return _either(self._created(body, numbers), self._created(orelse, numbers))
-            case ast.Call(func=function, args=[data, *_]) if numbers.resolved(function) is nn.Parameter:
+            case ast.Call(func=function, args=[whole]) if self.item is not None:
+                item = _item(whole, self.item) if numbers.resolved(function) is nn.ParameterList else None
+                return _UNREAD if item is None else self._made(item, numbers)
+        return self._made(value, numbers) if self.item is None else _UNREAD
+
+    def _made(self, value: ast.expr, numbers: Numbers) -> Reading:
+        """What ``nn.Parameter(...)`` makes."""
+        match value:
+            case (
+                ast.Call(func=function, args=[data, *_])
+                | ast.Call(func=function, args=[], keywords=[ast.keyword(arg="data", value=data), *_])
+            ) if numbers.resolved(function) is nn.Parameter:
                 return expression(data, numbers) or _UNREAD
         return _UNREAD
 
@@ -239,8 +252,10 @@ class _Walk:
         """The state after code that asks for the shape of the parameter and the like; any other may write it."""
         harmless: set[ast.AST] = set()
         for inner in ast.walk(node):
-            if isinstance(inner, ast.Attribute) and inner.attr in _READS:
-                harmless.add(inner.value)
+            if isinstance(inner, ast.Attribute):
+                is_note = isinstance(inner.ctx, ast.Store) and inner.attr != "data"
+                if is_note or inner.attr in _READS:
+                    harmless.add(inner.value)
             elif isinstance(inner, ast.Compare) and all(map(_is_none, inner.comparators)):
                 harmless.add(inner.left)
         for inner in ast.walk(node):
@@ -252,6 +267,16 @@ class _Walk:
             if any(_speaks_deeply(self.module, method, self.name) for method in methods):
                 return _UNREAD
         return state
+
+
+def _item(whole: ast.expr, place: int) -> ast.expr | None:
+    """The expression of one item of a list."""
+    match whole:
+        case ast.ListComp(elt=item) | ast.GeneratorExp(elt=item):
+            return item
+        case ast.List(elts=items) if not any(isinstance(item, ast.Starred) for item in items):
+            return items[place] if place < len(items) else None
+    return None
 
 
 def _either(one: Reading, other: Reading) -> Reading:

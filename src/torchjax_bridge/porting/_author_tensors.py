@@ -10,6 +10,7 @@ import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import nn
@@ -305,7 +306,8 @@ def initializer(node: ast.Call, numbers: Numbers) -> Reading | None:
     if not isinstance(function, types.FunctionType) or not (is_own or is_timm):
         return None
     given = bound_arguments(function, node)
-    if any(isinstance(arg, ast.Starred) for arg in node.args) or "generator" in given:
+    spread = any(isinstance(a, ast.Starred) for a in node.args) or any(k.arg is None for k in node.keywords)
+    if spread or "generator" in given:
         return None
     words = {n: v.value for n, v in given.items() if isinstance(v, ast.Constant) and isinstance(v.value, str)}
     known: dict[str, Number] = {}
@@ -340,7 +342,8 @@ def _initialized(name: str, known: Mapping[str, Number], words: Mapping[str, str
     if scheme == "xavier":
         gain, fan = known["gain"].value, "fan_avg"
     else:
-        gain, fan = nn.init.calculate_gain(words["nonlinearity"], known["a"].value), words["mode"]
+        curve: Any = words["nonlinearity"]
+        gain, fan = nn.init.calculate_gain(curve, known["a"].value), words["mode"]
     squared = float(gain) ** 2
     near = Fraction(squared).limit_denominator(64)
     squared = float(near) if math.isclose(near, squared, rel_tol=1e-12) else squared

@@ -31,13 +31,13 @@ def may_be_rewritten(modules: Mapping[str, nn.Module], path: str, name: str) -> 
         name: Its name.
     """
     parts = path.split(".") if path else []
-    holders = [modules.get(".".join(parts[:count])) for count in range(len(parts) + 1)]
-    return any(
-        tree is None or _Search(holder, modules[path], name, scope).finds(tree)
-        for holder in holders
-        if holder is not None
-        for tree, scope in _reached(type(holder))
-    )
+    paths = (".".join(parts[:count]) for count in range(len(parts) + 1))
+    for holder in (modules[one] for one in paths if one in modules):
+        kind: Any = type(holder)
+        for tree, scope in _reached(kind):
+            if tree is None or _Search(holder, modules[path], name, scope).finds(tree):
+                return True
+    return False
 
 
 @functools.lru_cache(maxsize=128)

@@ -27,6 +27,7 @@ __all__ = ["KEY", "buffer_start", "chosen_starts", "parameter_start"]
 
 KEY = "rngs.params()"
 _FEW = 32  # elements; a longer list says nothing to a reader
+_LARGEST = 2**24  # elements, among which a rule is looked for
 _CHOSEN = Reading("normal", {"mean": Number.of(0.0), "std": Number.of(0.02)})
 
 
@@ -70,14 +71,14 @@ def buffer_start(model: Model, name: str, origin: Parameter, order: Axes, *, is_
     if is_statistic:
         return Start(start, [filled(1.0)], ")", fallback=zeros) if name == "var" else zeros
     reading = _read(model, origin)
-    is_state = origin.path in model.written_buffers
+    is_unknown = origin.path in model.written_buffers or tensor.device.type == "meta"
     made: Tree | None = None
-    if reading is not None and reading.kind == "full" and is_state:
+    if reading is not None and reading.kind == "full" and is_unknown:
         value = reading.numbers["value"].value
         made = filled(float(value) if isinstance(zero, float) else int(value))
     elif reading is not None and reading.kind in ("normal", "uniform"):
         made = _drawn(reading, _shape(tensor, name), name, tensor)
-    elif not is_state:
+    elif not is_unknown:
         number = _only_value(tensor)
         made = _constant(tensor, name) if number is None else filled(number)
     return zeros if made is None else Start(start, [made], ")", fallback=zeros)
@@ -117,8 +118,13 @@ def _only_value(tensor: torch.Tensor) -> float | complex | None:
 def _read(model: Model, origin: Parameter) -> Reading | None:
     """How the author's code starts a tensor, if nothing else in the model may write it after that."""
     path, kind = origin.path.rpartition(".")[0], type(origin.owner)
-    reading = author_start(origin.owner, origin.name)
-    if reading is None or may_be_rewritten(model.modules, path, origin.name):
+    if isinstance(origin.owner, nn.ParameterList):
+        holder, _, name = path.rpartition(".")
+        reading = author_start(model.modules[holder], name, int(origin.name))
+        path = holder
+    else:
+        name, reading = origin.name, author_start(origin.owner, origin.name)
+    if reading is None or may_be_rewritten(model.modules, path, name):
         return None
     if reading is not ABSENT:
         return reading
