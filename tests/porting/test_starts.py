@@ -332,18 +332,53 @@ class Unread(nn.Module):
         return x
 
 
-class Outer(nn.Module):
-    """A model that writes the parameters of a module inside it."""
+def _start(module: Any) -> None:
+    if isinstance(module, Queries):
+        nn.init.normal_(module.queries)
 
-    def __init__(self, everything: bool) -> None:
+
+class Around(nn.Module):
+    """A model around a module with a parameter."""
+
+    def __init__(self) -> None:
         super().__init__()
         self.inner = Queries(3, 16)
-        if everything:
-            for parameter in self.parameters():
-                nn.init.normal_(parameter)
+        self.linear = nn.Linear(4, 4)
+        nn.init.zeros_(self.linear.weight)
+        self.size = sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)
+        return self.linear(self.inner(x))
+
+
+class Looping(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        chosen = [parameter for name, parameter in self.named_parameters() if name != "bias"]
+        for parameter in chosen:
+            nn.init.normal_(parameter)
+
+
+class Naming(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.normal_(self.inner.queries)
+
+
+class Applying(Around):
+    def __init__(self) -> None:
+        super().__init__()
+        self.apply(_start)
+
+
+@pytest.mark.parametrize("kind", [Looping, Naming, Applying])
+def test_a_model_that_writes_parameters_of_modules_inside_leaves_them_unread(kind: type[nn.Module]) -> None:
+    source = port(kind(), torch.randn(2, 4), verify=False).source
+    assert "In a new model the parameter ``Queries.queries`` starts as small random numbers" in source
+
+
+def test_a_model_that_writes_others_does_not() -> None:
+    assert "In a new model" not in port(Around(), torch.randn(2, 4), verify=False).source
 
 
 @pytest.mark.parametrize("to", _LIBRARIES)
@@ -355,8 +390,6 @@ def test_what_cannot_be_read_is_never_guessed(to: _To) -> None:
     unread = {name for name, _ in Unread(0.1).named_parameters()} - {"read"}
     assert {name for name in unread if f"``Unread.{name}``" in said} == unread
     assert "Unread.read" not in source
-    source = port(Outer(True), torch.randn(2, 4), to=to, verify=False).source
-    assert "In a new model the parameter ``Queries.queries`` starts as small random numbers" in source
 
 
 class Mixed(nn.Module):

@@ -19,7 +19,7 @@ from ._rendering import PLACE
 
 __all__ = ["Arguments", "arguments_of"]
 
-_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial", PLACE}
+_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial", "key", PLACE}
 _GENERIC = {"feature_group_count": "groups", "num_features": "features", "kernel_dilation": "dilation"}
 _GENERIC |= {"strides": "stride"}
 _NOT_COUNTS = {"kernel_size", "strides", "padding", "kernel_dilation", "stride", "dilation"}

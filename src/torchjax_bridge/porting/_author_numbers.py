@@ -22,6 +22,7 @@ __all__ = ["Number", "Numbers", "combined", "is_stored", "own_attribute"]
 
 _FUNCTIONS = (math.sqrt, math.log, math.exp, math.pow, np.sqrt, np.log, np.exp)
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+_FACTORIES = ("empty", "zeros", "ones", "randn", "rand")
 _NEUTRAL = {"+": 0, "*": 1}
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
@@ -136,19 +137,22 @@ class Numbers:
 
     def _sizes(self, written: ast.expr, live: nn.Parameter, arguments: set[str]) -> Iterator[tuple[str, Any]]:
         """The arguments that are sizes of a parameter: ``nn.Parameter(torch.randn(1, count, dim))``."""
-        for node in ast.walk(written):
-            match node:
-                case ast.Call(func=ast.Attribute(attr="view" | "reshape" | "t" | "permute" | "repeat")):
-                    return
-                case ast.Call(
-                    func=ast.Attribute(attr="empty" | "zeros" | "ones" | "randn" | "rand"), args=args
-                ):
-                    items = args[0].elts if len(args) == 1 and isinstance(args[0], ast.Tuple) else args
-                    if len(items) == live.dim() and not any(isinstance(i, ast.Starred) for i in items):
-                        for item, size in zip(items, live.shape, strict=True):
-                            if isinstance(item, ast.Name) and item.id in arguments:
-                                yield item.id, size
-                    return
+        names = [n.func.attr for n in ast.walk(written) if _is_method(n)]  # type: ignore[attr-defined]
+        if names.count("Parameter") > 1 or not set(names) <= {
+            *_FACTORIES,
+            "Parameter",
+            "normal_",
+            "uniform_",
+        }:
+            return
+        calls = [n for n in ast.walk(written) if _is_method(n) and n.func.attr in _FACTORIES]  # type: ignore[attr-defined]
+        for call in calls if len(calls) == 1 else ():
+            args = call.args  # type: ignore[attr-defined]
+            items = args[0].elts if len(args) == 1 and isinstance(args[0], ast.Tuple) else args
+            if len(items) == live.dim() and not any(isinstance(item, ast.Starred) for item in items):
+                for item, size in zip(items, live.shape, strict=True):
+                    if isinstance(item, ast.Name) and item.id in arguments:
+                        yield item.id, size
 
     def _settings(self, written: ast.expr, live: nn.Module, arguments: set[str]) -> Iterator[tuple[str, Any]]:
         """The arguments that are settings of a layer: ``nn.Linear(dim, hidden)``."""
@@ -158,6 +162,10 @@ class Numbers:
             value = vars(live).get(setting)
             if isinstance(item, ast.Name) and item.id in arguments and type(value) in (int, float):
                 yield item.id, value
+
+
+def _is_method(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
 
 
 def is_stored(node: ast.AST, kind: type[ast.AST]) -> bool:
@@ -181,7 +189,8 @@ class _Known(ast.NodeTransformer):
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         name, module = own_attribute(node), self.numbers.module
         if name:
-            value = plain(vars(module).get(name, UnknownError))
+            of_class = next((vars(k)[name] for k in type(module).__mro__ if name in vars(k)), UnknownError)
+            value = plain(vars(module).get(name, of_class))
             is_known = isinstance(value, _PLAIN) and self.numbers.stores[name] < 2
             return ast.Constant(value) if is_known else node
         value = self.numbers.resolved(node)

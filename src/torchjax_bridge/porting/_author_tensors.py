@@ -270,8 +270,10 @@ def _factory(name: str, node: ast.Call, numbers: Numbers) -> Reading | None:
     known = [number.value for number in found if number is not None]
     if len(known) != len(found) or not known:
         return None
+    if name != "linspace" and not all(type(number) is int for number in known):
+        return None
     if name == "eye" and len(known) <= 2:
-        return _made(f"jnp.eye({', '.join(map(repr, known))})", *(int(n) for n in (known * 2)[:2]))
+        return _made(f"jnp.eye({', '.join(map(repr, known))})", *map(int, (known * 2)[:2]))
     if name == "arange" and len(known) <= 3:
         text = ", ".join(map(repr, known))
         return _made(f"jnp.arange({text}, dtype=jnp.float32)", len(torch.arange(*known)))

@@ -17,7 +17,7 @@ from ._author_starts import author_classes, method_of, scope_of, syntax_of
 
 __all__ = ["may_be_rewritten"]
 
-_PARAMETERS = {"parameters", "named_parameters"}
+_PARAMETERS = {"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"}
 _MOST = 100  # functions that one __init__ leads to
 _READS = {"shape", "size", "dim", "ndim", "numel", "device", "dtype", "requires_grad"}
 
@@ -84,7 +84,7 @@ class _Search(ast.NodeVisitor):
     def __init__(self, holder: nn.Module, target: nn.Module, name: str, scope: Mapping[str, Any]) -> None:
         self.holder, self.target, self.name, self.scope = holder, target, name, scope
         self.local: set[str] = set()
-        self.found = False
+        self.writes = self.found = False
 
     def finds(self, tree: ast.AST) -> bool:
         """Whether there is any."""
@@ -93,6 +93,7 @@ class _Search(ast.NodeVisitor):
                 self.local.add(node.arg)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 self.local.add(node.id)
+        self.writes = _writes(tree)
         self.visit(tree)
         return self.found
 
@@ -102,18 +103,14 @@ class _Search(ast.NodeVisitor):
         for line in node.orelse:
             self.visit(line)
 
-    def visit_For(self, node: ast.For) -> None:
-        for inner in ast.walk(node.iter):
-            if isinstance(inner, ast.Attribute) and inner.attr in _PARAMETERS and _writes(node):
-                owner = self._module(inner.value)
-                self.found |= owner is None or self.target in owner.modules()
-        self.generic_visit(node)
-
     def visit_Attribute(self, node: ast.Attribute) -> None:
         if node.attr in _READS:
             if not isinstance(node.value, ast.Attribute):
                 self.visit(node.value)
             return
+        if node.attr in _PARAMETERS and self.writes:
+            owner = self._module(node.value)
+            self.found |= owner is None or self.target in owner.modules()
         if node.attr == self.name:
             owner = self._module(node.value)
             self.found |= owner is None or (owner is self.target and owner is not self.holder)
@@ -162,13 +159,23 @@ class _Search(ast.NodeVisitor):
 _NOWHERE = nn.Module()
 
 
-def _writes(loop: ast.For) -> bool:
-    """Whether the body of a loop writes tensors: it calls ``normal_`` or the like, or sets ``data``."""
-    for node in (inner for line in loop.body for inner in ast.walk(line)):
+def _writes(tree: ast.AST) -> bool:
+    """Whether code writes a tensor that has a name of its own: ``normal_(p)``, ``p.data.zero_()``, ``p.data = x``."""
+    for node in ast.walk(tree):
         match node:
-            case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name.endswith("_"):
-                if name != "requires_grad_":
+            case ast.Call(func=ast.Attribute(value=held, attr=name), args=args) if name.endswith("_"):
+                if name != "requires_grad_" and any(_is_local(one) for one in (held, *args[:1])):
                     return True
-            case ast.Attribute(attr="data", ctx=ast.Store()):
+            case ast.Call(func=ast.Name(id=name), args=[first, *_]) if name.endswith("_") and _is_local(
+                first
+            ):
+                return True
+            case ast.Attribute(value=ast.Name(), attr="data", ctx=ast.Store()):
                 return True
     return False
+
+
+def _is_local(node: ast.expr) -> bool:
+    """``p`` or ``p.data``, which may be any parameter."""
+    inner = node.value if isinstance(node, ast.Attribute) and node.attr == "data" else node
+    return isinstance(inner, ast.Name) and inner.id != "self"

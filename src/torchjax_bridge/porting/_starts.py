@@ -198,7 +198,7 @@ def _initialized(reading: Reading, shape: Column, name: str, order: Axes) -> Tre
     return Items("", [Call(function, args, places), Items("(", [Text(KEY), shape], ")")], "", between="")
 
 
-def _made(reading: Reading, tensor: torch.Tensor, name: str) -> Tree:
+def _made(reading: Reading, tensor: torch.Tensor, name: str) -> Tree | None:
     """A regular table of the author's."""
     [text] = reading.words
     shape = tuple(tensor.shape)
@@ -206,6 +206,8 @@ def _made(reading: Reading, tensor: torch.Tensor, name: str) -> Tree:
         text, made_shape = f"{text}({', '.join(map(str, shape))})", shape
     else:
         made_shape = reading.shape
+    if math.prod(made_shape) != tensor.numel():
+        return None
     table = _tree(text, name)
     if made_shape != shape:
         table = _reshaped(table, _shape(tensor, name))
