@@ -160,7 +160,7 @@ _NOWHERE = nn.Module()
 
 
 def _writes(tree: ast.AST) -> bool:
-    """Whether code writes a tensor that has a name of its own: ``normal_(p)``, ``p.data.zero_()``, ``p.data = x``."""
+    """Whether code writes a tensor with a name of its own: ``normal_(p)``, ``p.data.zero_()``, ``p.data = x``."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(func=ast.Attribute(value=held, attr=name), args=args) if name.endswith("_"):
