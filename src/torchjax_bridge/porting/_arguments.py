@@ -19,7 +19,7 @@ from ._rendering import PLACE
 
 __all__ = ["Arguments", "arguments_of"]
 
-_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial", PLACE}
+_RESERVED = {"self", "rngs", "jax", "jnp", "nnx", "np", "nn", "partial", "key", PLACE}
 _GENERIC = {"feature_group_count": "groups", "num_features": "features", "kernel_dilation": "dilation"}
 _GENERIC |= {"strides": "stride"}
 _NOT_COUNTS = {"kernel_size", "strides", "padding", "kernel_dilation", "stride", "dilation"}
@@ -113,7 +113,14 @@ class _Search:
             known.setdefault(name, [default] * count)
 
     def _solve(self, expression: ast.expr, column: Column) -> None:
-        """Find the one argument that an expression needs and nothing else shows."""
+        """Find the one argument that an expression, or each size of a shape, needs and nothing else shows."""
+        if isinstance(expression, ast.Tuple) and not column.is_given:
+            rows = [value if isinstance(value, tuple) else () for value in column.known]
+            if all(len(row) == len(expression.elts) for row in rows):
+                for at, item in enumerate(expression.elts):
+                    sizes = [MISSING if row is MISSING else row[at] for row in column.values]
+                    self._solve(item, Column(sizes, "size"))
+            return
         known = self.instances.known
         names = {n.id for n in ast.walk(expression) if isinstance(n, ast.Name)} & set(self.init.arguments)
         for place, wanted in enumerate(column.values):

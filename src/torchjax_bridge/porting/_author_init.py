@@ -15,9 +15,17 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ._constructors import Call, Column, Either, Indexed, Items, Run, Tree, columns, indexed
+from ._constructors import Call, Column, Either, Indexed, Items, Run, Start, Tree, columns, indexed
 
-__all__ = ["AuthorInit", "Hint", "author_init", "parsed_function", "replaced"]
+__all__ = [
+    "AuthorInit",
+    "Hint",
+    "author_init",
+    "bound_arguments",
+    "parsed_function",
+    "replaced",
+    "settled_names",
+]
 
 # What torch calls the settings of its layers, by Flax's name.
 _TORCH_NAMES = {
@@ -70,6 +78,9 @@ class AuthorInit:
         """For each column of the attributes, by its identity, what the author wrote for it."""
         found: dict[int, list[Hint]] = {}
         for name, tree in fields.items():
+            for column in columns(tree):
+                if column.written:
+                    found.setdefault(id(column), []).append(Hint(ast.parse(column.written, mode="eval").body))
             for value, condition in self.assigned.get(name, ()):
                 self._match_under(condition, tree, value, found)
         return found
@@ -131,15 +142,13 @@ class AuthorInit:
                     return
                 else:
                     self._match(item, expression, found)
-        elif (
-            isinstance(tree, Items) and tree.items and value.args
-        ):  # a parameter: nn.Parameter(torch.ones(dim))
-            inner = next((a for a in value.args if isinstance(a, ast.Call)), None)
-            if inner is not None and inner.args and isinstance(tree.items[0], Column):
-                shape = inner.args[0] if len(inner.args) == 1 else ast.Tuple(list(inner.args), ast.Load())
-                self._match(tree.items[0], shape, found)
+        elif isinstance(tree, Start):  # nn.Parameter(0.02 * torch.randn(dim))
+            if (shape := _shape_of(value)) is not None:
+                for column in columns(tree):
+                    if column.setting == "shape":
+                        self._match(column, shape, found)
         elif isinstance(tree, Call):
-            given = _bound(target.__init__, value, skip=1)  # type: ignore[misc]
+            given = bound_arguments(target.__init__, value, skip=1)  # type: ignore[misc]
             for setting, item in (*_settings(tree), *tree.kwargs.items()):
                 names = (*_TORCH_NAMES.get(setting, ()), setting)
                 written_as = next((given[name] for name in names if name in given), None)
@@ -179,6 +188,17 @@ class AuthorInit:
         return None
 
 
+def _shape_of(parameter: ast.Call) -> ast.expr | None:
+    """The shape that a factory of torch's is given inside ``nn.Parameter(...)``."""
+    factories = ("zeros", "ones", "empty", "full", "randn", "rand", "Tensor", "FloatTensor")
+    for node in ast.walk(parameter):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=name), args=[first, *rest]) if name in factories:
+                is_whole = not rest or name == "full"
+                return first if is_whole else ast.Tuple([first, *rest], ast.Load())
+    return None
+
+
 def _settings(call: Call) -> Iterator[tuple[str, Tree]]:
     for item in call.args:
         if isinstance(item, Column | Indexed):
@@ -196,7 +216,7 @@ def author_init(kind: type[nn.Module]) -> AuthorInit:
         p.name: p.default for p in plain if p.default is None or type(p.default) in (bool, int, float, str)
     }
     found = AuthorInit([p.name for p in plain], defaults, scope=kind.__init__.__globals__)
-    found.settled = _settled_names(tree, {p.name for p in parameters})
+    found.settled = settled_names(tree, {p.name for p in parameters})
     found.assigned, found.lists = _assignments(tree.body), _lists(tree.body)
     return found
 
@@ -210,7 +230,7 @@ def parsed_function(function: Callable[..., Any]) -> ast.FunctionDef | None:
     return tree if isinstance(tree, ast.FunctionDef) else None
 
 
-def _settled_names(tree: ast.FunctionDef, taken: set[str]) -> dict[str, ast.expr]:
+def settled_names(tree: ast.FunctionDef, taken: set[str]) -> dict[str, ast.expr]:
     """The local variables that are assigned once, outside loops."""
     stored = Counter(
         node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
@@ -280,7 +300,7 @@ def _both(one: ast.expr | None, other: ast.expr) -> ast.expr:
     return other if one is None else ast.BoolOp(ast.And(), [one, other])
 
 
-def _bound(function: Callable[..., Any], call: ast.Call, skip: int = 0) -> dict[str, ast.expr]:
+def bound_arguments(function: Callable[..., Any], call: ast.Call, skip: int = 0) -> dict[str, ast.expr]:
     """The arguments of a written call by name."""
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     found = {}
@@ -300,8 +320,8 @@ def _inlined(function: types.FunctionType, call: ast.Call) -> ast.expr | None:
     tree = parsed_function(function)
     if tree is None or not isinstance(tree.body[-1], ast.Return) or tree.body[-1].value is None:
         return None
-    given = _bound(function, call)
-    local = _settled_names(tree, set(given))
+    given = bound_arguments(function, call)
+    local = settled_names(tree, set(given))
     return replaced(replaced(tree.body[-1].value, local), given)
 
 

@@ -38,6 +38,7 @@ from ._rendering import PLACE, rendered_fields
 from ._reserved import attribute_name
 from ._sequences import is_chain
 from ._shape_text import shape_text
+from ._starts import chosen_starts
 from ._statements import Written, arguments
 
 __all__ = ["Definition", "definitions"]
@@ -320,6 +321,7 @@ class _Classes:
                 needs_rngs,
                 self.modes is not None,
                 self.modes is not None and self.modes.has_mode(instances[0].path),
+                chosen_starts(fields),
             )
         )
         for place, one in enumerate(instances):

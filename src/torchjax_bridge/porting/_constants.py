@@ -6,16 +6,17 @@ among them. Refuses larger tensors of other values.
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ._placed import RefusedError
 from ._tables import table_text
 
-__all__ = ["constant_name", "constant_text", "dtype_text", "number_text", "saving_code"]
+__all__ = ["constant_name", "constant_text", "dtype_text", "number_text", "numbers_of", "saving_code"]
 
 _WRITTEN_OUT = 64  # elements; a longer list is no source that a person would own
 _TABLE = 16  # elements; of fewer, the values say more than the name of a table
@@ -64,13 +65,14 @@ def _place(tree: Any, tensor: torch.Tensor) -> str | None:
     return None
 
 
-def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
+def constant_text(tensor: torch.Tensor, name: str, saving: str = "", written_out: int = _WRITTEN_OUT) -> str:
     """An expression that makes the tensor, in torch's order of axes.
 
     Args:
         tensor: What is to be made.
         name: What it is called.
         saving: The code that makes it a buffer that is saved, if there is any.
+        written_out: How many elements without any rule may be written one by one.
 
     Raises:
         RefusedError: No expression of a reasonable length makes it.
@@ -82,7 +84,7 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
     if tensor.is_complex():
         raise RefusedError(f"{name} is complex; keep its real and imaginary part as two buffers")
     if tensor.numel() > 1 and bool((values == values[0]).all()):
-        return f"jnp.full({shape}, {number_text(values[0].item())}, dtype={dtype})"
+        return f"jnp.full({shape}, {number_text(numbers_of(values[0]))}, dtype={dtype})"
     least = _TABLE if tensor.is_floating_point() else 2
     counts = tensor.dtype != torch.bool and tensor.numel() >= least
     if counts and bool((values == torch.arange(len(values))).all()):
@@ -107,13 +109,29 @@ def constant_text(tensor: torch.Tensor, name: str, saving: str = "") -> str:
         return table if tensor.dtype in _OF_TABLES else f"{table}.astype({dtype})"
     if tensor.numel() >= _TABLE and (once := _without_repetition(tensor)).numel() < tensor.numel():
         with contextlib.suppress(RefusedError):
-            return f"jnp.broadcast_to({constant_text(once, name, saving)}, {shape})"
-    if tensor.numel() <= _WRITTEN_OUT:
-        return f"jnp.asarray({number_text(tensor.tolist())}, dtype={dtype})"
+            return f"jnp.broadcast_to({constant_text(once, name, saving, written_out)}, {shape})"
+    if tensor.numel() <= written_out and tensor.dim() > 2 and max(shape) == tensor.numel() > 0:
+        return f"jnp.asarray({number_text(numbers_of(values))}, dtype={dtype}).reshape({shape})"
+    if tensor.numel() <= written_out:
+        return f"jnp.asarray({number_text(numbers_of(tensor))}, dtype={dtype})"
     raise RefusedError(
         f"{name} {shape} is held by no state_dict, and its values are no constant, no range and no triangle; "
         + (f"before the port, make it a buffer that is saved: {saving}" if saving else "make it a buffer")
     )
+
+
+def numbers_of(tensor: torch.Tensor) -> Any:
+    """The numbers of a tensor, of float32 with no more digits than tell them apart."""
+    numbers = tensor.tolist()
+    if tensor.dtype != torch.float32:
+        return numbers
+    short = _each(numbers, lambda number: float(str(np.float32(number))))
+    same = torch.equal(torch.tensor(short, dtype=torch.float32), tensor.cpu())
+    return short if same else numbers
+
+
+def _each(tree: Any, function: Callable[[float], float]) -> Any:
+    return [_each(item, function) for item in tree] if isinstance(tree, list) else function(tree)
 
 
 def _without_repetition(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "Items",
     "Numbered",
     "Run",
+    "Start",
     "Text",
     "Tree",
     "columns",
@@ -63,11 +64,13 @@ class Column:
         values: One for each instance; `MISSING` where the instance lacks the layer.
         setting: The name of the setting.
         place: The attribute of the class that it belongs to.
+        written: The expression of the author's that gives it, where that is known.
     """
 
     values: list[Any]
     setting: str
     place: str = ""
+    written: str = ""
 
     @property
     def known(self) -> list[Any]:
@@ -105,12 +108,29 @@ class Call:
 
 @dataclass(eq=False)
 class Items:
-    """``nnx.Sequential(a, b)`` and the like: ``start``, items, ``end``; of a Sequential, the module."""
+    """``nnx.Sequential(a, b)`` and the like: ``start``, items, ``end``; of a Sequential, the module.
+
+    ``between`` stands between the items.
+    """
 
     start: str
     items: "list[Tree]"
     end: str
     path: str = ""
+    between: str = ", "
+
+
+@dataclass(eq=False)
+class Start(Items):
+    """A parameter or a buffer, and the values that it has in a new model.
+
+    Attributes:
+        is_chosen: Whether these are the port's own choice.
+        fallback: The tree of the port's own choice, for instances whose values are made in different ways.
+    """
+
+    is_chosen: bool = False
+    fallback: "Start | None" = None
 
 
 @dataclass(eq=False)

@@ -32,6 +32,7 @@ class Definition:
         needs_rngs: Whether ``__init__`` takes ``rngs``.
         is_linen: Whether it is a class of linen.
         has_mode: Whether ``__call__`` of a class of linen takes the mode.
+        chosen: The parameters and buffers whose values in a new model are the port's choice, and which they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Definition:
     needs_rngs: bool = True
     is_linen: bool = False
     has_mode: bool = False
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def attribute_lines(
         self, assign: Callable[[str, str], Sequence[str]], expression: Callable[[str], str] = str

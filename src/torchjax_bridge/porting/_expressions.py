@@ -4,6 +4,7 @@ Knows numbers, strings, arithmetic and conditions. Runs no code of the author's.
 """
 
 import ast
+import math
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "abs": abs,
     "bool": bool,
 }
+_OF_MATH: dict[str, Callable[[float], float]] = {"sqrt": math.sqrt, "log": math.log, "exp": math.exp}
 _KINDS = (bool, int, float, str)
 
 
@@ -197,6 +199,10 @@ def evaluated(node: ast.expr, names: Mapping[str, Any], module: nn.Module) -> An
             return _FUNCTIONS[name](*map(value, args))
         case ast.Call(func=ast.Name(id="hasattr"), args=[ast.Name(id="self"), ast.Constant(value=str(name))]):
             return hasattr(module, name)
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="math"), attr=name), args=[arg], keywords=[]) if (
+            name in _OF_MATH
+        ):
+            return _OF_MATH[name](value(arg))
         case ast.IfExp(test=test, body=body, orelse=orelse):
             return value(body) if value(test) else value(orelse)
         case ast.Tuple(elts=items) | ast.List(elts=items):

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchjax_bridge.recording import Parameter, layer_class
@@ -18,7 +17,6 @@ from torchjax_bridge.weights import Twin
 from ._attributes import is_container, tied_bias
 from ._body import Body
 from ._calls import is_function
-from ._constants import dtype_text
 from ._constructors import Call, Code, Column, Items, Text, Tree
 from ._functions import is_activation
 from ._layers import is_layer
@@ -27,6 +25,7 @@ from ._own_layers import OWN_NAMES
 from ._parameters import parameter_place, place_of
 from ._placed import RefusedError
 from ._reserved import attribute_name
+from ._starts import buffer_start, parameter_start
 
 __all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
 
@@ -59,10 +58,10 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     for name in sorted(model.dropped(path)):
         bias = model.parameters.get(f"{_join(path, name)}.bias")
         if bias is not None and "." not in name and bias.path not in model.tied_parameters:
-            fields[tied_bias(name)] = _parameter("bias", bias.tensor)
+            fields[tied_bias(name)] = parameter_start(model, "bias", bias, (0,))
     if not body.base_call:
         for name, origin in model.shared_by(path).items():
-            fields[name] = _parameter(name, origin.tensor.detach().permute(place_of(origin)[1]))
+            fields[name] = parameter_start(model, name, origin, place_of(origin)[1])
     fields.update(model.ties_in(path))
     if not body.base_call:
         fields.update(_own_tensors(model, path, module))
@@ -81,15 +80,11 @@ def _own_tensors(model: Model, path: str, module: nn.Module) -> dict[str, Tree]:
             continue  # nnx counts no batches
         field, order = parameter_place(origin, is_layer)
         field = attribute_name(field)
-        ordered = origin.tensor.detach().permute(order)
-        fields[field] = _buffer(field, ordered, is_layer) if origin.is_buffer else _parameter(field, ordered)
+        if origin.is_buffer:
+            fields[field] = buffer_start(model, field, origin, order, is_statistic=is_layer)
+        else:
+            fields[field] = parameter_start(model, field, origin, order)
     return fields
-
-
-def _buffer(name: str, buffer: torch.Tensor, is_statistic: bool) -> Tree:
-    kind = "BatchStat" if is_statistic else "Variable"
-    shape = Column([tuple(buffer.shape)], "shape", name)
-    return Items(f"nnx.{kind}(jnp.zeros(", [shape], f", {dtype_text(buffer.dtype)}))")
 
 
 def state_fields(body: Body) -> dict[str, Tree]:
@@ -238,18 +233,3 @@ def _defaults(name: str, own: bool, flavour: str) -> dict[str, Any]:
     holder = getattr(own_layers, flavour) if own else import_module(f"flax.{flavour}")
     parameters = inspect.signature(getattr(holder, name).__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _parameter(name: str, parameter: torch.Tensor) -> Tree:
-    """A parameter of the module's own, starting at its value if that is one number, else small and random."""
-    shape = Column([tuple(parameter.shape)], "shape", name)
-    values = parameter.detach().reshape(-1)
-    if parameter.device.type != "meta" and len(values) and bool((values == values[0]).all()):
-        number = values[0].item()
-        if isinstance(number, complex):
-            return Items("nnx.Param(jnp.full(", [shape, Column([number], "value", name)], "))")
-        if number in (0.0, 1.0):
-            return Items(f"nnx.Param(jnp.{'ones' if number else 'zeros'}(", [shape], "))")
-        return Items("nnx.Param(jnp.full(", [shape, Column([float(f"{number:.6g}")], "value", name)], "))")
-    kind = ", jnp.complex64" if parameter.is_complex() else ""
-    return Items("nnx.Param(0.02 * jax.random.normal(rngs.params(), ", [shape], f"{kind}))")

@@ -31,6 +31,7 @@ def header(
     model: Model,
     notes: Sequence[str],
     given: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> str:
     """The docstring, without quotes.
 
@@ -39,6 +40,7 @@ def header(
         model: Its translation, which knows the order of axes of each input and output.
         notes: What the port holds for.
         given: The modules that stay in torch, by the arguments that stand for them.
+        chosen: The parameters and buffers whose values in a new model are the port's choice, and which they are.
     """
     kind = type(module)
     ranks = {len(order) for order in model.input_orders.values() if order != torch_order(len(order))}
@@ -57,6 +59,8 @@ def header(
     for name, path in (given or {}).items():
         part = f'``TorchPart(net.get_submodule("{path}"))`` of torchjax_bridge.porting'
         lines += ["", *textwrap.wrap(f"``{name}`` is '{path}', which stays in torch: {part}.", _WIDTH)]
+    for text in _starts(chosen or {}):
+        lines += ["", *textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)]
     return "\n".join(lines) + "\n"
 
 
@@ -93,6 +97,26 @@ def _unexpected(value: Value, order: Axes, moved: set[int], letters: AxisLetters
     if is_moved:
         return shape or f"PyTorch's with its axes in the order {order}"
     return f"{shape}, as in PyTorch" if shape else "laid out as in PyTorch"
+
+
+def _starts(chosen: Mapping[str, str]) -> Iterator[str]:
+    """What a new model does not start with as torch's does."""
+    for what, start in (
+        (
+            "parameter",
+            "small random numbers, the port's own choice: the code does not say for certain with which",
+        ),
+        ("buffer", "zeros: the values come with the weights"),
+    ):
+        names = [f"``{name}``" for name, kind in chosen.items() if kind == what]
+        if names:
+            plural, verb = ("s", "start") if len(names) > 1 else ("", "starts")
+            yield f"In a new model the {what}{plural} {_listed(names)} {verb} as {start}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _version(name: str) -> str:

@@ -6,8 +6,9 @@ Works on constructor trees. The library is still called ``nnx`` in them; the fil
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ._constructors import Call, Column, Items, Numbered, Tree
+from ._constructors import Call, Column, Items, Numbered, Start, Tree
 from ._linen_calls import Modes
+from ._linen_starts import linen_start
 
 __all__ = ["SEQUENTIAL", "linen_fields"]
 
@@ -36,12 +37,8 @@ def _in_linen(name: str, tree: Tree, modes: Modes) -> Tree:
         return replace(tree, items=[_in_linen(name, item, modes) for item in tree.items])
     if not isinstance(tree, Items):
         return tree
-    if tree.start.startswith("nnx.Param("):
-        return _parameter(name, tree)
-    for kind, collection in (("Variable", "buffers"), ("BatchStat", "batch_stats")):
-        if tree.start.startswith(f"nnx.{kind}("):
-            start = f'self.variable("{collection}", "{name}", jnp.zeros, '
-            return Items(start, tree.items, tree.end.removesuffix(")"))
+    if isinstance(tree, Start):
+        return linen_start(name, tree)
     items = [
         _in_linen(inside, item, modes) for inside, item in zip(_names(name, tree), tree.items, strict=True)
     ]
@@ -77,13 +74,3 @@ def _typed(call: Call) -> Call:
     )
     values = [(value,) * rank if isinstance(value, int) else value for value in strides.values]
     return replace(call, kwargs={**call.kwargs, "strides": replace(strides, values=values)})
-
-
-def _parameter(name: str, tree: Items) -> Tree:
-    """``self.param(name, initializer, shape)``."""
-    start = f'self.param("{name}", '
-    if tree.start == "nnx.Param(jnp.full(":
-        shape, value = tree.items
-        return Items(start, [Items("initializers.constant(", [value], ")"), shape], ")")
-    kind = next((f"initializers.{kind}" for kind in ("ones", "zeros") if f"jnp.{kind}(" in tree.start), None)
-    return Items(f"{start}{kind or 'initializers.normal(0.02)'}, ", tree.items, ")")

@@ -5,9 +5,10 @@ Where instances have layers in a row in different numbers, one constructor makes
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ._constructors import MISSING, Call, Column, Either, Items, Numbered, Run, Text, Tree, indexed
+from ._constructors import MISSING, Call, Column, Either, Items, Numbered, Run, Start, Text, Tree, indexed
 from ._lacking import laid_over
 from ._runs import DifferError, run_of
 
@@ -62,14 +63,14 @@ def _merge(trees: Sequence[Tree | None]) -> Tree:
         values: list[Any] = []
         for tree in trees:
             values += [MISSING] if tree is None else tree.values  # type: ignore[union-attr]
-        return Column(values, first.setting, first.place)
+        return replace(first, values=values)
     if isinstance(first, Numbered):
         rows = [tree.items if isinstance(tree, Numbered) else None for tree in trees]
         return run_of(rows, first.counted_by, merge=_merge)
+    if isinstance(first, Start):
+        return _merge_starts(first, trees)
     if isinstance(first, Items):
-        if len({(tree.start, tree.end) for tree in present}) > 1:  # type: ignore[union-attr]
-            raise DifferError
-        return Items(first.start, _merge_each([tree and tree.items for tree in trees]), first.end)  # type: ignore[union-attr]
+        return _merge_items(first, trees)
     if isinstance(first, Call):
         calls: list[Call] = present  # type: ignore[assignment]
         if len({(call.function, len(call.args), call.ends) for call in calls}) > 1:
@@ -89,6 +90,29 @@ def _merge(trees: Sequence[Tree | None]) -> Tree:
             kwargs[name] = _merge(column)
         return Call(first.function, args, kwargs, defaults, first.ends)
     raise DifferError
+
+
+def _merge_items(first: Items, trees: Sequence[Any]) -> Items:
+    kinds = {(tree.start, tree.end, tree.between) for tree in trees if tree is not None}
+    if len(kinds) > 1:
+        raise DifferError
+    return replace(first, items=_merge_each([tree and tree.items for tree in trees]))
+
+
+def _merge_starts(first: Start, trees: Sequence[Any]) -> Tree:
+    """One start for all; where each is made in its own way, that of the port's choice."""
+    try:
+        merged = _merge_items(first, trees)
+    except DifferError:
+        others = [tree and (tree.fallback or tree) for tree in trees]
+        if all(one is other for one, other in zip(others, trees, strict=True)):
+            raise
+        return _merge(others)
+    is_chosen = any(tree.is_chosen for tree in trees if tree is not None)
+    fallbacks = [tree and tree.fallback for tree in trees]
+    known = [tree for tree in fallbacks if tree is not None]
+    fallback = _merge(fallbacks) if len(known) == len([t for t in trees if t is not None]) else None
+    return replace(merged, is_chosen=is_chosen, fallback=fallback)  # type: ignore[call-arg]
 
 
 def _merge_each(lists: Sequence[Any]) -> list[Tree]:

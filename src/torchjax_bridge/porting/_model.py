@@ -17,6 +17,7 @@ from torchjax_bridge.recording import (
     Node,
     Parameter,
     Recording,
+    SourceLine,
     Value,
     tensors_of,
 )
@@ -63,6 +64,7 @@ class Model:
         held: What translations hold for.
         no_images: The places, among all inputs, of those of four axes that come in as in torch.
         outer: For each tensor among the arguments of a call of a module, what it is outside of all modules.
+        written_buffers: The saved buffers that training changes, by their full names.
         variables: How many variables there are.
     """
 
@@ -86,6 +88,7 @@ class Model:
     no_images: frozenset[int] = frozenset()
     outer: dict[Value, Value] = field(default_factory=dict)
     constants: dict[str, None] = field(default_factory=dict)
+    written_buffers: frozenset[str] = frozenset()
     variables: int = 0
 
     def __post_init__(self) -> None:

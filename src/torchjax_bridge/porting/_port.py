@@ -205,8 +205,9 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if not classes:
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
+    chosen = {f"{one.name}.{attribute}": what for one in classes for attribute, what in one.chosen.items()}
     with _mistakes(name):
-        source = source_of(classes, header(module, model, notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given, chosen), parts.values())
         rules = rules_of(model)
         kind = _load(source, classes[-1].name)
         if to == "linen":
@@ -241,7 +242,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if unlike:
         sizes_held = axes_text(recording, example, differing_axes(example, unlike))
         notes.append(f"{sizes_held}: with larger ones the port differs from torch")
-        source = source_of(classes, header(module, model, notes, given), parts.values())
+        source = source_of(classes, header(module, model, notes, given, chosen), parts.values())
     return Port(source, twin, rules, tuple(notes), proof, classes[-1].name)
 
 

@@ -1,5 +1,6 @@
 """The source of constructor trees: calls without settings that are defaults, layers in a row as a comprehension."""
 
+import ast
 import math
 import re
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     if isinstance(tree, Column):
         return names.get(id(tree)) or literal(tree.known[0] if tree.known else None)
     if isinstance(tree, Items):
-        inside = _repeated([_item(item, names) for item in tree.items])
+        items = [_item(item, names) for item in tree.items]
+        inside = _repeated(items) if tree.between == ", " else _computed(items, tree.between)
         if tree.start.endswith("[") and inside.startswith("*[") and _closes(inside, 1) == len(inside) - 1:
             inside = inside[2:-1]  # the list is one comprehension
         return f"{tree.start}{inside}{tree.end}"
@@ -45,6 +47,8 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
         return _at_place(tree, [render(part, names) for part in tree.parts])
     if isinstance(tree, Numbered):
         raise TypeError("numbered layers are merged before they are written")
+    if (short := _SHORT.get(tree.function)) is not None and not tree.kwargs:
+        return _constant(short, tree.function, [render(arg, names) for arg in tree.args])
     keywords = []
     for name, value in sorted(tree.kwargs.items(), key=lambda item: _PLACES.get(item[0], len(_PLACES))):
         text = render(value, names)
@@ -54,6 +58,42 @@ def render(tree: Tree, names: Mapping[int, str]) -> str:
     return (
         f"{tree.function}({', '.join([*(render(arg, names) for arg in tree.args), *keywords, *tree.ends])})"
     )
+
+
+# The place of the number in calls that have a name of their own for 0 and 1, and that name.
+_SHORT = {
+    "jnp.full": (1, "jnp.{}"),
+    "initializers.constant": (0, "initializers.{}"),
+}
+
+
+def _constant(short: tuple[int, str], function: str, args: list[str]) -> str:
+    """``jnp.full(shape, 0.0)`` as ``jnp.zeros(shape)``, and the like."""
+    at, name = short
+    kind = {"0": "zeros", "0.0": "zeros", "False": "zeros", "1": "ones", "1.0": "ones", "True": "ones"}.get(
+        args[at]
+    )
+    if kind is None:
+        return f"{function}({', '.join(args)})"
+    rest = [*args[:at], *args[at + 1 :]]
+    return f"{name.format(kind)}({', '.join(rest)})" if rest else name.format(kind)
+
+
+def _computed(items: list[str], operation: str) -> str:
+    """A sum or a product without its neutral element; with any other operation, the items next to each other."""
+    neutral = {" + ": ("0", "0.0"), " * ": ("1", "1.0")}.get(operation, ())
+    kept = [item for item in items if item not in neutral] or items[:1]
+    if operation == " * " and len(kept) > 1:
+        kept = [f"({item})" if _binds_less(item) else item for item in kept]
+    return operation.join(kept)
+
+
+def _binds_less(text: str) -> bool:
+    """Whether an expression needs brackets in a product."""
+    match ast.parse(text, mode="eval").body:
+        case ast.BinOp(op=ast.Add() | ast.Sub()) | ast.IfExp() | ast.BoolOp() | ast.Compare() | ast.Lambda():
+            return True
+    return False
 
 
 def _item(tree: Tree, names: Mapping[int, str]) -> str:

@@ -62,7 +62,8 @@ def _column(column: Column, lengths: Sequence[Any]) -> Tree:
     known = [row for row in rows if row is not MISSING]
 
     def of_each(value: Any, setting: str = column.setting) -> Column:
-        return Column([MISSING if row is MISSING else value(row) for row in rows], setting, column.place)
+        values = [MISSING if row is MISSING else value(row) for row in rows]
+        return replace(column, values=values, setting=setting)
 
     if any(value is MISSING for row in known for value in row):
         raise DifferError

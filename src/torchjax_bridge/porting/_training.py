@@ -18,6 +18,7 @@ from torchjax_bridge.recording import (
     Node,
     Recording,
     SourceLine,
+    changed_buffer,
     generalize,
     is_normed,
     record,
@@ -118,6 +119,7 @@ def translate_both(
     Returns:
         The model, and why it does not train: nothing if it does.
     """
+    settings["written_buffers"] = frozenset(filter(None, map(changed_buffer, faults)))
     settings["no_images"] = no_images(
         evaluation, lambda places: _translated(evaluation, {**settings, "no_images": places})
     )

@@ -6,6 +6,7 @@ alone.
 """
 
 from ._copies import copy_module
+from ._effects import changed_buffer
 from ._fast_path import without_fast_path
 from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, replaced, tensors_of
@@ -48,6 +49,7 @@ __all__ = [
     "SizeOf",
     "SourceLine",
     "Value",
+    "changed_buffer",
     "copy_module",
     "fields_of",
     "generalize",

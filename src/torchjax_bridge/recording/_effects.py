@@ -14,8 +14,12 @@ from ._leaves import layer_class
 from ._numbers import Attribute, Dim, Expression, Operation, Real
 from ._source import SourceLine
 
-__all__ = ["buffer_changed", "counted_numbers", "saved_buffers", "written_buffers", "written_parameter"]
+__all__ = [
+    "buffer_changed", "changed_buffer", "counted_numbers", "saved_buffers", "written_buffers",
+    "written_parameter",
+]  # fmt: skip
 
+_CHANGES = "forward changes the buffer '"
 _INPLACE = re.compile(r"__(i\w+|set|setitem)__|[a-z]\w*[a-z0-9]_")
 _SHARES_MEMORY = re.compile(r"\.(detach|__getitem__|view|t|T\.__get__|transpose)$")
 
@@ -65,7 +69,12 @@ def written_buffers(held: Sequence[Held]) -> Iterator[Fault]:
 
 def buffer_changed(path: str) -> str:
     """The reason for a fault: a buffer does not stay as it was."""
-    return f"forward changes the buffer '{path}', and a port has no translation of that"
+    return f"{_CHANGES}{path}', and a port has no translation of that"
+
+
+def changed_buffer(fault: Fault) -> str:
+    """The full name of the buffer that a fault says is changed, or ``""``."""
+    return fault.reason.removeprefix(_CHANGES).partition("'")[0] if fault.reason.startswith(_CHANGES) else ""
 
 
 def counted_numbers(modules: Mapping[str, nn.Module]) -> Iterator[Fault]:

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import initializers
 
@@ -69,7 +68,9 @@ class Residual(nn.Module):
         )
         self.head = ModeSequential([nn.Dropout(0.25), nn.Dense(5, kernel_init=kernel_init)])
         self.scale = self.param("scale", initializers.constant(0.5), (5,))
-        self.offset = self.variable("buffers", "offset", jnp.zeros, (5,), jnp.float32)
+        self.offset = self.variable(
+            "buffers", "offset", lambda: jax.random.normal(self.make_rng("params"), (5,))
+        )
 
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """``(N, H, W, C)`` to ``(N, C)``."""

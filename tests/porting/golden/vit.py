@@ -106,7 +106,7 @@ class ViT(nnx.Module):
         self.transformer = Transformer(rngs=rngs)
         self.mlp_head = nnx.Sequential(LayerNorm(64, rngs=rngs), Linear(64, 10, rngs=rngs))
         self.cls_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 1, 64)))
-        self.pos_embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (1, 65, 64)))
+        self.pos_embedding = nnx.Param(jax.random.normal(rngs.params(), (1, 65, 64)))
 
     def __call__(self, img: jax.Array) -> jax.Array:
         """``(N, H, W, C)`` to ``(N, C)``."""
