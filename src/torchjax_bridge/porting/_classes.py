@@ -20,7 +20,8 @@ from ._axis_letters import AxisLetters
 from ._bodies import abstract, alike, numbers, returned, with_attributes
 from ._body import Body
 from ._branches import Variant, merged
-from ._constructors import Call, Column, Either, Items, Text, Tree, is_uneven
+from ._calls import is_function
+from ._constructors import Call, Column, Either, Items, Tree, is_uneven
 from ._definition import Definition
 from ._expressions import plain
 from ._fields import Own, fields_of, sequential_items, state_fields
@@ -108,10 +109,12 @@ class _Classes:
         module = body.frame.module
         if is_container(module, nn.Sequential):
             items = sequential_items(self.model, path, module, body)
-            while items and not self._is_loop(path, body) and isinstance(items[-1], Text | Column):
-                items.pop()  # a function, which is code of its own
-            layers = {"layers": Items("nnx.List([", items, "])")}
-            fields = {**state_fields(body), **layers, **self.model.ties_in(path)}
+            if not self._is_loop(path, body):
+                items = items[: _called_items(self.model, path)]
+            fields = state_fields(body)
+            if items:
+                fields["layers"] = Items("nnx.List([", items, "])")
+            fields.update(self.model.ties_in(path))
         else:
             fields = fields_of(self.model, body, path)
         fields = {name: self._resolved(tree) for name, tree in fields.items()}
@@ -355,6 +358,16 @@ def _is_its_base(instance: _Instance) -> bool:
     """Whether an instance adds nothing to the layer of Flax that it derives from."""
     call = f"return super().__call__({', '.join(instance.lines.params)})"
     return [*instance.fields] == ["super()"] and [*map(ast.unparse, instance.lines.lines)] == [call]
+
+
+def _called_items(model: Model, path: str) -> int:
+    """How many layers of a Sequential stand up to the last one that is no function, which is code of the class."""
+    children = list(model.modules[path]._modules.items())
+    for count, (name, child) in reversed(list(enumerate(children, start=1))):
+        is_part = (f"{path}.{name}" if path else name) in model.parts
+        if is_part or not (child is None or is_function(child)):
+            return count
+    return 0
 
 
 def _taken(names: Arguments, rendered: Mapping[str, str]) -> set[str]:
