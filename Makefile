@@ -15,12 +15,12 @@ PYTEST := -m pytest -n auto -m "not slow" -p no:cacheprovider
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## / — /'
 
-# torch first and alone, pinned: an unpinned torch pulls a CUDA build of several GB.
+# torch first and alone, pinned: an unpinned torch pulls a CUDA build of several GB. What is imported is compiled then.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q 'pip==26.3'
-	$(BIN)/python -m pip install -q torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[all,examples,bench]' --group dev --group ecosystem
+	$(BIN)/python -m pip install -q --no-compile torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[all,examples,bench]' --group dev --group ecosystem
 	@touch $@
 
 demo: $(READY) ## port a trained CIFAR-10 network to Flax and back, offline

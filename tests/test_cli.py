@@ -144,6 +144,7 @@ def left(folder: Folder, *names: str) -> None:
 # --- convert -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("template", ["nnx_net", "abstract", "NnxNet", "variables"])
 @pytest.mark.parametrize("model", [None, "Net"])
 def test_convert_goes_there_and_back_without_building_a_model(
@@ -328,6 +329,7 @@ def _programs(nets: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor
     return dict.fromkeys(map(str, pathlib.Path().glob("*.pt*")), state)
 
 
+@pytest.mark.slow
 def test_a_pickle_that_would_run_code_comes_with_the_line_that_extracts_its_tensors(
     nets: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,6 +479,7 @@ def test_a_closed_stream_is_not_an_error(nets: dict[str, torch.Tensor], closed: 
     assert load_state_dict("o.safetensors").keys() == nets.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there are no pseudo terminals")
 def test_on_a_terminal_there_is_a_bar_with_the_name_as_it_is(nets: dict[str, torch.Tensor]) -> None:
     os.rename("net.pt", "a[red]b.pt")

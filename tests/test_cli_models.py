@@ -196,6 +196,7 @@ def test_audit_of_a_linen_module_takes_an_input(models: pathlib.Path) -> None:
     assert "pass example inputs" in run(*command, code=1).stderr
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("template", ["Twin", "Linen", "with_variables"])
 @pytest.mark.parametrize("weights", ["drawn", "torch", "flax"])
 def test_parity_runs_both_models_with_weights_from_any_source(

@@ -38,6 +38,7 @@ def test_every_question_is_asked_in_both_directions(suite: Suite):
     assert len(keys) == len(suite.cases)
 
 
+@pytest.mark.slow
 def test_every_case_holds_a_timed_row_of_ours_and_its_baseline(suite: Suite):
     for case in suite.cases:
         assert case.row(case.baseline).ratio.median == 1.0

@@ -141,6 +141,7 @@ class WithoutBatchStatistics(Faithful):
         return self.dropout(self.bn(self.fc(x), use_running_average=True))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("twin", "said"),
     [

@@ -95,6 +95,7 @@ def _models():
             yield pytest.param(entry, id=f"{name}-{entry.name}", marks=marks)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("entry", list(_models()))
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_runs_at_two_batch_sizes_and_heeds_what_it_is_given(entry):

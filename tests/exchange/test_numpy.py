@@ -49,6 +49,7 @@ def x64_on():
         yield
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize("dtype", TORCH_TO_JAX.values(), ids=str)
 @pytest.mark.parametrize("shape", [(), (8,), (3, 5), (0,), (3, 0)], ids=str)

@@ -71,6 +71,7 @@ def test_every_dtype_is_shared_bit_for_bit_both_ways(x64_on, dtype, shape):
     assert back.data_ptr() == tensor.data_ptr()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", TORCH_TO_JAX, ids=str)
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 3), (2, 0, 1)], ids=str)
 @pytest.mark.parametrize("copy", [None, False, True])
@@ -976,6 +977,7 @@ NEW_MEMORY = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("replace", NEW_MEMORY.values(), ids=NEW_MEMORY)
 @pytest.mark.parametrize("shape", [(64, 64), (4096, 1)], ids=str)
 def test_a_parameter_that_gets_new_memory_leaves_the_old_memory_to_jax(replace, shape):

@@ -93,6 +93,7 @@ class _Padded(nn.Module):
         return x.masked_fill(hidden[..., None], 0).sum(1)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("frozen", [True, False])
 def test_an_encoder_with_padding_is_ported_as_written(frozen: bool) -> None:
     module = _Padded().eval().requires_grad_(not frozen)

@@ -90,6 +90,7 @@ class _CachesAnew(nn.Module):
         return x + row()
 
 
+@pytest.mark.slow
 def test_a_cache_made_in_each_call_ends_the_search() -> None:
     with pytest.raises(PortError, match="made by no function of torch's"):
         port(_CachesAnew(), torch.randn(2, 3))

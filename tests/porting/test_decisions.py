@@ -119,6 +119,7 @@ def test_a_decision_that_changes_nothing_is_no_condition() -> None:
         assert other.source.partition("class")[2] == own.source.partition("class")[2]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", [_Shifted, _FirstHidden, _Counts, _AskedOfAPart])
 def test_a_decision_that_changes_something_is_refused(kind: type[_Masked]) -> None:
     with pytest.raises(PortError, match="assume="):

@@ -45,6 +45,7 @@ def masked(h: Tensor) -> Tensor:
     return kept[torch.randperm(h.shape[0])]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("draw", [latent, noise, gates, masked], ids=lambda draw: draw.__name__)
 def test_a_model_that_draws_is_proved(draw: Callable[[Tensor], Tensor]) -> None:
     torch.manual_seed(0)

@@ -522,6 +522,7 @@ class _Points(nn.Module):
         return self.head(torch.max(F.relu(self.bn(self.conv(x))), 2)[0])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("quick", [False, True])
 def test_the_gradient_of_a_maximum_is_that_of_an_optimized_program(quick: bool) -> None:
     before = jax.config.read("jax_disable_most_optimizations")
@@ -553,6 +554,7 @@ class _Filled(nn.Module):
         return self.use(self, self.linear(x))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("least", "use"),
     [

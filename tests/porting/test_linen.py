@@ -110,6 +110,7 @@ def test_dropout_draws_from_the_stream_that_it_is_given_in_training_alone(name: 
     assert not np.array_equal(run(True, 0), run(True, 1))
 
 
+@pytest.mark.slow
 def test_an_optimizer_goes_on_with_the_port() -> None:
     module, inputs = _model("residual")
     optimizer = torch.optim.Adam(module.parameters())
@@ -230,6 +231,7 @@ def test_the_files_pass_ruff_and_mypy(tool: str, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", slow_but(_FAST, BUILDERS))
 def test_a_network_for_cifar_gives_what_torch_gives(name: str) -> None:
     torch.manual_seed(0)

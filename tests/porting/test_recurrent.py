@@ -46,6 +46,7 @@ class _Packs(nn.Module):
         return outputs, hidden
 
 
+@pytest.mark.slow
 def test_packed_sequences_are_padded_ones_with_their_lengths() -> None:
     module = _Packs(whole=True)
     ported = port(module, torch.randn(3, 5, 4), torch.tensor([2, 5, 3]), training="none")

@@ -28,6 +28,7 @@ def message() -> str:
     return _message()
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_refusal_names_the_module_the_line_and_the_reason(message: str, name: str) -> None:
     text, reason = EXPECTED[name]
@@ -151,6 +152,7 @@ class _Around(nn.Module):
         return self.head(self.part(x))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("module", "inputs"),
     [

@@ -328,6 +328,7 @@ class _Given(nn.Module):
         return x * self.scale + self.table
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("to", ["nnx", "linen"])
 def test_layers_that_are_given_a_parameter_are_called_in_a_loop(to: _Framework) -> None:
     source = port(_Given(), torch.randn(2, 5, 6), to=to).source

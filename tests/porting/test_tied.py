@@ -103,6 +103,7 @@ class _Chained(nn.Module):
         return 2 * self.chain(tokens)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", [_Tied, _OneHead, _chain, _Chained])
 def test_a_weight_that_modules_share_is_one_variable(kind: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)

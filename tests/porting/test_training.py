@@ -191,6 +191,7 @@ def test_a_step_of_training_is_that_of_torch(doubles: None, module: nn.Module) -
     _agrees(copy.deepcopy(module), torch.randn(4, 3, 8, 8), _without_dropout)
 
 
+@pytest.mark.slow
 def test_attention_that_drops_weights_is_that_of_torch_at_rate_0(doubles: None) -> None:
     def change(module: Any, model: Any) -> None:
         module.p = model.p = 0.0
@@ -238,6 +239,7 @@ def test_a_dropout_as_a_function_does_nothing_in_evaluation() -> None:
     assert port(AlphaDrop(), torch.randn(2, 3)).proof is not None
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("module", "shape"),
     [
@@ -370,6 +372,7 @@ class Unseen(nn.Module):
         return torch.linalg.qr(self.fc(x))[0] if self.training else self.fc(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("module", "reason"),
     [

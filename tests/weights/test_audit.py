@@ -146,6 +146,7 @@ ROWS = {
 }  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("flavour", ["nnx", "linen"])
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_a_setting_that_differs_is_found_with_both_values_and_its_fix_mends_it(
@@ -458,6 +459,7 @@ class LinenTwoLayers(ln.Module):
         return ln.RNN(ln.OptimizedLSTMCell(4))(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", ["nnx", "linen"])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_the_dropout_between_recurrent_layers_is_compared(flavour: str, rate: float) -> None:

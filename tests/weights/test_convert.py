@@ -51,6 +51,7 @@ def _run(twin: Any, images: torch.Tensor) -> np.ndarray:
     return np.asarray(models.LinenNet().apply(twin, x) if isinstance(twin, dict) else twin(x))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_twin_computes_what_torch_computes(template: str, images: torch.Tensor) -> None:
     module = models.net()
@@ -58,6 +59,7 @@ def test_the_twin_computes_what_torch_computes(template: str, images: torch.Tens
     np.testing.assert_allclose(_run(twin, images), module(images).detach().numpy(), atol=3e-6)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_spelling_of_the_source_crosses_and_comes_back_bit_for_bit(template: str, source: str) -> None:

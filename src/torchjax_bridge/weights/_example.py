@@ -51,7 +51,7 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
         )
     args = inputs if isinstance(inputs, tuple) else () if inputs is None else (inputs,)
     example = Example(args, dict(kwargs or {}))
-    require_tensors((example.args, example.kwargs))
+    require_tensors(example.args)
     signature = inspect.signature(torch_side.forward)
     try:
         signature.bind(*example.args, **example.kwargs)
@@ -64,7 +64,7 @@ def read_example(torch_side: Any, inputs: Any, kwargs: Mapping[str, Any] | None)
 
 
 def require_tensors(inputs: Any) -> None:
-    """Make sure that inputs of a torch model hold no arrays of NumPy or JAX.
+    """Make sure that inputs of a torch model, which stand for its tensors, hold no arrays of NumPy or JAX.
 
     Raises:
         ArgumentError: They do.

@@ -190,6 +190,7 @@ def test_a_reduction_in_more_orders(case: Case) -> None:
     check(case, turns=4)
 
 
+@pytest.mark.every(2)
 @pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_softmax_without_an_axis_takes_the_axis_that_torch_takes(rank: int) -> None:

@@ -220,6 +220,7 @@ class LinenAttention(ln.Module):
         return ln.MultiHeadDotProductAttention(2, name="attn")(x, mask=mask)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", ["nnx", "linen"])
 @pytest.mark.parametrize(("batch_first", "causal"), [(True, False), (True, True), (False, True)])
 def test_a_mask_that_is_missing_or_turned_round_is_proved_by_torch_s(

@@ -68,6 +68,7 @@ def _image() -> torch.Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.every(2)
 @pytest.mark.filterwarnings("ignore::torchjax_bridge.weights.SettingsWarning")
 @pytest.mark.parametrize(
     ("settings", "where", "says"),
@@ -270,6 +271,7 @@ class NnxHidden(nnx.Module):
         return x + self.scale * self.fc2(jax.nn.gelu(self.fc1(x), approximate=self.approximate))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-2, 1.0])
 def test_a_mistake_that_the_outputs_do_not_show_yet_is_a_mistake(scale: float) -> None:
     module, x = Hidden(scale), torch.randn(3, 4, generator=torch.Generator().manual_seed(1))

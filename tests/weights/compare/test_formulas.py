@@ -258,6 +258,7 @@ def test_a_formula_that_is_none_of_these_is_not_named() -> None:
 # --- a pooling that Flax makes at every position -----------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", ["nnx", "linen"])
 @pytest.mark.parametrize("pool", ["avg", "max"])
 def test_a_pooling_whose_strides_were_left_out_is_named_though_shapes_differ(flavour: str, pool: str) -> None:

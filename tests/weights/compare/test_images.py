@@ -53,6 +53,7 @@ def _image(*shape: int) -> torch.Tensor:
 SHAPES = [(2, 3, 4, 8), (2, 4, 4, 4), (4, 4, 4, 4), (2, 6, 6, 6)]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("front", [False, True])
 def test_images_without_a_convolution_go_in_where_the_flax_model_has_their_channels(
@@ -148,6 +149,7 @@ class Series(nn.Module):
         return self.fc(x.movedim(1, -1)) + t
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("shape", [(2, 4, 7), (4, 4, 4), (2, 4, 3, 5, 2), (2, 4, 4, 4, 4)])
 def test_sequences_and_volumes_are_tried_as_well(shape: tuple[int, ...]) -> None:
     class Twin(nnx.Module):

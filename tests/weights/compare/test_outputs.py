@@ -208,6 +208,7 @@ class NnxPositions(nnx.Module):
 BATCHES: list[tuple[int, ...]] = [(), (1,), (3,)]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("ours", "theirs"), [(a, b) for a in BATCHES for b in BATCHES if a != b])
 def test_position_embeddings_with_and_without_the_batch_agree_where_their_values_do(
     ours: tuple[int, ...], theirs: tuple[int, ...]

@@ -86,7 +86,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_planted_mistake_is_named_and_proved(module: planted.Net, flavour: str, mistake: Mistake) -> None:
@@ -142,6 +142,7 @@ WRONG_WEIGHTS: dict[str, tuple[str, str, Change]] = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("mistake", WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
 def test_wrong_weights_are_recognised_for_what_they_are(
@@ -185,6 +186,7 @@ def test_two_active_dropouts_are_said_to_draw_their_own_masks(flavour: str) -> N
     assert "each draws a mask of its own" in found.cause.message
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize(
     ("settings", "kind"),
@@ -453,6 +455,7 @@ class LinenScan(ln.Module):
         return scan(name="blocks")(x, None)[0]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_what_runs_inside_a_scan_is_compared_layer_by_layer(flavour: str) -> None:
     module = Stack()
@@ -566,6 +569,7 @@ class LinenTagger(ln.Module):
         return {"logits": ln.Dense(2, name="head")(x) * scale, "state": (h, tokens + 1)}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_integers_sequences_keywords_and_trees_are_compared(flavour: str, scale: float) -> None:
@@ -805,6 +809,7 @@ class NnxGenerator(nnx.Module):
         return self.up(x.reshape(-1, 4, 2, 3).transpose(0, 2, 3, 1) if self.front else x.reshape(-1, 2, 3, 4))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("front", [True, False], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("features", [None, (4, 2, 3)])
 def test_a_map_made_of_a_vector_agrees_as_it_was_said_and_its_order_is_named_as_it_was_not(

@@ -87,6 +87,7 @@ def _twin(flavour: str, module: Net, **changes: Any) -> Any:
     return linen, to_flax(module, jax.eval_shape(linen.init, jax.random.key(0), jnp.zeros((2, 16))))
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_a_right_twin_is_right_where_its_norms_make_much_of_rounding(flavour: str) -> None:
     module, x = _net()
@@ -102,6 +103,7 @@ def test_a_right_twin_is_right_where_its_norms_make_much_of_rounding(flavour: st
     assert not parity(module, _twin(flavour, module), x, rtol=1e-5).ok  # the caller's own bound is kept
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("flavour", FLAVOURS)
 @pytest.mark.parametrize("epsilon", [1.1e-5, 1.01e-5, 1.0001e-5])
 def test_an_epsilon_that_changes_no_more_than_rounding_does_is_found(flavour: str, epsilon: float) -> None:

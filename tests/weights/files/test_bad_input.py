@@ -360,6 +360,7 @@ def _mutate(raw: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
     return raw
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", ["safetensors", "msgpack", "index.json", "pt", "th"])
 @pytest.mark.parametrize("examples", [150, pytest.param(5000, marks=pytest.mark.slow)])
 def test_no_mutated_file_crashes_hangs_or_writes(tmp_path: Folder, kind: str, examples: int) -> None:
@@ -389,6 +390,7 @@ def test_no_mutated_file_crashes_hangs_or_writes(tmp_path: Folder, kind: str, ex
     attempt()
 
 
+@pytest.mark.slow
 @_QUICK
 @given(st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),

@@ -52,6 +52,7 @@ def _meta_mlp() -> nn.Module:
         return Mlp(dtype=torch.float32)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("format", ["safetensors", "msgpack", "orbax"])
 @pytest.mark.parametrize("middle", ["model", "names"])
 def test_a_sharded_bf16_checkpoint_comes_back_to_the_bit(tmp_path: Folder, format: str, middle: str) -> None:
@@ -350,6 +351,7 @@ def test_values_that_contradict_a_tie_of_the_model_are_refused_on_the_way_to_tor
     assert torch.equal(back["head.weight"], embed)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("prefix", ["model", "module", "_orig_mod", "student.net"])
 def test_a_level_around_the_whole_file_is_looked_through_with_a_note(tmp_path: Folder, prefix: str) -> None:
     module = net()

@@ -78,6 +78,7 @@ class Net(nn.Module):
         self.Dense_1 = nn.Linear(96, 32)
 
 
+@pytest.mark.slow
 def test_both_processes_wrote_a_part(saved: Folder) -> None:
     assert {"ocdbt.process_0", "ocdbt.process_1"} <= {path.name for path in (saved / "standard").iterdir()}
     assert {"0.0", "1.0"} <= {path.name for path in (saved / "files" / "params.Dense_0.kernel").iterdir()}

@@ -102,6 +102,7 @@ def check(tmp_path: Folder, state: dict[str, torch.Tensor]) -> None:
 # --- the result ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @FORMATS
 @pytest.mark.parametrize("parts", [(0, 1), (1, 0), (2, 0, 1)])
 def test_parts_in_any_order_are_one_checkpoint(tmp_path: Folder, run: Any, parts: tuple[int, ...]) -> None:
@@ -156,6 +157,7 @@ def test_orbax_itself_restores_it_under_other_shardings(tmp_path: Folder) -> Non
         assert bits(found[name]["kernel"])[2] == bits(bare[name]["kernel"])[2] == want[2]
 
 
+@pytest.mark.slow
 def test_torch_loads_what_parts_wrote(tmp_path: Folder) -> None:
     want = {name: tensor for name, tensor in torch_state().items() if name != "conjugate"}
     save_state_dict(tmp_path / "m.pt", want)
@@ -282,6 +284,7 @@ def test_the_target_may_lie_in_the_folder_of_the_source(tmp_path: Folder) -> Non
     assert_same(load_state_dict(tmp_path / "dcp" / "again"), state)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("step", ["before the stores move", "after the stores moved", "after Orbax is done"])
 def test_a_joiner_that_is_killed_anywhere_is_no_loss(
@@ -328,6 +331,7 @@ def test_a_joiner_of_dcp_that_is_killed_is_no_loss(
     check(tmp_path, state)
 
 
+@pytest.mark.every(2)
 @FORMATS
 @pytest.mark.parametrize("part", [None, (1, 2)])
 @pytest.mark.parametrize("half", [False, True])
@@ -507,6 +511,7 @@ def test_a_part_of_another_number_of_parts_or_of_other_settings_is_refused(tmp_p
         to_orbax(tmp_path, (1, 2), dtype=torch.bfloat16)
 
 
+@pytest.mark.every(2)
 @FORMATS
 @pytest.mark.parametrize("finished", [0, 1])
 def test_a_run_of_all_keeps_the_parts_that_are_there(tmp_path: Folder, run: Any, finished: int) -> None:
@@ -519,6 +524,7 @@ def test_a_run_of_all_keeps_the_parts_that_are_there(tmp_path: Folder, run: Any,
     check(tmp_path, state)
 
 
+@pytest.mark.every(2)
 @FORMATS
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_part_that_is_missing_or_cut_is_named_and_can_be_run_again(

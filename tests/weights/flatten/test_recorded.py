@@ -259,7 +259,7 @@ def _perturbed(parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return parts
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("case", slow_but([*CASES][::2], CASES))
 def test_a_run_answers_every_question_and_the_conversion_agrees_with_torch(case: str) -> None:
     forward, call, parts, inputs, flattened = CASES[case]

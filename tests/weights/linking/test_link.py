@@ -120,6 +120,7 @@ def test_pushes_trace_nothing_again_and_optimizers_go_on() -> None:
     assert {id(variable) for _, variable in nnx.to_flat_state(nnx.state(model))} == variables
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("large", [False, True])
 def test_arrays_that_were_handed_out_keep_their_values_over_100_pushes(large: bool) -> None:
     width = 600 if large else 8  # XLA or torch makes the copies

@@ -52,6 +52,7 @@ def _compiled() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_bit_is_kept_in_memory_of_its_own(dtype: torch.dtype) -> None:
     base = _random((6, 8), dtype)

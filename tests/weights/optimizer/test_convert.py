@@ -174,6 +174,7 @@ def test_without_its_state_an_optimizer_leaves_the_trajectory(kind: str, batches
     assert _difference(whole, module) > 1e-4  # so the bound of the test above means something
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_that_goes_to_optax_and_back_is_the_same(kind: str, batches: list[Any]) -> None:
     make, tx = KINDS[kind]
@@ -495,6 +496,7 @@ class UnusedTwin(nnx.Module):
         self.fc, self.head = nnx.Linear(3, 3, rngs=rngs), nnx.Linear(3, 3, rngs=rngs)
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_never_given_a_gradient_stays_where_it_is_on_both_sides() -> None:
     torch.manual_seed(0)
     module = Unused()
@@ -563,6 +565,7 @@ def test_an_optimizer_of_another_module_is_refused() -> None:
 # --- the variables of as_jax_module ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_goes_on_over_the_variables_of_as_jax_module_and_comes_back() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4))

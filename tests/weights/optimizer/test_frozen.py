@@ -158,7 +158,7 @@ WAYS: dict[str, Callable[[Any, Net, Any], Callable[[], dict[str, Any]]]] = {
 }
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("of", [nn.Module.parameters, lambda m: m.head.parameters()], ids=["all", "head"])
@@ -172,6 +172,7 @@ def test_what_is_advised_trains_on_as_torch_does(kind: str, way: str, of: Any) -
     np.testing.assert_allclose(ours["head"], module.head.weight.detach().numpy(), atol=2e-6)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tx_of", [_masked, lambda tx: tx], ids=["masked", "everything"])
 def test_an_nnx_optimizer_that_would_move_what_is_frozen_is_refused_with_what_to_write(
@@ -185,6 +186,7 @@ def test_an_nnx_optimizer_that_would_move_what_is_frozen_is_refused_with_what_to
         assert "head" not in str(caught.value).split("freeze in optax")[0].replace("0 for", "")
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "tx",
     [

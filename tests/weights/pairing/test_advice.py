@@ -240,7 +240,7 @@ def _bot(source: Any, template: Any) -> list[Any] | None:
 HOWS = ("usual", "order", "shifted", "words in another order")
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("how", slow_but(["usual", "words in another order"], HOWS))
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_line_that_a_plan_proposes_leads_to_a_wrong_conversion(name: str, how: str) -> None:

@@ -99,6 +99,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], tuple[int, ..
 }  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", CASES)
 def test_the_one_rule_that_fits_works_as_it_is_printed(name: str) -> None:
     make, twin, shape = CASES[name]

@@ -126,6 +126,7 @@ X = torch.randn(2, 5, WIDTH)
 QKV = ("query", "key", "value")
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("kind", ["flat", "heads", "einsum"])
 @pytest.mark.parametrize(("order", "groups"), [("blocks", 4), ("heads", 4), ("blocks", 2), ("heads", 2)])

@@ -87,6 +87,7 @@ def _leaves(twin: Any) -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("bare", "abstract"), [(False, False), (True, True)], ids=["module", "state_dict to abstract"]
 )

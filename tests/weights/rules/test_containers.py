@@ -29,6 +29,7 @@ MADE: dict[str, Any] = {"d_model": WIDTH, "nhead": HEADS, "dim_feedforward": WID
 SOURCE, TARGET = draw(2, 4, WIDTH), draw(2, 3, WIDTH, seed=2)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("made", "flax"),
     [

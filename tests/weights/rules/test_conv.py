@@ -42,6 +42,7 @@ def convolution(flavour: str, conv: Any, **changes: Any) -> Flax:
 both = pytest.mark.parametrize("flavour", ["linen", "nnx"])
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize(
     ("rank", "made"),
@@ -142,6 +143,7 @@ def dilated(flavour: str, conv: Any) -> Flax:
     return convolution(flavour, conv, strides=1, input_dilation=conv.stride, padding=padding(conv))
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize("swapped", [True, False], ids=["transpose_kernel", "plain"])
 @pytest.mark.parametrize(
@@ -163,6 +165,7 @@ def test_a_transposed_convolution_computes_the_same(
     assert_twins(conv, transposed(flavour, conv, swapped), x, within=3e-6)
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize(
@@ -230,6 +233,7 @@ def test_kernels_of_one_shape_and_other_groups_are_refused(conv: nn.Module) -> N
 # --- a dense layer at every position ---------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("flavour", ["linen", "nnx"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("bias", [True, False])

@@ -169,6 +169,7 @@ def test_a_dense_layer_of_several_axes_computes_what_torchs_does(name: str) -> N
     assert audit(module, twin).ok
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[3] is not None])
 @pytest.mark.parametrize("named", [False, True])
 def test_the_same_in_linen(name: str, named: bool) -> None:

@@ -44,6 +44,7 @@ def batch_norm(flavour: str, train: bool, module: Any = None, **settings: Any) -
     return norm(flavour, "BatchNorm", 4, **made)
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize(
     ("module", "shape"),

@@ -54,6 +54,7 @@ def linear(rngs: nnx.Rngs) -> nnx.Module:
 # --- folded ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @ways
 @pytest.mark.parametrize("flax", [ln.Dense(3), linear], ids=["linen", "nnx"])
 def test_a_linear_layer_gets_the_weight_of_evaluation_and_its_parts_come_back(way: Any, flax: Flax) -> None:
@@ -66,6 +67,7 @@ def test_so_does_a_convolution(way: Any) -> None:
     assert_twins(way(nn.Conv2d(4, 6, 3)), flax, draw(2, 4, 6, 5), within=2e-6, warm=9)
 
 
+@pytest.mark.every(2)
 @ways
 @pytest.mark.parametrize("swapped", [True, False])
 def test_so_does_a_transposed_convolution(way: Any, swapped: bool) -> None:
@@ -179,6 +181,7 @@ def pair(way: Any) -> tuple[nn.Module, Any]:
     return module, lambda x: module["dense"](module["conv"](x).movedim(1, -1)).movedim(-1, 1)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", list(WEIGHT.values()), ids=list(WEIGHT))
 @pytest.mark.parametrize("kind", [Wrapped, Named])
 def test_linen_s_weight_norm_keeps_the_length_as_torch_does(way: Any, kind: Any) -> None:
@@ -187,6 +190,7 @@ def test_linen_s_weight_norm_keeps_the_length_as_torch_does(way: Any, kind: Any)
     assert not plan(module, filled).notes  # nothing is folded, nothing lost
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("way", list(SPECTRAL.values()), ids=list(SPECTRAL))
 @pytest.mark.parametrize("kind", [Wrapped, Named])
 def test_linen_s_spectral_norm_agrees_as_far_as_u_has_converged(way: Any, kind: Any) -> None:
@@ -255,6 +259,7 @@ class NnxNormed(nnx.Module):
         self.conv = nnx.WeightNorm(nnx.Conv(4, 6, (3, 2), padding="VALID", rngs=rngs), rngs=rngs, **settings)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("spelling", WEIGHT)
 @pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.parametrize("kind", ["module", "abstract", "state"])

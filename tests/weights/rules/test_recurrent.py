@@ -114,6 +114,7 @@ def twin(flavour: str, name: str, layers: int = 1, directions: int = 1) -> Flax:
     return lambda rngs: Listed(rngs, NNX[name], layers, directions)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("bias", [True, False], ids=["biased", "unbiased"])
 @pytest.mark.parametrize(("flavour", "name"), CELLS)
 def test_one_layer_computes_the_same_in_every_cell(flavour: str, name: str, bias: bool) -> None:
@@ -191,6 +192,7 @@ def test_another_number_of_cells_is_refused_with_both_numbers() -> None:
 # --- cells -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("flavour", "name"), CELLS)
 def test_a_cell_computes_the_same(flavour: str, name: str) -> None:
     module = {"LSTM": nn.LSTMCell, "GRU": nn.GRUCell, "RNN": nn.RNNCell}[name.split()[0]](D, H)
@@ -337,6 +339,7 @@ class Words(ln.Module):
         return ln.Dense(2, name="rnn_head")(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "suffixes",
     [
@@ -374,6 +377,7 @@ class Lettered(ln.Module):
         return ln.Dense(2, name="head")(x)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("ways", [1, 2])
 @pytest.mark.parametrize("names", [("gru_a", "gru_b"), ("left", "right")])
 @pytest.mark.parametrize("kind", ["GRU", "LSTM optimized", "RNN"])

@@ -315,7 +315,7 @@ def assert_audit_is_clean(flavour: str, module: nn.Module, twin: Twin, xs: tuple
     assert found.layers == 1 or twin.own or twin.flax == "Sequential"  # which are none of Flax's layers
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @both
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_twin_of_any_layer_evaluates_as_torch_does_and_has_its_settings(kind: str, flavour: str) -> None:
@@ -341,6 +341,7 @@ def test_the_twin_of_any_layer_evaluates_as_torch_does_and_has_its_settings(kind
     holds()
 
 
+@pytest.mark.every(2)
 @both
 @pytest.mark.parametrize("kind", ["batch norm", "convolution", "layer norm", "instance norm"])
 def test_the_twin_of_a_layer_without_dropout_trains_as_torch_does(kind: str, flavour: str) -> None:
@@ -389,6 +390,7 @@ WIDE = [
 ]
 
 
+@pytest.mark.every(3)
 @both
 @pytest.mark.parametrize("module", WIDE, ids=str)
 def test_the_weights_of_a_fresh_twin_have_torch_s_scale(module: nn.Module, flavour: str) -> None:

@@ -55,6 +55,7 @@ def test_first_and_second_derivatives_agree_with_finite_differences(name, x64_on
     assert gradgradcheck(f, inputs, check_undefined_grad=True, check_batched_grad=True)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["mlp", "scan", "softmax"])
 def test_forward_mode_agrees_with_finite_differences(name, x64_on):
     mine, _, shapes = FUNCTIONS[name]
@@ -157,6 +158,7 @@ COMPLEX = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_gradients_follow_torchs_convention(name, x64_on):
     mine, native = COMPLEX[name]

@@ -44,6 +44,7 @@ def expected(x, w, flag):
     return torch.tanh(x @ w) * (1 if flag else 0.5)
 
 
+@pytest.mark.every(2)
 @anywhere
 @pytest.mark.parametrize("kind", [bool, np.bool_])
 def test_a_bool_that_the_function_branches_on_is_a_constant(pack, fn, kind):
@@ -59,6 +60,7 @@ def test_a_bool_that_the_function_branches_on_is_a_constant(pack, fn, kind):
     assert f.cache_info().currsize == 3
 
 
+@pytest.mark.every(3)
 @anywhere
 @pytest.mark.parametrize("flag", [True, False])
 def test_a_branch_on_a_bool_stays_under_transforms(pack, fn, flag):
@@ -87,6 +89,7 @@ def test_a_branch_on_a_bool_compiles_without_a_graph_break(how):
         )
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "fn",
     [

@@ -203,6 +203,7 @@ def test_zeros_of_both_signs_are_two_numbers_in_a_graph():
     assert torch.equal(other(x), -x)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "transform",
     [
@@ -299,6 +300,7 @@ def test_fake_and_meta_tensors_give_shapes_without_running():
     assert not ran
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("tracing", ["real", "fake", "symbolic"])
 def test_make_fx_records_the_call_and_not_its_result(tracing):
     g = as_torch_function(lambda x, s: jnp.sin(x) * s)

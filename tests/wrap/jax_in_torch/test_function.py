@@ -211,6 +211,7 @@ def test_every_dtype_crosses():
             assert as_torch_function(lambda x: x + x)(torch.ones(3, dtype=dtype)).dtype is dtype
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "make",
     [

@@ -295,6 +295,7 @@ class _Streams(linen.Module):
         return linen.Dropout(0.5, deterministic=not train)(x)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("names", [("noise",), ("noise", "drop_path"), ("params",)])
 @pytest.mark.parametrize("rngs", ["dropout", ()])
 def test_a_linen_stream_that_was_not_named_is_named_in_an_error_that_can_be_pasted(names, rngs):
@@ -493,6 +494,7 @@ def test_a_part_of_a_linen_module_has_none_and_says_so():
     assert module.train()(images()).shape == (4, 2)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "LBFGS", "Adafactor", "RMSprop"])
 def test_any_optimizer_lowers_the_loss(optimizer):
     module = as_torch_module(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))

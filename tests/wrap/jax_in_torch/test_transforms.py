@@ -220,6 +220,7 @@ def dual_tangent(f, x):
         return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x.cos()))).tangent
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     ("transform", "shape"),
     [

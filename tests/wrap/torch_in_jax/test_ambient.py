@@ -41,6 +41,7 @@ def holding(kind):
     }[kind]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "kind", ["itself", "method", "partial", "closure", "global", "default", "attribute", "decorated"]
 )
@@ -98,6 +99,7 @@ def test_the_default_dtype_is_part_of_the_call(x64_on):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad])
 @pytest.mark.parametrize("output_shape", [None, jax.ShapeDtypeStruct((), jnp.float32)])
 def test_derivatives_are_jax_s_to_ask_for_whatever_torch_has_switched_off(around, output_shape):

@@ -150,7 +150,7 @@ def complex_twins():
 Z = jnp.asarray(X[:, 0] + 1j * X[:, 1], jnp.complex64)
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "take",
     [

@@ -73,6 +73,7 @@ class Clipping(Square):
         return (g * 2 * torch.tensor(x.tolist())).clamp(-0.5, 0.5)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("function", [Square, Detaching, Listing, Once, Partly])
 def test_a_backward_that_leaves_torch_has_a_gradient_and_names_itself_in_forward_mode(function):
     f = as_jax_function(function.apply)

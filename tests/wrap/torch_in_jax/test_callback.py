@@ -74,6 +74,7 @@ def test_every_name_that_tracing_rests_on_is_there():
     assert _torch_internals.MISSING is None
 
 
+@pytest.mark.slow
 def test_without_the_tracer_announced_code_still_has_value_derivatives_and_lanes(monkeypatch):
     monkeypatch.setattr(_torch_internals, "MISSING", ImportError("no module named 'proxy_tensor'"))
     with pytest.raises(errors.OutputError, match=r"output_shape=.*") as caught:

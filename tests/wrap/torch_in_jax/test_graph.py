@@ -118,6 +118,7 @@ BATCHED = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", BATCHED)
 @pytest.mark.parametrize("dim", [0, 2])
 def test_a_batched_graph_gives_each_lane_what_the_graph_gives_it(name, dim):

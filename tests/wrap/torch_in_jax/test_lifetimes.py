@@ -45,6 +45,7 @@ def test_the_function_dies_with_its_wrapper(name):
     assert dead() is None
 
 
+@pytest.mark.slow
 def test_a_compiled_function_keeps_what_it_calls():
     compiled = jax.jit(lambda x: as_jax_function(Sine())(x))
     assert compiled(X) == compiled(X + 0)

@@ -48,6 +48,7 @@ IN_PLACE = {
 }
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", IN_PLACE)
 def test_in_place_code_gives_right_answers_and_leaves_the_caller_s_arrays(name):
     fn, twin = IN_PLACE[name]

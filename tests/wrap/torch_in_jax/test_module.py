@@ -152,6 +152,7 @@ def test_every_kind_of_module_under_jit_grad_and_vmap(case):
         close(batched[name][1], turned[name], atol=1e-4)
 
 
+@pytest.mark.every(3)
 def test_train_mode_returns_new_buffers_and_leaves_the_module(case):
     name, module, inputs, apply, variables = case
     before = {k: v.clone() for k, v in module.state_dict().items()}

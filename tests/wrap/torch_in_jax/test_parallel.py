@@ -51,6 +51,7 @@ def test_shard_map_value_and_gradient_of_sharded_and_replicated_inputs(wrapped, 
     agree(got, jax.value_and_grad(lambda x, w: (twin(x, w) ** 2).sum(), (0, 1))(X, W))
 
 
+@pytest.mark.slow
 def test_shard_map_jvp_and_hessian(wrapped, mesh):
     agree(
         jax.jit(lambda x, w: jax.jvp(sharded(wrapped, mesh), (x, w), (x, w)))(X, W),

@@ -58,6 +58,7 @@ def test_an_encoder_with_a_mask(mask):
     trained_alike(nn.TransformerEncoder(layer(nn.TransformerEncoderLayer), 2), X, mask=MASKS[mask])
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("mask", ["causal", "other"])
 def test_a_decoder_and_a_transformer_with_masks(mask):
     mask = MASKS[mask]
@@ -110,6 +111,7 @@ DENSITIES = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", DENSITIES)
 def test_densities_of_distributions_that_check_their_arguments(name):
     fn = DENSITIES[name]

@@ -46,6 +46,7 @@ def test_code_that_draws_nothing_takes_a_key_too():
     np.testing.assert_array_equal(f(X, key=None), X)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("residuals", ["save", "recompute"])
 @pytest.mark.parametrize("around", [lambda f: f, jax.checkpoint, jax.jit], ids=["plain", "checkpoint", "jit"])
 def test_forward_and_backward_see_the_same_mask(residuals, around):
@@ -130,6 +131,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samplers_have_the_mean_and_variance_of_their_distribution(name):
     fn, mean, variance = SAMPLERS[name]
@@ -229,6 +231,7 @@ def stacked(layer, options):
     return lambda x, hidden: jax.tree.leaves(whole(x, hidden)), by_hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layer", "options"), slow_but([GRU], [LSTM, GRU, RNN]), ids=["lstm", "gru", "rnn"])
 def test_dropout_between_recurrent_layers_comes_from_the_key(layer, options):
     x = jnp.asarray(np.random.default_rng(7).normal(size=(2, 2, 3)), jnp.float32)

@@ -55,11 +55,13 @@ def test_grad_and_value_and_grad(wrapped, x):
     agree(lambda f: (jax.grad(f)(x), jax.value_and_grad(f)(x)), wrapped)
 
 
+@pytest.mark.slow
 def test_jvp_and_linearize(wrapped, x):
     agree(lambda f: jax.jvp(f, (x,), (x * 2,)), wrapped)
     agree(lambda f: (jax.linearize(f, x)[0], jax.linearize(f, x)[1](x)), wrapped)
 
 
+@pytest.mark.slow
 def test_jacfwd_and_jacrev(x):
     ours = as_jax_function(lambda x: torch.sin(x @ TORCH_W))
     twin = lambda x: jnp.sin(x @ W)  # noqa: E731
@@ -85,12 +87,14 @@ def test_check_grads_to_the_third_order_forward_and_reverse(wrapped, x):
     check_grads(wrapped, (x[0],), order=3, modes=["fwd", "rev"])
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_vmap_over_any_axis(axis, x):
     ours = as_jax_function(lambda x: torch.softmax(x, 0))
     agree(lambda f: jax.vmap(f, in_axes=axis, out_axes=1)(x), ours, twin=lambda x: jax.nn.softmax(x, 0))
 
 
+@pytest.mark.slow
 def test_vmap_with_an_argument_that_all_lanes_share(x):
     ours = as_jax_function(lambda x, w: torch.tanh(x @ w))
     twin = lambda x, w: jnp.tanh(x @ w)  # noqa: E731

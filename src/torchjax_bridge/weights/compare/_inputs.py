@@ -34,7 +34,7 @@ def check_call(name: str, call: Callable[..., Any], args: Sequence[Any], kwargs:
         ArgumentError: It cannot; or an input is an array of numpy's or JAX's.
     """
     if name == "torch":
-        require_tensors((args, kwargs))
+        require_tensors(args)
     try:
         signature = inspect.signature(call)
     except ValueError:  # written in C: the call itself will raise
