@@ -19,6 +19,7 @@ from ._author_tensors import Reading, expression, initializer, written_in_place
 
 __all__ = [
     "ABSENT",
+    "READS",
     "attribute_stores",
     "author_classes",
     "author_start",
@@ -30,7 +31,8 @@ __all__ = [
 ABSENT = Reading("absent")
 """The start of a tensor that the author's code never speaks of."""
 _UNREAD = Reading("unread")
-_READS = {"shape", "size", "dim", "ndim", "numel", "device", "dtype", "requires_grad"}
+# Attributes of a tensor that say nothing of its values, and write none.
+READS = {"shape", "size", "dim", "ndim", "numel", "device", "dtype", "requires_grad"}
 _USUAL = ("reset_parameters", "init_weights", "_reset_parameters", "_init_weights")
 
 
@@ -232,7 +234,9 @@ class _Walk:
         if call.args and self._is_tensor(call.args[0]):
             return initializer(call, numbers) or _UNREAD
         method_called = self._method(call)
-        if method_called is not None and not any(map(self._speaks, (*call.args, *call.keywords))):
+        if method_called is not None and not any(
+            _names(given, self.name) for given in (*call.args, *call.keywords)
+        ):
             name = own_attribute(call.func)
             if name in self.followed:
                 return _UNREAD if _names(syntax_of(method_called), self.name) else state
@@ -245,16 +249,13 @@ class _Walk:
         inner = node.value if isinstance(node, ast.Attribute) and node.attr == "data" else node
         return own_attribute(inner) == self.name
 
-    def _speaks(self, node: ast.AST) -> bool:
-        return any(own_attribute(inner) == self.name for inner in ast.walk(node))
-
     def _others(self, node: ast.AST, state: Reading) -> Reading:
         """The state after code that asks for the shape of the parameter and the like; any other may write it."""
         harmless: set[ast.AST] = set()
         for inner in ast.walk(node):
             if isinstance(inner, ast.Attribute):
                 is_note = isinstance(inner.ctx, ast.Store) and inner.attr != "data"
-                if is_note or inner.attr in _READS:
+                if is_note or inner.attr in READS:
                     harmless.add(inner.value)
             elif isinstance(inner, ast.Compare) and all(map(_is_none, inner.comparators)):
                 harmless.add(inner.left)

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
+from torchjax_bridge._words import listed
 from torchjax_bridge.recording import Value, tensors_of
 
 from ._axis_letters import AxisLetters
@@ -85,7 +86,7 @@ def _outputs(model: Model, moved: set[int]) -> Iterator[str]:
         elif len(numbers) == 1:
             yield f"Output {numbers[0]} is {text}."
         else:
-            yield f"Outputs {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} are {text}."
+            yield f"Outputs {listed([*map(str, numbers)])} are {text}."
 
 
 def _unexpected(value: Value, order: Axes, moved: set[int], letters: AxisLetters) -> str:
@@ -111,12 +112,7 @@ def _starts(chosen: Mapping[str, str]) -> Iterator[str]:
         names = [f"``{name}``" for name, kind in chosen.items() if kind == what]
         if names:
             plural, verb = ("s", "start") if len(names) > 1 else ("", "starts")
-            yield f"In a new model the {what}{plural} {_listed(names)} {verb} as {start}."
-
-
-def _listed(names: Sequence[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
+            yield f"In a new model the {what}{plural} {listed(names)} {verb} as {start}."
 
 
 def _version(name: str) -> str:

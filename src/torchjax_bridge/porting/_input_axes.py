@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 
+from torchjax_bridge._words import listed
 from torchjax_bridge.recording import Recording, tensors_of
 
 from ._inputs import Example
@@ -46,14 +47,12 @@ def axes_text(recording: Recording, example: Example, axes: Collection[InputAxis
     for place in sorted({place for place, _ in axes}):
         own = [str(axis) for other, axis in sorted(axes) if other == place]
         word = "axis" if len(own) == 1 else "axes"
-        text = f"{word} {_listed(own)} of torch's '{names[id(tensors[place])]}'"
-        parts.append(text if len(tensors) > 1 else f"torch's {word} {_listed(own)}")
+        text = f"{word} {listed(own)} of torch's '{names[id(tensors[place])]}'"
+        parts.append(text if len(tensors) > 1 else f"torch's {word} {listed(own)}")
     sizes = [str(tensors[place].shape[axis]) for place, axis in sorted(axes)]
     sizes = sizes[:1] if len(set(sizes)) == 1 else sizes
     has = "has" if len(axes) == 1 else "have"
-    return (
-        f"inputs where {_listed(parts)} {has} the example's size{'s' * (len(sizes) > 1)} of {_listed(sizes)}"
-    )
+    return f"inputs where {listed(parts)} {has} the example's size{'s' * (len(sizes) > 1)} of {listed(sizes)}"
 
 
 def _names(recording: Recording, example: Example) -> Iterator[tuple[int, str]]:
@@ -61,7 +60,3 @@ def _names(recording: Recording, example: Example) -> Iterator[tuple[int, str]]:
     for name, tree in recording.arguments(example.args, example.kwargs).items():
         held = list(tensors_of(tree, torch.Tensor))
         yield from ((id(one), name if len(held) == 1 else f"{name}[{i}]") for i, one in enumerate(held))
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return " and ".join([*([", ".join(parts[:-1])] if parts[1:] else []), parts[-1]])

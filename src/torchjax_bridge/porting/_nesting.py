@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 from torch import nn
 
+from ._attributes import is_inside
+
 __all__ = ["in_order"]
 
 _Kind: TypeAlias = type[nn.Module]
@@ -23,7 +25,7 @@ def in_order(paths: Sequence[str], kinds: Mapping[str, _Kind]) -> list[tuple[_Ki
         paths: The modules.
         kinds: The torch class of each.
     """
-    inside = {path: [other for other in paths if _is_inside(other, path)] for path in paths}
+    inside = {path: [other for other in paths if other != path and is_inside(path, other)] for path in paths}
     heights: dict[str, int] = {}
     for path in sorted(paths, key=lambda path: len(inside[path])):
         heights[path] = 1 + max((heights[other] for other in inside[path]), default=0)
@@ -45,7 +47,3 @@ def in_order(paths: Sequence[str], kinds: Mapping[str, _Kind]) -> list[tuple[_Ki
             (group[0], [path for path in paths if groups[path] == group])
             for group in sorted(held, key=depths.__getitem__)
         ]
-
-
-def _is_inside(path: str, outer: str) -> bool:
-    return path != outer and path.startswith(f"{outer}." if outer else "")

@@ -13,13 +13,12 @@ from typing import Any
 from torch import nn
 
 from ._author_numbers import own_attribute
-from ._author_starts import author_classes, method_of, scope_of, syntax_of
+from ._author_starts import READS, author_classes, method_of, scope_of, syntax_of
 
 __all__ = ["may_be_rewritten"]
 
 _PARAMETERS = {"parameters", "named_parameters", "buffers", "named_buffers", "state_dict"}
 _MOST = 100  # functions that one __init__ leads to
-_READS = {"shape", "size", "dim", "ndim", "numel", "device", "dtype", "requires_grad"}
 
 
 def may_be_rewritten(modules: Mapping[str, nn.Module], path: str, name: str) -> bool:
@@ -104,7 +103,7 @@ class _Search(ast.NodeVisitor):
             self.visit(line)
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if node.attr in _READS:
+        if node.attr in READS:
             if not isinstance(node.value, ast.Attribute):
                 self.visit(node.value)
             return

@@ -29,7 +29,7 @@ Held = tuple[nn.Module, str, str, torch.Tensor, int]
 def written_parameter(function: str, args: Sequence[Any]) -> Parameter | None:
     """What a call is about to write to, its first argument or a view of it: a parameter, or the data of a buffer.
 
-    Other writes to buffers are seen by their versions, which those to ``buffer.data`` leave as they are.
+    Other writes to buffers are seen by their versions, which setting ``buffer.data`` leaves as they are.
     """
     value = args[0] if args and _INPLACE.fullmatch(short_name(function)) else None
     while isinstance(value, Value) and isinstance(value.origin, Node):
