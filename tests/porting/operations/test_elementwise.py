@@ -326,6 +326,7 @@ def _hard(x: torch.Tensor) -> torch.Tensor:
     return F.threshold(x, 0.5, 20.0) + F.hardshrink(x, 0.2) + F.softshrink(x, 0.2)
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")
 @pytest.mark.parametrize(
     "function",
     [_hard, *(_function(n) for n in (_UNARY + _POSITIVE).split() if n not in _OTHERWISE.split())],
@@ -334,5 +335,6 @@ def _hard(x: torch.Tensor) -> torch.Tensor:
 def test_what_is_no_finite_number_gives_what_torch_gives(function: Callable[..., Any]) -> None:
     _, body = lowered(function, (SPECIAL,), [(0,)])
     (found,) = run(body, [as_jax(SPECIAL, (0,))])
-    wanted = function(SPECIAL)
+    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN's gelu of infinity is NaN on some processors
+        wanted = function(SPECIAL)
     np.testing.assert_allclose(np.asarray(found, wanted.numpy().dtype), wanted.numpy(), rtol=1e-4, atol=1e-6)
