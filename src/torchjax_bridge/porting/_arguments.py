@@ -13,7 +13,7 @@ from torch import nn
 
 from ._author_init import AuthorInit, author_init
 from ._columns import agree, eithers, equal, scalar, shown, text
-from ._constructors import MISSING, Column, Tree, columns
+from ._constructors import MISSING, Column, Given, Tree, columns
 from ._expressions import Instances, UnknownError, plain
 from ._rendering import PLACE
 
@@ -234,7 +234,7 @@ class _Search:
         known = [value for value in values if value is not MISSING]
         most = max(known, key=lambda value: (known.count(value), -known.index(value)))
         is_size = type(most) is int and setting not in _NOT_COUNTS
-        if len(known) > 2 and 2 * known.count(most) > len(known) and not is_size:
+        if len(known) > 2 and 2 * known.count(most) > len(known) and not (is_size or isinstance(most, Given)):
             self.defaults[name] = most
 
     def _explained_elsewhere(self, wanted: Sequence[Any]) -> ast.expr | None:

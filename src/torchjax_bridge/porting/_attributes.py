@@ -23,7 +23,7 @@ def is_inside(base: str, path: str) -> bool:
 def attribute_text(model: Any, base: str, path: str) -> str:
     """The expression of the module at ``path`` in the class of the module at ``base``."""
     if not is_inside(base, path):
-        raise RefusedError(f"'{path}' is called inside '{base}', which does not hold it")
+        path = model.handed.alias(base, path)
     text, module, walked = "self", model.modules[base], base
     for part in path[len(base) :].strip(".").split(".") if path != base else ():
         if is_container(module, nn.Sequential):

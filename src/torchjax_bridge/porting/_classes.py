@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from torch import nn
 
-from torchjax_bridge.recording import Fault, SourceLine
+from torchjax_bridge.recording import Fault, SourceLine, homes
 
 from ._arguments import Arguments, arguments_of
 from ._attributes import is_container
@@ -24,8 +24,9 @@ from ._calls import is_function
 from ._constructors import Call, Column, Either, Items, Tree, is_uneven
 from ._definition import Definition
 from ._expressions import plain
-from ._fields import Own, fields_of, sequential_items, state_fields
+from ._fields import Own, fields_of, local_modules, sequential_items, state_fields
 from ._growing_lists import has_growing_list
+from ._handed import LOCAL, made_first
 from ._linen_calls import LINEN_NAMES, Modes
 from ._linen_layers import linen_fields
 from ._loops import with_loops
@@ -117,7 +118,9 @@ class _Classes:
             fields.update(self.model.ties_in(path))
         else:
             fields = fields_of(self.model, body, path)
+        fields = {**local_modules(self.model, path), **fields}
         fields = {name: self._resolved(tree) for name, tree in fields.items()}
+        fields = made_first(fields, self.model.handed.made_in(path))
         self.families[path] = families(type(module), fields)
         lines = self._written(path, body)
         for family in self.families[path]:
@@ -288,7 +291,8 @@ class _Classes:
             raise AssertionError("instances that were joined one by one fit together")
         shown, fields = joined
         modules = [self.model.modules[one.path] for one in instances]
-        names = arguments_of(kind, fields, modules)
+        local = [name.removeprefix(LOCAL) for name in fields if name.startswith(LOCAL)]
+        names = arguments_of(kind, fields, modules, local)
         rendered, counts = rendered_fields(fields, names.texts)
         if self.modes is not None and (taken := _taken(names, rendered)):
             names = arguments_of(kind, fields, modules, taken)
@@ -364,8 +368,9 @@ def _called_items(model: Model, path: str) -> int:
     """How many layers of a Sequential stand up to the last one that is no function, which is code of the class."""
     children = list(model.modules[path]._modules.items())
     for count, (name, child) in reversed(list(enumerate(children, start=1))):
-        is_part = (f"{path}.{name}" if path else name) in model.parts
-        if is_part or not (child is None or is_function(child)):
+        place = f"{path}.{name}" if path else name
+        is_shared = child is not None and homes(model.modules)[id(child)][0] != place
+        if place in model.parts or not (child is None or is_function(child) or is_shared):
             return count
     return 0
 

@@ -15,6 +15,7 @@ __all__ = [
     "Column",
     "Either",
     "Given",
+    "Handed",
     "Indexed",
     "Items",
     "Numbered",
@@ -47,6 +48,11 @@ class Given:
     """
 
     path: str
+
+
+@dataclass(frozen=True)
+class Handed(Given):
+    """A module that other modules hold, too: an argument of every class up to the one that makes it."""
 
 
 @dataclass(frozen=True)

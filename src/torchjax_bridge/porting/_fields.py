@@ -17,17 +17,18 @@ from torchjax_bridge.weights import Twin
 from ._attributes import is_container, tied_bias
 from ._body import Body
 from ._calls import is_function
-from ._constructors import Call, Code, Column, Items, Text, Tree
+from ._constructors import Call, Code, Column, Handed, Items, Text, Tree
 from ._functions import is_activation
+from ._handed import LOCAL
 from ._layers import is_layer
 from ._model import Model
 from ._own_layers import OWN_NAMES
 from ._parameters import parameter_place, place_of
 from ._placed import RefusedError
-from ._reserved import attribute_name
+from ._reserved import argument_name, attribute_name
 from ._starts import buffer_start, parameter_start
 
-__all__ = ["Own", "fields_of", "sequential_items", "state_fields"]
+__all__ = ["Own", "fields_of", "local_modules", "sequential_items", "state_fields"]
 
 
 class Own(Text):
@@ -68,6 +69,16 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     return fields
 
 
+def local_modules(model: Model, path: str) -> dict[str, Tree]:
+    """The modules that the class of a module makes for others, and that are no attribute of it."""
+    trees = {
+        f"{LOCAL}{text}": _child(model, owner, model.modules[owner], is_made=True)
+        for owner, text in model.handed.made_in(path).items()
+        if not text.startswith("self.")
+    }
+    return {name: tree for name, tree in trees.items() if tree is not None}
+
+
 def _own_tensors(model: Model, path: str, module: nn.Module) -> dict[str, Tree]:
     """The parameters and saved buffers of a module itself, under the names of the layer that it derives from."""
     fields: dict[str, Tree] = {}
@@ -106,8 +117,11 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _child(model: Model, path: str, module: nn.Module) -> Tree | None:
-    """The constructor of a child, or None if it needs no attribute."""
+def _child(model: Model, path: str, module: nn.Module, *, is_made: bool = False) -> Tree | None:
+    """The constructor of a child, or the argument that it is; None if it needs no attribute."""
+    if not is_made and (owner := model.handed.is_handed(path)) is not None:
+        name = path.rpartition(".")[2]
+        return Column([Handed(owner)], argument_name(attribute_name(name)), name)
     if path in model.parts:
         return model.parts[path].tree(path) if path in model.called_layers else None
     if is_layer(module):

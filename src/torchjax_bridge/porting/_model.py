@@ -4,8 +4,9 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -19,6 +20,7 @@ from torchjax_bridge.recording import (
     Recording,
     SourceLine,
     Value,
+    homes,
     tensors_of,
 )
 from torchjax_bridge.weights import Twin, twin_of
@@ -29,6 +31,7 @@ from ._body import Body
 from ._calls import call_module, call_part
 from ._constructors import Text
 from ._functions import given_functions
+from ._handed import HandedModules
 from ._layers import call_layer, is_batch_norm, is_layer
 from ._lowering import Lowering, standard_order
 from ._parameters import place_of
@@ -103,19 +106,21 @@ class Model:
             if is_batch_norm(one) and not one.training
         }
         self.given_functions = given_functions(self.modules) if self.to == "nnx" else set()
-        first: dict[int, str] = {}
+        first: dict[int, Parameter] = {}
         self.tied_parameters: dict[str, str] = {}
         self.parameters: dict[str, Parameter] = {}
+        at = homes(self.modules)
         for path, module in self.modules.items():
             for name, tensor in module._parameters.items():
-                full = f"{path}.{name}" if path else name
                 if tensor is None:
                     continue
-                self.parameters[full] = Parameter(module, name, full, tensor)
-                known = first.setdefault(id(tensor), full)
-                if self.parameters[known].owner is not module:
-                    self.tied_parameters[full] = known
+                home = Parameter(module, name, f"{at[id(module)][0]}.{name}".lstrip("."), tensor)
+                full = f"{path}.{name}".lstrip(".")
+                self.parameters[full] = replace(home, path=full)
+                if (known := first.setdefault(id(tensor), home)).owner is not module:
+                    self.tied_parameters[full] = known.path
         self.shared: dict[tuple[str, str], str] = {}
+        self.handed = HandedModules(self)
         self._twins: dict[str, Twin] = {}
 
     @property
@@ -183,19 +188,16 @@ class Model:
         found = {}
         for (module, name), owner in self.shared.items():
             holder = owner.rpartition(".")[0]
-            if self._common_class(module, holder) == path:
+            if self.common_class([module, holder]) == path:
                 target = attribute_text(self, path, module).removeprefix("self.")
                 held, _ = place_of(self.parameters[owner])
                 found[f"{target}.{name}"] = Text(f"{attribute_text(self, path, holder)}.{held}")
         return found
 
-    def _common_class(self, one: str, two: str) -> str:
-        """The innermost module that gets a class of its own and holds both."""
-        common = []
-        for a, b in zip(one.split("."), two.split("."), strict=False):
-            if a != b:
-                break
-            common.append(a)
+    def common_class(self, paths: Sequence[str]) -> str:
+        """The innermost module that gets a class of its own and holds all of these, or is the only one."""
+        levels = zip(*(path.split(".") for path in paths), strict=False)
+        common = [names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, levels)]
         while common and not self.is_class(".".join(common)):
             common.pop()
         return ".".join(common)

@@ -8,12 +8,13 @@ from torchjax_bridge.recording import Fault, SourceLine
 __all__ = ["refuse"]
 
 
-def refuse(faults: Sequence[Fault], name: str) -> None:
+def refuse(faults: Sequence[Fault], name: str, to: str) -> None:
     """Raise one error with every fault; the same line in several modules is named once.
 
     Args:
         faults: What has no counterpart.
         name: The class of the model.
+        to: The library that the port is written for.
 
     Raises:
         PortError: There are faults.
@@ -29,17 +30,19 @@ def refuse(faults: Sequence[Fault], name: str) -> None:
     for (reason, source), paths in places.items():
         where = " and ".join(f"'{path}'" if path else "the model itself" for path in paths)
         line = f", {source}: {source.text}" if source.file else ""
-        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source)}")
+        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source, to)}")
     count = "1 thing has" if len(lines) == 1 else f"{len(lines)} things have"
     error = PortError(f"{name} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines))
     error.faults = tuple(dict.fromkeys(faults))
     raise error
 
 
-def _way_out(paths: Sequence[str], source: SourceLine) -> str:
+def _way_out(paths: Sequence[str], source: SourceLine, to: str) -> str:
     """How code that stays as it is can be part of a port all the same."""
     if "" in paths and not source.file:
         return ""
+    if to == "linen":
+        return "\n  (or port to nnx, where keep= can leave a module in torch)"
     if "" in paths:
         return '\n  (or put the line into a module of its own, and keep that in torch: keep=["its path"])'
     kept = dict.fromkeys(path.partition(".parametrizations")[0] for path in paths)

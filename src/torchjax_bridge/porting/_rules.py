@@ -25,11 +25,13 @@ _READ_IN_TORCH_ORDER = (
 
 def rules_of(model: Model) -> tuple[UserRule, ...]:
     """The rules of a port, deepest paths first."""
-    rules: list[UserRule] = [Flatten(path, shape) for path, shape in model.flattened.items()]
-    called = {path: model.modules[path] for path in sorted(model.called_layers - {*model.parts})}
+    flattened = {_first_path(model, path): shape for path, shape in model.flattened.items()}
+    rules: list[UserRule] = [Flatten(path, shape) for path, shape in flattened.items()]
+    layers = {_first_path(model, path) for path in model.called_layers - {*model.parts}}
+    called = {path: model.modules[path] for path in sorted(layers)}
     readers = [path for path, module in called.items() if isinstance(module, _READ_IN_TORCH_ORDER)]
-    rules += (Flatten(path, None) for path in readers if path not in model.flattened)
-    used = model.called_layers | model.read_owners | set(model.bodies)
+    rules += (Flatten(path, None) for path in readers if path not in flattened)
+    used = {_first_path(model, path) for path in model.called_layers | model.read_owners | set(model.bodies)}
     if model.to == "linen":  # whose layers have weights only if they are called
         dead = tuple(f"{path}." for path in model.uncalled)
         used -= {path for path in used - model.read_owners if f"{path}.".startswith(dead)}
@@ -67,10 +69,12 @@ def _renamed_tensors(model: Model) -> Iterator[Rename]:
     """The other names of single tensors: reserved ones, and the bias of a layer whose weight is another layer's."""
     for path, parameter in model.read_parameters.items():
         holder, _, name = path.rpartition(".")
+        holder = _first_path(model, holder)
         held = attribute_name(name)
         is_listed = isinstance(parameter.owner, nn.ParameterList | nn.ParameterDict)
         if held != name and layer_class(parameter.owner) is None and not is_listed:
-            yield Rename(path, ".".join(filter(None, (_flax_path(model, holder), held))))
+            renamed = ".".join(filter(None, (holder, name)))
+            yield Rename(renamed, ".".join(filter(None, (_flax_path(model, holder), held))))
     embeddings = {path for path, _ in model.shared}
     for path in sorted(model.tied_layers):
         bias = f"{path}.bias"
@@ -110,6 +114,16 @@ def _renames(model: Model, places: Sequence[str]) -> list[Rename]:
     return [
         Rename(path, _flax_path(model, path)) for path in sorted(named, key=lambda path: -path.count("."))
     ]
+
+
+def _first_path(model: Model, path: str) -> str:
+    """The path of a module; through one that several classes hold, that under which nnx finds it first."""
+    first = ""
+    for part in path.split(".") if path else ():
+        first = f"{first}.{part}" if first else part
+        if first in model.handed.owners:
+            first = min(model.handed.places(first), key=lambda one: _in_order(_flax_path(model, one)))
+    return first
 
 
 def _outermost(model: Model, paths: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from ._argument_trees import takes
 from ._classes import Definition
 from ._constructors import Code, Given
 from ._format import formatted
+from ._handed import LOCAL
 from ._helpers import HELPERS
 from ._linen_calls import MODE
 from ._linen_text import in_linen_names, linen_helpers, setup_lines
@@ -79,6 +80,8 @@ def _init(definition: Definition) -> list[str]:
     code = "\n".join(map(ast.unparse, definition.written.lines))
 
     def assigned(name: str, text: str) -> list[str]:
+        if name.startswith(LOCAL):
+            return [f"{name.removeprefix(LOCAL)} = {text}"]
         return [] if name == "super()" else [f"self.{name}{nnx_annotation(name, text, code)} = {text}"]
 
     lines += definition.attribute_lines(assigned)

@@ -193,6 +193,7 @@ def _joined(model: Model, trained: Model) -> Iterator[Fault]:
             yield Fault(f"'{path}' reads a flattened map in another order in training", path, SourceLine())
     model.read_parameters |= trained.read_parameters
     model.shared |= trained.shared
+    model.handed.aliases |= trained.handed.aliases
     model.called_layers |= trained.called_layers
     model.own_sequentials |= trained.own_sequentials
 

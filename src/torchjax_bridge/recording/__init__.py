@@ -12,6 +12,7 @@ from ._faults import Decision, Fault
 from ._frames import Constant, Frame, Node, Parameter, Value, fields_of, map_tensors, replaced, tensors_of
 from ._functions import RANDOM
 from ._generalize import generalize
+from ._homes import homes
 from ._leaves import has_hooks, is_leaf, is_normed, layer_class
 from ._numbers import (
     Argument,
@@ -54,6 +55,7 @@ __all__ = [
     "fields_of",
     "generalize",
     "has_hooks",
+    "homes",
     "is_leaf",
     "is_normed",
     "is_size",

@@ -40,6 +40,7 @@ from ._frames import (
     tensors_of,
 )
 from ._functions import QUESTIONS, RANDOM, READS_NOTHING, short_name
+from ._homes import homes
 from ._leaves import is_leaf, is_normed, mixes_hooks
 from ._numbers import Argument, Attribute, Dim, Operation, Output, Real, SizeOf, _listeners, is_size
 from ._numbers import with_origin as number
@@ -186,9 +187,7 @@ class _Recorder(TorchFunctionMode):
         self._paused = 0
         self._runs_whole = False  # a module that is recorded as one call
         self._told_values = False  # to Python, which may have made other tensors of them
-        self._paths: dict[int, list[str]] = {}
-        for path, module in self.modules.items():
-            self._paths.setdefault(id(module), []).append(path)
+        self._paths = homes(self.modules)
         # By the identity of the tensor: what it is now, at which version, and the tensor, which must stay alive.
         self._bound: dict[int, tuple[Value, int, torch.Tensor]] = {}
         self._owned = {id(origin.tensor): origin for origin in _owned(self.modules)}
@@ -490,8 +489,10 @@ class _Recorder(TorchFunctionMode):
     # --- modules --------------------------------------------------------------------------------------------
 
     def _path(self, module: nn.Module, parent: Frame | None) -> str:
-        """The path of a module; of several paths, the one below the running frame."""
+        """The path of a module; of several, its home where it has weights, else the one below the running frame."""
         paths = self._paths[id(module)]
+        if len(paths) == 1 or (id(module) not in self._whole and _has_weights(module)):
+            return paths[0]
         inside = parent.path + "." if parent is not None and parent.path else ""
         return next((path for path in paths if path.startswith(inside)), paths[0])
 
@@ -599,6 +600,10 @@ def _without_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
         return func(*args, **kwargs)
 
 
+def _has_weights(module: nn.Module) -> bool:
+    return next(itertools.chain(module.parameters(), module.buffers()), None) is not None
+
+
 def _of_numpy(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor is an array's: torch's own can grow."""
     return not tensor.is_meta and not tensor.untyped_storage().resizable()
@@ -611,7 +616,8 @@ def _version(tensor: torch.Tensor) -> int:
 
 def _owned(modules: Mapping[str, nn.Module]) -> Iterator[Parameter]:
     """The parameters and buffers of all modules; of a shared one, the first place is last and so prevails."""
-    for path, module in reversed(list(modules.items())):
+    for path, *_ in reversed(homes(modules).values()):
+        module = modules[path]
         for name, tensor in [*module._buffers.items(), *module._parameters.items()]:
             if tensor is not None:
                 yield Parameter(module, name, f"{path}.{name}".lstrip("."), tensor)
