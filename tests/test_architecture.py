@@ -1,6 +1,7 @@
 """How the library is built: which way imports point, what importing costs, and what it must not change."""
 
 import ast
+import functools
 import json
 import os
 import re
@@ -54,11 +55,17 @@ def _files(package: str) -> list[Path]:
     return [single] if single.exists() else sorted((LIBRARY / package).rglob("*.py"))
 
 
+@functools.cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@functools.cache
 def _imports(file: Path) -> list[str]:
     """Every module that a file imports, as an absolute name."""
     package = ["torchjax_bridge", *file.relative_to(LIBRARY).parts[:-1]]
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(_tree(file)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -142,7 +149,7 @@ def _file_of(name: str) -> Path | None:
 def test_every_sub_package_says_what_it_owns_refuses_and_gives() -> None:
     for package in LAYERS:
         for init in (LIBRARY / package).glob("*/__init__.py"):
-            text = ast.get_docstring(ast.parse(init.read_text())) or ""
+            text = ast.get_docstring(_tree(init)) or ""
             for word in ("Owns", "Refuses", "Gives"):
                 assert re.search(rf"\b{word}\b", text), f"{init} does not say what it {word.lower()}"
 
@@ -174,7 +181,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 def test_nothing_swallows_every_error_and_no_file_is_called_utils() -> None:
     for file in LIBRARY.rglob("*.py"):
         assert file.stem not in {"utils", "util", "common", "helpers", "misc"}
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(_tree(file)):
             if isinstance(node, ast.ExceptHandler):
                 bare = node.type is None or (isinstance(node.type, ast.Name) and node.type.id == "Exception")
                 assert not bare, f"{file.name}:{node.lineno} swallows every error"
@@ -183,7 +190,7 @@ def test_nothing_swallows_every_error_and_no_file_is_called_utils() -> None:
 
 def test_every_file_says_what_it_owns() -> None:
     for file in LIBRARY.rglob("*.py"):
-        docstring = ast.get_docstring(ast.parse(file.read_text()))
+        docstring = ast.get_docstring(_tree(file))
         assert docstring, file
         assert len(docstring) > 30, file
 
