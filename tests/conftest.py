@@ -1,6 +1,7 @@
 """What every test may rely on: four host devices, one torch thread a worker, and the x64 switch."""
 
 import functools
+import gc
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -58,6 +59,13 @@ def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with jax.default_device(jax.devices("cpu")[0]):
             yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen_heap() -> None:
+    """What lives before a file of tests is no work for the collector, which was a fifth of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
