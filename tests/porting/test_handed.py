@@ -121,6 +121,88 @@ def _nested() -> nn.Module:
     return model
 
 
+def _turned() -> nn.Module:
+    """What is shared holds what is shared, and nnx finds it below the module that is last in torch."""
+    model, norm = _Model(), nn.LayerNorm(4)
+    wrapped = _Wrapped(norm)
+    model.b, model.a, model.z = _Head(wrapped), _Head(wrapped), _Head(norm)
+    return model
+
+
+class _Stack(nn.Module):
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.layers = layers
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return self.out(x)
+
+
+def _a_list() -> nn.Module:
+    """DETR's: a list of layers that the model calls, and a module that is given the list."""
+    model = _Model()
+    model.layers = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+    model.stack = _Stack(model.layers)
+    return model
+
+
+def _only_lists() -> nn.Module:
+    """A list that two modules are given, and lists of its layers in another order."""
+    model, one, two = _Model(), nn.Linear(4, 4), nn.Linear(4, 4)
+    same = nn.ModuleList([nn.Linear(4, 4) for _ in range(2)])
+    model.a, model.b = _Stack(same), _Stack(same)
+    model.c, model.d = _Stack(nn.ModuleList([one, two])), _Stack(nn.ModuleList([two, one]))
+    return model
+
+
+class _Coder(nn.Module):
+    """Is never called, but for a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x))
+
+
+class _Policy(nn.Module):
+    def __init__(self, coder: _Coder) -> None:
+        super().__init__()
+        self.coder = coder
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.coder.encode(x))
+
+
+def _a_method() -> nn.Module:
+    """An actor's and a critic's."""
+    model, coder = _Model(), _Coder()
+    model.actor, model.critic = _Policy(coder), _Policy(coder)
+    return model
+
+
+class _Scaled(nn.Module):
+    def __init__(self, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.temperature = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.temperature
+
+
+def _a_parameter() -> nn.Module:
+    """CLIP's: the model has a parameter that only those read that are given it, under another name."""
+    model = _Model()
+    model.logit_scale = nn.Parameter(torch.tensor(0.7))
+    model.a, model.b = _Scaled(model.logit_scale), _Scaled(model.logit_scale)
+    return model
+
+
 class _Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -145,7 +227,10 @@ def _normalized() -> nn.Module:
     return model
 
 
-_MODELS = (_named, _uncalled, _nameless, _late, _listed, _in_a_row, _two, _nested, _inside, _normalized)
+_MODELS = (
+    _named, _uncalled, _nameless, _late, _listed, _in_a_row, _two, _nested, _turned, _a_list, _only_lists,
+    _a_method, _a_parameter, _inside, _normalized,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("make", _MODELS, ids=lambda make: make.__name__[1:])
@@ -178,8 +263,8 @@ def test_what_has_no_weights_stays_with_each_module() -> None:
     assert source.count("self.encoder = nnx.Dropout(0.5, rngs=rngs)") == 1
 
 
-def test_linen_shares_no_module_and_says_so() -> None:
-    with pytest.raises(PortError, match="are one module, and modules of linen share no weights") as caught:
+def test_a_port_to_linen_says_that_it_would_make_two() -> None:
+    with pytest.raises(PortError, match="are one module, and a port to linen would make two") as caught:
         port(_named(), _X, to="linen")
     assert "port to nnx" in str(caught.value)
     assert "keep=[" not in str(caught.value)

@@ -261,3 +261,29 @@ def test_arrays_that_are_no_tensors_are_refused_in_the_same_words_everywhere() -
     ):
         with pytest.raises(ArgumentError, match=words):
             call(x.numpy())
+
+
+class _TwoReaders(nn.Module):
+    """One Linear reads a flattened map, and features that are none."""
+
+    def __init__(self, map_first: bool) -> None:
+        super().__init__()
+        self.conv, self.up, self.dense = nn.Conv2d(3, 4, 3), nn.Linear(5, 16), nn.Linear(16, 2)
+        self.map_first = map_first
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        if self.map_first:
+            first = self.dense(self.conv(x).flatten(1))
+            return first + self.dense(self.up(y))
+        return self.dense(self.up(y)) + self.dense(self.conv(x).flatten(1))
+
+
+def test_a_layer_that_reads_a_map_and_other_features_is_refused_or_given_the_map_as_in_torch() -> None:
+    inputs = torch.randn(2, 3, 4, 4), torch.randn(2, 5)
+    for verify in (True, False):
+        with pytest.raises(
+            PortError, match="'dense' is given a flattened map in one call, and other features"
+        ):
+            port(_TwoReaders(True), *inputs, verify=verify)
+    assert port(_TwoReaders(True), *inputs, keep=["dense"]).proof is not None
+    assert "jnp.transpose(" in port(_TwoReaders(False), *inputs).source

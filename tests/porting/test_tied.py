@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 import pytest
 import torch
 from flax import nnx
@@ -118,3 +119,21 @@ def test_a_weight_that_modules_share_is_one_variable(kind: Callable[[], nn.Modul
 def test_linen_shares_no_weight_and_says_so() -> None:
     with pytest.raises(PortError, match=r"'embed\.weight' is read inside 'head'.*port to nnx"):
         port(_OneHead().eval(), _TOKENS, to="linen")
+
+
+class _Generator(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10, 6)
+        self.generate = nn.Sequential(nn.Linear(6, 10, bias=False), nn.LogSoftmax(-1))
+        self.generate[0].weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.generate(self.embed(tokens))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_layer_of_a_sequential_may_share_its_weight(verify: bool) -> None:
+    ported = port(_Generator(), _TOKENS, verify=verify)
+    assert [one.size for one in jax.tree.leaves(nnx.state(ported.model, nnx.Param))] == [60]
+    assert "Linear(" not in ported.source

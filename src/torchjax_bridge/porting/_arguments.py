@@ -323,7 +323,8 @@ class _Search:
             if name in self.init.defaults and self.init.defaults[name] in values:
                 defaults[name] = self.init.defaults[name]
             elif MISSING in values and name not in defaults:
-                defaults[name] = type(next(value for value in values if value is not MISSING))()
+                known = next(value for value in values if value is not MISSING)
+                defaults[name] = None if isinstance(known, Given) else type(known)()
             params[name] = [defaults[name] if value is MISSING else value for value in values]
         ordered = sorted(params, key=lambda name: name in defaults)
         texts = {}

@@ -369,8 +369,8 @@ def _called_items(model: Model, path: str) -> int:
     children = list(model.modules[path]._modules.items())
     for count, (name, child) in reversed(list(enumerate(children, start=1))):
         place = f"{path}.{name}" if path else name
-        is_shared = child is not None and homes(model.modules)[id(child)][0] != place
-        if place in model.parts or not (child is None or is_function(child) or is_shared):
+        lacks = child is None or is_function(child) or name in model.dropped(path)
+        if place in model.parts or not (lacks or homes(model.modules)[id(child)][0] != place):
             return count
     return 0
 

@@ -19,13 +19,13 @@ from ._body import Body
 from ._calls import is_function
 from ._constructors import Call, Code, Column, Handed, Items, Text, Tree
 from ._functions import is_activation
-from ._handed import LOCAL
+from ._handed import LOCAL, argument_of
 from ._layers import is_layer
 from ._model import Model
 from ._own_layers import OWN_NAMES
 from ._parameters import parameter_place, place_of
 from ._placed import RefusedError
-from ._reserved import argument_name, attribute_name
+from ._reserved import attribute_name
 from ._starts import buffer_start, parameter_start
 
 __all__ = ["Own", "fields_of", "local_modules", "sequential_items", "state_fields"]
@@ -63,9 +63,8 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     if not body.base_call:
         for name, origin in model.shared_by(path).items():
             fields[name] = parameter_start(model, name, origin, place_of(origin)[1])
-    fields.update(model.ties_in(path))
-    if not body.base_call:
         fields.update(_own_tensors(model, path, module))
+    fields.update(model.ties_in(path))
     return fields
 
 
@@ -120,8 +119,7 @@ def _join(path: str, name: str) -> str:
 def _child(model: Model, path: str, module: nn.Module, *, is_made: bool = False) -> Tree | None:
     """The constructor of a child, or the argument that it is; None if it needs no attribute."""
     if not is_made and (owner := model.handed.is_handed(path)) is not None:
-        name = path.rpartition(".")[2]
-        return Column([Handed(owner)], argument_name(attribute_name(name)), name)
+        return Column([Handed(owner)], argument_of(path), path.rpartition(".")[2])
     if path in model.parts:
         return model.parts[path].tree(path) if path in model.called_layers else None
     if is_layer(module):
@@ -187,7 +185,8 @@ def _by_name(trees: Mapping[str, Tree]) -> Tree | None:
 def _called_inside(model: Model, path: str) -> bool:
     inside = path + "."
     return any(
-        known.startswith(inside) for known in (*model.bodies, *model.called_layers, *model.read_owners)
+        known.startswith(inside)
+        for known in (*model.bodies, *model.called_layers, *model.read_owners, *model.handed.aliases)
     )
 
 
@@ -206,7 +205,9 @@ def sequential_items(model: Model, path: str, module: nn.Module, body: Body) -> 
     items: list[Tree] = []
     for name, child in module._modules.items():
         place = _join(path, name)
-        code = child is None or (is_function(child) and place not in model.parts)
+        code = (
+            child is None or name in model.dropped(path) or (is_function(child) and place not in model.parts)
+        )
         tree = None if code or child is None else _child(model, place, child)
         items.append(_function(body, name, child) if tree is None else tree)
     return items

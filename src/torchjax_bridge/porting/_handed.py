@@ -15,7 +15,7 @@ from ._constructors import Call, Column, Handed, Items, Text, Tree, columns
 from ._placed import RefusedError
 from ._reserved import argument_name, attribute_name
 
-__all__ = ["LOCAL", "HandedModules", "made_first", "with_made"]
+__all__ = ["LOCAL", "HandedModules", "argument_of", "made_first"]
 
 LOCAL = "="
 """What the name of an attribute starts with that is a variable of ``__init__`` alone."""
@@ -48,9 +48,15 @@ class HandedModules:
         found = min(names, key=lambda name: name.count("."))
         if self._model.to == "linen":
             raise RefusedError(
-                f"'{path}' and '{found}' are one module, and modules of linen share no weights; port to nnx"
+                f"'{path}' and '{found}' are one module, and a port to linen would make two; port to nnx"
             )
-        self.aliases[found] = path
+        alias, owner = found, path
+        while True:  # a list of layers, say, of which all are shared, is handed as it is
+            around, home = (one.rpartition(".")[0] for one in (alias, owner))
+            if around in ("", base) or not home or modules[around] is not modules[home]:
+                break
+            alias, owner = around, home
+        self.aliases[alias] = owner
         return found
 
     @property
@@ -78,7 +84,7 @@ class HandedModules:
             if self._has_attribute(owner):
                 found[owner] = attribute_text(self._model, path, owner)
                 continue
-            name, count = argument_name(attribute_name(owner.rpartition(".")[2])), 1
+            name, count = argument_of(owner), 1
             while (local := f"{name}{count if count > 1 else ''}") in found.values():
                 count += 1
             found[owner] = local
@@ -97,6 +103,13 @@ class HandedModules:
         inside = len(maker) + 1 if maker else 0
         first, *others = (place[inside:].partition(".")[0] for place in self.places(path))
         return first not in others and not is_container(self._model.modules[maker], nn.Sequential)
+
+
+def argument_of(path: str) -> str:
+    """The name of a module as an argument or a variable; an item of a list goes by the name of the list, too."""
+    holder, name = path.split(".")[-2:] if "." in path else ("", path)
+    listed = f"{holder}_{name}" if holder.isidentifier() and not name.isidentifier() else attribute_name(name)
+    return argument_name(listed)
 
 
 def with_made(tree: Tree, made: Mapping[str, str]) -> Tree:

@@ -101,7 +101,8 @@ def _features_last(at: Lowering, value: Value) -> tuple[str, Placed]:
 
 def _linear(at: Lowering, node: Node, module: nn.Linear, me: str, value: Value) -> Placed:
     placed = at.at(value)
-    if placed.map_axis is not None and placed.map_axis == placed.rank - 1:
+    is_first = at.model.flattened.get(node.path, placed.map_shape) == placed.map_shape
+    if placed.map_axis is not None and placed.map_axis == placed.rank - 1 and is_first:
         at.model.note_map(node.path, placed.map_shape)
         return Placed(f"{me}({placed.text})", placed.order)
     at.model.note_map(node.path, None)

@@ -225,8 +225,16 @@ class Model:
         return {path.rpartition(".")[0] for path in self.tied_parameters}
 
     def note_map(self, path: str, shape: tuple[int, ...] | None) -> None:
-        """Note which map, if any, a layer is given flattened, in Flax's order of axes."""
-        self.flattened[path] = shape
+        """Note which map, if any, a layer is given flattened, in Flax's order of axes.
+
+        Raises:
+            RefusedError: It is given another one elsewhere, and its weight has one order of rows.
+        """
+        if self.flattened.setdefault(path, shape) != shape:
+            raise RefusedError(
+                f"'{path}' is given a flattened map in one call, and other features in another; the rows of its "
+                "weight have one order"
+            )
 
     def note_read(self, origin: Parameter) -> None:
         """Note that code reads a parameter by itself."""

@@ -93,7 +93,7 @@ def _first_places(model: Model) -> Iterator[Rename]:
         held, _ = place_of(model.parameters[owner])
         own = ".".join(filter(None, (_flax_path(model, owner.rpartition(".")[0]), held)))
         first = min((own, *others), key=_in_order)
-        if first.rpartition(".")[2] != held:
+        if first.rpartition(".")[2] != held and first not in model.parameters:
             yield Rename(owner, first)
 
 
@@ -122,7 +122,9 @@ def _first_path(model: Model, path: str) -> str:
     for part in path.split(".") if path else ():
         first = f"{first}.{part}" if first else part
         if first in model.handed.owners:
-            first = min(model.handed.places(first), key=lambda one: _in_order(_flax_path(model, one)))
+            places = [one.rpartition(".") for one in model.handed.places(first)]
+            found = [f"{_first_path(model, holder)}{dot}{name}" for holder, dot, name in places]
+            first = min(found, key=lambda one: _in_order(_flax_path(model, one)))
     return first
 
 
