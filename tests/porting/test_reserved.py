@@ -58,6 +58,32 @@ def test_arguments_are_lower_case() -> None:
     assert "def __call__(self, x: jax.Array)" in source
 
 
+class Angles(nn.Module):
+    """XCiT's: sizes, and a list of tensors, come in under names that are no lower case or reserved."""
+
+    def forward(self, H: int, W: int, list: list[torch.Tensor]) -> torch.Tensor:
+        x = torch.arange(1, W + 1).repeat(H, 1)
+        return torch.cat(list, 1).sum((1, 2))[:, None, None] + x / W
+
+
+class Sized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.angles = nn.Conv2d(3, 4, 1), Angles()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return x.mean(1) + self.angles(x.shape[2], x.shape[3], [x, x * 2])
+
+
+@pytest.mark.parametrize("to", ["nnx", "linen"])
+def test_sizes_and_lists_are_read_under_the_names_of_the_port(to: Literal["nnx", "linen"]) -> None:
+    source = port(Sized(), torch.randn(2, 3, 4, 5), to=to).source
+    assert "def __call__(self, h: int, w: int, list_: list[jax.Array])" in source
+    assert "jnp.arange(1, w + 1, dtype=jnp.int32)" in source
+    assert "jnp.concatenate(list_," in source
+
+
 class Alike(nn.Module):
     def __init__(self) -> None:
         super().__init__()

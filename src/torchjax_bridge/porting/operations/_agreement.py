@@ -17,6 +17,7 @@ from .._constants import dtype_text
 from .._helpers import HELPERS
 from .._lowering import Lowering
 from .._placed import Placed, RefusedError, Several
+from .._reserved import argument_name
 
 __all__ = ["agreed"]
 
@@ -120,7 +121,7 @@ def _outcome(at: Lowering, node: Node, text: str) -> tuple[tuple[tuple[int, ...]
 
 def _reads_argument(at: Lowering, text: str) -> bool:
     """Whether code reads an argument that is a number or a list, which may be called as a builtin of Python is."""
-    names = "|".join(name for name, _ in at.frame.inputs if name.isidentifier())
+    names = "|".join(argument_name(name) for name, _ in at.frame.inputs if name.isidentifier())
     return bool(names) and re.search(rf"(?<![\w.'\"])({names})(?![\w'\"]|\s*=[^=])", text) is not None
 
 

@@ -6,6 +6,7 @@ from torchjax_bridge.recording import Node, Value, tensors_of
 
 from .._lowering import Lowering
 from .._placed import Axes, Placed, RefusedError, Several, torch_order
+from .._reserved import argument_name
 from ._operands import axes_of, axis_text, is_fixed, operands, remaining
 from ._table import last_name, operation
 
@@ -27,7 +28,11 @@ def concatenate(at: Lowering, node: Node, tensors: Any, dim: Any = 0) -> Placed:
     result = Placed("", order)
     where = axis_text(result, axes_of(values[0], dim))
     whole = next(
-        (name for name, tree in at.frame.inputs if isinstance(tree, list | tuple) and list(tree) == values),
+        (
+            argument_name(name)
+            for name, tree in at.frame.inputs
+            if isinstance(tree, list | tuple) and list(tree) == values
+        ),
         "",
     )
     listed = whole if whole and all(at.at(value).order == order for value in values) else ""
