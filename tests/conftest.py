@@ -24,6 +24,9 @@ if not torch.cuda.is_available():
 # Arrays on several devices and shard_map need more than one host device.
 jax.config.update("jax_num_cpu_devices", 4)
 torch.set_num_threads(1)
+# The collector went through a million objects again and again, for a fifth of the suite's time. Tests of lifetimes
+# collect by themselves.
+gc.set_threshold(20_000, 20, 100)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,13 +62,6 @@ def _on_the_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
     else:
         with jax.default_device(jax.devices("cpu")[0]):
             yield
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _frozen_heap() -> None:
-    """What lives before a file of tests is no work for the collector, which was a fifth of the suite's time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A table that a cache of the process keeps is made where it is read, whether or not it was kept before."""
 
 import functools
-import gc
 
 import numpy as np
 import pytest
@@ -12,12 +11,6 @@ from torchjax_bridge import port, to_jax
 from torchjax_bridge.errors import PortError
 
 _SIDE = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_frozen_heap(_frozen_heap: None) -> None:
-    """A port looks for caches among all that the collector knows."""
-    gc.unfreeze()
 
 
 class _Bias(nn.Module):
