@@ -268,3 +268,40 @@ def test_a_port_to_linen_says_that_it_would_make_two() -> None:
         port(_named(), _X, to="linen")
     assert "port to nnx" in str(caught.value)
     assert "keep=[" not in str(caught.value)
+
+
+class _Summed(nn.Module):
+    """Does another thing when it is given two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.dense(x) if y is None else self.dense(x) + y
+
+
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        summed = _Summed()
+        self.one, self.two = _Wrapped(summed), _Doubled(summed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x))
+
+
+class _Doubled(_Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x)
+
+
+def test_what_stays_in_torch_is_what_holds_all_that_share_it() -> None:
+    with pytest.raises(PortError, match="called again and then does something else") as caught:
+        port(_Twice(), _X)
+    assert "keep= cannot leave it in torch: several modules hold it" in str(caught.value)
+    model = _Model()
+    model.twice, model.out = _Twice(), nn.Linear(4, 4)
+    with pytest.raises(PortError, match=r"keep=\['twice'\]"):
+        port(model, _X)
+    assert port(model, _X, keep=["twice"]).proof is not None

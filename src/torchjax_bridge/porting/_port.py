@@ -193,7 +193,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
     if refused:  # otherwise what follows from values that Python was told stands on its own
         model.faults = [fault for fault in model.faults if not fault.follows]
     refused += lacking if request.training == "required" else []
-    refuse([*model.faults, *refused], name, to)
+    refuse([*model.faults, *refused], module, to)
     notes += [*model.held, *draw_notes(recording), *training_notes(model, lacking)]
     notes += uncompiled_outputs(recording.top.result)
     notes += [f"the values of {name}, which no state_dict holds" for name in model.constants]
@@ -201,7 +201,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         classes = definitions(model)
     except RefusedError as err:
         model.fault(Fault(str(err), "", SourceLine()))
-    refuse(model.faults, name, to)
+    refuse(model.faults, module, to)
     if not classes:
         raise one_layer(module)
     given = {name: one.path for name, (one, *_) in classes[-1].params.items() if isinstance(one, Given)}
@@ -238,7 +238,7 @@ def _ported(request: _Request, own: Example, also: Example | None = None) -> Por
         for one in others if also is None else ():
             with contextlib.suppress(PortError):
                 return _ported(request, one, also=own)
-        refuse(conditions(recording, assumed)[1], name, to)
+        refuse(conditions(recording, assumed)[1], module, to)
     if unlike:
         sizes_held = axes_text(recording, example, differing_axes(example, unlike))
         notes.append(f"{sizes_held}: with larger ones the port differs from torch")

@@ -1,19 +1,24 @@
 """The error of a port that is refused: everything at once, each thing with its place, the reason and a way out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+
+from torch import nn
 
 from torchjax_bridge.errors import PortError
 from torchjax_bridge.recording import Fault, SourceLine
 
+from ._attributes import is_inside
+
 __all__ = ["refuse"]
 
 
-def refuse(faults: Sequence[Fault], name: str, to: str) -> None:
+def refuse(faults: Sequence[Fault], root: nn.Module, to: str) -> None:
     """Raise one error with every fault; the same line in several modules is named once.
 
     Args:
         faults: What has no counterpart.
-        name: The class of the model.
+        root: The model.
         to: The library that the port is written for.
 
     Raises:
@@ -30,14 +35,16 @@ def refuse(faults: Sequence[Fault], name: str, to: str) -> None:
     for (reason, source), paths in places.items():
         where = " and ".join(f"'{path}'" if path else "the model itself" for path in paths)
         line = f", {source}: {source.text}" if source.file else ""
-        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source, to)}")
+        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source, root, to)}")
     count = "1 thing has" if len(lines) == 1 else f"{len(lines)} things have"
-    error = PortError(f"{name} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines))
+    error = PortError(
+        f"{type(root).__name__} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines)
+    )
     error.faults = tuple(dict.fromkeys(faults))
     raise error
 
 
-def _way_out(paths: Sequence[str], source: SourceLine, to: str) -> str:
+def _way_out(paths: Sequence[str], source: SourceLine, root: nn.Module, to: str) -> str:
     """How code that stays as it is can be part of a port all the same."""
     if "" in paths and not source.file:
         return ""
@@ -45,5 +52,24 @@ def _way_out(paths: Sequence[str], source: SourceLine, to: str) -> str:
         return "\n  (or port to nnx, where keep= can leave a module in torch)"
     if "" in paths:
         return '\n  (or put the line into a module of its own, and keep that in torch: keep=["its path"])'
-    kept = dict.fromkeys(path.partition(".parametrizations")[0] for path in paths)
+    modules = dict(root.named_modules(remove_duplicate=False))
+    kept = dict.fromkeys(_kept(modules, path.partition(".parametrizations")[0]) for path in paths)
+    if "" in kept:
+        return (
+            "\n  (keep= cannot leave it in torch: several modules hold it, and only the model holds them all)"
+        )
     return f"\n  (or leave {'it' if len(kept) == 1 else 'them'} in torch: keep={[*kept]})"
+
+
+def _kept(modules: Mapping[str, nn.Module], path: str) -> str:
+    """What ``keep=`` names for a module to stay in torch: where several hold its weights, what holds them all."""
+    if path not in modules:
+        return path
+    weights = set(map(id, modules[path].parameters()))
+    outside = [
+        place
+        for place, module in modules.items()
+        if not is_inside(path, place) and not weights.isdisjoint(map(id, module._parameters.values()))
+    ]
+    levels = zip(*(place.split(".") for place in (path, *outside)), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len({*names}) == 1, levels))
