@@ -203,7 +203,8 @@ def test_attention_that_drops_weights_is_that_of_torch_at_rate_0(doubles: None) 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_a_network_for_cifar_trains_as_in_torch(doubles: None, name: str) -> None:
     torch.manual_seed(0)
-    _agrees(BUILDERS[name](), torch.randn(4, 3, 32, 32), _without_dropout)
+    # Within 0 and 1, as images are: gelu cuts whitened outliers to 0, and equal maxima have several gradients.
+    _agrees(BUILDERS[name](), torch.rand(4, 3, 32, 32), _without_dropout)
 
 
 def test_the_auxiliary_head_is_in_the_model_with_its_weights() -> None:
