@@ -1,5 +1,7 @@
 """Where a module stands in the class of another: the expression of its attribute."""
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from ._placed import RefusedError
 from ._reserved import attribute_name
 
-__all__ = ["attribute_text", "is_container", "is_inside", "tied_bias"]
+__all__ = ["attribute_text", "common_path", "is_container", "is_inside", "tied_bias"]
 
 
 def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:
@@ -18,6 +20,12 @@ def is_container(module: nn.Module | None, kind: type[nn.Module]) -> bool:
 def is_inside(base: str, path: str) -> bool:
     """Whether a path is that of a module, or of something below it."""
     return not base or path == base or path.startswith(base + ".")
+
+
+def common_path(paths: Sequence[str]) -> str:
+    """The path of the innermost module that holds all of these, or is one of them."""
+    levels = zip(*(path.split(".") for path in paths), strict=False)
+    return ".".join(names[0] for names in takewhile(lambda names: len({*names}) == 1, levels))
 
 
 def attribute_text(model: Any, base: str, path: str) -> str:

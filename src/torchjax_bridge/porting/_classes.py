@@ -11,7 +11,7 @@ from typing import Any
 from flax import nnx
 from torch import nn
 
-from torchjax_bridge.recording import Fault, SourceLine, homes
+from torchjax_bridge.recording import Fault, SourceLine
 
 from ._arguments import Arguments, arguments_of
 from ._attributes import is_container
@@ -118,9 +118,9 @@ class _Classes:
             fields.update(self.model.ties_in(path))
         else:
             fields = fields_of(self.model, body, path)
-        fields = {**local_modules(self.model, path), **fields}
-        fields = {name: self._resolved(tree) for name, tree in fields.items()}
-        fields = made_first(fields, self.model.handed.made_in(path))
+        made = self.model.handed.made_in(path)
+        fields = {**local_modules(self.model, made), **fields}
+        fields = made_first({name: self._resolved(tree) for name, tree in fields.items()}, made)
         self.families[path] = families(type(module), fields)
         lines = self._written(path, body)
         for family in self.families[path]:
@@ -370,7 +370,7 @@ def _called_items(model: Model, path: str) -> int:
     for count, (name, child) in reversed(list(enumerate(children, start=1))):
         place = f"{path}.{name}" if path else name
         lacks = child is None or is_function(child) or name in model.dropped(path)
-        if place in model.parts or not (lacks or homes(model.modules)[id(child)][0] != place):
+        if place in model.parts or not (lacks or model.homes[id(child)][0] != place):
             return count
     return 0
 

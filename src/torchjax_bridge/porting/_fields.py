@@ -68,11 +68,11 @@ def fields_of(model: Model, body: Body, path: str) -> dict[str, Tree]:
     return fields
 
 
-def local_modules(model: Model, path: str) -> dict[str, Tree]:
-    """The modules that the class of a module makes for others, and that are no attribute of it."""
+def local_modules(model: Model, made: Mapping[str, str]) -> dict[str, Tree]:
+    """Those of the modules that a class makes for others that are no attribute of it."""
     trees = {
         f"{LOCAL}{text}": _child(model, owner, model.modules[owner], is_made=True)
-        for owner, text in model.handed.made_in(path).items()
+        for owner, text in made.items()
         if not text.startswith("self.")
     }
     return {name: tree for name, tree in trees.items() if tree is not None}

@@ -4,7 +4,6 @@ Decides for each call whether it is a function, a layer, or a module that gets a
 """
 
 import copy
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from torchjax_bridge.recording import (
 from torchjax_bridge.weights import Twin, twin_of
 
 from ._argument_trees import parts_of, tree_text
-from ._attributes import attribute_text, is_container
+from ._attributes import attribute_text, common_path, is_container
 from ._body import Body
 from ._calls import call_module, call_part
 from ._constructors import Text
@@ -109,12 +108,12 @@ class Model:
         first: dict[int, Parameter] = {}
         self.tied_parameters: dict[str, str] = {}
         self.parameters: dict[str, Parameter] = {}
-        at = homes(self.modules)
+        self.homes = homes(self.modules)
         for path, module in self.modules.items():
             for name, tensor in module._parameters.items():
                 if tensor is None:
                     continue
-                home = Parameter(module, name, f"{at[id(module)][0]}.{name}".lstrip("."), tensor)
+                home = Parameter(module, name, f"{self.homes[id(module)][0]}.{name}".lstrip("."), tensor)
                 full = f"{path}.{name}".lstrip(".")
                 self.parameters[full] = replace(home, path=full)
                 if (known := first.setdefault(id(tensor), home)).owner is not module:
@@ -196,11 +195,10 @@ class Model:
 
     def common_class(self, paths: Sequence[str]) -> str:
         """The innermost module that gets a class of its own and holds all of these, or is the only one."""
-        levels = zip(*(path.split(".") for path in paths), strict=False)
-        common = [names[0] for names in itertools.takewhile(lambda names: len({*names}) == 1, levels)]
-        while common and not self.is_class(".".join(common)):
-            common.pop()
-        return ".".join(common)
+        common = common_path(paths)
+        while common and not self.is_class(common):
+            common = common.rpartition(".")[0]
+        return common
 
     def is_class(self, path: str) -> bool:
         """Whether a module becomes a class of the file, and not a chain of layers where it is made."""

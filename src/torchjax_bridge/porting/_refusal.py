@@ -1,14 +1,13 @@
 """The error of a port that is refused: everything at once, each thing with its place, the reason and a way out."""
 
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
 
 from torch import nn
 
 from torchjax_bridge.errors import PortError
 from torchjax_bridge.recording import Fault, SourceLine
 
-from ._attributes import is_inside
+from ._attributes import common_path, is_inside
 
 __all__ = ["refuse"]
 
@@ -32,10 +31,11 @@ def refuse(faults: Sequence[Fault], root: nn.Module, to: str) -> None:
         found = places.setdefault((fault.reason, source), [])
         found += [fault.path] if fault.path not in found else []
     lines = []
+    modules = dict(root.named_modules(remove_duplicate=False))
     for (reason, source), paths in places.items():
         where = " and ".join(f"'{path}'" if path else "the model itself" for path in paths)
         line = f", {source}: {source.text}" if source.file else ""
-        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source, root, to)}")
+        lines.append(f"- in {where}{line}\n  {reason}{_way_out(paths, source, modules, to)}")
     count = "1 thing has" if len(lines) == 1 else f"{len(lines)} things have"
     error = PortError(
         f"{type(root).__name__} is not ported: {count} no exact counterpart in Flax.\n" + "\n".join(lines)
@@ -44,7 +44,7 @@ def refuse(faults: Sequence[Fault], root: nn.Module, to: str) -> None:
     raise error
 
 
-def _way_out(paths: Sequence[str], source: SourceLine, root: nn.Module, to: str) -> str:
+def _way_out(paths: Sequence[str], source: SourceLine, modules: Mapping[str, nn.Module], to: str) -> str:
     """How code that stays as it is can be part of a port all the same."""
     if "" in paths and not source.file:
         return ""
@@ -52,7 +52,6 @@ def _way_out(paths: Sequence[str], source: SourceLine, root: nn.Module, to: str)
         return "\n  (or port to nnx, where keep= can leave a module in torch)"
     if "" in paths:
         return '\n  (or put the line into a module of its own, and keep that in torch: keep=["its path"])'
-    modules = dict(root.named_modules(remove_duplicate=False))
     kept = dict.fromkeys(_kept(modules, path.partition(".parametrizations")[0]) for path in paths)
     if "" in kept:
         return (
@@ -71,5 +70,4 @@ def _kept(modules: Mapping[str, nn.Module], path: str) -> str:
         for place, module in modules.items()
         if not is_inside(path, place) and not weights.isdisjoint(map(id, module._parameters.values()))
     ]
-    levels = zip(*(place.split(".") for place in (path, *outside)), strict=False)
-    return ".".join(names[0] for names in takewhile(lambda names: len({*names}) == 1, levels))
+    return common_path([path, *outside])
